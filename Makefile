@@ -1,0 +1,34 @@
+# raysid: `make quickstart` and `make test` do everything on a fresh machine with Python 3.11+, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help env quickstart test test-slow lint clean
+
+help:  ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+env: $(VENV)/.installed  ## set up .venv from constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raysid needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: env  ## train a teacher on digits and distil it, on this machine's CPU
+	$(BIN)/raysid quickstart
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## style, types and tests, under 15 minutes on 2 cores
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: env  ## the checks that take longer
+	$(BIN)/pytest -m slow
+
+clean:  ## remove what was built; keeps runs/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,17 @@
+"""Errors a user can act on."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used: one line saying what, where and what to do.
+
+    The command line prints the line and exits with code 2; nothing has been started or lost.
+    """
+
+
+class RunFailed(Exception):
+    """A run that had started could not go on: one line saying which role, which step and what to do.
+
+    Checkpoints written so far are whole, so the same command goes on from the newest.
+    """
