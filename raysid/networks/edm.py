@@ -1,0 +1,133 @@
+"""EDM's preconditioning around a U-Net: the denoiser of arXiv 2206.00364, equation 7 and Table 1."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from raysid.networks.dhariwal import DhariwalUNet
+from raysid.networks.settings import NetworkSettings
+from raysid.networks.song import SongUNet
+
+
+class EDMDenoiser(nn.Module):
+    """A denoiser D(x_t, sigma, c) = c_skip x_t + c_out F(c_in x_t, c_noise, c), F being one of EDM's U-Nets.
+
+    The U-Net is `model`, so the state dict has EDM's own keys (`model.enc.8x8_conv.weight`, …). Outside
+    autocast it computes in the weights' precision; under autocast the U-Net's layers run in the lower
+    precision, while the noise and label embedding, the preconditioning and the results stay in float32.
+
+    In train mode, with `label_dropout` in the settings, every call zeroes each sample's whole label with
+    that probability.
+
+    Attributes:
+        settings: the `NetworkSettings` it was built from.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.model: SongUNet | DhariwalUNet = (
+            SongUNet(settings) if settings.model_type == "SongUNet" else DhariwalUNet(settings)
+        )
+
+    @overload
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None = ...,
+        augment_labels: Tensor | None = ...,
+        return_logits: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None = ...,
+        augment_labels: Tensor | None = ...,
+        *,
+        return_logits: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        return_logits: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The prediction of the clean image.
+
+        Args:
+            x_t: noisy images (B, C, H, W): clean image plus t times standard normal noise.
+            t: noise level sigma (B,), above 0, in the images' units.
+            cond: one-hot labels (B, label_dim), floating; None is the unconditional prediction, the same
+                as all zeros. Ignored by a network without labels.
+            augment_labels: (B, augment_dim), floating; None is "not augmented", the same as all zeros.
+            return_logits: also return the discriminator's logits, from the same pass.
+
+        Returns:
+            x_hat (B, C, H, W), or (x_hat, logits) with logits (B, 1, h, w) as `encode` gives them.
+
+        Raises:
+            ValueError: `cond` has another shape than (B, label_dim).
+        """
+        x_t, sigma, emb, maps = self._encode(x_t, t, cond, augment_labels)
+        output = self.model.decode(maps, emb)
+        variance = self.settings.sigma_data**2
+        c_skip = variance / (sigma.square() + variance)
+        c_out = sigma * self.settings.sigma_data * (sigma.square() + variance).rsqrt()
+        x_hat = torch.addcmul(c_skip * x_t, c_out, output.to(x_t.dtype))
+        return (x_hat, self._logits(maps)) if return_logits else x_hat
+
+    def encode(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The discriminator's logits from the encoder alone (SiDA, arXiv 2410.14919).
+
+        Takes the arguments of `forward`. Returns (B, 1, h, w): the encoder's last feature map,
+        averaged over channels.
+        """
+        return self._logits(self._encode(x_t, t, cond, augment_labels)[-1])
+
+    def _encode(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None, augment_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """x_t and sigma (B, 1, 1, 1) in at least float32, the conditioning vector, the encoder's maps."""
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
+        x_t = x_t.to(dtype)
+        sigma = t.to(dtype).reshape(-1, 1, 1, 1)
+        c_in = (sigma.square() + self.settings.sigma_data**2).rsqrt()
+        device = x_t.device.type
+        # The embedding is cheap and is where half precision would blur neighbouring noise levels.
+        lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if lowered else nullcontext():
+            augment = None if augment_labels is None else augment_labels.to(dtype)
+            emb = self.model.embed(sigma.flatten().log() / 4, self._labels(cond, x_t), augment)
+        return x_t, sigma, emb, self.model.encode(c_in * x_t, emb)
+
+    def _labels(self, cond: Tensor | None, x_t: Tensor) -> Tensor | None:
+        """The labels (B, label_dim) the network sees, after label dropout; None where it has none."""
+        if not self.settings.label_dim:
+            return None
+        shape = (x_t.shape[0], self.settings.label_dim)
+        if cond is None:
+            return x_t.new_zeros(shape)
+        if cond.shape != shape:
+            raise ValueError(f"cond must have shape {shape}, not {tuple(cond.shape)}")
+        cond = cond.to(x_t.dtype)
+        if self.training and self.settings.label_dropout:
+            kept = torch.rand(shape[0], 1, device=cond.device) >= self.settings.label_dropout
+            cond = cond * kept
+        return cond
+
+    @staticmethod
+    def _logits(maps: list[Tensor]) -> Tensor:
+        return maps[-1].mean(dim=1, keepdim=True, dtype=torch.promote_types(maps[-1].dtype, torch.float32))

@@ -1,0 +1,129 @@
+"""Settings of EDM's U-Nets, under the names EDM's own constructors and checkpoints use.
+
+Source: arXiv 2206.00364 (EDM), Table 1 (preconditioning) and Appendix F (network configurations).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+# Only SongUNet (DDPM++ and NCSN++) has these; ADM has one fixed choice for each.
+_SONG_ONLY = ("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter")
+
+
+class NetworkSettings(BaseModel):
+    """Architecture and preconditioning of one EDM denoiser.
+
+    DDPM++ is `SongUNet` as it stands. NCSN++ is `SongUNet` with `embedding_type="fourier"`,
+    `encoder_type="residual"`, `channel_mult_noise=2` and `resample_filter=[1, 3, 3, 1]`. ADM is
+    `DhariwalUNet`, which has none of `embedding_type`, `encoder_type`, `decoder_type`,
+    `channel_mult_noise`, `resample_filter`: setting one of them to anything but its default is an error.
+
+    Lists are stored as tuples, so that settings are immutable and hashable.
+
+    Raises:
+        pydantic.ValidationError: a name is unknown, a value is out of range, the resolution cannot be
+            halved once per level, or ADM is given a setting it does not have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    img_resolution: PositiveInt = Field(
+        description="Height and width of the images in pixels, at least 1; divisible by 2 once per level after the first."
+    )
+    img_channels: PositiveInt = Field(description="Colour (or latent) channels of the images, at least 1.")
+    label_dim: int = Field(
+        default=0, ge=0, description="Number of class labels, 0 or more; 0 is unconditional."
+    )
+    model_type: Literal["SongUNet", "DhariwalUNet"] = Field(
+        default="SongUNet", description="U-Net family: SongUNet is DDPM++ and NCSN++, DhariwalUNet is ADM."
+    )
+    embedding_type: Literal["positional", "fourier"] = Field(
+        default="positional", description="Noise-level embedding: positional for DDPM++, fourier for NCSN++."
+    )
+    encoder_type: Literal["standard", "skip", "residual"] = Field(
+        default="standard",
+        description="How the encoder sees the downsampled input again: standard (it does not) for DDPM++, "
+        "residual for NCSN++.",
+    )
+    decoder_type: Literal["standard", "skip"] = Field(
+        default="standard",
+        description="Where the output is formed: standard at full resolution, skip as a sum over all levels.",
+    )
+    channel_mult_noise: PositiveInt = Field(
+        default=1,
+        description="Width of the noise-level embedding in units of model_channels, at least 1: "
+        "1 for DDPM++, 2 for NCSN++.",
+    )
+    resample_filter: Annotated[tuple[float, ...], Field(min_length=2)] = Field(
+        default=(1, 1),
+        description="Taps of the separable up- and downsampling filter, an even number of them with a sum other "
+        "than 0; they are normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
+    )
+    model_channels: PositiveInt = Field(
+        default=128,
+        description="Base number of channels, at least 4; levels multiply it by channel_mult.",
+        ge=4,
+    )
+    channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        default=(1, 2, 2, 2),
+        description="Channels of every level in units of model_channels, finest level first, each at least 1.",
+    )
+    channel_mult_emb: PositiveInt = Field(
+        default=4, description="Width of the conditioning vector in units of model_channels, at least 1."
+    )
+    num_blocks: PositiveInt = Field(
+        default=4,
+        description="Residual blocks per level in the encoder, at least 1; the decoder has one more.",
+    )
+    attn_resolutions: tuple[PositiveInt, ...] = Field(
+        default=(16,), description="Resolutions in pixels whose blocks have self-attention; may be empty."
+    )
+    dropout: float = Field(
+        default=0.10,
+        ge=0,
+        lt=1,
+        description="Probability, in [0, 1), of zeroing an activation inside a block in train mode.",
+    )
+    label_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Probability, in [0, 1], of zeroing a sample's whole label in train mode.",
+    )
+    augment_dim: int = Field(
+        default=0,
+        ge=0,
+        description="Width of the augmentation label, 0 or more (9 in EDM's pipeline); 0 is none.",
+    )
+    sigma_data: PositiveFloat = Field(
+        default=0.5, description="Standard deviation of the data, in pixel units ([-1, 1] images), above 0."
+    )
+    sigma_min: float = Field(
+        default=0.0, ge=0, description="Lowest noise level supported, in pixel units, at least 0."
+    )
+    sigma_max: PositiveFloat | None = Field(
+        default=None, description="Highest noise level supported, in pixel units, above 0; null is unbounded."
+    )
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> NetworkSettings:
+        halvings = len(self.channel_mult) - 1
+        if self.img_resolution % 2**halvings:
+            raise ValueError(
+                f"img_resolution {self.img_resolution} cannot be halved {halvings} times, "
+                f"as channel_mult with {halvings + 1} levels asks"
+            )
+        if len(self.resample_filter) % 2 or sum(self.resample_filter) == 0:
+            raise ValueError("resample_filter must have an even number of taps and a sum other than 0")
+        if self.sigma_max is not None and self.sigma_max < self.sigma_min:
+            raise ValueError(f"sigma_max {self.sigma_max} is below sigma_min {self.sigma_min}")
+        if self.model_type == "DhariwalUNet":
+            # Compared with the defaults, not with the names given, so that a dumped model loads again.
+            fields = type(self).model_fields
+            foreign = [name for name in _SONG_ONLY if getattr(self, name) != fields[name].default]
+            if foreign:
+                raise ValueError(f"DhariwalUNet has no setting {', '.join(foreign)}")
+        return self
