@@ -1,0 +1,170 @@
+"""The fake-score learner: psi, which follows the generator's own distribution."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysid.actors.busy import busy
+from raysid.actors.learner import DrawsAt, Optimizer, one_hot, where_good
+from raysid.actors.messages import (
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Seed,
+    Slice,
+    Token,
+    check_tokens,
+)
+from raysid.config import Config
+from raysid.data import ImageStream, to_unit
+from raysid.draws import Draws
+from raysid.guidance import drop_conditions, guided
+from raysid.losses import denoising_loss, discriminator_loss, finite_samples
+from raysid.networks import EDMDenoiser
+from raysid.noise import EDMNoise
+
+
+class FakeScoreLearner:
+    """psi: scores generated images for theta's loss, and learns from them; with SiDA it also discriminates.
+
+    It scores in eval mode with its parameters frozen, and trains in train mode, in its own update alone.
+    A graph kept by `score` must be pulled back before the next `step`: psi has one version a step.
+
+    Args:
+        config: the run's settings.
+        network: psi's denoiser, a copy of the teacher's at the start of a run.
+        real_images: the stream of real images, which the adversarial term needs.
+        pixel_max: the stored pixel value that stands for +1 in `real_images`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: EDMDenoiser,
+        real_images: ImageStream | None = None,
+        pixel_max: int = 255,
+        draws: DrawsAt | None = None,
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.noise = EDMNoise(sigma_data=network.settings.sigma_data)
+        self.optimizer = Optimizer(network, config.fake_score, config)
+        self.real_images = real_images
+        self.pixel_max = pixel_max
+        self.draws = draws or partial(Draws, config.seed)
+        self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.busy_seconds = 0.0
+
+    @busy
+    def score(self, noised: Noised) -> Prediction:
+        """Predict the clean image of x_t and, with the adversarial term, the encoder's logits."""
+        noised = noised.to(self.device)
+        self.network.eval().requires_grad_(False)
+        x_t = noised.x_t.detach().requires_grad_()
+        x_hat, logits = guided(
+            self.network,
+            x_t,
+            noised.t,
+            noised.cond,
+            self.config.method.guidance.eval_fake,
+            with_logits=self.config.method.adversarial is not None,
+        )
+        self.graphs[noised.at] = (x_t, x_hat, logits)
+        return Prediction(x_hat.detach(), None if logits is None else logits.detach())
+
+    @busy
+    def pullback(self, noised: Noised, seed: Seed) -> Pull:
+        """J^T seed at x_t, through the prediction and, where the seed has them, through the logits."""
+        seed = seed.to(self.device)
+        x_t, x_hat, logits = self.graphs.pop(noised.at)
+        outputs, seeds = [x_hat], [seed.x_hat]
+        if seed.logits is not None:
+            assert logits is not None
+            outputs, seeds = [x_hat, logits], [seed.x_hat, seed.logits]
+        return Pull(torch.autograd.grad(outputs, x_t, seeds)[0])
+
+    @busy
+    def accumulate(self, images: Images) -> Token:
+        """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
+
+        Loss: lambda(sigma) |D_psi(x_t) - x_g|^2, plus the discriminator's (method.md, "Fake-score loss",
+        "SiDA"). Images with a NaN leave the loss.
+        """
+        images = images.to(self.device)
+        at, guidance = images.at, self.config.method.guidance
+        draws = self.draws(at.step, at.start, at.count)
+        good = finite_samples(images.x_g)
+        x_g, cond = where_good(good, images.x_g), images.cond
+        if cond is not None and guidance.drops_conditions and self.config.schedule == "overlapped":
+            # The images were already made with their condition: psi's unconditional branch learns the
+            # marginal. In the alternating order the generator drops it before generating.
+            drops = draws.uniform("fake/condition_drop").to(self.device)
+            cond = drop_conditions(cond, drops, guidance.condition_drop)
+        sigma = self.noise.fake_score_level(draws.normal("fake/sigma_normal")).to(self.device)
+        eps = draws.normal("fake/noise", x_g.shape[1:]).to(self.device)
+        weight = self.noise.loss_weight(sigma)
+
+        self.network.train().requires_grad_(True)
+        torch.manual_seed(draws.dropout_seed("fake/dropout"))
+        x_hat, logits = guided(
+            self.network,
+            self.noise.add_noise(x_g, sigma, eps),
+            sigma,
+            cond,
+            guidance.train_fake,
+            with_logits=self.config.method.adversarial is not None,
+        )
+        denoising = where_good(good, denoising_loss(x_hat, x_g, weight)).sum()
+        loss, losses = denoising, {"fake_score": denoising.item()}
+        adversarial = self.config.method.adversarial
+        if adversarial is not None:
+            assert logits is not None
+            real, real_cond = self._real(at)
+            real_logits = self.network.encode(self.noise.add_noise(real, sigma, eps), sigma, real_cond)
+            fake_logits = torch.where(good[:, None, None, None], logits, torch.nan)
+            discriminator = discriminator_loss(real_logits, fake_logits, weight, adversarial.group_size)
+            loss = loss + adversarial.discriminator_weight * discriminator.sum()
+            losses["discriminator"] = discriminator.sum().item()
+        (loss / self.config.batch_size).backward()
+        return Token(at, losses)
+
+    @busy
+    def step(self, step: int, *tokens: Token) -> dict[str, float]:
+        """psi's update, from a token of every microbatch of the step. Returns losses per image and rates."""
+        size = self.config.batch_size
+        losses = check_tokens(step, size, tokens)
+        adversarial = self.config.method.adversarial
+        figures = self.optimizer.step(step * size, adversarial.clip_gradient if adversarial else None)
+        return {f"loss/{k}": v / size for k, v in losses.items()} | {
+            f"fake_score/{k}": v for k, v in figures.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint needs of this learner."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def report(self) -> dict[str, float]:
+        """Figures since this learner started: busy seconds, seconds spent waiting for real images."""
+        waited = self.real_images.wait_seconds if self.real_images else 0.0
+        return {"busy_seconds": self.busy_seconds, "data_wait_seconds": waited}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _real(self, at: Slice) -> tuple[Tensor, Tensor | None]:
+        """The real images of a microbatch, each with its own label: their place in the stream is the step's."""
+        assert self.real_images is not None
+        pixels, labels = self.real_images.read(at.step * self.config.batch_size + at.start, at.count)
+        cond = one_hot(torch.from_numpy(labels), self.network.settings.label_dim)
+        real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
+        return real, None if cond is None else cond.to(self.device)

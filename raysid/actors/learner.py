@@ -1,0 +1,64 @@
+"""What the two learners share: an optimizer over one network, its clean step, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysid.config import Config, LearnerSettings
+from raysid.draws import Draws
+from raysid.schedules import learning_rate
+
+DrawsAt = Callable[[int, int, int], Draws]
+"""Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every real run."""
+
+
+class Optimizer:
+    """Adam over a network's parameters, fed by gradients that are cleaned first.
+
+    Gradients: NaN becomes 0 and infinities +-1e5, as in the authors' runs; then an optional clip by value.
+    """
+
+    def __init__(self, network: nn.Module, settings: LearnerSettings, config: Config) -> None:
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.adam = torch.optim.Adam(
+            self.parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+        )
+        self.settings = settings
+        self.config = config
+
+    def step(self, images: int, clip: float | None = None) -> dict[str, float]:
+        """Apply the accumulated gradients of the step that began after `images`; clear them."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        for gradient in gradients:
+            torch.nan_to_num_(gradient, nan=0.0, posinf=1e5, neginf=-1e5)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if clip is not None:
+            torch.nn.utils.clip_grad_value_(self.parameters, clip)
+        rate = learning_rate(self.settings.lr, self.config.lr_schedule, images, self.config.total_images)
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return {"lr": rate, "gradient_norm": float(norm)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state)
+
+
+def one_hot(labels: Tensor, label_dim: int) -> Tensor | None:
+    """Class indices (B,) as float one-hot rows (B, label_dim); None for a network without labels."""
+    if label_dim == 0:
+        return None
+    return torch.nn.functional.one_hot(labels.long(), label_dim).float()
+
+
+def where_good(good: Tensor, value: Tensor) -> Tensor:
+    """`value` (B, ...) with the samples that are not `good` (B,) set to zero (a product would keep NaN)."""
+    return torch.where(good.reshape(-1, *[1] * (value.ndim - 1)), value, 0.0)

@@ -1,0 +1,127 @@
+"""What the roles say to each other: small frozen records of tensors.
+
+Between processes a tensor travels as a numpy array, which Ray puts into shared memory once and reads
+without a copy (a torch tensor is copied several times on the way). What arrives is therefore read-only:
+a role may not write into a message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# torch warns that it cannot protect read-only memory; no role writes into a message.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class Message:
+    """Base of the records: pickles with its tensors as numpy arrays, so that they travel out of band."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: _to_wire(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            arrived = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            object.__setattr__(self, name, arrived)
+
+    def to(self, device: torch.device) -> Self:
+        """The same record with its tensors on `device`; itself when they are there already."""
+        tensors = {k: v for k, v in self.__dict__.items() if isinstance(v, Tensor) and v.device != device}
+        moved = {name: value.to(device) for name, value in tensors.items()}
+        return dataclasses.replace(self, **moved) if moved else self  # type: ignore[type-var]
+
+
+def _to_wire(value: Any) -> Any:
+    return value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a microbatch stands: samples `start` to `start + count` of the whole batch of `step`."""
+
+    step: int
+    start: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"step {self.step}, samples {self.start} to {self.start + self.count}"
+
+
+@dataclass(frozen=True)
+class Noised(Message):
+    """Noised generated images, for the two scorers: x_t (B, C, H, W), t (B,), cond (B, label_dim) or None."""
+
+    at: Slice
+    x_t: Tensor
+    t: Tensor
+    cond: Tensor | None
+
+
+@dataclass(frozen=True)
+class Images(Message):
+    """Generated images, for the fake score to learn from: x_g (B, C, H, W), cond (B, label_dim) or None."""
+
+    at: Slice
+    x_g: Tensor
+    cond: Tensor | None
+
+
+@dataclass(frozen=True)
+class Prediction(Message):
+    """A scorer's clean image x_hat (B, C, H, W); the fake score adds its encoder's logits (B, 1, h, w)."""
+
+    x_hat: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Seed(Message):
+    """The generator loss's gradient at a scorer's outputs: what its pullback starts from."""
+
+    x_hat: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pull(Message):
+    """A scorer's vector-Jacobian product: the loss's gradient at x_t through that scorer, (B, C, H, W)."""
+
+    x_t: Tensor
+
+
+@dataclass(frozen=True)
+class Token:
+    """Proof that one microbatch is in a learner's gradients, with the losses summed over its images."""
+
+    at: Slice
+    losses: dict[str, float]
+
+
+def check_tokens(step: int, batch_size: int, tokens: tuple[Token, ...]) -> dict[str, float]:
+    """Sum the losses of a step's tokens, or refuse the step when a microbatch is missing or doubled.
+
+    Ray runs a later call on an actor even when an earlier one failed, so an optimizer step must see for
+    itself that every microbatch of its batch arrived.
+    """
+    covered = sorted((token.at.start, token.at.count) for token in tokens if token.at.step == step)
+    position = 0
+    for start, count in covered:
+        if start != position:
+            break
+        position += count
+    if position != batch_size or len(covered) != len(tokens):
+        raise RuntimeError(
+            f"step {step} has microbatches {covered} of a batch of {batch_size} images: one was lost"
+        )
+    totals: dict[str, float] = {}
+    for token in tokens:
+        for name, value in token.losses.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals

@@ -1,0 +1,248 @@
+"""The configuration: one tree of typed settings for each kind of recipe.
+
+A recipe is a YAML file whose `kind` says which tree it fills: `pretrain` a teacher, or `distill` it into a
+one-step generator. Unknown keys are refused, every field carries its description and range, and lengths
+are counted in images, as the papers count them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from raysid.networks.settings import NetworkSettings
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class RunSettings(Settings):
+    name: str | None = Field(
+        None,
+        description="Name of the run's folder under `storage`; the recipe's name when not given.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )
+
+
+class DataSettings(Settings):
+    source: str = Field("digits", description="Real images: `digits` (scikit-learn's, 1,797 images of 8x8).")
+    shuffle_window: Positive = Field(
+        10_000, description="Images held in memory to shuffle among; a smaller set is read once and kept."
+    )
+
+
+class LearningRateSchedule(Settings):
+    warmup_images: Count = Field(0, description="Images over which the rate rises linearly from 0.")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the rate falls from the end of the warm-up to the end of the run."
+    )
+    final_fraction: Fraction = Field(
+        0.1, description="The rate at the end of the run, as a fraction of the full rate (not for `constant`)."
+    )
+
+
+class EMASettings(Settings):
+    halflife_images: Positive = Field(500_000, description="Half-life of the weights' average, in images.")
+    rampup_ratio: float = Field(
+        0.05, ge=0, description="The half-life is at most this times the images seen so far; 0: no ramp."
+    )
+
+
+class CheckpointSettings(Settings):
+    every_images: Positive = Field(500_000, description="Images between checkpoints.")
+    keep: Positive = Field(2, description="Newest checkpoints kept; older ones are removed.")
+
+
+class FailureSettings(Settings):
+    max_failures: Count = Field(3, description="Times a run restores itself after losing a learner.")
+
+
+class RoleResources(Settings):
+    num_cpus: float = Field(
+        0.25, gt=0, description="CPUs reserved from Ray (threads are set by `torch_threads`)."
+    )
+    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved from Ray; above 0 the role runs on cuda.")
+    resources: dict[str, float] = Field({}, description="Custom Ray resources reserved, by name.")
+    label_selector: dict[str, str] = Field({}, description="Labels a Ray node must have, by key.")
+
+
+class PretrainConfig(Settings):
+    """Train a diffusion model that can serve as a teacher (EDM, arXiv 2206.00364)."""
+
+    kind: Literal["pretrain"] = Field("pretrain", description="What this recipe is for.")
+    storage: str = Field("./runs", description="Folder of runs; the teacher is kept in its `teachers/`.")
+    seed: Count = Field(0, description="Seed of weights, noise, order of images.")
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = Field(description="The denoiser, under EDM's own setting names.")
+    total_images: Positive = Field(description="Length of training, in images.")
+    batch_size: Positive = Field(256, description="Images a step, over all workers.")
+    lr: float = Field(1e-3, gt=0, description="Adam's learning rate.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's betas.")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    lr_schedule: LearningRateSchedule = LearningRateSchedule()
+    ema: EMASettings = EMASettings()
+    evaluation_samples: Positive = Field(
+        10_000, description="Images made to measure the finished teacher."
+    )
+    sampler_steps: int = Field(18, ge=2, description="Heun steps of the sampler: 2 n - 1 evaluations.")
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    failure: FailureSettings = FailureSettings()
+    num_workers: Positive = Field(1, description="Data-parallel workers (Ray Train).")
+    worker_resources: RoleResources = RoleResources()
+    torch_threads: Positive = Field(1, description="Torch threads of each worker.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide among num_workers {self.num_workers}"
+            )
+        return self
+
+
+class TeacherSettings(Settings):
+    recipe: str | None = Field(
+        None, description="Recipe (kind pretrain) that trains the teacher when the storage has none yet."
+    )
+    path: str | None = Field(None, description="Folder of a teacher of one's own; instead of `recipe`.")
+    num_replicas: Positive = Field(1, description="Scorers in the teacher service.")
+    graphs_kept: Count = Field(
+        2, description="Scored microbatches whose graph a scorer keeps for the pullback; 0: recompute."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.recipe is None and self.path is None:
+            raise ValueError("give teacher.path (a teacher's folder) or teacher.recipe (a pretrain recipe)")
+        return self
+
+
+class AdversarialSettings(Settings):
+    generator_weight: float = Field(0.01, ge=0, description="Weight of the adversarial term for theta.")
+    discriminator_weight: float = Field(1.0, ge=0, description="Weight of the discriminator's loss for psi.")
+    group_size: Positive = Field(
+        32, description="Images whose fakeness is averaged (the papers' batch per GPU); divides microbatches."
+    )
+    generator_start_images: Count = Field(
+        100_000, description="The generator takes no step until more images than this; 0: from the start."
+    )
+    adversarial_start_images: Count = Field(
+        200_000, description="The adversarial term joins theta's loss after this many images; 0: at once."
+    )
+    clip_gradient: float = Field(1.0, gt=0, description="psi's gradients are clipped to +- this, by value.")
+
+
+class GuidanceSettings(Settings):
+    """Guidance scales of SiD-LSG (arXiv 2406.01561): uncond + k (cond - uncond)."""
+
+    train_fake: float = Field(1.0, ge=0, description="k1: scale while the fake score trains.")
+    eval_fake: float = Field(1.0, ge=0, description="k2 = k3: scale of the fake score in theta's loss.")
+    eval_teacher: float = Field(1.0, ge=0, description="k4: scale of the teacher in theta's loss.")
+    condition_drop: Fraction = Field(
+        0.1, description="Probability of dropping psi's condition in training, when train_fake or eval_fake is not 1."
+    )
+
+    @property
+    def drops_conditions(self) -> bool:
+        """Whether psi must learn to work without its condition too."""
+        return (self.train_fake, self.eval_fake) != (1.0, 1.0) and self.condition_drop > 0
+
+
+class MethodSettings(Settings):
+    alpha: float = Field(1.0, description="SiD's alpha; the papers use 1.0 and 1.2.")
+    sigma_init: float = Field(2.5, gt=0, description="Noise level at which the generator is run.")
+    tmax: int = Field(800, gt=0, le=1000, description="Largest time, of 1000, of theta's noise levels.")
+    sid_weight: float = Field(100.0, gt=0, description="Weight of the score-identity loss.")
+    adversarial: AdversarialSettings | None = Field(
+        None, description="SiDA's adversarial term, which needs real images; `null` is SiD, data-free."
+    )
+    guidance: GuidanceSettings = GuidanceSettings()
+
+
+class LearnerSettings(Settings):
+    lr: float = Field(1e-5, gt=0, description="Adam's learning rate.")
+    betas: tuple[Fraction, Fraction] = Field((0.0, 0.999), description="Adam's betas.")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    dropout: Fraction | None = Field(None, description="Dropout in training; the teacher's own when not given.")
+
+
+class EvaluationSettings(Settings):
+    every_images: Positive = Field(500_000, description="Images between evaluations of the EMA.")
+    num_samples: Positive = Field(10_000, description="Images made for an evaluation.")
+    seed: Count = Field(1, description="Seed of the evaluations in training; the final table uses another.")
+
+
+class TrackingSettings(Settings):
+    log_every_images: Positive = Field(10_000, description="Images between lines of metrics.jsonl.")
+    samples_every_images: Positive = Field(500_000, description="Images between sample grids.")
+
+
+class ResourceSettings(Settings):
+    teacher: RoleResources = RoleResources()
+    fake_score: RoleResources = RoleResources()
+    generator: RoleResources = RoleResources()
+
+
+class Config(Settings):
+    """Distil a teacher into a one-step generator (SiD, arXiv 2404.04057; SiDA, arXiv 2410.14919)."""
+
+    kind: Literal["distill"] = Field("distill", description="What this recipe is for.")
+    storage: str = Field("./runs", description="Folder that holds the runs' folders and `teachers/`.")
+    run: RunSettings = RunSettings()
+    seed: Count = Field(0, description="Seed of every draw of the run.")
+    placement: Literal["split", "local"] = Field(
+        "split", description="`split`: the three roles are Ray actors; `local`: one process, no Ray."
+    )
+    schedule: Literal["overlapped", "alternating"] = Field(
+        "overlapped",
+        description="`overlapped`: psi learns from the images theta's step made; `alternating`: from fresh ones.",
+    )
+    data: DataSettings = DataSettings()
+    teacher: TeacherSettings
+    method: MethodSettings = MethodSettings()
+    total_images: Positive = Field(description="Length of the distillation, in images.")
+    batch_size: Positive = Field(256, description="Images a step.")
+    microbatch_size: Positive | None = Field(
+        None, description="Images that travel and are computed together; the whole batch when not given."
+    )
+    generator: LearnerSettings = LearnerSettings()
+    fake_score: LearnerSettings = LearnerSettings()
+    lr_schedule: LearningRateSchedule = LearningRateSchedule()
+    ema: EMASettings = EMASettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    failure: FailureSettings = FailureSettings()
+    resources: ResourceSettings = ResourceSettings()
+    torch_threads: Positive | None = Field(
+        None, description="Torch threads of each process; when not given 1 for `split`, all cores for `local`."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        size = self.microbatch_size or self.batch_size
+        if self.batch_size % size:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatch_size {size}")
+        adversarial = self.method.adversarial
+        if adversarial and size % adversarial.group_size:
+            raise ValueError(
+                f"a microbatch of {size} images does not divide into groups of "
+                f"method.adversarial.group_size {adversarial.group_size}"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run: the images asked for, rounded up to whole batches."""
+        return -(-self.total_images // self.batch_size)
+
+
+AnyConfig = PretrainConfig | Config

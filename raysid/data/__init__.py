@@ -1,0 +1,20 @@
+"""Real images: where they come from, and the order in which a run sees them.
+
+`source.py` says what a source is (shards of uint8 images with labels, in a canonical order) and opens one by
+name; `digits.py` is the one that needs no download; `shards.py` reads any source through Ray Data.
+`stream.py` turns a source into an endless shuffled stream whose every image has an address, so that ranks
+take slices of it and a checkpoint stores one number:
+
+    source = open_source("digits")
+    stream = ImageStream(source.blocks, source.num_images, seed=0, window=50_000)                 # in-process
+    stream = ImageStream(ray_blocks(source.dataset()), source.num_images, seed=0, window=50_000)  # Ray Data
+    images, labels = stream.read(start=cursor, count=128)
+    x = to_unit(images, source.pixel_max)  # float32 in [-1, 1]
+
+Importing this package imports neither Ray nor scikit-learn.
+"""
+
+from raysid.data.source import Block, ImageSource, open_source, to_unit
+from raysid.data.stream import ImageStream, ray_blocks
+
+__all__ = ["Block", "ImageSource", "ImageStream", "open_source", "ray_blocks", "to_unit"]

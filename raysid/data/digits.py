@@ -1,0 +1,57 @@
+"""scikit-learn's bundled handwritten digits: 1,797 images of 8x8 in grey, 10 classes, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysid.data.source import Block, ImageSource
+
+
+class DigitsSource(ImageSource):
+    """The digits, in scikit-learn's order.
+
+    Args:
+        images_per_shard: images that one read task reads. The whole set is 115 kB: two tasks are plenty.
+    """
+
+    name = "digits"
+    image_shape = (1, 8, 8)
+    num_images = 1797
+    num_classes = 10
+    pixel_max = 16
+
+    def __init__(self, images_per_shard: int = 1024) -> None:
+        if images_per_shard < 1:
+            raise ValueError(f"images_per_shard must be at least 1, not {images_per_shard}")
+        self.images_per_shard = images_per_shard
+        self.num_shards = -(-self.num_images // images_per_shard)
+
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        """Images of each digit, (10,), 174 to 183 each."""
+        return np.bincount(_load()["label"], minlength=self.num_classes).astype(np.int64)
+
+    def read_shard(self, index: int) -> Iterator[Block]:
+        """Images [index * images_per_shard, (index + 1) * images_per_shard), read-only, in one block."""
+        if not 0 <= index < self.num_shards:
+            raise IndexError(f"digits has shards 0..{self.num_shards - 1}, not {index}")
+        rows = slice(index * self.images_per_shard, (index + 1) * self.images_per_shard)
+        digits = _load()
+        yield Block(image=digits["image"][rows], label=digits["label"][rows])
+
+
+@lru_cache(maxsize=1)
+def _load() -> Block:
+    """All digits, read-only; kept by the process and not by the source, which has to pickle small."""
+    # Here, because it takes a second to import and only those who read need it.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    digits = load_digits()
+    image = digits.images.astype(np.uint8)[:, None]  # stored as floats, all of them whole numbers
+    label = digits.target.astype(np.int64)
+    image.flags.writeable = label.flags.writeable = False
+    return Block(image=image, label=label)

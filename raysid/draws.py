@@ -1,0 +1,74 @@
+"""Addressed randomness: every draw is a pure function of (run seed, step, purpose, sample).
+
+A run must not depend on how its batch is cut into microbatches or ranks, nor on which process draws
+first. So nothing consumes a shared generator: a counter-based generator (Philox, Salmon et al. 2011) is
+keyed by (seed, step, purpose) and its counter is set to the sample's position in the whole batch. A slice
+of a batch costs the slice, not the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WORDS_PER_BLOCK = 4  # Philox4x64 makes four 64-bit words for each count of its counter
+
+
+def derived_seed(*address: int | str) -> int:
+    """A 128-bit number that is the same for the same address on every machine and Python version."""
+    text = "/".join(str(part) for part in address)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step, for samples `start` to `start + count` of its whole batch.
+
+    Attributes:
+        seed: the run's seed.
+        step: the step whose numbers these are.
+        start: position in the whole batch of the first sample.
+        count: number of samples.
+    """
+
+    seed: int
+    step: int
+    start: int
+    count: int
+
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Float32 numbers in [0, 1), shape (count, *shape)."""
+        return torch.from_numpy(self._uniform64(purpose, shape).astype(np.float32).clip(max=_BELOW_ONE))
+
+    def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Standard normal float32 numbers, shape (count, *shape), by Box and Muller's transform."""
+        pairs = self._uniform64(purpose, (2, *shape))
+        radius = np.sqrt(-2.0 * np.log1p(-pairs[:, 0]))
+        return torch.from_numpy((radius * np.cos(2.0 * np.pi * pairs[:, 1])).astype(np.float32))
+
+    def labels(self, purpose: str, frequencies: Sequence[float]) -> Tensor:
+        """Class indices drawn with probability proportional to `frequencies`: int64 (count,)."""
+        edges = np.cumsum(np.asarray(frequencies, dtype=np.float64))
+        drawn = np.searchsorted(edges / edges[-1], self._uniform64(purpose, ()), side="right")
+        return torch.from_numpy(drawn.clip(max=len(edges) - 1))
+
+    def dropout_seed(self, purpose: str) -> int:
+        """A seed for the dropout masks of one call on this slice."""
+        return derived_seed(self.seed, self.step, purpose, self.start) % 2**63
+
+    def _uniform64(self, purpose: str, shape: Sequence[int]) -> np.ndarray:
+        words = int(np.prod(shape, dtype=np.int64))
+        blocks = -(-words // WORDS_PER_BLOCK)
+        stream = np.random.Philox(key=derived_seed(self.seed, self.step, purpose))
+        stream.advance(self.start * blocks)
+        raw = stream.random_raw(self.count * blocks * WORDS_PER_BLOCK)
+        numbers = (raw >> np.uint64(11)) * 2.0**-53
+        return numbers.reshape(self.count, -1)[:, :words].reshape(self.count, *shape)
+
+
+_BELOW_ONE = np.nextafter(np.float32(1.0), np.float32(0.0))

@@ -1,0 +1,132 @@
+"""The losses of SiD and SiDA as pure functions of tensors.
+
+No network, no Ray, no state: images (B, C, H, W) go in, one number per sample comes out, so that callers
+decide how samples are summed, masked and divided. Symbols are method.md's: x_g a generated image,
+x_teacher and x_fake the two predictions of the clean image from x_t.
+
+Sources: SiD = arXiv 2404.04057, SiDA = arXiv 2410.14919, EDM = arXiv 2206.00364.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_WEIGHT = 1e-5
+LOGIT_LIMIT = 10.0
+
+
+def image_sum(value: Tensor) -> Tensor:
+    """Sum over everything but the batch: (B, ...) -> (B,)."""
+    return value.flatten(1).sum(1)
+
+
+def finite_samples(*tensors: Tensor) -> Tensor:
+    """Which samples are free of NaN in every one of `tensors`: bool (B,).
+
+    A sample that is not leaves the loss (the divisor stays B), so that one bad sample cannot void the
+    update that the others earn.
+    """
+    good = torch.ones(tensors[0].shape[0], dtype=torch.bool, device=tensors[0].device)
+    for tensor in tensors:
+        good &= ~tensor.flatten(1).isnan().any(1)
+    return good
+
+
+def sid_weight(x_g: Tensor, x_teacher: Tensor) -> Tensor:
+    """w = mean over pixels of |x_g - x_teacher|, at least 1e-5, without gradient: (B,)."""
+    with torch.no_grad():
+        return (x_g - x_teacher).abs().flatten(1).mean(1).clamp(min=MIN_WEIGHT)
+
+
+def sid_loss(x_g: Tensor, x_teacher: Tensor, x_fake: Tensor, alpha: float) -> Tensor:
+    """The score-identity loss of each sample (SiD), shape (B,).
+
+    sum over pixels of (x_teacher - x_fake) * ((x_teacher - x_g) - alpha (x_teacher - x_fake)) / w.
+    The caller must let the gradient reach the generator through all three arguments: x_teacher and
+    x_fake depend on x_t, which depends on x_g.
+    """
+    gap = x_teacher - x_fake
+    return image_sum(gap * ((x_teacher - x_g) - alpha * gap)) / sid_weight(x_g, x_teacher)
+
+
+def adversarial_loss(logits: Tensor, x_g: Tensor, x_teacher: Tensor, group_size: int) -> Tensor:
+    """The generator's adversarial term of each sample (SiDA), shape (B,).
+
+    C*H*W * BCE(clamp(logits, -10, 10), 1) / w, the BCE averaged over the logit map and over the sample's
+    group of `group_size` images (the papers' "fakeness per GPU batch").
+
+    Args:
+        logits: the fake score's encoder map at x_t, (B, 1, h, w).
+        group_size: images per group; divides B.
+    """
+    fakeness = grouped_mean(_bce(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), 1.0), group_size)
+    return x_g[0].numel() * fakeness / sid_weight(x_g, x_teacher)
+
+
+def generator_loss(
+    x_g: Tensor,
+    x_teacher: Tensor,
+    x_fake: Tensor,
+    alpha: float,
+    sid_scale: float,
+    logits: Tensor | None = None,
+    adversarial_scale: float = 0.0,
+    group_size: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The generator's whole loss, summed over the good samples of a batch.
+
+    Without logits: sid_scale * L_SiD. With them, half of each term: (sid_scale * L_SiD +
+    adversarial_scale * L_adv) / 2 (SiDA). A sample with a NaN in x_g, x_teacher or x_fake contributes nothing.
+
+    Returns:
+        (loss, sid_scale * L_SiD, adversarial_scale * L_adv), scalars; the last is zero without logits.
+    """
+    good = finite_samples(x_g, x_teacher, x_fake)
+    sid = sid_scale * torch.where(good, sid_loss(x_g, x_teacher, x_fake, alpha), 0.0).sum()
+    if logits is None:
+        return sid, sid.detach(), torch.zeros_like(sid)
+    adversarial = adversarial_loss(logits, x_g, x_teacher, group_size)
+    adversarial = adversarial_scale * torch.where(good, adversarial, 0.0).sum()
+    return (sid + adversarial) / 2, sid.detach(), adversarial.detach()
+
+
+def denoising_loss(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Weighted denoising error of each sample, sum over pixels of weight (x_hat - x)^2: (B,).
+
+    EDM's training loss when `weight` is lambda(sigma) of its table 1, shape (B,).
+    """
+    return weight * image_sum((x_hat - x) ** 2)
+
+
+def discriminator_loss(
+    real_logits: Tensor, fake_logits: Tensor, weight: Tensor, group_size: int
+) -> Tensor:
+    """The discriminator's loss of each sample (SiDA), shape (B,).
+
+    lambda(sigma) * (BCE(real, 1) + BCE(fake, 0)) / 2, each BCE averaged over its map and its group.
+
+    Args:
+        real_logits, fake_logits: encoder maps at the same sigma and the same eps, (B, 1, h, w).
+        weight: lambda(sigma), (B,).
+    """
+    real = grouped_mean(_bce(real_logits, 1.0), group_size)
+    fake = grouped_mean(_bce(fake_logits, 0.0), group_size)
+    return weight * (real + fake) / 2
+
+
+def grouped_mean(value: Tensor, group_size: int) -> Tensor:
+    """Mean over the map and over each group of `group_size` consecutive samples: (B, 1, h, w) -> (B,).
+
+    Every sample of a group gets its group's mean. A sample whose map has a NaN leaves its group's mean.
+    """
+    per_image = value.flatten(1).mean(1)
+    good = ~per_image.isnan()
+    groups = torch.where(good, per_image, 0.0).reshape(-1, group_size)
+    counted = good.reshape(-1, group_size).sum(1).clamp(min=1)
+    return (groups.sum(1) / counted).repeat_interleave(group_size)
+
+
+def _bce(logits: Tensor, target: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target), reduction="none")

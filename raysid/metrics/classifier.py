@@ -1,0 +1,88 @@
+"""The small digits classifier whose penultimate units are the features of the Fréchet distance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WEIGHTS_FILE = "digits_classifier.safetensors"
+
+
+class DigitsClassifier(nn.Module):
+    """Four layers before the logits: three convolutions and the 64 feature units.
+
+    Images are float (B, 1, 8, 8) in [-1, 1]. The features are ordinary ReLU activations, at the scale at
+    which they train, so that a generator that loses a digit or half its variety is seen to do so. (The
+    convolutions have batch normalisation, by its stored statistics once trained; the feature layer has none.)
+    """
+
+    image_shape = (1, 8, 8)
+    num_features = 64
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(32)
+        self.norm2 = nn.BatchNorm2d(64)
+        self.norm3 = nn.BatchNorm2d(64)
+        self.hidden = nn.Linear(64 * 4 * 4, self.num_features)
+        self.head = nn.Linear(self.num_features, self.num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate activations, (B, 64), non-negative.
+
+        Raises:
+            ValueError: the images are not (B, 1, 8, 8).
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"the digits classifier takes images (B, 1, 8, 8), got {tuple(images.shape)}")
+        # The background is -1: moved to 0 it equals what the convolutions pad with.
+        x = (images + 1) / 2
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        x = F.relu(self.norm3(self.conv3(x)))
+        return F.relu(self.hidden(x.flatten(1)))
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 64) and logits (B, 10) from one pass; raises as `features` does."""
+        features = self.features(images)
+        return features, self.head(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 10); raises as `features` does."""
+        return self.features_and_logits(images)[1]
+
+
+@contextmanager
+def _open_weights() -> Iterator[safe_open]:
+    # as_file: the package may be imported from a zip (Ray ships working directories as one).
+    with resources.as_file(resources.files("raysid.metrics") / WEIGHTS_FILE) as path:
+        with safe_open(path, framework="pt", device="cpu") as weights:
+            yield weights
+
+
+def load_digits_classifier() -> DigitsClassifier:
+    """The classifier with the weights shipped in the package, frozen and in eval mode.
+
+    `raysid.metrics.train_digits_classifier` made the weights; they are never trained per run, so that figures
+    of different runs compare.
+    """
+    with _open_weights() as weights:
+        state = {name: weights.get_tensor(name) for name in weights.keys()}
+    classifier = DigitsClassifier()
+    classifier.load_state_dict(state)
+    return classifier.eval().requires_grad_(False)
+
+
+def digits_classifier_metadata() -> dict[str, str]:
+    """What the shipped weights file records of its making: held-out accuracy, split and seeds, script."""
+    with _open_weights() as weights:
+        return dict(weights.metadata())
