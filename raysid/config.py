@@ -15,6 +15,7 @@ from raysid.networks.settings import NetworkSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -45,7 +46,8 @@ class LearningRateSchedule(Settings):
         "constant", description="How the rate falls from the end of the warm-up to the end of the run."
     )
     final_fraction: Fraction = Field(
-        0.1, description="The rate at the end of the run, as a fraction of the full rate (not for `constant`)."
+        0.1,
+        description="The rate at the end of the run, as a fraction of the full rate (not for `constant`).",
     )
 
 
@@ -79,7 +81,7 @@ class PretrainConfig(Settings):
 
     kind: Literal["pretrain"] = Field("pretrain", description="What this recipe is for.")
     storage: str = Field("./runs", description="Folder of runs; the teacher is kept in its `teachers/`.")
-    seed: Count = Field(0, description="Seed of weights, noise, order of images.")
+    seed: Seed = Field(0, description="Seed of weights, noise, order of images.")
     data: DataSettings = DataSettings()
     network: NetworkSettings = Field(description="The denoiser, under EDM's own setting names.")
     total_images: Positive = Field(description="Length of training, in images.")
@@ -89,9 +91,7 @@ class PretrainConfig(Settings):
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     lr_schedule: LearningRateSchedule = LearningRateSchedule()
     ema: EMASettings = EMASettings()
-    evaluation_samples: Positive = Field(
-        10_000, description="Images made to measure the finished teacher."
-    )
+    evaluation_samples: Positive = Field(10_000, description="Images made to measure the finished teacher.")
     sampler_steps: int = Field(18, ge=2, description="Heun steps of the sampler: 2 n - 1 evaluations.")
     checkpoint: CheckpointSettings = CheckpointSettings()
     failure: FailureSettings = FailureSettings()
@@ -147,7 +147,8 @@ class GuidanceSettings(Settings):
     eval_fake: float = Field(1.0, ge=0, description="k2 = k3: scale of the fake score in theta's loss.")
     eval_teacher: float = Field(1.0, ge=0, description="k4: scale of the teacher in theta's loss.")
     condition_drop: Fraction = Field(
-        0.1, description="Probability of dropping psi's condition in training, when train_fake or eval_fake is not 1."
+        0.1,
+        description="Probability of dropping psi's condition in training, when train_fake or eval_fake is not 1.",
     )
 
     @property
@@ -171,18 +172,19 @@ class LearnerSettings(Settings):
     lr: float = Field(1e-5, gt=0, description="Adam's learning rate.")
     betas: tuple[Fraction, Fraction] = Field((0.0, 0.999), description="Adam's betas.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
-    dropout: Fraction | None = Field(None, description="Dropout in training; the teacher's own when not given.")
+    dropout: Fraction | None = Field(
+        None, description="Dropout in training; the teacher's own when not given."
+    )
 
 
 class EvaluationSettings(Settings):
     every_images: Positive = Field(500_000, description="Images between evaluations of the EMA.")
     num_samples: Positive = Field(10_000, description="Images made for an evaluation.")
-    seed: Count = Field(1, description="Seed of the evaluations in training; the final table uses another.")
+    seed: Seed = Field(1, description="Seed of the evaluations in training; the final table uses another.")
 
 
 class TrackingSettings(Settings):
     log_every_images: Positive = Field(10_000, description="Images between lines of metrics.jsonl.")
-    samples_every_images: Positive = Field(500_000, description="Images between sample grids.")
 
 
 class ResourceSettings(Settings):
@@ -197,7 +199,7 @@ class Config(Settings):
     kind: Literal["distill"] = Field("distill", description="What this recipe is for.")
     storage: str = Field("./runs", description="Folder that holds the runs' folders and `teachers/`.")
     run: RunSettings = RunSettings()
-    seed: Count = Field(0, description="Seed of every draw of the run.")
+    seed: Seed = Field(0, description="Seed of every draw of the run.")
     placement: Literal["split", "local"] = Field(
         "split", description="`split`: the three roles are Ray actors; `local`: one process, no Ray."
     )
@@ -223,7 +225,8 @@ class Config(Settings):
     failure: FailureSettings = FailureSettings()
     resources: ResourceSettings = ResourceSettings()
     torch_threads: Positive | None = Field(
-        None, description="Torch threads of each process; when not given 1 for `split`, all cores for `local`."
+        None,
+        description="Torch threads of each process; when not given 1 for `split`, all cores for `local`.",
     )
 
     @model_validator(mode="after")

@@ -15,3 +15,7 @@ class RunFailed(Exception):
 
     Checkpoints written so far are whole, so the same command goes on from the newest.
     """
+
+
+class LearnerLost(Exception):
+    """A learner's process died: its run must go back to a checkpoint. The run itself catches this."""

@@ -100,9 +100,7 @@ def denoising_loss(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return weight * image_sum((x_hat - x) ** 2)
 
 
-def discriminator_loss(
-    real_logits: Tensor, fake_logits: Tensor, weight: Tensor, group_size: int
-) -> Tensor:
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, weight: Tensor, group_size: int) -> Tensor:
     """The discriminator's loss of each sample (SiDA), shape (B,).
 
     lambda(sigma) * (BCE(real, 1) + BCE(fake, 0)) / 2, each BCE averaged over its map and its group.

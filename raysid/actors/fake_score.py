@@ -137,11 +137,11 @@ class FakeScoreLearner:
     def step(self, step: int, *tokens: Token) -> dict[str, float]:
         """psi's update, from a token of every microbatch of the step. Returns losses per image and rates."""
         size = self.config.batch_size
-        losses = check_tokens(step, size, tokens)
+        sums = check_tokens(step, size, tokens)
         adversarial = self.config.method.adversarial
         figures = self.optimizer.step(step * size, adversarial.clip_gradient if adversarial else None)
-        return {f"loss/{k}": v / size for k, v in losses.items()} | {
-            f"fake_score/{k}": v for k, v in figures.items()
+        return {f"loss/{name}": total / size for name, total in sums.items()} | {
+            f"fake_score/{name}": value for name, value in figures.items()
         }
 
     def state(self) -> dict[str, Any]:

@@ -19,9 +19,12 @@ from raysid.draws import Draws
 from raysid.guidance import drop_conditions
 from raysid.losses import finite_samples, generator_loss
 from raysid.networks import EDMDenoiser
+from raysid.networks.files import NetworkCard, save_network
 from raysid.noise import EDMNoise, per_sample
 from raysid.sampling import one_step
 from raysid.schedules import adversary_acts, ema_beta
+
+RECOMPUTED = "teacher_recomputes"
 
 
 @dataclass
@@ -32,7 +35,7 @@ class _Pending:
     a_t: Tensor
     good: Tensor
     direct: Tensor | None = None
-    losses: dict[str, float] | None = None
+    sums: dict[str, float] | None = None
 
 
 class GeneratorLearner:
@@ -109,11 +112,12 @@ class GeneratorLearner:
         )
         gradients = torch.autograd.grad(loss / self.config.batch_size, leaves)
         entry.good &= finite_samples(x_g, x_teacher, x_fake)
-        entry.losses = {"generator": loss.item(), "sid": sid.item()}
+        entry.sums = {"loss/generator": loss.item(), "loss/sid": sid.item()}
+        entry.sums[RECOMPUTED] = teacher.recomputed
         entry.direct, seed_teacher, seed_fake = (where_good(entry.good, g) for g in gradients[:3])
         seed_logits = None
         if logits is not None:
-            entry.losses["adversarial"] = adversarial.item()
+            entry.sums["loss/adversarial"] = adversarial.item()
             seed_logits = gradients[3].nan_to_num(nan=0.0)
         return Seed(seed_teacher), Seed(seed_fake, seed_logits)
 
@@ -122,10 +126,11 @@ class GeneratorLearner:
         """Add one microbatch to theta's gradient: the direct part, and a_t times the sum of the pulls."""
         teacher, fake = teacher.to(self.device), fake.to(self.device)
         entry = self.pending.pop(at)
-        assert entry.direct is not None and entry.losses is not None
+        assert entry.direct is not None and entry.sums is not None
         gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
         entry.x_g.backward(where_good(entry.good, gradient))
-        return Token(at, entry.losses)
+        entry.sums[RECOMPUTED] += teacher.recomputed
+        return Token(at, entry.sums)
 
     def discard(self, at: Slice) -> None:
         """Forget a microbatch that theta does not learn from (an opening step, a start-up phase)."""
@@ -135,18 +140,27 @@ class GeneratorLearner:
     def step(self, step: int, *tokens: Token) -> dict[str, float]:
         """theta's update and the average's, from a token of every microbatch. Returns losses per image."""
         size = self.config.batch_size
-        losses = check_tokens(step, size, tokens)
+        sums = check_tokens(step, size, tokens)
+        recomputed = sums.pop(RECOMPUTED)
         figures = self.optimizer.step(step * size)
         beta = ema_beta(self.config.ema, step * size, size)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
-        return {f"loss/{k}": v / size for k, v in losses.items()} | {
-            f"generator/{k}": v for k, v in figures.items()
-        }
+        return (
+            {name: total / size for name, total in sums.items()}
+            | {f"generator/{name}": value for name, value in figures.items()}
+            | {RECOMPUTED: recomputed}
+        )
 
-    def ema_weights(self) -> dict[str, Any]:
-        """The averaged weights, as numpy arrays by parameter name."""
-        return {name: value.cpu().numpy().copy() for name, value in self.ema.state_dict().items()}
+    def export(self, folder: str, trained: dict[str, Any]) -> None:
+        """Write the averaged generator, the product, to `folder`; `trained` says how it came to be."""
+        card = NetworkCard(
+            kind="generator",
+            network=self.network.settings,
+            sigma_init=self.config.method.sigma_init,
+            trained=trained,
+        )
+        save_network(folder, card, self.ema)
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs of this learner."""

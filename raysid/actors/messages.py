@@ -75,10 +75,14 @@ class Images(Message):
 
 @dataclass(frozen=True)
 class Prediction(Message):
-    """A scorer's clean image x_hat (B, C, H, W); the fake score adds its encoder's logits (B, 1, h, w)."""
+    """A scorer's clean image x_hat (B, C, H, W); the fake score adds its encoder's logits (B, 1, h, w).
+
+    `recomputed` is 1 where a lost scorer's work had to be done again, so that a run can count it.
+    """
 
     x_hat: Tensor
     logits: Tensor | None = None
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,25 @@ class Seed(Message):
 
 @dataclass(frozen=True)
 class Pull(Message):
-    """A scorer's vector-Jacobian product: the loss's gradient at x_t through that scorer, (B, C, H, W)."""
+    """A scorer's vector-Jacobian product: the loss's gradient at x_t through that scorer, (B, C, H, W).
+
+    `recomputed` is 1 where the graph of the `score` before was gone and had to be made again.
+    """
 
     x_t: Tensor
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)
 class Token:
-    """Proof that one microbatch is in a learner's gradients, with the losses summed over its images."""
+    """Proof that one microbatch is in a learner's gradients, with what is summed over a step: losses, counts."""
 
     at: Slice
-    losses: dict[str, float]
+    sums: dict[str, float]
 
 
 def check_tokens(step: int, batch_size: int, tokens: tuple[Token, ...]) -> dict[str, float]:
-    """Sum the losses of a step's tokens, or refuse the step when a microbatch is missing or doubled.
+    """Add up the sums of a step's tokens, or refuse the step when a microbatch is missing or doubled.
 
     Ray runs a later call on an actor even when an earlier one failed, so an optimizer step must see for
     itself that every microbatch of its batch arrived.
@@ -122,6 +130,6 @@ def check_tokens(step: int, batch_size: int, tokens: tuple[Token, ...]) -> dict[
         )
     totals: dict[str, float] = {}
     for token in tokens:
-        for name, value in token.losses.items():
+        for name, value in token.sums.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals

@@ -30,7 +30,6 @@ class TeacherScorer:
         self.guidance_scale = guidance_scale
         self.graphs_kept = graphs_kept
         self.graphs: OrderedDict[Slice, tuple[Tensor, Tensor]] = OrderedDict()
-        self.recomputed = 0
         self.busy_seconds = 0.0
 
     @busy
@@ -51,15 +50,13 @@ class TeacherScorer:
         """J^T seed: the loss's gradient at x_t through this network, exactly."""
         noised, seed = noised.to(self.device), seed.to(self.device)
         kept = self.graphs.pop(noised.at, None)
-        if kept is None:
-            self.recomputed += 1
-            kept = self._predict(noised)
-        x_t, x_hat = kept
-        return Pull(torch.autograd.grad(x_hat, x_t, seed.x_hat)[0])
+        x_t, x_hat = kept if kept is not None else self._predict(noised)
+        pull = torch.autograd.grad(x_hat, x_t, seed.x_hat)[0]
+        return Pull(pull, recomputed=int(kept is None))
 
     def report(self) -> dict[str, float]:
-        """Figures since this scorer started: busy seconds, pullbacks that had to recompute."""
-        return {"busy_seconds": self.busy_seconds, "recomputed": self.recomputed}
+        """Figures since this scorer started: busy seconds."""
+        return {"busy_seconds": self.busy_seconds}
 
     @property
     def device(self) -> torch.device:

@@ -52,7 +52,8 @@ class ImageStream:
             or `ray_blocks(dataset)`.
         num_images: images in one pass.
         seed: the run's seed, at least 0.
-        window: images shuffled together, and the most that is held in memory (besides one block).
+        window: images shuffled together, and the most that is held in memory (besides one block). Part of the
+            order: a resumed run needs the same one (all windows that hold the whole set are the same).
         prefetch: a thread prepares the next read while the caller computes. It expects the stride of the
             last two reads where they agree (a rank among several), else the position where the last ended.
             A wrong guess costs time, never another image.

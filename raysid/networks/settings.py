@@ -28,10 +28,11 @@ class NetworkSettings(BaseModel):
             halved once per level, or ADM is given a setting it does not have.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     img_resolution: PositiveInt = Field(
-        description="Height and width of the images in pixels, at least 1; divisible by 2 once per level after the first."
+        description="Height and width of the images in pixels, at least 1; divisible by 2 for every level "
+        "after the first."
     )
     img_channels: PositiveInt = Field(description="Colour (or latent) channels of the images, at least 1.")
     label_dim: int = Field(
@@ -59,8 +60,8 @@ class NetworkSettings(BaseModel):
     )
     resample_filter: Annotated[tuple[float, ...], Field(min_length=2)] = Field(
         default=(1, 1),
-        description="Taps of the separable up- and downsampling filter, an even number of them with a sum other "
-        "than 0; they are normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
+        description="Taps of the separable up- and downsampling filter, an even number of them with a sum "
+        "other than 0; they are normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
     )
     model_channels: PositiveInt = Field(
         default=128,
@@ -69,7 +70,7 @@ class NetworkSettings(BaseModel):
     )
     channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         default=(1, 2, 2, 2),
-        description="Channels of every level in units of model_channels, finest level first, each at least 1.",
+        description="Channels of every level in units of model_channels, finest first, each at least 1.",
     )
     channel_mult_emb: PositiveInt = Field(
         default=4, description="Width of the conditioning vector in units of model_channels, at least 1."

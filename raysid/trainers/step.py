@@ -36,7 +36,7 @@ def overlapped_step(roles: Roles, config: Config, step: int) -> StepResult:
     The first step updates psi alone: while psi equals phi theta's gradient is rounding noise, along which
     Adam would take a full step.
     """
-    generator, teacher, fake = roles.generator, roles.teacher, roles.fake_score
+    generator, fake = roles.generator, roles.fake_score
     learns = step > 0 and theta_learns(config, step)
     done, learnt = [], []
     for at in microbatches(config, step):

@@ -1,0 +1,92 @@
+"""Building a role from files, in whichever process it will live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from raysid.actors.fake_score import FakeScoreLearner
+from raysid.actors.generator import GeneratorLearner
+from raysid.actors.teacher import TeacherScorer
+from raysid.checkpoint import read_state
+from raysid.config import Config, LearnerSettings
+from raysid.data import Block, ImageStream
+from raysid.networks import EDMDenoiser
+from raysid.networks.files import load_network
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What the roles of a run are made from. Small: paths and settings, so that it travels to any process.
+
+    Attributes:
+        teacher: folder of the teacher.
+        label_frequencies: how often each class is drawn for generated images.
+        checkpoint: folder of the checkpoint to go on from; None starts from the teacher's weights.
+        num_real: images in the real set, and the stored pixel value of +1 in them; None is data-free.
+        pixel_max: the stored value of +1 in the real images.
+    """
+
+    config: Config
+    teacher: str
+    label_frequencies: Sequence[float]
+    checkpoint: str | None = None
+    num_real: int | None = None
+    pixel_max: int = 255
+
+
+def build_teacher(inputs: RunInputs, device: str = "cpu") -> TeacherScorer:
+    """A scorer of the teacher service."""
+    network = load_network(inputs.teacher, "teacher")[1].to(device)
+    config = inputs.config
+    return TeacherScorer(network, config.method.guidance.eval_teacher, config.teacher.graphs_kept)
+
+
+def build_fake_score(
+    inputs: RunInputs, read_blocks: Callable[[], Iterable[Block]] | None, device: str = "cpu"
+) -> FakeScoreLearner:
+    """The fake-score learner, from the teacher or from a checkpoint.
+
+    Args:
+        read_blocks: starts a pass over the real images; None when the method needs none.
+    """
+    config = inputs.config
+    stream = None
+    if read_blocks is not None:
+        assert inputs.num_real is not None
+        window = config.data.shuffle_window
+        stream = ImageStream(
+            # A set that fits the window is held: reading it is cheaper than handing it to a thread.
+            read_blocks,
+            inputs.num_real,
+            config.seed,
+            window,
+            prefetch=inputs.num_real > window,
+        )
+    network = learner_network(inputs.teacher, config.fake_score).to(device)
+    learner = FakeScoreLearner(config, network, stream, inputs.pixel_max)
+    if inputs.checkpoint is not None:
+        learner.load_state(read_state(inputs.checkpoint, "fake_score"))
+    return learner
+
+
+def build_generator(inputs: RunInputs, device: str = "cpu") -> GeneratorLearner:
+    """The generator learner, from the teacher or from a checkpoint."""
+    network = learner_network(inputs.teacher, inputs.config.generator).to(device)
+    learner = GeneratorLearner(inputs.config, network, inputs.label_frequencies)
+    if inputs.checkpoint is not None:
+        learner.load_state(read_state(inputs.checkpoint, "generator"))
+    return learner
+
+
+def learner_network(teacher: str, settings: LearnerSettings) -> EDMDenoiser:
+    """A copy of the teacher for a learner: its own dropout, and no label dropout inside the network.
+
+    Only guidance's rule drops conditions (method.md, "Names"); a copy that dropped labels by itself would
+    learn another distribution than the generator's.
+    """
+    card, original = load_network(teacher, "teacher")
+    dropout = card.network.dropout if settings.dropout is None else settings.dropout
+    copied = EDMDenoiser(card.network.model_copy(update={"label_dropout": 0.0, "dropout": dropout}))
+    copied.load_state_dict(original.state_dict())
+    return copied

@@ -1,0 +1,160 @@
+"""Checkpoints of training state: whole or absent.
+
+A checkpoint is a folder `step-XXXXXXXX` with one file a learner and a manifest, written last, that lists
+the files with their sizes and digests. A folder without a manifest is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.networks.files import write_whole
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """One learner's file of a checkpoint."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        path: its folder.
+        step: steps taken; the run goes on with step number `step`.
+        images: images consumed, which is also the cursor of the stream of real images.
+        files: the learners' files.
+    """
+
+    path: UPath
+    step: int
+    images: int
+    files: tuple[StateFile, ...]
+
+
+def write_state(folder: str | UPath, name: str, state: dict[str, Any]) -> StateFile:
+    """Write one learner's state as `<folder>/<name>.pt`; runs where the learner lives."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    folder = UPath(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{name}.pt", content)
+    return StateFile(f"{name}.pt", len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_state(folder: str | UPath, name: str) -> dict[str, Any]:
+    """Read what `write_state` wrote: tensors and plain values only, nothing is unpickled freely."""
+    content = (UPath(folder) / f"{name}.pt").read_bytes()
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, folder: UPath, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def path(self, step: int) -> UPath:
+        """The folder of the checkpoint of `step`, written or not."""
+        return self.folder / f"step-{step:08d}"
+
+    def finish(self, step: int, images: int, files: list[StateFile]) -> Checkpoint:
+        """Make the files written for `step` a checkpoint, then remove the ones that are no longer kept."""
+        content = {"step": step, "images": images, "files": [vars(file) for file in files]}
+        write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+        for old in self.all()[: -self.keep]:
+            # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
+            (old.path / MANIFEST).unlink()
+            _remove(old.path)
+        return Checkpoint(self.path(step), step, images, tuple(files))
+
+    def all(self) -> list[Checkpoint]:
+        """The whole checkpoints, oldest first."""
+        if not self.folder.exists():
+            return []
+        found = (read_manifest(path) for path in self.folder.iterdir() if path.name.startswith("step-"))
+        return sorted((c for c in found if c is not None), key=lambda c: c.step)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint whose files are as the manifest says; None when there is none."""
+        for checkpoint in reversed(self.all()):
+            if all(_intact(checkpoint.path / file.name, file) for file in checkpoint.files):
+                return checkpoint
+        return None
+
+    def newest_step(self) -> int | None:
+        """The newest checkpoint's step, by its manifest alone."""
+        found = self.all()
+        return found[-1].step if found else None
+
+    def remove_unfinished(self, after_step: int) -> None:
+        """Remove the remains of checkpoints that were never finished, and of those after `after_step`."""
+        if not self.folder.exists():
+            return
+        for path in list(self.folder.iterdir()):
+            checkpoint = read_manifest(path)
+            if checkpoint is None or checkpoint.step > after_step:
+                if checkpoint is not None:
+                    (path / MANIFEST).unlink()
+                _remove(path)
+
+
+def read_manifest(path: UPath) -> Checkpoint | None:
+    """The checkpoint at `path`, or None where there is no (readable) manifest."""
+    try:
+        content = json.loads((path / MANIFEST).read_text())
+        files = tuple(StateFile(**file) for file in content["files"])
+        return Checkpoint(path, int(content["step"]), int(content["images"]), files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_checkpoint(path: str | UPath) -> Checkpoint:
+    """The checkpoint to branch from at `path`: a checkpoint's folder, or a run's (its newest).
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = UPath(path)
+    checkpoint = read_manifest(folder) or Checkpoints(folder / "checkpoints").newest()
+    if checkpoint is None:
+        raise UserError(
+            f"no whole checkpoint at {folder}: give a run's folder or one of its checkpoints/step-*"
+        )
+    return checkpoint
+
+
+def _intact(path: UPath, file: StateFile) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return len(content) == file.size and hashlib.sha256(content).hexdigest() == file.sha256
+
+
+def _remove(folder: UPath) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()

@@ -1,0 +1,311 @@
+"""The `raysid` command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import traceback
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from raysid.cli_options import RecipeCommand, given_overrides
+from raysid.errors import RunFailed, UserError
+from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
+
+# torch and Ray take seconds to import: only the commands that need them do so, and the others answer at once.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raysid.generator import Generator, Which
+
+_QUICKSTARTS = ("digits-sida", "digits-sid")
+_RECIPE_HELP = """RECIPE is a packaged recipe's name (`raysid recipes` lists them) or the path of a YAML file.
+Any of its settings is overridden by its dotted name, as in `--total_images 1e5`. Values are YAML: numbers,
+`null`, `[1, 2]`, `'{name: 1}'`. Defaults below are those of a recipe that says nothing; `raysid config
+RECIPE` prints what a recipe comes to."""
+_RUN_HELP = "RUN is a run's folder, as in `runs/digits-sida`, or a generator's."
+
+
+class _Failure(click.ClickException):
+    """What stopped a command, in one line on stderr."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"raysid: {self.message}", file=file, err=True)
+
+
+class _BadInput(_Failure):
+    exit_code = 2
+
+
+class _Interrupted(_Failure):
+    exit_code = 130  # 128 + SIGINT, as shells have it
+
+
+class _Commands(click.Group):
+    """A group whose commands report what the user can act on in one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; RAYSID_DEBUG=1 in the environment shows the traceback too."""
+        try:
+            return super().invoke(ctx)
+        except (UserError, RunFailed, KeyboardInterrupt) as error:
+            if os.environ.get("RAYSID_DEBUG") == "1":
+                traceback.print_exc()
+            if isinstance(error, KeyboardInterrupt):
+                raise _Interrupted("interrupted") from None
+            # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
+            cause = getattr(error, "cause", None) or error
+            line = "error: " + " ".join(str(cause).split())
+            raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+def cli() -> None:
+    """Distil diffusion models into one-step generators, on Ray.
+
+    `raysid quickstart` does all of it on a small scale. `raysid COMMAND --help` explains every option.
+    """
+
+
+def main() -> None:
+    """Entry point of the `raysid` command; exits."""
+    cli(prog_name="raysid")
+
+
+@cli.command(cls=RecipeCommand, kinds=["pretrain"], help=f"Train a teacher.\n\n{_RECIPE_HELP}")
+@click.argument("recipe")
+@click.option(
+    "--out", metavar="PATH", help="Folder for the teacher; one in `<storage>/teachers/` when not given."
+)
+@click.pass_context
+def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
+    config = load_recipe(recipe, given_overrides(ctx), kind="pretrain")
+    from raysid.trainers.pretrain import pretrain as train
+
+    result = train(config, out=out)
+    _print_figures("Teacher", result.metrics)
+    click.echo(f"Teacher: {result.path}")
+
+
+@cli.command(
+    cls=RecipeCommand,
+    kinds=["distill"],
+    short_help="Distil a teacher into a one-step generator.",
+    help=f"Distil a teacher into a one-step generator. The same command again resumes.\n\n{_RECIPE_HELP}",
+)
+@click.argument("recipe")
+@click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first.")
+@click.option(
+    "--resume-from",
+    metavar="PATH",
+    help="Begin a new run from a checkpoint's folder, or from another run's newest.",
+)
+@click.pass_context
+def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | None) -> None:
+    config = load_recipe(recipe, given_overrides(ctx), kind="distill")
+    from raysid.trainers.distill import distill as train
+
+    train(config, fresh=fresh, resume_from=resume_from)
+
+
+@cli.command(
+    cls=RecipeCommand,
+    kinds=["distill"],
+    short_help="From real images to a one-step generator in minutes.",
+    help="From real images to a one-step generator in minutes: a teacher on handwritten digits (kept for "
+    "later runs), then its distillation, with the real images (`digits-sida`) or without (`digits-sid`). "
+    "Any setting of the recipe `quickstart-NAME` is overridden by its dotted name.",
+)
+@click.argument("name", type=click.Choice(_QUICKSTARTS), default=_QUICKSTARTS[0])
+@click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first.")
+@click.pass_context
+def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
+    config = load_recipe(f"quickstart-{name}", given_overrides(ctx), kind="distill")
+    from raysid.trainers.distill import distill as train
+
+    train(config, fresh=fresh)
+
+
+_which = click.option(
+    "--which",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Of a run's generators: the last EMA, or the best evaluated one.",
+)
+# The largest seed that torch takes.
+_SEEDS = click.IntRange(0, 2**63 - 1)
+
+
+@cli.command(help=f"Measure a generator against the real images.\n\n{_RUN_HELP}")
+@click.argument("run")
+@_which
+@click.option(
+    "--num-samples",
+    type=click.IntRange(min=2),
+    default=10_000,
+    show_default=True,
+    help="Images to make; figures of different numbers do not compare.",
+)
+@click.option("--seed", type=_SEEDS, default=2, show_default=True, help="Seed of the images.")
+def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
+    from raysid.generator import generator_folder
+    from raysid.trainers.evaluation import evaluate_generator_path
+
+    folder = generator_folder(run, which)
+    _print_figures(str(folder), evaluate_generator_path(run, which, num_samples, seed))
+
+
+@cli.command(help=f"Draw images from a generator into a PNG.\n\n{_RUN_HELP}")
+@click.argument("run")
+@click.option(
+    "--labels", help="Classes to draw, a row each: `3`, `0-9` or `0,2,5-7`; all, mixed, when not given."
+)
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    help="Images, over all rows.",
+)
+@click.option("--seed", type=_SEEDS, default=0, show_default=True, help="Seed of the noise.")
+@_which
+@click.option("--out", required=True, metavar="PNG", help="The picture to write; replaced if it exists.")
+def sample(run: str, labels: str | None, count: int, seed: int, which: Which, out: str) -> None:
+    classes = None if labels is None else _parse_labels(labels)
+    _check_writable(Path(out))
+    from raysid.generator import load_generator
+
+    generator = load_generator(run, which)
+    images, columns = _draw(generator, classes, count, seed)
+    from raysid.image_grid import save_grid
+
+    try:
+        save_grid(images, out, columns)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    click.echo(out)
+
+
+@cli.command(
+    cls=RecipeCommand,
+    kinds=["distill", "pretrain"],
+    short_help="Print every setting of a recipe.",
+    help=f"Print every setting of a recipe, as a YAML that can be used as one.\n\n{_RECIPE_HELP}",
+)
+@click.argument("recipe", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of all recipes instead; takes no RECIPE.")
+@click.pass_context
+def config(ctx: click.Context, recipe: str | None, schema: bool) -> None:
+    if schema:
+        if recipe is not None or given_overrides(ctx):
+            raise click.UsageError("--schema prints the schema of all recipes: leave out RECIPE and settings")
+        click.echo(json.dumps(_schema(), indent=2))
+    elif recipe is None:
+        raise click.UsageError("give a RECIPE, or --schema")
+    else:
+        click.echo(config_yaml(load_recipe(recipe, given_overrides(ctx))), nl=False)
+
+
+@cli.command()
+def recipes() -> None:
+    """List the packaged recipes.
+
+    Each with the command that runs it and what it is.
+    """
+    summaries = packaged_recipes()
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        click.echo(f"{name:{width}}  raysid {summary.kind:8}  {summary.description}")
+
+
+def _schema() -> dict[str, Any]:
+    """JSON Schema of a resolved recipe of any kind."""
+    from functools import reduce
+    from operator import or_
+    from typing import Annotated
+
+    from pydantic import Field, TypeAdapter
+
+    models: Any = reduce(or_, map(config_model, KINDS))
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[models, Field(discriminator="kind")])
+    heading = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A raysid recipe, without `extends`",
+    }
+    return heading | adapter.json_schema()
+
+
+def _parse_labels(text: str) -> list[int]:
+    """`0,2,5-7` to its classes, in order, each once."""
+    classes: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise UserError(f"--labels {text!r} is not a list of classes; write 3, 0-9 or 0,2,5-7")
+        classes |= dict.fromkeys(range(first, last + 1))
+    return list(classes)
+
+
+def _draw(generator: Generator, classes: list[int] | None, count: int, seed: int) -> tuple[Tensor, int]:
+    """Images (N, C, H, W) in the order of a grid, and its columns; with classes, a row for each."""
+    import torch
+
+    from raysid.image_grid import BACKGROUND
+
+    source = torch.Generator().manual_seed(seed)
+    if classes is None:
+        return generator.sample(count, generator=source), math.ceil(math.sqrt(count))
+    if generator.num_classes == 0:
+        raise UserError("the generator has no classes; leave out --labels")
+    outside = next((label for label in classes if label >= generator.num_classes), None)
+    if outside is not None:
+        raise UserError(f"label {outside} is outside the classes, which are 0 to {generator.num_classes - 1}")
+    rows, columns = len(classes), math.ceil(count / len(classes))
+    labels = torch.tensor(classes).repeat(columns)[:count]
+    images = generator.sample(count, labels, generator=source)
+    # The labels take turns: image i is in row i % rows; where they do not come out even, cells stay empty.
+    grid = torch.full((rows * columns, *images.shape[1:]), BACKGROUND)
+    index = torch.arange(count)
+    grid[index % rows * columns + index // rows] = images
+    return grid, columns
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a picture's path that cannot be written, before any work is done."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give a file's name in it")
+    if not folder.is_dir():
+        raise UserError(f"--out {path}: there is no folder {folder}; make it first")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"--out {path} cannot be written: permission denied")
+
+
+def _print_figures(title: str, figures: dict[str, Any]) -> None:
+    """A table of an evaluation's figures."""
+    from raysid.progress import print_table
+
+    rows = [[_FIGURES.get(name, name.replace("_", " ")), _figure(name, figures[name])] for name in figures]
+    print_table(title, ["figure", "value"], rows)
+
+
+_FIGURES = {
+    "frechet_distance": "Fréchet distance to the real images",
+    "halves_distance": "the same between two halves of the real images",
+    "ms_per_image": "milliseconds per image",
+    "num_samples": "images made",
+}
+
+
+def _figure(name: str, value: Any) -> Any:
+    return f"{value:.1%}" if name == "label_accuracy" and value is not None else value

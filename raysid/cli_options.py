@@ -1,0 +1,118 @@
+"""Command-line options made from a config's fields: every setting of a recipe under its dotted name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from raysid.config_fields import ConfigField
+
+_OVERRIDES = "raysid.overrides"
+_WHOLE_RUN = "Settings of the whole run"
+
+
+class FieldOption(click.Option):
+    """One field of a config as `--dotted.name VALUE`; what is given is kept for `given_overrides`.
+
+    The text is not looked at here: `load_recipe` reads it, and reports what is wrong with it.
+    """
+
+    def __init__(self, field: ConfigField, only_for: str | None) -> None:
+        self.field = field
+        # click parses values by name, which must be an identifier and unlike all others.
+        name = "setting__" + field.path.replace(".", "__")
+        super().__init__(
+            [name, f"--{field.path}"],
+            expose_value=False,
+            callback=_keep,
+            metavar=_metavar(field),
+            help=_help(field, only_for),
+        )
+
+    @property
+    def section(self) -> str:
+        """Where `--help` shows it: under the config's top-level section."""
+        top, dot, _ = self.field.path.partition(".")
+        return f"Settings of `{top}`" if dot else _WHOLE_RUN
+
+
+class RecipeCommand(click.Command):
+    """A command that takes every field of a recipe's config as an option.
+
+    Args:
+        kinds: kinds of recipes it takes; with several, it takes the fields of all of them.
+    """
+
+    def __init__(self, *args: Any, kinds: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kinds = kinds
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, then one option for each field."""
+        return [*super().get_params(ctx), *self._field_options]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options first, then a list for each section of the config."""
+        own = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for option in own if (record := option.get_help_record(ctx))])
+        sections: dict[str, list[tuple[str, str]]] = {_WHOLE_RUN: []}
+        for option in self._field_options:
+            record = option.get_help_record(ctx)
+            if record:
+                sections.setdefault(option.section, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    # Made when first needed: the config's import is not paid for by commands that take no recipe.
+    @cached_property
+    def _field_options(self) -> list[FieldOption]:
+        from raysid.config_fields import config_fields
+        from raysid.recipes import config_model
+
+        fields = {kind: config_fields(config_model(kind)) for kind in self.kinds}
+        options: dict[str, FieldOption] = {}
+        for kind, of_kind in fields.items():
+            for path, field in of_kind.items():
+                # A section that cannot be null is only its fields; the kind is the recipe's own to say.
+                if path in options or path == "kind" or (field.is_section and not field.nullable):
+                    continue
+                everywhere = all(path in other for other in fields.values())
+                options[path] = FieldOption(field, only_for=None if everywhere else kind)
+        return list(options.values())
+
+
+def given_overrides(ctx: click.Context) -> dict[str, str]:
+    """The fields given on the command line as text by dotted name, in the order given."""
+    return ctx.meta.get(_OVERRIDES, {})
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        assert isinstance(param, FieldOption)
+        ctx.meta.setdefault(_OVERRIDES, {})[param.field.path] = value
+
+
+def _metavar(field: ConfigField) -> str:
+    if field.is_section:
+        return "MAPPING"
+    first = field.allowed.partition(" ")[0].rstrip(",")
+    return first.upper() if first in ("integer", "number", "text", "list", "mapping") else "CHOICE"
+
+
+def _help(field: ConfigField, only_for: str | None) -> str:
+    if field.required:
+        default = "set by the recipe"
+    elif isinstance(field.default, str):
+        default = f"default: {field.default}"
+    else:
+        default = f"default: {json.dumps(field.default)}"
+    limits = f"[{field.allowed}; {default}]"
+    kind = f"(Only for {only_for}.)" if only_for else ""
+    return " ".join(part for part in (field.description, kind, limits) if part)

@@ -1,0 +1,119 @@
+"""The fields of a config by dotted name, in words: what the command line offers and messages name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+_RANGE_WORDS = (
+    ("exclusiveMinimum", "above"),
+    ("minimum", "at least"),
+    ("exclusiveMaximum", "below"),
+    ("maximum", "at most"),
+)
+_TYPE_WORDS = {
+    "integer": "integer",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """One field of a config, at any depth.
+
+    Attributes:
+        path: dotted name, as in `method.alpha`.
+        description: what it means.
+        allowed: type and range in words, as in `integer above 0`.
+        default: the value when nothing says otherwise, as JSON has it; None for a required field too.
+        required: whether something has to say otherwise.
+        is_section: whether it holds fields of its own.
+        is_text: whether values are taken as they are written, rather than as numbers or lists.
+        nullable: whether it may be null.
+    """
+
+    path: str
+    description: str
+    allowed: str
+    default: Any
+    required: bool
+    is_section: bool
+    is_text: bool
+    nullable: bool
+
+
+@cache
+def config_fields(model: type[BaseModel]) -> Mapping[str, ConfigField]:
+    """Every field and section of a config by dotted name, in the order of the model."""
+    # Read from the JSON schema rather than from annotations: there, every way to write a type is one form.
+    schema = model.model_json_schema()
+    return {field.path: field for field in _walk(schema, schema.get("$defs", {}), "", {})}
+
+
+def _walk(
+    section: dict[str, Any], definitions: dict[str, Any], prefix: str, defaults: Mapping[str, Any]
+) -> Iterator[ConfigField]:
+    for name, schema in section["properties"].items():
+        path = prefix + name
+        choices = [_resolved(choice, definitions) for choice in schema.get("anyOf", [schema])]
+        value = next(choice for choice in choices if choice.get("type") != "null")
+        is_section = "properties" in value
+        # What a section's default says of a field goes before the field's own default.
+        default = defaults.get(name, schema.get("default"))
+        yield ConfigField(
+            path=path,
+            description=schema.get("description") or value.get("description", ""),
+            allowed=", or ".join(_in_words(choice) for choice in choices),
+            default=default,
+            required=name in section.get("required", ()),
+            is_section=is_section,
+            is_text=value.get("type") == "string" and "enum" not in value,
+            nullable=len(choices) > 1,
+        )
+        if is_section:
+            yield from _walk(value, definitions, path + ".", default or {})
+
+
+def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in schema:
+        return schema
+    return definitions[schema["$ref"].removeprefix("#/$defs/")]
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    """Type and range of one JSON schema, as in `integer above 0` or `list of 2, each a number at least 0`."""
+    if "properties" in schema:
+        return f"mapping of {', '.join(schema['properties'])}"
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    kind = schema.get("type")
+    if kind == "object":
+        return f"mapping of names to {_in_words(schema.get('additionalProperties', {}))}"
+    if kind == "array":
+        items = schema.get("prefixItems") or [schema.get("items", {})]
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        length = f" of {least}" if least == most else f" of at least {least}" if least else ""
+        return f"list{length}, each: {_in_words(items[0])}"
+    words = _TYPE_WORDS.get(str(kind), "value")
+    bounds = dict(schema)
+    if "minimum" in bounds and "exclusiveMinimum" in bounds:
+        # PositiveInt with a minimum of its own has both; the larger says all.
+        del bounds["exclusiveMinimum" if bounds["minimum"] > bounds["exclusiveMinimum"] else "minimum"]
+    limits = [f"{word} {_short(bounds[key])}" for key, word in _RANGE_WORDS if key in bounds]
+    if "pattern" in schema:
+        limits.append(f"that matches {schema['pattern']}")
+    return " ".join([words, ", ".join(limits)]).strip()
+
+
+def _short(number: float) -> str:
+    """A bound without a needless `.0`."""
+    return str(number) if isinstance(number, int) else f"{number:g}"

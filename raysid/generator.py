@@ -1,0 +1,128 @@
+"""The product: a one-step generator. Needs torch and a folder; nothing of Ray."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.networks import EDMDenoiser
+from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
+from raysid.sampling import one_step
+
+Which = Literal["last", "best"]
+FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
+
+
+class Generator(nn.Module):
+    """Makes an image from noise in one network evaluation.
+
+    Attributes:
+        card: what it is: its network's settings, its noise level, how it was trained.
+        network: the denoiser that is run once.
+    """
+
+    def __init__(self, card: NetworkCard, network: EDMDenoiser) -> None:
+        super().__init__()
+        assert card.sigma_init is not None
+        self.card = card
+        self.network = network
+        self.sigma_init = card.sigma_init
+
+    @property
+    def num_classes(self) -> int:
+        """Classes it was trained on; 0 for an unconditional generator."""
+        return self.card.network.label_dim
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        size = self.card.network.img_resolution
+        return self.card.network.img_channels, size, size
+
+    def forward(self, z: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] from standard normal noise.
+
+        Args:
+            z: noise (B, C, H, W).
+            class_labels: class indices (B,), each in 0 to num_classes - 1; None when it has no classes.
+
+        Returns:
+            Images (B, C, H, W), clamped to [-1, 1] outside training.
+
+        Raises:
+            ValueError: labels are missing, of another shape, or outside the classes.
+        """
+        images = one_step(self.network, self.sigma_init, z, self._condition(class_labels, len(z)))
+        return images if self.training else images.clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_images: int,
+        class_labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw noise (and labels, uniformly, when not given) and make images (num_images, C, H, W).
+
+        Args:
+            class_labels: class indices (num_images,) or one index for all.
+            generator: source of randomness; torch's global one when not given.
+        """
+        where = next(self.network.parameters()).device
+        source = generator.device if generator is not None else where
+        z = torch.randn(num_images, *self.image_shape, generator=generator, device=source).to(where)
+        if class_labels is None and self.num_classes:
+            class_labels = torch.randint(self.num_classes, (num_images,), generator=generator, device=source)
+        elif class_labels is not None:
+            class_labels = torch.as_tensor(class_labels).expand(num_images)
+        return self(z, None if class_labels is None else class_labels.to(where))
+
+    def save_pretrained(self, folder: str | UPath) -> None:
+        """Write `model.safetensors` and `config.json` into `folder`."""
+        save_network(folder, self.card, self.network)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | UPath) -> Self:
+        """Read a folder that `save_pretrained` wrote. Raises UserError where there is none."""
+        return cls(*load_network(folder, "generator")).eval()
+
+    def _condition(self, class_labels: Tensor | None, count: int) -> Tensor | None:
+        if self.num_classes == 0:
+            if class_labels is not None:
+                raise ValueError("this generator has no classes: call it without class_labels")
+            return None
+        if class_labels is None:
+            raise ValueError(f"this generator needs class_labels, indices in 0 to {self.num_classes - 1}")
+        if class_labels.shape != (count,):
+            raise ValueError(f"class_labels must have shape ({count},), not {tuple(class_labels.shape)}")
+        if bool(((class_labels < 0) | (class_labels >= self.num_classes)).any()):
+            raise ValueError(f"class_labels must be in 0 to {self.num_classes - 1}")
+        return nn.functional.one_hot(class_labels.long(), self.num_classes).float()
+
+
+def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
+    """The generator's folder at `path`, which is that folder or a run's.
+
+    Raises:
+        UserError: there is no generator.
+    """
+    root = UPath(path)
+    if (root / CONFIG).exists():
+        return root
+    folder = root / FOLDERS[which]
+    if (folder / CONFIG).exists():
+        return folder
+    if not root.exists():
+        raise UserError(f"no run and no generator at {root}")
+    if which == "best" and (root / FOLDERS["last"] / CONFIG).exists():
+        raise UserError(f"{root} has no evaluated generator yet: take --which last")
+    raise UserError(f"{root} holds no generator: give a run's folder, or a folder with {CONFIG}")
+
+
+def load_generator(path: str | UPath, which: Which = "last") -> Generator:
+    """Load a generator, in eval mode, from its folder or a run's (`which`: the last or the best evaluated)."""
+    return Generator.from_pretrained(generator_folder(path, which))

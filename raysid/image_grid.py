@@ -1,0 +1,79 @@
+"""Many images as one picture that can be looked at."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from upath import UPath
+
+SEPARATOR = 1
+"""Width of the line around images, in pixels of the picture."""
+BACKGROUND = 0.0
+"""Shade of that line, and of cells left over, in the images' own range: the grey between black and white."""
+
+
+def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) -> Image.Image:
+    """Lay images out in rows.
+
+    Args:
+        images: (N, C, H, W), N at least 1, C 1 or 3, in [-1, 1]; values beyond are cut off, NaN becomes grey.
+        columns: images in a row, at least 1; the last row may be shorter.
+        min_pixels: images are enlarged by the smallest whole factor that makes their shorter side at least
+            this many pixels: small ones stay crisp, and no image is made smaller.
+
+    Returns:
+        A picture of mode L (one channel) or RGB (three).
+
+    Raises:
+        ValueError: images of another shape, or fewer than one column.
+    """
+    pixels = images if isinstance(images, np.ndarray) else images.detach().cpu().float().numpy()
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
+        raise ValueError(f"images must be (N, 1 or 3, H, W), none of them 0, got shape {pixels.shape}")
+    if columns < 1:
+        raise ValueError(f"a grid needs at least 1 column, got {columns}")
+    shades = _shades(pixels.transpose(0, 2, 3, 1))
+    factor = max(1, -(-min_pixels // min(shades.shape[1:3])))
+    shades = shades.repeat(factor, axis=1).repeat(factor, axis=2)
+
+    count, height, width, channels = shades.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    step_down, step_right = height + SEPARATOR, width + SEPARATOR
+    grid = np.full(
+        (rows * step_down + SEPARATOR, columns * step_right + SEPARATOR, channels),
+        _shades(np.array(BACKGROUND)),
+    )
+    for index, image in enumerate(shades):
+        top = SEPARATOR + index // columns * step_down
+        left = SEPARATOR + index % columns * step_right
+        grid[top : top + height, left : left + width] = image
+    return Image.fromarray(grid[..., 0] if channels == 1 else grid)
+
+
+def save_grid(
+    images: Tensor | np.ndarray, path: str | os.PathLike[str] | UPath, columns: int, min_pixels: int = 32
+) -> None:
+    """Write `image_grid` of the images as a PNG, whatever the path's ending.
+
+    Raises:
+        OSError: the path cannot be written.
+        ValueError: as `image_grid`.
+    """
+    from upath import UPath
+
+    grid = image_grid(images, columns, min_pixels)
+    with UPath(path).open("wb") as file:
+        grid.save(file, format="PNG")
+
+
+def _shades(pixels: np.ndarray) -> np.ndarray:
+    """[-1, 1] to 0..255."""
+    finite = np.nan_to_num(pixels.astype(np.float32), nan=BACKGROUND, posinf=1, neginf=-1)
+    return np.rint((finite.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

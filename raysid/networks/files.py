@@ -1,0 +1,116 @@
+"""Networks on disk: a folder of `model.safetensors` (the weights) and `config.json` (what they are).
+
+Teachers and generators are both kept so. Nothing in such a folder is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.networks.edm import EDMDenoiser
+from raysid.networks.settings import NetworkSettings
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class NetworkCard(BaseModel):
+    """What `config.json` says: what the weights are, and how to build the network they belong to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["raysid-1"] = "raysid-1"
+    kind: Literal["teacher", "generator"]
+    network: NetworkSettings
+    sigma_init: float | None = Field(None, gt=0, description="Noise level at which a generator runs.")
+    trained: dict[str, Any] = Field({}, description="How it came to be: step, images, settings, figures.")
+
+
+def save_network(folder: str | UPath, card: NetworkCard, network: EDMDenoiser) -> None:
+    """Write a network's folder. Each file appears whole or not at all, the weights first."""
+    folder = UPath(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_whole(folder / WEIGHTS, safetensors.torch.save(weights))
+    write_whole(folder / CONFIG, (card.model_dump_json(indent=2) + "\n").encode())
+
+
+def load_card(folder: str | UPath, kind: Literal["teacher", "generator"]) -> NetworkCard:
+    """Read what a folder holds.
+
+    Raises:
+        UserError: there is no such folder, or it does not hold a network of this `kind`.
+    """
+    folder = UPath(folder)
+    try:
+        text = (folder / CONFIG).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no {kind} at {folder}: a {kind}'s folder holds {WEIGHTS} and {CONFIG}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {folder / CONFIG}: {error}") from None
+    try:
+        card = NetworkCard.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{folder / CONFIG} does not describe a network: {where}: {first['msg']}") from None
+    if card.kind != kind:
+        raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")
+    return card
+
+
+def load_network(
+    folder: str | UPath, kind: Literal["teacher", "generator"]
+) -> tuple[NetworkCard, EDMDenoiser]:
+    """Build the network a folder describes, with its weights.
+
+    Raises:
+        UserError: as `load_card`; or the weights are missing, damaged, or belong to another network.
+    """
+    folder = UPath(folder)
+    card = load_card(folder, kind)
+    file = folder / WEIGHTS
+    try:
+        weights = safetensors.torch.load(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: copy the whole folder of the {kind}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
+    network = EDMDenoiser(card.network)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise UserError(
+            f"{file} does not fit the network of {CONFIG}: {odd[0]} and {len(odd) - 1} more differ"
+        )
+    network.load_state_dict(weights)
+    return card, network
+
+
+def weights_digest(folder: str | UPath) -> str:
+    """SHA-256 of a folder's weights, to tell whether two folders hold the same network."""
+    return hashlib.sha256((UPath(folder) / WEIGHTS).read_bytes()).hexdigest()
+
+
+def write_whole(path: UPath, content: bytes) -> None:
+    """Write a file so that it is either there and whole, or as it was before."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def read_json(path: UPath) -> Any:
+    """The content of a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

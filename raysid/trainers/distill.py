@@ -1,0 +1,287 @@
+"""Distillation: from a teacher to a one-step generator, resumable, with what a user watches meanwhile."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from raysid.actors.build import RunInputs
+from raysid.actors.placement import LocalPlacement, Placement
+from raysid.checkpoint import Checkpoint, find_checkpoint
+from raysid.cluster import connect
+from raysid.config import Config, PretrainConfig
+from raysid.data import ImageSource, open_source
+from raysid.errors import LearnerLost, RunFailed, UserError
+from raysid.generator import FOLDERS
+from raysid.networks.files import CONFIG, WEIGHTS, weights_digest, write_whole
+from raysid.progress import ProgressLine
+from raysid.run_folder import RunFolder
+from raysid.tracking import Tracker, read_metrics
+from raysid.trainers.evaluation import PendingEvaluation
+from raysid.trainers.meter import Meter
+from raysid.trainers.step import StepResult, take_step
+from raysid.trainers.summary import (
+    best_distance,
+    finished_rows,
+    has_evaluation,
+    recomputes_so_far,
+    show_summary,
+    summary_rows,
+)
+from raysid.trainers.teachers import Teacher, find_teacher, load_teacher
+
+STEPS_IN_FLIGHT = (
+    2  # how far the driver submits ahead: enough that no role waits for it, little enough to keep
+)
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation leaves.
+
+    Attributes:
+        path: the run's folder; `load_generator(path)` loads its product.
+        checkpoint: folder of the last training state.
+        metrics: the last evaluation's figures, the best distance, and the final table's rows.
+    """
+
+    path: str
+    checkpoint: str | None
+    metrics: dict[str, Any]
+
+
+def distill(config: Config, fresh: bool = False, resume_from: str | None = None) -> DistillResult:
+    """Distil the teacher that `config` names; the same call again goes on where the last one ended.
+
+    Trains the teacher first when it comes by recipe and the storage has none. Prints progress, and at the end a
+    table and the paths.
+
+    Args:
+        fresh: start over, emptying the run's folder.
+        resume_from: a checkpoint's folder, or a run's, to branch from; only for a run that has not begun.
+
+    Raises:
+        UserError: something given cannot be used; nothing was started.
+        RunFailed: the run stopped; its checkpoints are whole, and the same call goes on from the newest.
+    """
+    if config.run.name is None:
+        raise UserError("run.name is missing: a config that is no recipe's must name its run")
+    source = _open_source(config)
+    branch = find_checkpoint(resume_from) if resume_from else None
+    found = find_teacher(config, source)
+    folder = RunFolder(config, fresh)
+    try:
+        teacher = _train_teacher(config, found, source) if isinstance(found, PretrainConfig) else found
+        folder.begin(weights_digest(teacher.path))
+        return _Distillation(config, folder, teacher, source, branch).run()
+    finally:
+        folder.close()
+
+
+def _train_teacher(config: Config, recipe: PretrainConfig, source: ImageSource) -> Teacher:
+    from raysid.trainers.pretrain import pretrain
+
+    print(
+        f"no teacher in {config.storage} yet: training it by the recipe {config.teacher.recipe}", flush=True
+    )
+    return load_teacher(pretrain(recipe).path, source)
+
+
+def _open_source(config: Config) -> ImageSource:
+    try:
+        return open_source(config.data.source)
+    except ValueError as error:
+        raise UserError(f"data.source: {error}") from None
+
+
+class _Distillation:
+    """One session of a run: from its newest checkpoint to its end."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        teacher: Teacher,
+        source: ImageSource,
+        branch: Checkpoint | None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.teacher = teacher
+        self.source = source
+        self.branch = branch
+        self.in_flight: deque[tuple[int, StepResult]] = deque()
+        self.evaluation: PendingEvaluation | None = None
+        self.meter = Meter()
+        self.best = math.inf
+        self.note = ""
+
+    def run(self) -> DistillResult:
+        """Train to the end, measure what came out, show it."""
+        start = self.folder.checkpoints.newest() or self.branch
+        if self.branch is not None and start is not self.branch:
+            raise UserError(f"{self.folder.path} has begun already: --resume-from is for a new --run.name")
+        if (
+            start is not None
+            and start.step >= self.config.total_steps
+            and (rows := finished_rows(self.folder.path))
+        ):
+            print(f"{self.folder.path} is finished already; --fresh starts it over")
+        else:
+            step = start.step if start else None
+            with Tracker(self.folder.path, self.config.model_dump(mode="json"), step) as self.tracker:
+                self._train_restoring(start)
+                rows = summary_rows(self.config, self.folder.path, self.teacher)
+                self.tracker.table(rows)
+        show_summary(self.folder.path, rows)
+        return self._result(rows)
+
+    def _train_restoring(self, start: Checkpoint | None) -> None:
+        """Train; when a learner is lost, go back to the newest checkpoint with all of them."""
+        total = self.config.total_steps * self.config.batch_size
+        limit, failures = self.config.failure.max_failures, 0
+        with ProgressLine("distill", total, start.images if start else 0) as self.progress:
+            if start is not None:
+                self.progress.message(f"going on from {start.path}, step {start.step:,}")
+            while True:
+                try:
+                    return self._train(start)
+                except LearnerLost as lost:
+                    failures += 1
+                    if failures > limit:
+                        raise RunFailed(
+                            f"a learner was lost more than failure.max_failures = {limit} times ({lost}); "
+                            "the same command goes on from the newest checkpoint"
+                        ) from lost
+                    start = self.folder.checkpoints.newest() or self.branch
+                    step = start.step if start else 0
+                    self.progress.message(
+                        f"lost a learner ({lost}); restoring both from step {step:,}, failure {failures} of {limit}"
+                    )
+                    self.tracker.cut_back(step)
+
+    def _train(self, start: Checkpoint | None) -> None:
+        """From a checkpoint, or the beginning, to the end of the run."""
+        step = start.step if start else 0
+        self.folder.checkpoints.remove_unfinished(after_step=step)
+        self.in_flight.clear()
+        self.evaluation = None
+        self.best = best_distance(self.folder.path)
+        self.meter = Meter(recomputes=recomputes_so_far(self.folder.path))
+        placement = self._place(start)
+        try:
+            self._keep(placement, step)
+            self.meter.begin(step * self.config.batch_size, placement.report())
+            while step < self.config.total_steps:
+                self.in_flight.append((step, take_step(placement.roles, self.config, step)))
+                step += 1
+                if self._due(self.config.tracking.log_every_images, step):
+                    self._finish_steps(placement)
+                    self._log(placement, step)
+                else:
+                    self._finish_steps(placement, but=STEPS_IN_FLIGHT)
+                self._keep(placement, step)
+                self._finish_evaluation(wait=False)
+            self._finish_evaluation()
+        finally:
+            placement.close()
+
+    def _place(self, start: Checkpoint | None) -> Placement:
+        adversarial = self.config.method.adversarial is not None
+        source = self.source if adversarial else None
+        inputs = RunInputs(
+            config=self.config,
+            teacher=str(self.teacher.path),
+            label_frequencies=tuple(self.source.label_counts.tolist())
+            if adversarial
+            else (1.0,) * max(self.teacher.card.network.label_dim, 1),
+            checkpoint=str(start.path) if start else None,
+            num_real=self.source.num_images if adversarial else None,
+            pixel_max=self.source.pixel_max,
+        )
+        if self.config.placement == "local":
+            return LocalPlacement(inputs, source, self.config.torch_threads or os.cpu_count() or 1)
+        from raysid.actors.remote import SplitPlacement
+
+        connect()
+        return SplitPlacement(inputs, source, self.config.torch_threads or 1)
+
+    def _finish_steps(self, placement: Placement, but: int = 0) -> None:
+        """Wait for the steps in flight, except the last `but`, and take in what the learners said."""
+        while len(self.in_flight) > but:
+            step, result = self.in_flight.popleft()
+            self.meter.add(placement.collect(result.fake_score))
+            if result.generator is not None:
+                self.meter.add(placement.collect(result.generator))
+            self.progress.update((step + 1) * self.config.batch_size, self.meter.losses, self.note)
+
+    def _log(self, placement: Placement, step: int) -> None:
+        """A line of metrics: means since the last one, speed, how busy each role was."""
+        images = step * self.config.batch_size
+        self.tracker.train(step, images, self.meter.means())
+        self.tracker.perf(step, images, self.meter.performance(images, placement.report()))
+
+    def _keep(self, placement: Placement, step: int) -> None:
+        """Checkpoint, export and evaluate where they are due after `step` steps.
+
+        A checkpoint goes before every evaluation, so that the best generator is never one whose training
+        state is gone.
+        """
+        evaluate = step == 0 or self._due(self.config.evaluation.every_images, step)
+        if not (evaluate or self._due(self.config.checkpoint.every_images, step)):
+            return
+        self._finish_steps(placement)
+        self._finish_evaluation()  # it reads the folder that is written now
+        images = step * self.config.batch_size
+        if (newest := self.folder.checkpoints.newest_step()) is None or newest < step:
+            files = placement.save(str(self.folder.checkpoints.path(step)))
+            self.folder.checkpoints.finish(step, images, files)
+        trained = {
+            "step": step,
+            "images": images,
+            "run": self.config.run.name,
+            "data": self.config.data.source,
+        }
+        placement.export(str(self.folder.path / FOLDERS["last"]), trained)
+        if evaluate and not has_evaluation(self.folder.path, step):
+            self.evaluation = PendingEvaluation(self.config, self.folder.path, step)
+
+    def _finish_evaluation(self, wait: bool = True) -> None:
+        """Record the evaluation that is under way, if it is done (or wait for it); keep the best generator."""
+        if self.evaluation is None or not (wait or self.evaluation.done()):
+            return
+        step, (figures, grids) = self.evaluation.step, self.evaluation.result()
+        self.evaluation = None
+        images = step * self.config.batch_size
+        self.tracker.sample_grid(step, images, grids.generated, grids.real)
+        self.tracker.evaluation(step, images, figures)
+        self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
+        if figures["label_accuracy"] is not None:
+            self.note += f", accuracy {figures['label_accuracy']:.1%}"
+        if figures["frechet_distance"] < self.best:
+            self.best = figures["frechet_distance"]
+            for name in (WEIGHTS, CONFIG):
+                content = (self.folder.path / FOLDERS["last"] / name).read_bytes()
+                best = self.folder.path / FOLDERS["best"]
+                best.mkdir(exist_ok=True)
+                write_whole(best / name, content)
+
+    def _due(self, every_images: int, step: int) -> bool:
+        """Whether something done every so many images is due after `step` steps; always at the end."""
+        size = self.config.batch_size
+        return (
+            step == self.config.total_steps or step * size // every_images > (step - 1) * size // every_images
+        )
+
+    def _result(self, rows: list[dict[str, Any]]) -> DistillResult:
+        newest = self.folder.checkpoints.newest()
+        last = [entry for entry in read_metrics(self.folder.path) if entry["kind"] == "evaluation"][-1]
+        return DistillResult(
+            path=str(self.folder.path),
+            checkpoint=str(newest.path) if newest else None,
+            metrics={key: last[key] for key in ("frechet_distance", "label_accuracy", "step", "images")}
+            | {"best_frechet_distance": best_distance(self.folder.path), "table": rows},
+        )

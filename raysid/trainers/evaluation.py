@@ -1,0 +1,221 @@
+"""Measuring generators and teachers: the same figures in training, in the final table, and by `raysid evaluate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from upath import UPath
+
+from raysid.config import Config, PretrainConfig
+from raysid.data import open_source, to_unit
+from raysid.draws import Draws
+from raysid.errors import UserError
+from raysid.generator import FOLDERS, Generator, Which, generator_folder, load_generator
+from raysid.metrics import Evaluator, load_digits_classifier
+from raysid.networks import EDMDenoiser
+from raysid.networks.files import NetworkCard, load_network
+from raysid.sampling import heun
+
+BATCH = 500
+GRID_ROWS = 10
+GRID_COLUMNS = 8
+
+MakeImages = Callable[[Tensor, Tensor | None], Tensor]
+"""Noise (B, C, H, W) and class indices (B,) or None to images (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Pictures at a fixed z, a row a class, and as many real ones: (N, C, H, W) in [-1, 1]."""
+
+    generated: np.ndarray
+    real: np.ndarray
+
+
+def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, seed: int) -> dict[str, Any]:
+    """Fréchet distance to all real images of `source`, label accuracy, milliseconds per image.
+
+    The noise of sample i is a function of (seed, i) and its label is i modulo the number of classes, so that
+    whatever is measured with the same seed is measured on the same noise.
+    """
+    classes = card.network.label_dim
+    shape = (card.network.img_channels, card.network.img_resolution, card.network.img_resolution)
+
+    def generate(start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        z = Draws(seed, 0, start, count).normal("evaluation/z", shape)
+        labels = torch.arange(start, start + count) % classes if classes else None
+        return make(z, labels), labels
+
+    return dict(evaluator(source).evaluate(generate, num_samples, BATCH, classes))
+
+
+@cache
+def evaluator(source: str) -> Evaluator:
+    """The evaluator of a source, its real images' features computed once a process."""
+    images, labels = real_images(source)
+    return Evaluator(images, load_digits_classifier(), labels)
+
+
+def real_images(source: str) -> tuple[Tensor, Tensor]:
+    """All real images of a source (N, C, H, W) in [-1, 1] and their labels (N,)."""
+    opened = open_source(source)
+    blocks = list(opened.blocks())
+    pixels = np.concatenate([block["image"] for block in blocks])
+    labels = np.concatenate([block["label"] for block in blocks])
+    return torch.from_numpy(to_unit(pixels, opened.pixel_max)), torch.from_numpy(labels)
+
+
+def evaluate_folder(
+    folder: str, source: str, num_samples: int, seed: int, threads: int | None = None
+) -> tuple[dict[str, Any], Grids]:
+    """Measure the generator in `folder`, and draw its grid at a fixed z. Runs in any process."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    generator = Generator.from_pretrained(folder)
+    figures = measure(generator, generator.card, source, num_samples, seed)
+    return figures, draw_grids(generator, source)
+
+
+class PendingEvaluation:
+    """An evaluation of a run's last generator: beside the training on a cluster, at once in one process.
+
+    It reads the generator's folder, so that folder must stay as it is until the evaluation is done.
+    """
+
+    def __init__(self, config: Config, run: UPath, step: int) -> None:
+        self.step = step
+        settings = config.evaluation
+        arguments = (str(run / FOLDERS["last"]), config.data.source, settings.num_samples, settings.seed)
+        self._local = config.placement == "local"
+        if self._local:
+            self._answer: Any = evaluate_folder(*arguments)
+        else:
+            import ray
+
+            self._answer = ray.remote(evaluate_folder).options(num_cpus=0.25).remote(*arguments, threads=1)
+
+    def done(self) -> bool:
+        """Whether the result is there."""
+        if self._local:
+            return True
+        import ray
+
+        return bool(ray.wait([self._answer], timeout=0)[0])
+
+    def result(self) -> tuple[dict[str, Any], Grids]:
+        """Figures and grids, waiting for them where they are not there yet."""
+        if self._local:
+            return self._answer
+        import ray
+
+        return ray.get(self._answer)
+
+
+def draw_grids(generator: Generator, source: str) -> Grids:
+    """A grid of generated images at a z that never changes, and one of real images with the same labels."""
+    classes = generator.num_classes
+    count = GRID_ROWS * GRID_COLUMNS
+    labels = torch.arange(count) // GRID_COLUMNS % classes if classes else None
+    with torch.no_grad():
+        images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.image_shape), labels)
+    real, real_labels = real_images(source)
+    chosen = torch.arange(count) % len(real) if labels is None else _of_classes(real_labels, labels)
+    return Grids(images.numpy(), real[chosen].numpy())
+
+
+def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:
+    """Indices of real images with the labels `wanted`, no image twice while its class lasts."""
+    taken: dict[int, Iterator[int]] = {}
+    chosen = []
+    for label in wanted.tolist():
+        if label not in taken:
+            taken[label] = iter(torch.nonzero(real_labels == label).flatten().tolist() * len(wanted))
+        chosen.append(next(taken[label]))
+    return torch.tensor(chosen)
+
+
+def teacher_sampler(network: EDMDenoiser, steps: int) -> MakeImages:
+    """The teacher's Heun sampler as a maker of images."""
+    network.eval()
+
+    def make(z: Tensor, labels: Tensor | None) -> Tensor:
+        cond = None
+        if labels is not None:
+            cond = torch.nn.functional.one_hot(labels, network.settings.label_dim).float()
+        return heun(network, z, cond, steps)
+
+    return make
+
+
+def measure_on_cluster(
+    card: NetworkCard, weights: dict[str, Tensor], source: str, config: PretrainConfig, seed: int = 2
+) -> dict[str, Any]:
+    """As `measure`, for a teacher whose sampler takes long: its images are made by Ray tasks, side by side."""
+    import ray
+
+    network = ray.put({name: value.numpy() for name, value in weights.items()})
+    task = ray.remote(_sample_chunk).options(num_cpus=config.worker_resources.num_cpus)
+    starts = range(0, config.evaluation_samples, BATCH)
+    counts = [min(BATCH, config.evaluation_samples - start) for start in starts]
+    made = ray.get(
+        [
+            task.remote(card, network, config.sampler_steps, seed, s, c)
+            for s, c in zip(starts, counts, strict=True)
+        ]
+    )
+    images = torch.from_numpy(np.concatenate([chunk for chunk, _ in made]))
+    classes = card.network.label_dim
+    labels = torch.arange(len(images)) % classes if classes else None
+
+    def generate(start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        stop = start + count
+        return images[start:stop], None if labels is None else labels[start:stop]
+
+    figures = dict(evaluator(source).evaluate(generate, len(images), BATCH, classes))
+    return figures | {"ms_per_image": 1000 * sum(seconds for _, seconds in made) / len(images)}
+
+
+def _sample_chunk(
+    card: NetworkCard, weights: dict[str, np.ndarray], steps: int, seed: int, start: int, count: int
+) -> tuple[np.ndarray, float]:
+    """The teacher's images of samples `start` to `start + count`, and the CPU seconds they took."""
+    torch.set_num_threads(1)
+    network = EDMDenoiser(card.network)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    classes = card.network.label_dim
+    shape = (card.network.img_channels, card.network.img_resolution, card.network.img_resolution)
+    z = Draws(seed, 0, start, count).normal("evaluation/z", shape)
+    labels = torch.arange(start, start + count) % classes if classes else None
+    began = time.thread_time()
+    images = teacher_sampler(network, steps)(z, labels)
+    return images.numpy(), time.thread_time() - began
+
+
+def generator_before(teacher: str, sigma_init: float) -> Generator:
+    """The generator as a distillation finds it: the teacher's network, run once at `sigma_init`."""
+    card, network = load_network(teacher, "teacher")
+    card = card.model_copy(update={"kind": "generator", "sigma_init": sigma_init})
+    return Generator(card, network).eval()
+
+
+def evaluate_generator_path(path: str, which: Which, num_samples: int, seed: int) -> dict[str, Any]:
+    """What `raysid evaluate` shows of a run's generator, or of a generator's folder.
+
+    Raises:
+        UserError: no generator there, or none whose images can be compared with its source's.
+    """
+    generator = load_generator(generator_folder(path, which))
+    source = generator.card.trained.get("data")
+    if source is None:
+        raise UserError(
+            f"{UPath(path)} does not say which real images it was made for: its config.json has no data"
+        )
+    figures = measure(generator, generator.card, source, num_samples, seed)
+    return figures | {"halves_distance": evaluator(source).reference_figures()["halves_distance"]}

@@ -1,0 +1,53 @@
+"""What the learners said since the last line of metrics: means, speed, busy shares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from raysid.actors.generator import RECOMPUTED
+
+
+class Meter:
+    """Gathers step figures between two lines of metrics.
+
+    Args:
+        recomputes: how often lost scorers' work was done again earlier in the run.
+    """
+
+    def __init__(self, recomputes: float = 0) -> None:
+        self.recomputes = recomputes
+        self.losses: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def begin(self, images: int, report: Mapping[str, Mapping[str, float]]) -> None:
+        """Count speed and busy seconds from here, where `images` were made already."""
+        self._images, self._time, self._report = images, time.perf_counter(), report
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Take in what a learner said of one step."""
+        for name, value in figures.items():
+            if name == RECOMPUTED:
+                self.recomputes += value
+                continue
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+            if name.startswith("loss/"):
+                self.losses[name] = value
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure since the last call."""
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+    def performance(self, images: int, report: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Images per second and each role's busy share since the last call, and the recomputes so far."""
+        seconds = time.perf_counter() - self._time
+        figures = {RECOMPUTED: self.recomputes, "images_per_second": (images - self._images) / seconds}
+        for role, own in report.items():
+            for name, value in own.items():
+                share = (value - self._report[role][name]) / seconds
+                figures[f"{name.removesuffix('_seconds')}/{role}"] = share
+        self.begin(images, report)
+        return figures

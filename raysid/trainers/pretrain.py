@@ -1,0 +1,246 @@
+"""Training a teacher: EDM's denoising loss, data parallel under Ray Train (arXiv 2206.00364)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import Tensor
+from upath import UPath
+
+from raysid.actors.learner import one_hot
+from raysid.cluster import connect
+from raysid.config import PretrainConfig
+from raysid.data import ImageSource, ImageStream, open_source, ray_blocks, to_unit
+from raysid.draws import Draws
+from raysid.errors import RunFailed, UserError
+from raysid.losses import denoising_loss
+from raysid.networks import EDMDenoiser
+from raysid.networks.files import CONFIG, NetworkCard, save_network
+from raysid.noise import EDMNoise
+from raysid.progress import ProgressLine
+from raysid.schedules import ema_beta, learning_rate
+from raysid.trainers.evaluation import measure_on_cluster
+from raysid.trainers.teachers import NOT_ITS_IDENTITY, check_fits, teacher_folder
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What training a teacher leaves: its folder, and its figures."""
+
+    path: str
+    metrics: dict[str, Any]
+
+
+def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
+    """Train a teacher, measure it, and keep it; one that is there already is not trained again.
+
+    Args:
+        out: the folder to keep it in, instead of `teacher_folder(config)`.
+
+    Raises:
+        UserError: the settings do not fit the images, or the folder cannot be written.
+        RunFailed: training stopped; the same call goes on from its last checkpoint.
+    """
+    folder = UPath(out).absolute() if out else teacher_folder(config)
+    source = _open_source(config)
+    check_fits(config.network, "network", source)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(str(folder.with_name(f"{folder.name}.lock")))
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"another process is training {folder}; waiting for it")
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{folder.parent} cannot be written: {error.strerror or error}") from None
+    with lock:
+        if not (folder / CONFIG).exists():
+            _train(config, source, folder)
+        card = NetworkCard.model_validate_json((folder / CONFIG).read_text())
+    return PretrainResult(str(folder), card.trained["evaluation"])
+
+
+def _open_source(config: PretrainConfig) -> ImageSource:
+    try:
+        return open_source(config.data.source)
+    except ValueError as error:
+        raise UserError(f"data.source: {error}") from None
+
+
+def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Empty, Queue
+
+    connect()
+    progress: Any = Queue(actor_options={"num_cpus": 0})
+    resources = config.worker_resources
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            # Not by `datasets=`: Ray Train would drop the order that makes the stream addressable.
+            "read_blocks": ray_blocks(source.dataset()),
+            "num_images": source.num_images,
+            "pixel_max": source.pixel_max,
+            "progress": progress,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker={"CPU": resources.num_cpus, **resources.resources}
+            | ({"GPU": resources.num_gpus} if resources.num_gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=f"{folder.name}-training",
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=config.failure.max_failures),
+        ),
+    )
+    with (
+        ProgressLine("teacher", config.total_images) as line,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        training = pool.submit(trainer.fit)
+        while not training.done():
+            try:
+                images, figures = progress.get(timeout=0.5)
+                line.update(images, figures)
+            except Empty:
+                continue
+        try:
+            result = training.result()
+        except Exception as error:
+            raise RunFailed(
+                f"training the teacher stopped: {str(error).strip().splitlines()[-1]}; the same command goes on"
+            ) from error
+        progress.shutdown()
+        assert result.checkpoint is not None
+        with result.checkpoint.as_directory() as directory:
+            state = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
+        network = EDMDenoiser(config.network)
+        network.load_state_dict(state["ema"])
+        card = NetworkCard(kind="teacher", network=config.network)
+        line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
+        figures = measure_on_cluster(card, state["ema"], source.name, config)
+    trained = {
+        "config": config.model_dump(mode="json", exclude=NOT_ITS_IDENTITY),
+        "data": source.name,
+        "sampler_steps": config.sampler_steps,
+        "evaluation": figures,
+    }
+    save_network(folder, card.model_copy(update={"trained": trained}), network)
+
+
+def _worker(inputs: dict[str, Any]) -> None:
+    """One data-parallel worker: its slice of every batch, gradients averaged by DDP."""
+    import ray.train
+    import ray.train.torch
+
+    config = PretrainConfig.model_validate_json(inputs["config"])
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.torch_threads)
+    training = _Training(config, inputs, rank, ranks)
+    start = 0
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as directory:
+            start = training.load(Path(directory) / "state.pt")
+    total = -(-config.total_images // config.batch_size)
+    save_every = max(config.checkpoint.every_images // config.batch_size, 1)
+    for step in range(start, total):
+        loss = training.step(step)
+        images = (step + 1) * config.batch_size
+        if rank == 0:
+            inputs["progress"].put_nowait((images, {"loss": loss}))
+        if (step + 1) % save_every == 0 or step + 1 == total:
+            figures = {"step": step + 1, "images": images, "loss": loss}
+            with tempfile.TemporaryDirectory() as directory:
+                saved = None
+                if rank == 0:
+                    training.save(Path(directory) / "state.pt", step + 1)
+                    saved = ray.train.Checkpoint.from_directory(directory)
+                ray.train.report(figures, checkpoint=saved)
+
+
+class _Training:
+    """A worker's network, its average, its optimizer and its slice of the real images."""
+
+    def __init__(self, config: PretrainConfig, inputs: dict[str, Any], rank: int, ranks: int) -> None:
+        import ray.train.torch
+
+        self.config = config
+        self.rank = rank
+        self.count = config.batch_size // ranks
+        self.pixel_max = inputs["pixel_max"]
+        torch.manual_seed(config.seed)
+        network = EDMDenoiser(config.network)
+        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        self.wrapped = ray.train.torch.prepare_model(network.train())
+        self.network = getattr(self.wrapped, "module", self.wrapped)
+        self.device = next(self.network.parameters()).device
+        self.ema.to(self.device)
+        self.noise = EDMNoise(sigma_data=config.network.sigma_data)
+        self.adam = torch.optim.Adam(
+            self.network.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        )
+        window = config.data.shuffle_window
+        self.images = ImageStream(
+            inputs["read_blocks"],
+            inputs["num_images"],
+            config.seed,
+            window,
+            prefetch=inputs["num_images"] > window,
+        )
+
+    def step(self, step: int) -> float:
+        """One update; returns this worker's loss per image."""
+        config = self.config
+        seen, start = step * config.batch_size, self.rank * self.count
+        x, cond = self._real(seen + start)
+        draws = Draws(config.seed, step, start, self.count)
+        sigma = self.noise.fake_score_level(draws.normal("sigma_normal")).to(self.device)
+        eps = draws.normal("noise", x.shape[1:]).to(self.device)
+        torch.manual_seed(draws.dropout_seed("dropout"))
+        x_hat = self.wrapped(self.noise.add_noise(x, sigma, eps), sigma, cond)
+        loss = denoising_loss(x_hat, x, self.noise.loss_weight(sigma)).mean()
+        loss.backward()
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(config.lr, config.lr_schedule, seen, config.total_images)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        beta = ema_beta(config.ema, seen, config.batch_size)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
+        return loss.item()
+
+    def save(self, path: Path, step: int) -> None:
+        """Write everything that going on after `step` steps needs."""
+        state = {
+            "step": step,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.adam.state_dict(),
+        }
+        torch.save(state, path)
+
+    def load(self, path: Path) -> int:
+        """Read what `save` wrote; returns the step to go on with."""
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.adam.load_state_dict(state["optimizer"])
+        return state["step"]
+
+    def _real(self, position: int) -> tuple[Tensor, Tensor | None]:
+        pixels, labels = self.images.read(position, self.count)
+        cond = one_hot(torch.from_numpy(labels), self.config.network.label_dim)
+        x = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
+        return x, None if cond is None else cond.to(self.device)

@@ -1,0 +1,88 @@
+"""What a run comes to: figures read back from its metrics, and the table at its end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from upath import UPath
+
+from raysid.actors.generator import RECOMPUTED
+from raysid.config import Config
+from raysid.generator import FOLDERS, load_generator
+from raysid.progress import print_table
+from raysid.tracking import read_metrics
+from raysid.trainers.evaluation import evaluator, generator_before, measure
+from raysid.trainers.teachers import Teacher
+
+TEACHER, BEFORE = "teacher", "generator before"
+LAST, BEST = "generator, last EMA", "generator, best evaluated EMA"
+
+
+def finished_rows(run: UPath) -> list[dict[str, Any]] | None:
+    """The final table of a run that has one."""
+    tables = [entry for entry in read_metrics(run) if entry["kind"] == "table"]
+    return tables[-1]["rows"] if tables else None
+
+
+def best_distance(run: UPath) -> float:
+    """The smallest evaluated distance of the run so far; inf when none was evaluated."""
+    distances = (e["frechet_distance"] for e in read_metrics(run) if e["kind"] == "evaluation")
+    return min(distances, default=math.inf)
+
+
+def has_evaluation(run: UPath, step: int) -> bool:
+    """Whether the run has recorded an evaluation after `step` steps."""
+    return any(e["kind"] == "evaluation" and e["step"] == step for e in read_metrics(run))
+
+
+def recomputes_so_far(run: UPath) -> float:
+    """How often the run did lost scorers' work again, as last recorded."""
+    counts = [e[RECOMPUTED] for e in read_metrics(run) if e["kind"] == "perf"]
+    return counts[-1] if counts else 0
+
+
+def summary_rows(config: Config, run: UPath, teacher: Teacher) -> list[dict[str, Any]]:
+    """Measure the teacher, the generator before, and the two products, all on the same noise.
+
+    The seed is another than that of the evaluations in training, so that choosing the best of these does not
+    flatter it.
+    """
+    seed, samples = config.evaluation.seed + 1, config.evaluation.num_samples
+    before = generator_before(str(teacher.path), config.method.sigma_init)
+    rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
+    makers = [(BEFORE, before)] + [(name, load_generator(run, which)) for name, which in _PRODUCTS]
+    for name, generator in makers:
+        figures = measure(generator, generator.card, config.data.source, samples, seed)
+        rows.append({"name": name, "evaluations": 1, **figures})
+    halves = evaluator(config.data.source).reference_figures()["halves_distance"]
+    rows.append({"name": "real images, one half against the other", "frechet_distance": halves})
+    return rows
+
+
+_PRODUCTS: list[tuple[str, Any]] = [(LAST, "last"), (BEST, "best")]
+
+
+def show_summary(run: UPath, rows: list[dict[str, Any]]) -> None:
+    """Print the table of a finished run, and where its results lie."""
+    samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)
+    print_table(
+        f"Fréchet distance of {samples:,} samples to all real images",
+        ["", "network evaluations", "Fréchet distance", "label accuracy", "ms per image"],
+        [[_text(row, key) for key in _COLUMNS] for row in rows],
+    )
+    grids = sorted((run / "samples").glob("step-*.png"))
+    print(f"samples      {grids[-1] if grids else '-'}")
+    print(f"run          {run}")
+    print(f"generator    {run / FOLDERS['best']}")
+    print(f"TensorBoard  tensorboard --logdir {run}")
+
+
+_COLUMNS = ("name", "evaluations", "frechet_distance", "label_accuracy", "ms_per_image")
+
+
+def _text(row: dict[str, Any], key: str) -> Any:
+    value = row.get(key)
+    if value is None or key in ("name", "evaluations"):
+        return value
+    return f"{value:.1%}" if key == "label_accuracy" else f"{value:.3f}"

@@ -1,0 +1,90 @@
+"""The teacher of a run: one's own, or trained by recipe and kept for every later run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from upath import UPath
+
+from raysid.config import Config, PretrainConfig
+from raysid.data import ImageSource
+from raysid.errors import UserError
+from raysid.networks import NetworkSettings
+from raysid.networks.files import CONFIG, NetworkCard, load_network
+from raysid.recipes import load_recipe
+from raysid.run_folder import local_storage
+from raysid.trainers.evaluation import measure, teacher_sampler
+
+SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
+
+# What does not make another teacher: where it is kept and how the work is shared out.
+NOT_ITS_IDENTITY = {"storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher's folder and what it says of itself."""
+
+    path: UPath
+    card: NetworkCard
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of its sampler."""
+        return 2 * int(self.card.trained.get("sampler_steps", SAMPLER_STEPS)) - 1
+
+    def figures(self, config: Config, seed: int) -> dict[str, Any]:
+        """How good it is at `evaluations`: as measured when it was trained, else measured now."""
+        known = self.card.trained.get("evaluation")
+        if known and known.get("num_samples") == config.evaluation.num_samples:
+            return known
+        card, network = load_network(self.path, "teacher")
+        sampler = teacher_sampler(network, (self.evaluations + 1) // 2)
+        return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
+
+
+def teacher_folder(config: PretrainConfig) -> UPath:
+    """`<storage>/teachers/<hash of what makes this teacher>`."""
+    identity = config.model_dump(mode="json", exclude=NOT_ITS_IDENTITY)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return local_storage(config.storage) / "teachers" / digest
+
+
+def find_teacher(config: Config, source: ImageSource) -> Teacher | PretrainConfig:
+    """The teacher that `config` names, or the recipe to train it by where the storage has none yet.
+
+    Raises:
+        UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels.
+    """
+    if config.teacher.path is not None:
+        return load_teacher(config.teacher.path, source)
+    assert config.teacher.recipe is not None
+    recipe = load_recipe(config.teacher.recipe, {"storage": config.storage}, kind="pretrain")
+    check_fits(recipe.network, f"teacher.recipe {config.teacher.recipe}", source)
+    folder = teacher_folder(recipe)
+    return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
+
+
+def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
+    """The teacher in `folder`, checked against the images. Raises UserError as `find_teacher`."""
+    card, _ = load_network(folder, "teacher")
+    check_fits(card.network, f"teacher {folder}", source)
+    return Teacher(UPath(folder), card)
+
+
+def check_fits(network: NetworkSettings, what: str, source: ImageSource) -> None:
+    """Refuse a teacher for other images or labels than the source's."""
+    shape = (network.img_channels, network.img_resolution, network.img_resolution)
+    if shape != source.image_shape:
+        raise UserError(
+            f"{what} makes images of shape {shape}, but data.source {source.name} has {source.image_shape}: "
+            "give a teacher for these images"
+        )
+    if network.label_dim not in (0, source.num_classes):
+        raise UserError(
+            f"{what} knows {network.label_dim} classes, but data.source {source.name} has "
+            f"{source.num_classes}: give a teacher for these labels"
+        )

@@ -1,0 +1,425 @@
+"""The stream of real images: its order, its addresses, its errors; in-process and through Ray Data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from raysid.data import ImageStream, ray_blocks
+from raysid.data.digits import DigitsSource
+
+DIGITS = 1797
+
+
+class Numbers:
+    """A source of `num_images` images of 1x1x2 that spell their own index; the label is the index too."""
+
+    def __init__(self, num_images: int = 10, block: int = 3) -> None:
+        self.num_images = num_images
+        self.block = block
+        self.passes = 0
+        self.largest_index = -1
+
+    def blocks(self):
+        self.passes += 1
+        for first in range(0, self.num_images, self.block):
+            index = np.arange(first, min(first + self.block, self.num_images))
+            self.largest_index = int(index[-1])
+            image = np.stack([index // 256, index % 256], axis=-1).astype(np.uint8)[:, None, None, :]
+            yield {"image": image, "label": index}
+
+
+def stream_of(source, seed=0, window=4, **options):
+    return ImageStream(source.blocks, source.num_images, seed, window, **options)
+
+
+def spelt(images):
+    return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
+
+
+# -- the order ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 10, 99])
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_every_epoch_has_each_image_once_with_its_label(window, prefetch):
+    with stream_of(Numbers(), window=window, prefetch=prefetch) as stream:
+        for epoch in range(4):
+            images, labels = stream.read(epoch * 10, 10)
+            assert images.shape == (10, 1, 1, 2) and images.dtype == np.uint8 and labels.dtype == np.int64
+            np.testing.assert_array_equal(spelt(images), labels)
+            assert sorted(labels) == list(range(10))
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    def labels(seed):
+        return stream_of(Numbers(100), seed=seed, window=100).read(0, 300)[1].reshape(3, 100)
+
+    first = labels(1)
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[1], first[2])
+    assert not np.array_equal(first, labels(2))
+    np.testing.assert_array_equal(first, labels(1))
+
+
+def test_the_order_is_the_same_on_every_platform_and_version():
+    """A resumed run must go on with the images that the interrupted one would have read."""
+    labels = stream_of(Numbers(), seed=7, window=6).read(0, 20)[1]
+    assert labels.tolist() == [5, 3, 4, 1, 2, 0, 7, 8, 6, 9, 1, 3, 4, 5, 0, 2, 9, 6, 8, 7]
+
+
+def test_a_window_mixes_its_images_and_no_others():
+    stream = stream_of(Numbers(400), window=100)
+    labels = stream.read(0, 400)[1].reshape(4, 100)
+    for window, found in enumerate(labels):
+        assert sorted(found) == list(range(window * 100, window * 100 + 100))
+        assert np.mean(np.diff(found) == 1) < 0.1
+    assert not np.array_equal(labels[0], labels[1] - 100)
+
+
+# -- addresses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("window", [7, 50, DIGITS])
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_ranks_that_read_interleaved_slices_read_the_one_stream(ranks, window, prefetch):
+    source = DigitsSource(images_per_shard=100)
+    batch, steps = 180, 23  # over two ends of epochs
+    whole_images, whole_labels = stream_of(source, window=window).read(0, batch * steps)
+    share = batch // ranks
+    streams = [stream_of(source, window=window, prefetch=prefetch) for _ in range(ranks)]
+    for step in range(steps):
+        for rank, stream in enumerate(streams):
+            start = step * batch + rank * share
+            images, labels = stream.read(start, share)
+            np.testing.assert_array_equal(images, whole_images[start : start + share])
+            np.testing.assert_array_equal(labels, whole_labels[start : start + share])
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_a_read_anywhere_equals_the_uninterrupted_stream(prefetch):
+    whole = stream_of(Numbers(), window=4).read(0, 60)[1]
+    with stream_of(Numbers(), window=4, prefetch=prefetch) as jumping:
+        generator = np.random.default_rng(0)
+        for start in generator.integers(0, 45, size=60):
+            count = int(generator.integers(1, 15))
+            np.testing.assert_array_equal(jumping.read(int(start), count)[1], whole[start : start + count])
+    for start in range(40):
+        np.testing.assert_array_equal(
+            stream_of(Numbers(), window=4).read(start, 5)[1], whole[start : start + 5]
+        )
+
+
+def test_a_read_does_not_change_what_an_earlier_one_gave():
+    stream = stream_of(Numbers(), window=4)
+    first = stream.read(0, 4)[0]
+    kept = first.copy()
+    stream.read(4, 20)
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0  # the caller's own
+    np.testing.assert_array_equal(stream.read(0, 4)[0], kept)
+
+
+# -- what it costs -----------------------------------------------------------------------------------------
+
+
+def test_a_set_that_fits_the_window_is_read_once():
+    source = Numbers()
+    stream = stream_of(source, window=10)
+    for start in (0, 5, 95, 3, 1000):
+        stream.read(start, 7)
+    assert source.passes == 1
+
+
+def test_sequential_reads_make_one_pass_an_epoch_and_hold_one_window():
+    source = Numbers(100, block=5)
+    stream = stream_of(source, window=20)
+    for start in range(0, 300, 4):
+        stream.read(start, 4)
+        in_epoch = start % 100
+        assert source.largest_index < (in_epoch // 20 + 1) * 20  # nothing behind the window is touched
+    assert source.passes == 3
+
+
+def test_going_back_within_the_window_opens_nothing():
+    source = Numbers(100)
+    stream = stream_of(source, window=20)
+    stream.read(30, 8)
+    stream.read(22, 8)
+    assert source.passes == 1
+    stream.read(0, 8)
+    assert source.passes == 2
+
+
+def test_wait_is_counted_and_prefetch_hides_it():
+    class Slow(Numbers):
+        def blocks(self):
+            for block in super().blocks():
+                time.sleep(0.02)
+                yield block
+
+    def waited(prefetch):
+        with stream_of(Slow(40, block=4), window=4, prefetch=prefetch) as stream:
+            for start in range(0, 40, 4):
+                stream.read(start, 4)
+                time.sleep(0.06)  # the learner's step
+            return stream.wait_seconds
+
+    plain = waited(prefetch=False)
+    assert plain > 0.2
+    assert waited(prefetch=True) < plain / 2
+
+
+# -- errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [4, 10, 50])
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize(
+    ("announced", "message"),
+    [
+        (12, r"^the source yielded 10 images, not the 12 it announced$"),
+        (9, r"^the source yields more images than the 9 it announced$"),
+    ],
+)
+def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
+    with ImageStream(Numbers(10).blocks, announced, 0, window, prefetch=prefetch) as stream:
+        for _ in range(2):  # and stays one
+            with pytest.raises(ValueError, match=message):
+                stream.read(0, announced)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (np.zeros((2, 1, 4, 4)), np.zeros(2, int), "images of float64"),
+        (np.zeros((2, 4, 4), np.uint8), np.zeros(2, int), "images of uint8"),
+        (np.zeros((2, 1, 4, 4), np.uint8), np.zeros(3, int), "labels of int64"),
+        (np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2), "labels of float64"),
+    ],
+)
+def test_blocks_that_are_not_labelled_images(image, label, message):
+    stream = ImageStream(lambda: [{"image": image, "label": label}], 2, 0, 2)
+    with pytest.raises(ValueError, match=message):
+        stream.read(0, 1)
+
+
+def test_images_of_two_shapes():
+    blocks = [{"image": np.zeros((2, 1, n, n), np.uint8), "label": np.zeros(2, int)} for n in (4, 5)]
+    with pytest.raises(ValueError, match=r"uint8 \(n, 1, 4, 4\) was expected, after image 2"):
+        ImageStream(lambda: blocks, 4, 0, 2).read(0, 4)
+
+
+def test_wrong_arguments():
+    for arguments in [(0, 0, 1), (1, -1, 1), (1, 0, 0)]:
+        with pytest.raises(ValueError, match="an image stream needs"):
+            ImageStream(Numbers().blocks, *arguments)
+    for start, count in [(-1, 1), (0, 0)]:
+        with pytest.raises(ValueError, match="cannot read"):
+            stream_of(Numbers()).read(start, count)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_an_error_of_the_source_surfaces_in_read_and_the_next_read_tries_again(prefetch):
+    class Flaky(Numbers):
+        def blocks(self):
+            for block in super().blocks():
+                if self.passes == 1 and block["label"][0] == 6:
+                    raise OSError("the disk is gone")
+                yield block
+
+    with stream_of(Flaky(), window=4, prefetch=prefetch) as stream:
+        stream.read(0, 4)
+        if prefetch:
+            time.sleep(0.1)  # the thread meets the error before anybody asks
+        with pytest.raises(OSError, match="the disk is gone"):
+            stream.read(4, 4)
+        np.testing.assert_array_equal(stream.read(4, 4)[1], stream_of(Numbers(), window=4).read(4, 4)[1])
+
+
+# -- the thread --------------------------------------------------------------------------------------------
+
+
+def image_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "raysid-images"]
+
+
+def test_close_stops_the_thread_and_the_source():
+    ended = threading.Event()
+
+    class Watched(Numbers):
+        def blocks(self):
+            try:
+                yield from super().blocks()
+            finally:
+                ended.set()
+
+    stream = stream_of(Watched(), window=4, prefetch=True)
+    stream.read(0, 1)
+    assert len(image_threads()) == 1
+    stream.close()
+    stream.close()
+    assert not image_threads() and ended.is_set()
+    with pytest.raises(RuntimeError, match="closed"):
+        stream.read(1, 1)
+
+
+def test_close_does_not_wait_for_a_long_read():
+    source = Numbers(100_000, block=1)
+    stream = stream_of(source, window=10, prefetch=True)
+    stream.read(0, 10)
+    stream.read(40_000, 10)
+    stream.read(80_000, 10)  # the thread now heads for 120,000: a new pass
+    began = time.perf_counter()
+    stream.close()
+    assert time.perf_counter() - began < 4  # less than it would wait for a source that hangs
+    assert not image_threads()
+
+
+def test_a_stream_that_is_dropped_leaves_no_thread():
+    stream = stream_of(Numbers(), prefetch=True)
+    stream.read(0, 1)
+    del stream
+    patience = time.monotonic() + 10
+    while image_threads() and time.monotonic() < patience:
+        time.sleep(0.01)
+    assert not image_threads()
+
+
+def test_a_blocked_source_does_not_hold_up_the_end_of_the_process():
+    code = """
+        import threading, numpy as np
+        from raysid.data import ImageStream
+        def blocks():
+            yield {"image": np.zeros((2, 1, 1, 1), np.uint8), "label": np.zeros(2, int)}
+            threading.Event().wait()
+        ImageStream(blocks, 4, 0, 2, prefetch=True).read(0, 2)
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=30)
+
+
+# -- Ray Data ----------------------------------------------------------------------------------------------
+
+
+def reader_actors(num_readers: int):
+    """Actors of a quarter of a CPU each, the first of which reads; all are up when this returns."""
+    import ray
+
+    @ray.remote(num_cpus=0.25)
+    class Reader:
+        def read(self, read_blocks, num_images, window, addresses, prefetch):
+            with ImageStream(read_blocks, num_images, 5, window, prefetch=prefetch) as stream:
+                return [stream.read(start, count) for start, count in addresses]
+
+        def up(self):
+            return True
+
+    readers = [Reader.remote() for _ in range(num_readers)]  # type: ignore[attr-defined]
+    ray.get([reader.up.remote() for reader in readers])
+    return readers
+
+
+@pytest.mark.parametrize(("window", "prefetch"), [(DIGITS, False), (500, True), (500, False)])
+def test_an_actor_reads_the_same_through_ray_data(ray_cluster, window, prefetch):
+    import ray
+
+    source = DigitsSource(images_per_shard=300)
+    addresses = [(0, 100), (100, 900), (1000, 1000), (1500, 100), (300, 10)]
+    readers = reader_actors(3)  # a learner's machine: three roles of a quarter each
+    read = readers[0].read.remote(ray_blocks(source.dataset()), DIGITS, window, addresses, prefetch)
+    local = ImageStream(source.blocks, DIGITS, 5, window)
+    for (start, count), (images, labels) in zip(addresses, ray.get(read, timeout=60), strict=True):
+        expected_images, expected_labels = local.read(start, count)
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_an_iterator_of_ray_data_reads_the_same(ray_cluster):
+    source = DigitsSource(images_per_shard=300)
+    expected = ImageStream(source.blocks, DIGITS, 5, 500).read(0, 2000)
+    [split] = source.dataset().streaming_split(1)  # what Ray Train hands out
+    for data in (source.dataset().iterator(), split):
+        with ImageStream(ray_blocks(data, batch_size=128), DIGITS, 5, 500) as stream:
+            stream.read(700, 10)  # a resume, then a pass that is broken off for a new one
+            images, labels = stream.read(0, 2000)
+        np.testing.assert_array_equal(images, expected[0])
+        np.testing.assert_array_equal(labels, expected[1])
+
+
+def test_slow_shards_do_not_change_the_order(ray_cluster, tmp_path):
+    class FirstIsLast(DigitsSource):
+        """Shard 0 comes after shard 1 is done, which without `preserve_order` changes the order."""
+
+        def read_shard(self, index):
+            patience = time.monotonic() + 30
+            while index == 0 and not (tmp_path / "1").exists() and time.monotonic() < patience:
+                time.sleep(0.01)
+            time.sleep(0.5 if index == 0 else 0)
+            yield from super().read_shard(index)
+            (tmp_path / str(index)).touch()
+
+    stream = ImageStream(ray_blocks(FirstIsLast(300).dataset()), DIGITS, 5, DIGITS)
+    expected = ImageStream(DigitsSource().blocks, DIGITS, 5, DIGITS)
+    np.testing.assert_array_equal(stream.read(0, DIGITS)[0], expected.read(0, DIGITS)[0])
+
+
+def test_an_error_in_a_read_task_is_one_line(ray_cluster):
+    class Broken(DigitsSource):
+        def read_shard(self, index):
+            if index == 3:
+                raise OSError("no such bucket: gs://nowhere\nwith\ndetails")
+            yield from super().read_shard(index)
+
+    stream = ImageStream(ray_blocks(Broken(300).dataset()), DIGITS, 5, DIGITS)
+    with pytest.raises(RuntimeError) as raised:
+        stream.read(0, 10)
+    assert str(raised.value) == "reading the real images failed: OSError: no such bucket: gs://nowhere"
+
+
+def test_a_dataset_without_a_fixed_order_is_refused(ray_cluster):
+    dataset = DigitsSource().dataset()
+    dataset.context.execution_options.preserve_order = False
+    with pytest.raises(ValueError, match="preserve_order = True"):
+        ImageStream(ray_blocks(dataset), DIGITS, 5, DIGITS).read(0, 1)
+
+
+ONE_CPU = """
+    import ray
+    from raysid.data import ImageStream, ray_blocks
+    from raysid.data.digits import DigitsSource
+
+    @ray.remote(num_cpus=0.25)
+    class Reader:
+        def read(self, read_blocks):
+            with ImageStream(read_blocks, 1797, 0, 500) as stream:
+                return [stream.read(start, 100)[1].sum() for start in range(0, 4000, 100)]
+
+        def up(self):
+            pass
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    readers = [Reader.remote() for _ in range(3)]
+    ray.get([reader.up.remote() for reader in readers])
+    source = DigitsSource(images_per_shard=300)
+    sums = ray.get(readers[0].read.remote(ray_blocks(source.dataset())), timeout=60)
+    stream = ImageStream(source.blocks, 1797, 0, 500)
+    assert sums == [stream.read(start, 100)[1].sum() for start in range(0, 4000, 100)]
+    ray.shutdown()
+"""
+
+
+def test_one_cpu_shared_with_three_roles_is_enough_and_ray_data_is_quiet():
+    """A quarter of a CPU is left for the read tasks. In a process of its own: the session has its cluster."""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ONE_CPU)], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Dataset" not in ran.stdout + ran.stderr and "rogress" not in ran.stdout + ran.stderr
