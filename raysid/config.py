@@ -75,6 +75,11 @@ class RoleResources(Settings):
     resources: dict[str, float] = Field({}, description="Custom Ray resources reserved, by name.")
     label_selector: dict[str, str] = Field({}, description="Labels a Ray node must have, by key.")
 
+    @property
+    def device(self) -> str:
+        """Where the role computes, as torch names it."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
 
 class PretrainConfig(Settings):
     """Train a diffusion model that can serve as a teacher (EDM, arXiv 2206.00364)."""

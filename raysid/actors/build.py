@@ -35,15 +35,15 @@ class RunInputs:
     pixel_max: int = 255
 
 
-def build_teacher(inputs: RunInputs, device: str = "cpu") -> TeacherScorer:
+def build_teacher(inputs: RunInputs) -> TeacherScorer:
     """A scorer of the teacher service."""
-    network = load_network(inputs.teacher, "teacher")[1].to(device)
     config = inputs.config
+    network = load_network(inputs.teacher, "teacher")[1].to(config.resources.teacher.device)
     return TeacherScorer(network, config.method.guidance.eval_teacher, config.teacher.graphs_kept)
 
 
 def build_fake_score(
-    inputs: RunInputs, read_blocks: Callable[[], Iterable[Block]] | None, device: str = "cpu"
+    inputs: RunInputs, read_blocks: Callable[[], Iterable[Block]] | None
 ) -> FakeScoreLearner:
     """The fake-score learner, from the teacher or from a checkpoint.
 
@@ -63,17 +63,18 @@ def build_fake_score(
             window,
             prefetch=inputs.num_real > window,
         )
-    network = learner_network(inputs.teacher, config.fake_score).to(device)
+    network = learner_network(inputs.teacher, config.fake_score).to(config.resources.fake_score.device)
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
     return learner
 
 
-def build_generator(inputs: RunInputs, device: str = "cpu") -> GeneratorLearner:
+def build_generator(inputs: RunInputs) -> GeneratorLearner:
     """The generator learner, from the teacher or from a checkpoint."""
-    network = learner_network(inputs.teacher, inputs.config.generator).to(device)
-    learner = GeneratorLearner(inputs.config, network, inputs.label_frequencies)
+    config = inputs.config
+    network = learner_network(inputs.teacher, config.generator).to(config.resources.generator.device)
+    learner = GeneratorLearner(config, network, inputs.label_frequencies)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "generator"))
     return learner

@@ -36,9 +36,9 @@ class TeacherActor:
     fetching it.
     """
 
-    def __init__(self, inputs: RunInputs, device: str, threads: int) -> None:
+    def __init__(self, inputs: RunInputs, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.role = build_teacher(inputs, device)
+        self.role = build_teacher(inputs)
 
     def score(self, noised: Noised, moved: bool) -> tuple[Prediction, None]:
         prediction = self.role.score(noised)
@@ -74,9 +74,9 @@ class FakeScoreActor(LearnerActor):
 
     name = "fake_score"
 
-    def __init__(self, inputs: RunInputs, device: str, threads: int, dataset: Any) -> None:
+    def __init__(self, inputs: RunInputs, threads: int, dataset: Any) -> None:
         torch.set_num_threads(threads)
-        self.role = build_fake_score(inputs, ray_blocks(dataset) if dataset is not None else None, device)
+        self.role = build_fake_score(inputs, ray_blocks(dataset) if dataset is not None else None)
 
 
 class GeneratorActor(LearnerActor):
@@ -84,9 +84,9 @@ class GeneratorActor(LearnerActor):
 
     name = "generator"
 
-    def __init__(self, inputs: RunInputs, device: str, threads: int) -> None:
+    def __init__(self, inputs: RunInputs, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.role = build_generator(inputs, device)
+        self.role = build_generator(inputs)
 
 
 class PoolCall:
@@ -223,18 +223,13 @@ class SplitPlacement:
             **_amounts(resources.teacher),
         )
         self.pool = TeacherPool(
-            [
-                scorer.remote(inputs, _device(resources.teacher), threads)
-                for _ in range(inputs.config.teacher.num_replicas)
-            ]
+            [scorer.remote(inputs, threads) for _ in range(inputs.config.teacher.num_replicas)]
         )
         dataset = source.dataset() if source else None
         fake_score = self._learner(FakeScoreActor, 0, resources.fake_score)
         generator = self._learner(GeneratorActor, 1, resources.generator)
-        self.fake_score = RemoteFakeScore(
-            fake_score.remote(inputs, _device(resources.fake_score), threads, dataset)
-        )
-        self.generator = RemoteGenerator(generator.remote(inputs, _device(resources.generator), threads))
+        self.fake_score = RemoteFakeScore(fake_score.remote(inputs, threads, dataset))
+        self.generator = RemoteGenerator(generator.remote(inputs, threads))
         self.roles = Roles(self.pool, self.fake_score, self.generator)
 
     def collect(self, figures: Any) -> dict[str, float]:
@@ -307,10 +302,6 @@ def _reserve(*learners: RoleResources) -> PlacementGroup:
 
 def _amounts(resources: RoleResources) -> dict[str, float]:
     return {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-
-
-def _device(resources: RoleResources) -> str:
-    return "cuda" if resources.num_gpus > 0 else "cpu"
 
 
 def _attempts_before() -> int:

@@ -97,6 +97,26 @@ def _open_source(config: Config) -> ImageSource:
         raise UserError(f"data.source: {error}") from None
 
 
+def headline(config: Config, teacher: Teacher, source: ImageSource) -> str:
+    """What is about to be done, in one line."""
+    method = "SiDA" if config.method.adversarial else "SiD"
+    data = (
+        f"{source.num_images:,} real images of {source.name}"
+        if config.method.adversarial
+        else "no real images"
+    )
+    scorers = config.teacher.num_replicas
+    where = (
+        "one process"
+        if config.placement == "local"
+        else f"{scorers} teacher scorer{'s' * (scorers > 1)}, a fake-score learner, a generator learner as Ray actors"
+    )
+    return (
+        f"{method}, {config.schedule}: {config.total_images:,} generated images and {data}; {where}; "
+        f"teacher {teacher.path.name}"
+    )
+
+
 class _Distillation:
     """One session of a run: from its newest checkpoint to its end."""
 
@@ -131,6 +151,7 @@ class _Distillation:
         ):
             print(f"{self.folder.path} is finished already; --fresh starts it over")
         else:
+            print(headline(self.config, self.teacher, self.source), flush=True)
             step = start.step if start else None
             with Tracker(self.folder.path, self.config.model_dump(mode="json"), step) as self.tracker:
                 self._train_restoring(start)

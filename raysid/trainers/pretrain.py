@@ -159,7 +159,7 @@ def _worker(inputs: dict[str, Any]) -> None:
         loss = training.step(step)
         images = (step + 1) * config.batch_size
         if rank == 0:
-            inputs["progress"].put_nowait((images, {"loss": loss}))
+            inputs["progress"].put_nowait((images, {"loss/denoising": loss}))
         if (step + 1) % save_every == 0 or step + 1 == total:
             figures = {"step": step + 1, "images": images, "loss": loss}
             with tempfile.TemporaryDirectory() as directory:

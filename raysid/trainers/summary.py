@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -72,10 +75,23 @@ def show_summary(run: UPath, rows: list[dict[str, Any]]) -> None:
         [[_text(row, key) for key in _COLUMNS] for row in rows],
     )
     grids = sorted((run / "samples").glob("step-*.png"))
-    print(f"samples      {grids[-1] if grids else '-'}")
-    print(f"run          {run}")
-    print(f"generator    {run / FOLDERS['best']}")
-    print(f"TensorBoard  tensorboard --logdir {run}")
+    print(f"samples      {_shown(grids[-1]) if grids else '-'}")
+    print(f"run          {_shown(run)}")
+    print(f"generator    {_shown(run / FOLDERS['best'])}")
+    print(f"TensorBoard  {_tensorboard()} --logdir {_shown(run)}")
+
+
+def _shown(path: UPath) -> str:
+    """A path as short as it can be typed from here."""
+    whole, here = Path(str(path)), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)
+
+
+def _tensorboard() -> str:
+    """The command that starts TensorBoard from here, whether or not its environment is active."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    return _shown(UPath(sys.executable).parent / "tensorboard")
 
 
 _COLUMNS = ("name", "evaluations", "frechet_distance", "label_accuracy", "ms_per_image")
