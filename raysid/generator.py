@@ -54,7 +54,7 @@ class Generator(nn.Module):
             Images (B, C, H, W), clamped to [-1, 1] outside training.
 
         Raises:
-            ValueError: labels are missing, of another shape, or outside the classes.
+            ValueError: labels are missing, no integers, of another shape, or outside the classes.
         """
         images = one_step(self.network, self.sigma_init, z, self._condition(class_labels, len(z)))
         return images if self.training else images.clamp(-1, 1)
@@ -78,7 +78,9 @@ class Generator(nn.Module):
         if class_labels is None and self.num_classes:
             class_labels = torch.randint(self.num_classes, (num_images,), generator=generator, device=source)
         elif class_labels is not None:
-            class_labels = torch.as_tensor(class_labels).expand(num_images)
+            class_labels = torch.as_tensor(class_labels)
+            if class_labels.ndim == 0:
+                class_labels = class_labels.expand(num_images)
         return self(z, None if class_labels is None else class_labels.to(where))
 
     def save_pretrained(self, folder: str | UPath) -> None:
@@ -97,6 +99,8 @@ class Generator(nn.Module):
             return None
         if class_labels is None:
             raise ValueError(f"this generator needs class_labels, indices in 0 to {self.num_classes - 1}")
+        if class_labels.is_floating_point():
+            raise ValueError(f"class_labels must be integers, not {class_labels.dtype}")
         if class_labels.shape != (count,):
             raise ValueError(f"class_labels must have shape ({count},), not {tuple(class_labels.shape)}")
         if bool(((class_labels < 0) | (class_labels >= self.num_classes)).any()):

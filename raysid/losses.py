@@ -23,21 +23,25 @@ def image_sum(value: Tensor) -> Tensor:
 
 
 def finite_samples(*tensors: Tensor) -> Tensor:
-    """Which samples are free of NaN in every one of `tensors`: bool (B,).
+    """Which samples are finite in every one of `tensors`: bool (B,).
 
     A sample that is not leaves the loss (the divisor stays B), so that one bad sample cannot void the
     update that the others earn.
     """
     good = torch.ones(tensors[0].shape[0], dtype=torch.bool, device=tensors[0].device)
     for tensor in tensors:
-        good &= ~tensor.flatten(1).isnan().any(1)
+        good &= tensor.flatten(1).isfinite().all(1)
     return good
 
 
 def sid_weight(x_g: Tensor, x_teacher: Tensor) -> Tensor:
-    """w = mean over pixels of |x_g - x_teacher|, at least 1e-5, without gradient: (B,)."""
+    """w = mean over pixels of |x_g - x_teacher|, at least 1e-5, without gradient: (B,).
+
+    1 for a sample that is not finite: 0 / NaN would put a NaN into the gradient of its whole group.
+    """
     with torch.no_grad():
-        return (x_g - x_teacher).abs().flatten(1).mean(1).clamp(min=MIN_WEIGHT)
+        weight = (x_g - x_teacher).abs().flatten(1).mean(1).clamp(min=MIN_WEIGHT)
+        return torch.where(weight.isfinite(), weight, 1.0)
 
 
 def sid_loss(x_g: Tensor, x_teacher: Tensor, x_fake: Tensor, alpha: float) -> Tensor:
@@ -78,7 +82,8 @@ def generator_loss(
     """The generator's whole loss, summed over the good samples of a batch.
 
     Without logits: sid_scale * L_SiD. With them, half of each term: (sid_scale * L_SiD +
-    adversarial_scale * L_adv) / 2 (SiDA). A sample with a NaN in x_g, x_teacher or x_fake contributes nothing.
+    adversarial_scale * L_adv) / 2 (SiDA). A sample that is not finite in x_g, x_teacher or x_fake
+    contributes nothing, nor do its logits to its group's average.
 
     Returns:
         (loss, sid_scale * L_SiD, adversarial_scale * L_adv), scalars; the last is zero without logits.
@@ -87,6 +92,7 @@ def generator_loss(
     sid = sid_scale * torch.where(good, sid_loss(x_g, x_teacher, x_fake, alpha), 0.0).sum()
     if logits is None:
         return sid, sid.detach(), torch.zeros_like(sid)
+    logits = torch.where(good[:, None, None, None], logits, torch.nan)
     adversarial = adversarial_loss(logits, x_g, x_teacher, group_size)
     adversarial = adversarial_scale * torch.where(good, adversarial, 0.0).sum()
     return (sid + adversarial) / 2, sid.detach(), adversarial.detach()

@@ -36,7 +36,7 @@ class ProgressLine:
     (a file, CI, the log of a Ray job) a plain line every 10 seconds, whenever the note changes, and at the
     end, each readable by itself:
 
-        distill  38% | 78,080/204,800 images | 612 images/s | loss sid -12.3, fake score 45.6 | 3m 24s left
+        distill  38% | step 610/1,600 | 78,080 images | 612 images/s | loss sid -12.3, fake score 45.6 | 3m 24s left
 
     A narrow terminal gets less: losses go first, then the long forms, the bar, the note, the speed.
 
@@ -45,13 +45,20 @@ class ProgressLine:
         total_images: how many images there are to be in the end.
         start_images: how many there are already, from an earlier part of a resumed run; they do not count for
             the speed.
+        batch_size: images a step, to count steps by; without it images are all that is counted.
         stream: where to, by default standard error.
     """
 
     def __init__(
-        self, title: str, total_images: int, start_images: int = 0, stream: TextIO | None = None
+        self,
+        title: str,
+        total_images: int,
+        start_images: int = 0,
+        batch_size: int | None = None,
+        stream: TextIO | None = None,
     ) -> None:
         self._title = title
+        self._batch_size = batch_size
         self._total = total_images
         self._start_images = start_images
         self._stream = stream
@@ -149,7 +156,12 @@ class ProgressLine:
         done = images >= total
         seconds = time.monotonic() - self._started
         rate = (images - self._start_images) / seconds if done and seconds > 0 else self._speed()
-        if compact:
+        if self._batch_size:
+            step, steps = images // self._batch_size, -(-total // self._batch_size)
+            parts = [f"{percent} step {step}/{steps}"] if compact else [percent, f"step {step:,}/{steps:,}"]
+            if not compact:
+                parts.append(f"{images:,} images")
+        elif compact:
             parts = [f"{percent} {_short_count(images)}/{_short_count(total)}"]
         else:
             parts = [percent, f"{images:,}/{total:,} images"]

@@ -115,7 +115,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         try:
             before = Config.model_validate(yaml.safe_load(file.read_text()))
-        except (yaml.YAMLError, ValidationError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
             raise UserError(
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None

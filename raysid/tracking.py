@@ -131,16 +131,18 @@ class Tracker:
         images: int,
         generated: np.ndarray | Tensor,
         real: np.ndarray | Tensor | None = None,
+        columns: int | None = None,
     ) -> UPath:
         """Writes a picture of generated images, beside real ones, and shows it as `eval/samples`.
 
         Args:
             generated, real: (N, C, H, W) in [-1, 1].
+            columns: images in a row; about as many as rows when not given.
 
         Returns:
             The picture's path, `samples/step-<8 digits>.png`.
         """
-        grids = [_grid(generated)] + ([] if real is None else [_grid(real)])
+        grids = [_grid(side, columns) for side in (generated, real) if side is not None]
         png = io.BytesIO()
         _beside(grids).save(png, "PNG")
         name = f"{SAMPLES}/step-{step:08d}.png"
@@ -351,8 +353,8 @@ def _picture(tag: str, png: bytes) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
-def _grid(images: np.ndarray | Tensor) -> Image.Image:
-    return image_grid(images, columns=math.ceil(math.sqrt(len(images))))
+def _grid(images: np.ndarray | Tensor, columns: int | None) -> Image.Image:
+    return image_grid(images, columns or math.ceil(math.sqrt(len(images))))
 
 
 def _beside(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -244,3 +244,10 @@ def test_numbers_and_durations_are_short() -> None:
     ]
     seconds = [0.2, 45, 59.9, 204, 3725, 183_600]
     assert [duration(value) for value in seconds] == ["0s", "45s", "1m 00s", "3m 24s", "1h 02m", "2d 03h"]
+
+
+def test_counts_steps_where_the_batch_size_is_known() -> None:
+    stream = io.StringIO()
+    with ProgressLine("distill", 1000, batch_size=64, stream=stream) as line:
+        line.update(320, {})
+    assert stream.getvalue().startswith("distill  32% | step 5/16 | 320 images")

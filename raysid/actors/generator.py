@@ -128,7 +128,8 @@ class GeneratorLearner:
         entry = self.pending.pop(at)
         assert entry.direct is not None and entry.sums is not None
         gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
-        entry.x_g.backward(where_good(entry.good, gradient))
+        # A pull can be bad where the predictions were not: in the backward pass alone something overflowed.
+        entry.x_g.backward(where_good(entry.good & finite_samples(gradient), gradient))
         entry.sums[RECOMPUTED] += teacher.recomputed
         return Token(at, entry.sums)
 

@@ -119,12 +119,9 @@ def check_tokens(step: int, batch_size: int, tokens: tuple[Token, ...]) -> dict[
     itself that every microbatch of its batch arrived.
     """
     covered = sorted((token.at.start, token.at.count) for token in tokens if token.at.step == step)
-    position = 0
-    for start, count in covered:
-        if start != position:
-            break
-        position += count
-    if position != batch_size or len(covered) != len(tokens):
+    ends = [start + count for start, count in covered]
+    # Each begins where the one before ended, the first at 0, the last ends the batch.
+    if [0, *ends] != [*(start for start, _ in covered), batch_size] or len(covered) != len(tokens):
         raise RuntimeError(
             f"step {step} has microbatches {covered} of a batch of {batch_size} images: one was lost"
         )

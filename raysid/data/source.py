@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from raysid.errors import UserError
+
 if TYPE_CHECKING:
     import ray.data
 
@@ -78,10 +80,12 @@ def to_unit(images: NDArray[np.uint8], pixel_max: int) -> NDArray[np.float32]:
 
 
 def open_source(name: str) -> ImageSource:
-    """The source called `name`. Raises ValueError, naming what is known, for any other name."""
+    """The source called `name`. Raises UserError, naming what is known, for any other name."""
     from raysid.data.digits import DigitsSource  # here, because it imports this file
 
     known: dict[str, type[ImageSource]] = {"digits": DigitsSource}
     if name not in known:
-        raise ValueError(f"unknown source of real images {name!r}; known: {', '.join(sorted(known))}")
+        raise UserError(
+            f"data.source: unknown source of real images {name!r}; known: {', '.join(sorted(known))}"
+        )
     return known[name]()

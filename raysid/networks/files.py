@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from upath import UPath
 
 from raysid.errors import UserError
@@ -25,13 +26,19 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class NetworkCard(BaseModel):
     """What `config.json` says: what the weights are, and how to build the network they belong to."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: Literal["raysid-1"] = "raysid-1"
     kind: Literal["teacher", "generator"]
     network: NetworkSettings
     sigma_init: float | None = Field(None, gt=0, description="Noise level at which a generator runs.")
     trained: dict[str, Any] = Field({}, description="How it came to be: step, images, settings, figures.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "generator" and self.sigma_init is None:
+            raise ValueError("a generator needs sigma_init, the noise level at which it runs")
+        return self
 
 
 def save_network(folder: str | UPath, card: NetworkCard, network: EDMDenoiser) -> None:
@@ -84,16 +91,32 @@ def load_network(
         raise UserError(f"{file} is missing: copy the whole folder of the {kind}") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
-    network = EDMDenoiser(card.network)
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    try:
+        expected = weight_shapes(card.network)
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} does not describe a network: {error}") from None
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise UserError(
             f"{file} does not fit the network of {CONFIG}: {odd[0]} and {len(odd) - 1} more differ"
         )
+    network = EDMDenoiser(card.network)
     network.load_state_dict(weights)
     return card, network
+
+
+def weight_shapes(settings: NetworkSettings) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of a network, without making it.
+
+    Raises:
+        ValueError: there is no such network: channels that do not divide into groups or heads, too large.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(value.shape) for name, value in EDMDenoiser(settings).state_dict().items()}
+    except RuntimeError as error:  # not even its size can be written down
+        raise ValueError(str(error).splitlines()[0]) from None
 
 
 def weights_digest(folder: str | UPath) -> str:
@@ -109,8 +132,10 @@ def write_whole(path: UPath, content: bytes) -> None:
 
 
 def read_json(path: UPath) -> Any:
-    """The content of a JSON file, or None where there is none."""
+    """The content of a JSON file, or None where there is none. Raises UserError where it is damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None

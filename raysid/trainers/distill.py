@@ -6,6 +6,7 @@ import math
 import os
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raysid.actors.build import RunInputs
@@ -20,7 +21,7 @@ from raysid.networks.files import CONFIG, WEIGHTS, weights_digest, write_whole
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.tracking import Tracker, read_metrics
-from raysid.trainers.evaluation import PendingEvaluation
+from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
 from raysid.trainers.meter import Meter
 from raysid.trainers.step import StepResult, take_step
 from raysid.trainers.summary import (
@@ -69,11 +70,13 @@ def distill(config: Config, fresh: bool = False, resume_from: str | None = None)
     """
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
-    source = _open_source(config)
+    source = open_source(config.data.source)
     branch = find_checkpoint(resume_from) if resume_from else None
     found = find_teacher(config, source)
     folder = RunFolder(config, fresh)
     try:
+        if branch is not None:
+            _check_branch(folder, branch, fresh)
         teacher = _train_teacher(config, found, source) if isinstance(found, PretrainConfig) else found
         folder.begin(weights_digest(teacher.path))
         return _Distillation(config, folder, teacher, source, branch).run()
@@ -90,11 +93,13 @@ def _train_teacher(config: Config, recipe: PretrainConfig, source: ImageSource) 
     return load_teacher(pretrain(recipe).path, source)
 
 
-def _open_source(config: Config) -> ImageSource:
-    try:
-        return open_source(config.data.source)
-    except ValueError as error:
-        raise UserError(f"data.source: {error}") from None
+def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool) -> None:
+    if fresh and Path(str(folder.path)) in Path(str(branch.path)).absolute().parents:
+        raise UserError(
+            f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
+        )
+    if not fresh and folder.checkpoints.newest_step() is not None:
+        raise UserError(f"{folder.path} has begun already: --resume-from is for a new --run.name")
 
 
 def headline(config: Config, teacher: Teacher, source: ImageSource) -> str:
@@ -142,8 +147,6 @@ class _Distillation:
     def run(self) -> DistillResult:
         """Train to the end, measure what came out, show it."""
         start = self.folder.checkpoints.newest() or self.branch
-        if self.branch is not None and start is not self.branch:
-            raise UserError(f"{self.folder.path} has begun already: --resume-from is for a new --run.name")
         if (
             start is not None
             and start.step >= self.config.total_steps
@@ -162,9 +165,10 @@ class _Distillation:
 
     def _train_restoring(self, start: Checkpoint | None) -> None:
         """Train; when a learner is lost, go back to the newest checkpoint with all of them."""
-        total = self.config.total_steps * self.config.batch_size
+        size = self.config.batch_size
+        total = self.config.total_steps * size
         limit, failures = self.config.failure.max_failures, 0
-        with ProgressLine("distill", total, start.images if start else 0) as self.progress:
+        with ProgressLine("distill", total, start.images if start else 0, size) as self.progress:
             if start is not None:
                 self.progress.message(f"going on from {start.path}, step {start.step:,}")
             while True:
@@ -277,7 +281,7 @@ class _Distillation:
         step, (figures, grids) = self.evaluation.step, self.evaluation.result()
         self.evaluation = None
         images = step * self.config.batch_size
-        self.tracker.sample_grid(step, images, grids.generated, grids.real)
+        self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
         self.tracker.evaluation(step, images, figures)
         self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
         if figures["label_accuracy"] is not None:

@@ -217,5 +217,11 @@ def evaluate_generator_path(path: str, which: Which, num_samples: int, seed: int
         raise UserError(
             f"{UPath(path)} does not say which real images it was made for: its config.json has no data"
         )
+    real = open_source(str(source)).image_shape
+    if generator.image_shape != real:
+        raise UserError(
+            f"{UPath(path)} makes images of shape {generator.image_shape}, but {source}, which it says it was made "
+            f"for, has {real}"
+        )
     figures = measure(generator, generator.card, source, num_samples, seed)
     return figures | {"halves_distance": evaluator(source).reference_figures()["halves_distance"]}

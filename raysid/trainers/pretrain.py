@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import json
+import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from raysid.draws import Draws
 from raysid.errors import RunFailed, UserError
 from raysid.losses import denoising_loss
 from raysid.networks import EDMDenoiser
-from raysid.networks.files import CONFIG, NetworkCard, save_network
+from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
 from raysid.noise import EDMNoise
 from raysid.progress import ProgressLine
 from raysid.schedules import ema_beta, learning_rate
 from raysid.trainers.evaluation import measure_on_cluster
-from raysid.trainers.teachers import NOT_ITS_IDENTITY, check_fits, teacher_folder
+from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
+
+CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,15 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
         out: the folder to keep it in, instead of `teacher_folder(config)`.
 
     Raises:
-        UserError: the settings do not fit the images, or the folder cannot be written.
+        UserError: the settings do not fit the images, or the folder cannot be written or holds another
+            teacher.
         RunFailed: training stopped; the same call goes on from its last checkpoint.
     """
     folder = UPath(out).absolute() if out else teacher_folder(config)
-    source = _open_source(config)
+    source = open_source(config.data.source)
     check_fits(config.network, "network", source)
+    if (folder / CONFIG).exists():
+        return _kept(config, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(str(folder.with_name(f"{folder.name}.lock")))
@@ -63,22 +71,25 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
     with lock:
         if not (folder / CONFIG).exists():
             _train(config, source, folder)
-        card = NetworkCard.model_validate_json((folder / CONFIG).read_text())
+    return _kept(config, folder)
+
+
+def _kept(config: PretrainConfig, folder: UPath) -> PretrainResult:
+    """The teacher in `folder`, where it is the one that `config` makes."""
+    card = load_card(folder, "teacher")
+    if card.trained.get("config") != teacher_identity(config):
+        raise UserError(f"{folder} holds another teacher than these settings make: give another --out")
     return PretrainResult(str(folder), card.trained["evaluation"])
 
 
-def _open_source(config: PretrainConfig) -> ImageSource:
-    try:
-        return open_source(config.data.source)
-    except ValueError as error:
-        raise UserError(f"data.source: {error}") from None
-
-
 def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Empty, Queue
 
+    # Ray Train goes on from the checkpoints of a run of this name; other settings make another teacher.
+    training = folder.with_name(f"{folder.name}-training-{teacher_digest(config)[:8]}")
+    start = steps_so_far(training)
     connect()
     progress: Any = Queue(actor_options={"num_cpus": 0})
     resources = config.worker_resources
@@ -99,24 +110,27 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
             | ({"GPU": resources.num_gpus} if resources.num_gpus else {}),
         ),
         run_config=RunConfig(
-            name=f"{folder.name}-training",
-            storage_path=str(folder.parent),
+            name=training.name,
+            storage_path=str(training.parent),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             failure_config=FailureConfig(max_failures=config.failure.max_failures),
         ),
     )
     with (
-        ProgressLine("teacher", config.total_images) as line,
+        ProgressLine("teacher", config.total_images, start * config.batch_size, config.batch_size) as line,
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
-        training = pool.submit(trainer.fit)
-        while not training.done():
+        if start:
+            line.message(f"going on from {training}, step {start:,}")
+        fitting = pool.submit(trainer.fit)
+        while not fitting.done():
             try:
                 images, figures = progress.get(timeout=0.5)
                 line.update(images, figures)
             except Empty:
                 continue
         try:
-            result = training.result()
+            result = fitting.result()
         except Exception as error:
             raise RunFailed(
                 f"training the teacher stopped: {str(error).strip().splitlines()[-1]}; the same command goes on"
@@ -131,12 +145,33 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
         line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
         figures = measure_on_cluster(card, state["ema"], source.name, config)
     trained = {
-        "config": config.model_dump(mode="json", exclude=NOT_ITS_IDENTITY),
+        "config": teacher_identity(config),
         "data": source.name,
         "sampler_steps": config.sampler_steps,
         "evaluation": figures,
     }
     save_network(folder, card.model_copy(update={"trained": trained}), network)
+    shutil.rmtree(str(training), ignore_errors=True)
+
+
+def steps_so_far(training: UPath) -> int:
+    """Steps of the newest checkpoint in Ray Train's folder of a run, 0 where there is none.
+
+    Ray Train writes its list of checkpoints in place, and refuses one that was cut short or comes from
+    another version of Ray: such a run is removed, so that it starts over.
+    """
+    file = training / CHECKPOINTS
+    if not file.exists():
+        return 0
+    try:
+        known = json.loads(file.read_text())
+        newest = known["latest_checkpoint_result"]
+        if known["ray_version"] == version("ray"):
+            return int(newest["metrics"]["step"]) if newest else 0
+    except (ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(str(training))
+    return 0
 
 
 def _worker(inputs: dict[str, Any]) -> None:

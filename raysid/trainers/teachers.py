@@ -13,7 +13,7 @@ from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource
 from raysid.errors import UserError
 from raysid.networks import NetworkSettings
-from raysid.networks.files import CONFIG, NetworkCard, load_network
+from raysid.networks.files import CONFIG, NetworkCard, load_network, weight_shapes
 from raysid.recipes import load_recipe
 from raysid.run_folder import local_storage
 from raysid.trainers.evaluation import measure, teacher_sampler
@@ -39,7 +39,7 @@ class Teacher:
     def figures(self, config: Config, seed: int) -> dict[str, Any]:
         """How good it is at `evaluations`: as measured when it was trained, else measured now."""
         known = self.card.trained.get("evaluation")
-        if known and known.get("num_samples") == config.evaluation.num_samples:
+        if isinstance(known, dict) and known.get("num_samples") == config.evaluation.num_samples:
             return known
         card, network = load_network(self.path, "teacher")
         sampler = teacher_sampler(network, (self.evaluations + 1) // 2)
@@ -48,9 +48,18 @@ class Teacher:
 
 def teacher_folder(config: PretrainConfig) -> UPath:
     """`<storage>/teachers/<hash of what makes this teacher>`."""
-    identity = config.model_dump(mode="json", exclude=NOT_ITS_IDENTITY)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return local_storage(config.storage) / "teachers" / digest
+    return local_storage(config.storage) / "teachers" / teacher_digest(config)
+
+
+def teacher_identity(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that make this teacher; a teacher trained by recipe says them in its card."""
+    return config.model_dump(mode="json", exclude=NOT_ITS_IDENTITY)
+
+
+def teacher_digest(config: PretrainConfig) -> str:
+    """A short hash of `teacher_identity`."""
+    identity = json.dumps(teacher_identity(config), sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def find_teacher(config: Config, source: ImageSource) -> Teacher | PretrainConfig:
@@ -72,11 +81,20 @@ def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
     """The teacher in `folder`, checked against the images. Raises UserError as `find_teacher`."""
     card, _ = load_network(folder, "teacher")
     check_fits(card.network, f"teacher {folder}", source)
+    steps = card.trained.get("sampler_steps", SAMPLER_STEPS)
+    if not isinstance(steps, int) or steps < 2:
+        raise UserError(
+            f"{UPath(folder) / CONFIG}: trained.sampler_steps is {steps!r}; allowed: integer at least 2"
+        )
     return Teacher(UPath(folder), card)
 
 
 def check_fits(network: NetworkSettings, what: str, source: ImageSource) -> None:
-    """Refuse a teacher for other images or labels than the source's."""
+    """Refuse a network that cannot be built, or is for other images or labels than the source's."""
+    try:
+        weight_shapes(network)
+    except ValueError as error:
+        raise UserError(f"{what} cannot be built: {error}") from None
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     if shape != source.image_shape:
         raise UserError(

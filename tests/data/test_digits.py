@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from raysid.data import open_source, to_unit
 from raysid.data.digits import DigitsSource
+from raysid.errors import UserError
 
 
 def joined(blocks):
@@ -67,7 +68,7 @@ def test_shards_out_of_range():
 
 def test_open_source():
     assert isinstance(open_source("digits"), DigitsSource)
-    with pytest.raises(ValueError, match=r"^unknown source of real images 'digit'; known: digits$"):
+    with pytest.raises(UserError, match=r"^data.source: unknown source of real images 'digit'; known: digits$"):
         open_source("digit")
 
 
