@@ -20,6 +20,8 @@ def connect() -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Ray starts its workers at niceness 15: on a machine that does anything else a run would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # A lost learner fails every call in flight, and Ray would print ten lines for each; the run says it in one.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     ray.init(
         address=os.environ.get("RAY_ADDRESS"),
         include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,

@@ -8,12 +8,13 @@ their calls are tried again. Learners are not: when one is lost, the run restore
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -103,9 +104,11 @@ class PoolCall:
             try:
                 ray.get(self.answered)
                 return self.result
-            except RayTaskError:
-                raise  # the call itself failed, or its inputs are lost: no other scorer could do it
-            except RayActorError:
+            except RayError as error:
+                if isinstance(error, RayTaskError) or not isinstance(error, RayActorError):
+                    # The call itself failed, or its inputs are lost: no other scorer could do it. As with one
+                    # scorer, the error goes where the result goes, and comes out when the driver asks for it.
+                    return self.result
                 moves += 1
                 self.scorer = (self.scorer + 1) % len(self.pool.scorers)
                 if moves % len(self.pool.scorers) == 0:
@@ -276,7 +279,7 @@ def get(references: Any) -> Any:
     try:
         return ray.get(references)
     except (RayActorError, ObjectLostError, WorkerCrashedError) as error:
-        raise LearnerLost(_first_line(error)) from error
+        raise LearnerLost(_what_died(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, RunFailed):
             raise RunFailed(str(error.cause)) from error
@@ -307,6 +310,15 @@ def _amounts(resources: RoleResources) -> dict[str, float]:
 def _attempts_before() -> int:
     """How often Ray has run this very call before, its process having died. Only Ray's own code is told."""
     return ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()  # type: ignore[attr-defined]
+
+
+def _what_died(error: RayError) -> str:
+    """Which role's process died and where: taken from what Ray says of it, which may be deep in a trace."""
+    said = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(error), re.MULTILINE))
+    if "class_name" not in said:
+        return _first_line(error)
+    where = f"process {said['pid']} on {said['ip']}" if {"pid", "ip"} <= said.keys() else "its process"
+    return f"{said['class_name']}: {where} died"
 
 
 def _first_line(error: BaseException) -> str:

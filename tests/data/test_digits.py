@@ -68,7 +68,9 @@ def test_shards_out_of_range():
 
 def test_open_source():
     assert isinstance(open_source("digits"), DigitsSource)
-    with pytest.raises(UserError, match=r"^data.source: unknown source of real images 'digit'; known: digits$"):
+    with pytest.raises(
+        UserError, match=r"^data.source: unknown source of real images 'digit'; known: digits$"
+    ):
         open_source("digit")
 
 

@@ -1,0 +1,185 @@
+"""A scorer dies at any moment of a step: the step's results are the same bits, and the work done again is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from raysid.actors.remote import PoolCall, SplitPlacement, TeacherPool
+from raysid.config import Config
+from raysid.trainers.distill import distill
+from raysid.trainers.step import overlapped_step
+from tests.processes import kill, killing
+from tests.tiny_run import (
+    STEPS,
+    Figures,
+    Weights,
+    assert_same,
+    end_of,
+    in_a_step,
+    inputs_for,
+    learner_states,
+    lines_of,
+    local_end,
+    run_of,
+    tiny_config,
+    tiny_teacher,
+)
+
+RECOMPUTES = "teacher_recomputes"
+SCORER = "ray::TeacherActor"
+MOMENTS = {2: "during score", 3: "between", 4: "during pullback", 5: "all of them"}
+FEW_STEPS = 7
+DELIVERY_SECONDS = 0.5  # a call whose inputs are there has reached its stopped actor by then
+STOPPED_SECONDS = 1.0  # a run has come to wait for a stopped scorer by then: one that is idle loses nothing
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny teacher's folder."""
+    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def unharmed(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Weights, list[Figures]]:
+    """Where a few steps lead in one process, where no scorer can die."""
+    folder = tmp_path_factory.mktemp("unharmed")
+    return local_end(tiny_config(teacher, folder), folder / "end", FEW_STEPS)
+
+
+class MortalPool:
+    """The teacher pool of a placement, which loses the scorer in charge at one moment of a step.
+
+    Attributes:
+        moment: `during score`, `between` (score and pullback), `during pullback` or `all of them` (between, and
+            every scorer); a death resets it to None.
+    """
+
+    def __init__(self, pool: TeacherPool) -> None:
+        self.pool = pool
+        self.moment: str | None = None
+
+    def score(self, noised: Any) -> Any:
+        if self.moment == "during score":
+            with self._stopped_then_killed((self.pool.turn + 1) % len(self.pool.scorers), noised):
+                return self.pool.score(noised)
+        answer = self.pool.score(noised)
+        if self.moment in ("between", "all of them"):
+            done = answer.answered if isinstance(answer, PoolCall) else answer
+            assert ray.wait([done], timeout=60)[0]
+            doomed = (
+                self.pool.scorers if self.moment == "all of them" else [self.pool.scorers[self.pool.turn]]
+            )
+            for scorer in doomed:
+                kill(pid_of(scorer))
+            self.moment = None
+        return answer
+
+    def pullback(self, noised: Any, seed: Any) -> Any:
+        if self.moment == "during pullback":
+            with self._stopped_then_killed(self.pool.turn, noised, seed):
+                return self.pool.pullback(noised, seed)
+        return self.pool.pullback(noised, seed)
+
+    @contextmanager
+    def _stopped_then_killed(self, index: int, *inputs: Any) -> Iterator[None]:
+        """The scorer takes the call made in this block and never answers it."""
+        pid = pid_of(self.pool.scorers[index])
+        assert len(ray.wait(list(inputs), num_returns=len(inputs), timeout=60)[0]) == len(inputs)
+        os.kill(pid, signal.SIGSTOP)
+        yield
+        time.sleep(DELIVERY_SECONDS)
+        kill(pid)
+        self.moment = None
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_scorer_dies_at_every_moment_of_a_step(
+    ray_cluster: None,
+    teacher: str,
+    unharmed: tuple[Weights, list[Figures]],
+    tmp_path: Path,
+    replicas: int,
+) -> None:
+    """One scorer, and one of two: what each step comes to is the same, and it says what was computed again."""
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
+    weights, expected = unharmed
+    with split_placement(config) as placement:
+        mortal = MortalPool(placement.pool)
+        roles = dataclasses.replace(placement.roles, teacher=mortal)
+        for step in range(FEW_STEPS):
+            mortal.moment = MOMENTS.get(step)
+            result = overlapped_step(roles, config, step)
+            assert mortal.moment is None, f"nobody died in step {step}"
+            said = placement.collect(result.fake_score)
+            if result.generator is not None:
+                said |= placement.collect(result.generator)
+                again = said[RECOMPUTES]
+                assert 1 <= again <= 2 if step in MOMENTS else again == 0, f"step {step} recomputed {again}"
+                said[RECOMPUTES] = 0
+            assert said == expected[step], f"step {step}, {MOMENTS.get(step)}"
+        placement.save(str(tmp_path / "end"))
+    assert_same(learner_states(tmp_path / "end"), weights)
+
+
+@pytest.mark.parametrize(("replicas", "seed"), [(1, 0), (2, 1)])
+def test_a_scorer_dies_in_a_run(
+    ray_cluster: None, teacher: str, tmp_path: Path, replicas: int, seed: int
+) -> None:
+    """At any moment of any step of a whole run; the count of the work done again is in its metrics."""
+    whole, _ = local_end(tiny_config(teacher, tmp_path), tmp_path / "whole")
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
+    moment = in_a_step(run_of(config), random.Random(seed), stopped=STOPPED_SECONDS)
+    with killing(SCORER, moment) as killings:
+        distill(config)
+    assert killings.done == [moment.name]
+    check_run(config, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("replicas", "seed"), [(1, 2), (2, 3), (3, 4), (1, 5), (2, 6)])
+def test_scorers_die_again_and_again_in_a_run(
+    ray_cluster: None, teacher: str, tmp_path: Path, replicas: int, seed: int
+) -> None:
+    whole, _ = local_end(tiny_config(teacher, tmp_path), tmp_path / "whole")
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
+    chance = random.Random(seed)
+    moments = [in_a_step(run_of(config), chance, first, first + 6, STOPPED_SECONDS) for first in (0, 6, 12)]
+    with killing(SCORER, *moments) as killings:
+        distill(config)
+    assert killings.done == [moment.name for moment in moments]
+    check_run(config, whole)
+
+
+def check_run(config: Config, whole: Weights) -> None:
+    """The run's learners are those of a run in one process, and it counted the work done again."""
+    end = end_of(run_of(config))
+    assert_same({name: end[name] for name in whole}, whole)
+    assert [entry["step"] for entry in lines_of(run_of(config), "train")] == list(range(2, STEPS + 1, 2))
+    counts = [entry[RECOMPUTES] for entry in lines_of(run_of(config), "perf")]
+    assert counts == sorted(counts) and counts[-1] >= 1, f"recomputes {counts}"
+
+
+@contextmanager
+def split_placement(config: Config) -> Iterator[SplitPlacement]:
+    """Three actors (or more scorers) for a config, ended with the block."""
+    placement = SplitPlacement(*inputs_for(config), threads=1)
+    try:
+        yield placement
+    finally:
+        placement.close()
+
+
+def pid_of(scorer: Any) -> int:
+    """The process that a scorer lives in now."""
+    return int(ray.get(scorer.__ray_call__.remote(lambda actor: os.getpid()), timeout=60))

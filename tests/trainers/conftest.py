@@ -1,0 +1,40 @@
+"""What the tests of whole runs share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysid.config import Config
+from raysid.trainers.distill import distill
+from tests.tiny_run import run_of, tiny_config, tiny_teacher
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny teacher's folder."""
+    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def whole_config(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The settings of `whole_run`; it keeps every checkpoint."""
+    return tiny_config(teacher, tmp_path_factory.mktemp("whole"), checkpoint__keep=100)
+
+
+@pytest.fixture(scope="session")
+def whole_run(ray_cluster: None, whole_config: Config) -> Path:
+    """The folder of a run on the three actors that nothing befell: what every other must come to."""
+    distill(whole_config)
+    return run_of(whole_config)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A local placement sets torch's threads for the whole process; the next test finds them as they were."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,128 @@
+"""A learner's process dies: the run restores both from its newest checkpoint, by itself, so many times."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from raysid.config import Config
+from raysid.errors import RunFailed
+from raysid.trainers.distill import distill
+from tests.processes import Command, Moment, killing
+from tests.tiny_run import (
+    assert_same,
+    assert_same_record,
+    end_of,
+    in_a_step,
+    lines_of,
+    run_of,
+    step_recorded,
+    tiny_config,
+    write_recipe,
+)
+
+LEARNERS = ("FakeScoreActor", "GeneratorActor")
+
+
+@pytest.mark.parametrize(("learner", "seed"), [("FakeScoreActor", 1), ("GeneratorActor", 2)])
+def test_a_lost_learner_is_restored_bit_for_bit(
+    whole_run: Path,
+    teacher: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    learner: str,
+    seed: int,
+) -> None:
+    """Each of the two, at a random moment; the run says which it was and how it goes on."""
+    config = tiny_config(teacher, tmp_path)
+    moment = in_a_step(run_of(config), random.Random(seed))
+    check_restored(config, learner, moment, whole_run, capsys)
+
+
+def test_a_learner_lost_while_the_driver_waits_for_a_scorer(
+    whole_run: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With several scorers the driver waits for their answers, here for one whose input never comes."""
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
+    # No checkpoint and no evaluation follows this step's line: in that second the next step is submitted.
+    moment = Moment("step 6", lambda began: step_recorded(run_of(config), began) >= 6, stopped=1.0)
+    check_restored(config, "GeneratorActor", moment, whole_run, capsys)
+
+
+def check_restored(
+    config: Config, learner: str, moment: Moment, whole_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run, killing the learner at the moment: one restore, announced in one line, and the whole run's end."""
+    with killing(f"ray::{learner}", moment) as killings:
+        distill(config)
+    assert killings.done == [moment.name]
+    said = capsys.readouterr().err.splitlines()
+    [line] = [line for line in said if line.startswith("lost a learner")]
+    assert learner in line and "restoring both from step" in line and line.endswith("failure 1 of 3")
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_learners_lost_again_and_again_are_restored_bit_for_bit(
+    whole_run: Path, teacher: str, tmp_path: Path, seed: int
+) -> None:
+    """Three losses, the most that the defaults allow: in the beginning, in a step, in a checkpoint."""
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=1 + seed // 2)
+    run, chance = run_of(config), random.Random(seed)
+    learner = LEARNERS[seed % 2]
+    step = chance.choice([12, 16])
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    moments = [
+        Moment("its start", lambda _: (run / "run.json").exists(), chance.uniform(0, 3)),
+        in_a_step(run, chance),
+        Moment(f"checkpoint {step}", lambda _: folder.exists()),
+    ]
+    with killing(f"ray::{learner}", *moments) as killings:
+        distill(config)
+    assert killings.done == [moment.name for moment in moments]
+    assert_same(end_of(run), end_of(whole_run))
+    assert_same_record(run, whole_run)
+
+
+def test_too_many_losses_end_the_run_and_the_same_command_goes_on(
+    whole_run: Path, teacher: str, tmp_path: Path
+) -> None:
+    """One loss more than allowed: one line, exit code 1, nothing lost; then the same command finishes."""
+    config = tiny_config(teacher, tmp_path, failure__max_failures=0)
+    recipe = write_recipe(config, tmp_path / "tiny.yaml")
+    first = Command("distill", recipe, log=tmp_path / "first.log")
+    with killing(
+        "ray::GeneratorActor", in_a_step(run_of(config), random.Random(3)), root=first.pid
+    ) as killings:
+        assert first.wait() == 1, first.output
+    assert killings.done
+    [line] = [line for line in first.output.splitlines() if line.startswith("raysid: ")]
+    assert line.startswith("raysid: error: ")
+    assert "failure.max_failures = 0" in line and "GeneratorActor" in line and "the same command" in line
+    assert "Traceback" not in first.output and "Unhandled error" not in first.output
+
+    second = Command("distill", recipe, log=tmp_path / "second.log")
+    assert second.wait() == 0, second.output
+    assert "going on from" in second.output
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def test_too_many_losses_raise_from_python(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
+    """With one failure allowed, the second ends it; what is recorded reaches to it."""
+    config = tiny_config(teacher, tmp_path, failure__max_failures=1)
+    chance = random.Random(4)
+    moments = [in_a_step(run_of(config), chance), in_a_step(run_of(config), chance)]
+    with (
+        killing("ray::FakeScoreActor", *moments),
+        pytest.raises(RunFailed, match="max_failures = 1") as raised,
+    ):
+        distill(config)
+    assert "\n" not in str(raised.value) and "FakeScoreActor" in str(raised.value)
+    steps = [entry["step"] for entry in lines_of(run_of(config), "train")]
+    assert steps == sorted(set(steps))
+    assert not lines_of(run_of(config), "table")

@@ -1,0 +1,277 @@
+"""Where a run lives, and how its batch is cut, do not change what it computes (design.md, rules 1 to 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+
+from raysid.actors.build import RunInputs
+from raysid.actors.messages import Slice, Token, check_tokens
+from raysid.actors.placement import LocalPlacement, Placement, Roles
+from raysid.actors.remote import (
+    RemoteFakeScore,
+    RemoteGenerator,
+    SplitPlacement,
+    TeacherActor,
+    TeacherPool,
+    get,
+)
+from raysid.checkpoint import read_state
+from raysid.config import Config
+from raysid.errors import RunFailed
+from raysid.networks import NetworkSettings
+from raysid.networks.files import NetworkCard, load_network, save_network
+from raysid.trainers.step import StepResult, take_step
+from tests.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
+from tests.reference_folder import reference_cases
+from tests.reference_training import (
+    initial_network,
+    reference_config,
+    relative_change_error,
+)
+from tests.tiny_run import (
+    BATCH,
+    Figures,
+    Weights,
+    assert_same,
+    inputs_for,
+    learner_states,
+    take_steps,
+    tiny_config,
+)
+from tests.trainers.test_reference_training import check_losses, check_weights
+
+CASES = reference_cases("training_")
+SLOW = pytest.mark.slow
+WITHOUT_DROPOUT: dict[str, Any] = {"generator__dropout": 0.0, "fake_score__dropout": 0.0}
+
+
+# -- local and split ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
+@pytest.mark.parametrize("method", ["sid", "sida"])
+def test_local_and_split_are_the_same(
+    ray_cluster: None, teacher: str, tmp_path: Path, method: str, schedule: str
+) -> None:
+    """20 steps at equal cut and threads: every weight, every optimizer state, every loss, bit for bit."""
+    changes = {"method__adversarial": None} if method == "sid" else {}
+    config = tiny_config(teacher, tmp_path, schedule=schedule, **changes)
+    weights, figures = ends(config, tmp_path / "local")
+    split_weights, split_figures = ends(config, tmp_path / "split", split=True)
+    assert_same(split_weights, weights)
+    assert split_figures == figures
+
+
+@pytest.mark.parametrize(
+    ("microbatches", "replicas"),
+    [(1, 3), (4, 3), *(pytest.param(*cut, marks=SLOW) for cut in [(1, 1), (2, 1), (2, 3), (4, 1)])],
+)
+def test_cuts_and_scorers_do_not_matter(
+    ray_cluster: None, teacher: str, tmp_path: Path, microbatches: int, replicas: int
+) -> None:
+    """Bit for bit at an equal cut, however many scorers; under 2% of the weights' change at another cut."""
+    changes: dict[str, Any] = WITHOUT_DROPOUT | {"teacher__num_replicas": replicas}
+    config = tiny_config(teacher, tmp_path, microbatch_size=BATCH // microbatches, **changes)
+    split_weights, split_figures = ends(config, tmp_path / "split", split=True)
+    weights, figures = ends(config, tmp_path / "local")
+    assert_same(split_weights, weights)
+    assert split_figures == figures
+    check_rule_2(teacher, tmp_path / "split", whole_batch(teacher, tmp_path))
+
+
+@pytest.mark.parametrize("method", ["sid", "sida"])
+@pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
+def test_the_cut_does_not_matter(teacher: str, tmp_path: Path, method: str, schedule: str) -> None:
+    """One, two and four microbatches in one process."""
+    changes: dict[str, Any] = WITHOUT_DROPOUT | {"schedule": schedule}
+    if method == "sid":
+        changes["method__adversarial"] = None
+    whole = whole_batch(teacher, tmp_path, **changes)
+    for microbatches in (2, 4):
+        folder = tmp_path / str(microbatches)
+        ends(tiny_config(teacher, tmp_path, microbatch_size=BATCH // microbatches, **changes), folder)
+        check_rule_2(teacher, folder, whole)
+
+
+@SLOW
+def test_threads_do_not_matter(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
+    """Two threads: bit for bit in one process and in three, and under 2% away from one thread."""
+    config = tiny_config(teacher, tmp_path, microbatch_size=BATCH, **WITHOUT_DROPOUT)
+    weights, _ = ends(config, tmp_path / "local", threads=2)
+    split_weights, _ = ends(config, tmp_path / "split", split=True, threads=2)
+    assert_same(split_weights, weights)
+    check_rule_2(teacher, tmp_path / "local", whole_batch(teacher, tmp_path))
+
+
+@pytest.mark.parametrize("graphs_kept", [0, 1])
+def test_kept_graphs_do_not_matter(teacher: str, tmp_path: Path, graphs_kept: int) -> None:
+    """A scorer that keeps no graph recomputes every one, one that keeps a single graph none: the same bits."""
+    kept, figures = ends(tiny_config(teacher, tmp_path), tmp_path / "kept")
+    config = tiny_config(teacher, tmp_path, teacher__graphs_kept=graphs_kept)
+    recomputed, figures_recomputed = ends(config, tmp_path / "recomputed")
+    assert_same(recomputed, kept)
+    assert [said.get("teacher_recomputes", 0) for said in figures] == [0] * len(figures)
+    expected = [0] + [0 if graphs_kept else 2] * (len(figures) - 1)  # the first step is psi's alone
+    assert [said.get("teacher_recomputes", 0) for said in figures_recomputed] == expected
+
+
+def ends(
+    config: Config, folder: Path, split: bool = False, threads: int = 1
+) -> tuple[Weights, list[Figures]]:
+    """Both learners' states after 20 steps of a fresh run, kept in `folder`, and what they said of each step."""
+    inputs, source = inputs_for(config)
+    placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, threads)
+    try:
+        figures = take_steps(placement, config)
+        placement.save(str(folder))
+    finally:
+        placement.close()
+    return learner_states(folder), figures
+
+
+def whole_batch(teacher: str, folder: Path, **changes: Any) -> Path:
+    """The end of 20 steps of one microbatch in one process."""
+    ends(
+        tiny_config(teacher, folder, **WITHOUT_DROPOUT | {"microbatch_size": BATCH} | changes),
+        folder / "whole",
+    )
+    return folder / "whole"
+
+
+def check_rule_2(teacher: str, folder: Path, other: Path) -> None:
+    """The two ends' difference is under 2% of the change, for theta, its average and psi."""
+    start = load_network(teacher, "teacher")[1].state_dict()
+    for learner, network in (("generator", "network"), ("generator", "ema"), ("fake_score", "network")):
+        ours, theirs = (read_state(end, learner)[network] for end in (folder, other))
+        error = relative_change_error(start, ours, theirs)
+        assert error < 0.02, f"{learner}'s {network} is {error:.1%} of its change away"
+
+
+# -- the authors' runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=[name for name, _ in CASES])
+def test_reference_training_on_three_actors(
+    ray_cluster: None, tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    """Three whole iterations in the authors' order, each role in its own process, give their losses and weights."""
+    card = NetworkCard(kind="teacher", network=NetworkSettings.model_validate(settings["network"]))
+    save_network(tmp_path / "teacher", card, initial_network(name, settings))
+    config = reference_config(settings)
+    inputs = RunInputs(config, str(tmp_path / "teacher"), label_frequencies=(1.0,))
+    with actors(
+        ray.remote(TeacherActor).options(num_cpus=0.25).remote(inputs, 1),
+        ray.remote(RecordedFakeScoreActor).options(num_cpus=0.25).remote(inputs, name),
+        ray.remote(RecordedGeneratorActor).options(num_cpus=0.25).remote(inputs, name),
+    ) as (scorer, fake_score, generator):
+        roles = Roles(TeacherPool([scorer]), RemoteFakeScore(fake_score), RemoteGenerator(generator))
+        results = [take_step(roles, config, step) for step in range(len(settings["losses"]))]
+        for result, expected in zip(results, settings["losses"], strict=True):
+            check_losses(StepResult(get(result.fake_score), get(result.generator)), expected)
+        get([learner.save.remote(str(tmp_path / "end")) for learner in (fake_score, generator)])
+    states = (read_state(tmp_path / "end", learner) for learner in ("fake_score", "generator"))
+    check_weights(name, settings, *states)
+
+
+@contextmanager
+def actors(*handles: Any) -> Iterator[tuple[Any, ...]]:
+    """Actors that are ended with the block."""
+    try:
+        yield handles
+    finally:
+        for actor in handles:
+            ray.kill(actor)
+
+
+# -- a lost token ------------------------------------------------------------------------------------------
+
+
+def test_tokens_must_cover_the_batch_once() -> None:
+    tokens = [Token(Slice(3, start, 8), {"loss": 1.0}) for start in (0, 8, 16, 24)]
+    assert check_tokens(3, 32, tuple(reversed(tokens))) == {"loss": 4.0}
+    other_step = Token(Slice(2, 24, 8), {"loss": 1.0})
+    overlapping = Token(Slice(3, 20, 12), {"loss": 1.0})
+    for wrong in (
+        tokens[:3],  # the last is missing
+        tokens[1:],  # the first
+        [tokens[0], *tokens[2:]],  # one in between
+        [*tokens, tokens[1]],  # one twice
+        [*tokens[:3], tokens[2]],  # one twice, in the place of another
+        [*tokens[:3], other_step],
+        [*tokens[:3], overlapping],
+        [],
+    ):
+        with pytest.raises(RuntimeError, match="step 3 has microbatches .* one was lost"):
+            check_tokens(3, 32, tuple(wrong))
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["local", "split"])
+def test_a_step_whose_token_is_lost_does_not_run(
+    ray_cluster: None, teacher: str, tmp_path: Path, split: bool
+) -> None:
+    """One of the two microbatches never reaches a learner: neither its step nor its weights move.
+
+    On Ray the call of the lost microbatch fails and the later ones on the same actor run all the same, so
+    that the step has to refuse by itself; with the failed call's own token it cannot even begin.
+    """
+    config = tiny_config(teacher, tmp_path)
+    inputs, source = inputs_for(config)
+    placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, 1)
+    generator, fake = placement.roles.generator, placement.roles.fake_score
+    first, second = (Slice(0, start, BATCH // 2) for start in (0, BATCH // 2))
+    try:
+        placement.save(str(tmp_path / "before"))
+        token = fake.accumulate(generator.generate(first)[1])
+        if split:
+            failed = fake.accumulate(lost())
+            with pytest.raises(RunFailed, match="the machine that made it is gone"):
+                placement.collect(fake.step(0, token, failed))
+        with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
+            placement.collect(fake.step(0, token))
+        with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
+            placement.collect(generator.step(0))
+        placement.save(str(tmp_path / "after"))
+        assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
+
+        # The other microbatch arrives after all: now the step runs.
+        placement.collect(fake.step(0, token, fake.accumulate(generator.generate(second)[1])))
+        placement.save(str(tmp_path / "stepped"))
+        with pytest.raises(AssertionError, match="differ"):
+            assert_same(learner_states(tmp_path / "stepped"), learner_states(tmp_path / "before"))
+    finally:
+        placement.close()
+
+
+def lost() -> Any:
+    """A reference to a value that never comes to be."""
+
+    def make() -> None:
+        raise OSError("the machine that made it is gone")
+
+    return ray.remote(make).options(num_cpus=0.25, max_retries=0).remote()
+
+
+def test_ray_runs_a_later_call_when_an_earlier_one_failed(ray_cluster: None) -> None:
+    """What makes rule 3 necessary; should this ever change, the rule could go."""
+
+    class Counter:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def add(self, what: Any) -> int:
+            self.calls += 1
+            return self.calls
+
+    with actors(ray.remote(Counter).options(num_cpus=0.25).remote()) as (counter,):
+        failed = counter.add.remote(lost())
+        later = counter.add.remote(None)
+        assert ray.get(later) == 1
+        with pytest.raises(RayTaskError):
+            ray.get(failed)

@@ -1,0 +1,307 @@
+"""A teacher, trained by Ray Train: kept, reused, better than untrained, resumed after `kill -9`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from upath import UPath
+
+from raysid.config import PretrainConfig
+from raysid.data import open_source, to_unit
+from raysid.draws import Draws
+from raysid.losses import denoising_loss
+from raysid.networks import EDMDenoiser
+from raysid.networks.files import CONFIG, WEIGHTS, load_network
+from raysid.noise import EDMNoise
+from raysid.recipes import config_yaml
+from raysid.trainers.pretrain import CHECKPOINTS, pretrain, steps_so_far
+from raysid.trainers.teachers import teacher_folder
+
+STEPS, BATCH = 40, 64
+NETWORK: dict[str, Any] = {
+    "img_resolution": 8,
+    "img_channels": 1,
+    "label_dim": 10,
+    "model_channels": 8,
+    "channel_mult": (1, 2),
+    "num_blocks": 1,
+    "attn_resolutions": (),
+    "dropout": 0.1,
+    "label_dropout": 0.1,
+}
+
+
+def tiny_pretrain(storage: Path, **changes: Any) -> PretrainConfig:
+    """A teacher of seconds: 40 steps of 64 images, measured on 50 samples of 3 evaluations."""
+    tree: dict[str, Any] = {
+        "storage": str(storage),
+        "network": NETWORK,
+        "total_images": STEPS * BATCH,
+        "batch_size": BATCH,
+        "lr": 1e-2,
+        "lr_schedule": {"warmup_images": 4 * BATCH, "decay": "linear"},
+        "ema": {"halflife_images": 500},
+        "evaluation_samples": 50,
+        "sampler_steps": 2,
+        "checkpoint": {"every_images": 10 * BATCH},
+    }
+    return PretrainConfig.model_validate(tree | changes)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """The settings of `trained`."""
+    return tiny_pretrain(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, config: PretrainConfig) -> Path:
+    """The folder of a teacher that nothing befell in its training."""
+    return Path(pretrain(config).path)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_network(folder, "teacher")[1].state_dict()
+
+
+def relative_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], start: Any) -> float:
+    """Norm of the difference over the norm of the change since `start`."""
+    difference = sum(float((ours[name] - end).square().sum()) for name, end in theirs.items())
+    change = sum(float((end - start[name]).square().sum()) for name, end in theirs.items())
+    return (difference / change) ** 0.5
+
+
+def initial(config: PretrainConfig) -> EDMDenoiser:
+    """The network that training starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return EDMDenoiser(config.network)
+
+
+def loss_on_digits(network: EDMDenoiser) -> float:
+    """The training loss per image on all digits, at noise that is the same for every network."""
+    source, noise = open_source("digits"), EDMNoise()
+    blocks = list(source.blocks())
+    pixels = np.concatenate([block["image"] for block in blocks])
+    labels = np.concatenate([block["label"] for block in blocks])
+    x = torch.from_numpy(to_unit(pixels, source.pixel_max))
+    cond = torch.eye(10)[torch.from_numpy(labels)]
+    draws = Draws(99, 0, 0, len(x))
+    sigma = noise.fake_score_level(draws.normal("sigma"))
+    x_t = noise.add_noise(x, sigma, draws.normal("eps", x.shape[1:]))
+    with torch.no_grad():
+        losses = denoising_loss(network.eval()(x_t, sigma, cond), x, noise.loss_weight(sigma))
+    return losses.mean().item()
+
+
+# What comes out.
+
+
+def test_a_teacher_is_kept_under_the_hash_of_its_settings(trained: Path, config: PretrainConfig) -> None:
+    assert trained == Path(config.storage).absolute() / "teachers" / trained.name
+    assert trained == Path(str(teacher_folder(config)))
+    card, _ = load_network(trained, "teacher")
+    assert card.network == config.network
+    assert card.trained["data"] == "digits" and card.trained["sampler_steps"] == 2
+    figures = card.trained["evaluation"]
+    assert figures["num_samples"] == 50 and figures["frechet_distance"] > 0
+    assert figures["ms_per_image"] > 0 and 0 <= figures["label_accuracy"] <= 1
+
+
+def test_nothing_but_the_teacher_is_kept(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {WEIGHTS, CONFIG}
+    assert [path for path in trained.parent.iterdir() if path.is_dir()] == [trained]
+
+
+def test_the_loss_falls(trained: Path, config: PretrainConfig) -> None:
+    before, after = loss_on_digits(initial(config)), loss_on_digits(load_network(trained, "teacher")[1])
+    assert after < 0.8 * before, f"{before:.1f} before, {after:.1f} after"
+
+
+def test_a_kept_teacher_is_not_trained_again(
+    trained: Path, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("raysid.trainers.pretrain._train", refuse)
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    again = pretrain(config)
+    assert again.path == str(trained)
+    assert again.metrics == load_network(trained, "teacher")[0].trained["evaluation"]
+    elsewhere = pretrain(config.model_copy(update={"num_workers": 2}))
+    assert elsewhere.path == str(trained)
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+    with pytest.raises(AssertionError, match="trained again"):
+        pretrain(config.model_copy(update={"lr": 1e-3}))
+
+
+# What makes another teacher.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_workers": 2},
+        {"storage": "/elsewhere"},
+        {"torch_threads": 2},
+        {"worker_resources": {"num_cpus": 1}},
+        {"failure": {"max_failures": 0}},
+        {"checkpoint": {"every_images": 10**6, "keep": 1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_how_the_work_is_done_makes_no_other_teacher(change: dict[str, Any]) -> None:
+    config = tiny_pretrain(Path("storage"))
+    changed = PretrainConfig.model_validate(config.model_dump() | change)
+    assert changed != config and teacher_folder(changed).name == teacher_folder(config).name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 1e-3},
+        {"seed": 1},
+        {"total_images": 64},
+        {"batch_size": 32},
+        {"network": NETWORK | {"label_dropout": 0.0}},
+        {"data": {"shuffle_window": 100}},
+        {"ema": {"halflife_images": 501}},
+        {"betas": (0.8, 0.999)},
+        {"lr_schedule": {"decay": "cosine"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_trained_makes_another_teacher(change: dict[str, Any]) -> None:
+    config = tiny_pretrain(Path("storage"))
+    changed = PretrainConfig.model_validate(config.model_dump() | change)
+    assert teacher_folder(changed).parent == teacher_folder(config).parent
+    assert teacher_folder(changed) != teacher_folder(config)
+
+
+@pytest.mark.slow
+def test_a_teacher_does_not_depend_on_how_many_workers_trained_it(ray_cluster: None, tmp_path: Path) -> None:
+    """At dropout 0; the loss's sum is cut in two, so Adam sees other roundings."""
+    short = {"total_images": 10 * BATCH, "network": NETWORK | {"dropout": 0.0, "label_dropout": 0.0}}
+    one, two = (tiny_pretrain(tmp_path, num_workers=workers, **short) for workers in (1, 2))
+    ends = [
+        weights(Path(pretrain(config, out=str(tmp_path / f"by-{config.num_workers}")).path))
+        for config in (one, two)
+    ]
+    assert relative_difference(ends[0], ends[1], initial(one).state_dict()) < 0.02
+
+
+# Killed in the middle.
+
+
+class Pretraining:
+    """`raysid pretrain` in a process and a Ray cluster of its own."""
+
+    def __init__(self, recipe: Path, log: Path) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raysid", "pretrain", str(recipe)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
+            )
+
+    def kill_once(self, condition: Callable[[], bool], seconds: float = 180) -> None:
+        """`kill -9` as soon as a condition holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            running = self.process.poll() is None and time.monotonic() < end
+            if not running:
+                self.process.kill()
+            assert running, self.log.read_text()
+            time.sleep(0.01)
+        self.process.kill()
+        self.process.wait()
+
+    def finish(self, seconds: float = 240) -> str:
+        """Wait for its end, which must be a good one; what it printed."""
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+        assert code == 0, self.log.read_text()
+        return self.log.read_text()
+
+
+def training_folder(folder: Path) -> Path:
+    """Where Ray Train keeps the checkpoints of a teacher that is to lie in `folder`."""
+    return folder.with_name(f"{folder.name}-training-{folder.name[:8]}")
+
+
+def has_checkpoint(training: Path) -> bool:
+    """Whether Ray Train's list, which it may be writing just now, names a checkpoint."""
+    file = training / CHECKPOINTS
+    return file.exists() and '"step":' in file.read_text()
+
+
+def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: Path) -> None:
+    """Ray Train goes on from the newest checkpoint of a run with the same name and storage."""
+    config = tiny_pretrain(tmp_path / "storage")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(config_yaml(config))
+    folder = Path(str(teacher_folder(config)))
+    training = training_folder(folder)
+
+    first = Pretraining(recipe, tmp_path / "killed.log")
+    first.kill_once(lambda: has_checkpoint(training))
+    done = steps_so_far(UPath(training))
+    assert not folder.exists() and 0 < done < STEPS
+    said = Pretraining(recipe, tmp_path / "again.log").finish()
+
+    assert f"going on from {training}, step {done}\n" in said
+    assert not training.exists()
+    ours, theirs = weights(folder), weights(trained)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.slow
+def test_a_training_killed_before_its_teacher_was_kept_ends_at_once(
+    ray_cluster: None, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_pretrain(tmp_path)
+    folder = Path(str(teacher_folder(config)))
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raysid.trainers.pretrain.save_network", die)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config)
+    assert not folder.exists()
+    assert steps_so_far(UPath(training_folder(folder))) == STEPS
+    pretrain(config)
+    ours, theirs = weights(folder), weights(trained)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"ray_version": "2.6', "", "[]", '{"ray_version": "1.0", "latest_checkpoint_result": null}'],
+    ids=["cut short", "empty", "something else", "another Ray's"],
+)
+def test_a_list_of_checkpoints_that_ray_train_would_refuse_is_removed(tmp_path: Path, content: str) -> None:
+    """Else every repetition of the command would stop there."""
+    training = UPath(tmp_path / "training")
+    assert steps_so_far(training) == 0
+    training.mkdir()
+    (training / CHECKPOINTS).write_text(content)
+    assert steps_so_far(training) == 0
+    assert not training.exists()

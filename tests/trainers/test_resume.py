@@ -1,0 +1,366 @@
+"""The same command again: after `kill -9`, with a torn checkpoint, after the end, longer, elsewhere, branched."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from raysid.actors.placement import LocalPlacement
+from raysid.checkpoint import MANIFEST, Checkpoint, Checkpoints
+from raysid.config import Config
+from raysid.errors import UserError
+from raysid.tracking import Tracker
+from raysid.trainers.distill import distill
+from tests.processes import Command, Moment, Process, kill, still_running
+from tests.tiny_run import (
+    BATCH,
+    CHECKPOINT_STEPS,
+    STEPS,
+    assert_same,
+    assert_same_record,
+    end_of,
+    in_a_step,
+    lines_of,
+    run_of,
+    step_recorded,
+    tiny_config,
+    write_recipe,
+)
+
+ORPHANS_SECONDS = 15
+RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_driver_goes_on_bit_for_bit(whole_run: Path, teacher: str, tmp_path: Path) -> None:
+    config = tiny_config(teacher, tmp_path)
+    chance = random.Random(2)
+    moments = [in_a_checkpoint(run_of(config), chance.choice([4, 8])), in_a_step(run_of(config), chance)]
+    survives(config, tmp_path, moments)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_driver_killed_again_and_again_goes_on_bit_for_bit(
+    whole_run: Path, teacher: str, tmp_path: Path, seed: int
+) -> None:
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=1 + seed % 2)
+    run, chance = run_of(config), random.Random(seed)
+    moments = [
+        Moment("its start", lambda _: (run / "run.json").exists(), chance.uniform(0, 5)),
+        in_a_step(run, chance),
+        in_a_checkpoint(run, chance.choice([8, 12])),
+        in_a_step(run, chance, first=10),
+        Moment("its end", lambda began: step_recorded(run, began) == STEPS, chance.uniform(0, 0.5)),
+    ]
+    survives(config, tmp_path, moments)
+    assert_same(end_of(run), end_of(whole_run))
+    assert_same_record(run, whole_run)
+
+
+def survives(config: Config, folder: Path, moments: list[Moment]) -> None:
+    """Kill a run at each of these moments and repeat its command, which goes on from the newest whole checkpoint.
+
+    Nothing that a killed driver had started lives on.
+    """
+    recipe = write_recipe(config, folder / "tiny.yaml")
+    left: Checkpoint | None = None
+    for number, moment in enumerate([*moments, None]):
+        command = Command("distill", recipe, log=folder / f"session-{number}.log")
+        if moment is None:
+            assert command.wait() == 0, command.output
+        else:
+            no_orphans(command.kill_when(moment))
+        if moment is None or moment.name != "its start":  # else it has hardly begun
+            says = f"going on from {left.path}, step {left.step:,}\n" if left else "going on from"
+            assert (says in command.output) == (left is not None), command.output
+        left = checkpoints_of(config).newest()
+
+
+def no_orphans(started: list[Process]) -> None:
+    """What a killed driver had started ends by itself, soon; Ray's two idle agents after a minute."""
+    end = time.monotonic() + ORPHANS_SECONDS
+    while orphans := [process for process in still_running(started) if process.title not in RAYS_AGENTS]:
+        assert time.monotonic() < end, f"left by a killed driver after {ORPHANS_SECONDS} s: {orphans}"
+        time.sleep(0.1)
+    for process in still_running(started):
+        kill(process.pid)  # an agent: it has noticed, and waits 60 s for a GCS that is gone to hear so
+
+
+def in_a_checkpoint(run: Path, step: int) -> Moment:
+    """While the checkpoint of `step` is being written."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return Moment(f"checkpoint {step}", lambda _: folder.exists() and not (folder / MANIFEST).exists())
+
+
+# -- torn checkpoints --------------------------------------------------------------------------------------
+
+
+def without_a_manifest(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).unlink()
+
+
+def with_half_a_manifest(checkpoint: Path) -> None:
+    content = (checkpoint / MANIFEST).read_bytes()
+    (checkpoint / MANIFEST).write_bytes(content[: len(content) // 2])
+
+
+def with_a_truncated_file(checkpoint: Path) -> None:
+    content = (checkpoint / "generator.pt").read_bytes()
+    (checkpoint / "generator.pt").write_bytes(content[:-1])
+
+
+def with_another_byte(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "fake_score.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / "fake_score.pt").write_bytes(content)
+
+
+def with_a_missing_file(checkpoint: Path) -> None:
+    (checkpoint / "fake_score.pt").unlink()
+
+
+def never_finished(checkpoint: Path) -> None:
+    without_a_manifest(checkpoint)
+    (checkpoint / "generator.pt").rename(checkpoint / "generator.pt.0a1b2c3d.partial")
+
+
+TEARS = [
+    without_a_manifest,
+    with_half_a_manifest,
+    with_a_truncated_file,
+    with_another_byte,
+    with_a_missing_file,
+    never_finished,
+]
+
+
+@pytest.mark.parametrize("tear", TEARS, ids=lambda tear: tear.__name__)
+def test_a_torn_checkpoint_is_passed_over(
+    whole_run: Path, whole_config: Config, tmp_path: Path, tear: Callable[[Path], None]
+) -> None:
+    """The newest checkpoint is damaged: the one before is taken, and the torn one's remains are gone."""
+    config = continued(whole_run, whole_config, tmp_path, before=16)
+    torn = run_of(config) / "checkpoints" / "step-00000016"
+    shutil.copytree(whole_run / "checkpoints" / torn.name, torn)
+    tear(torn)
+    newest = checkpoints_of(config).newest()
+    assert newest is not None and newest.step == 12
+    distill(config)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+    kept = {path.name for path in (run_of(config) / "checkpoints").iterdir()}
+    assert kept == {f"step-{step:08d}" for step in range(0, STEPS + 1, CHECKPOINT_STEPS)}
+    assert {path.name for path in torn.iterdir()} == {"fake_score.pt", "generator.pt", MANIFEST}
+
+
+def test_with_no_whole_checkpoint_a_run_begins_again(
+    whole_run: Path, whole_config: Config, tmp_path: Path
+) -> None:
+    config = continued(whole_run, whole_config, tmp_path, before=4)
+    without_a_manifest(run_of(config) / "checkpoints" / "step-00000000")
+    distill(config)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def test_going_on_from_another_step_is_noticed(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
+    """The comparison that these tests rest on sees a run that goes on one step off."""
+    config = continued(whole_run, whole_config, tmp_path, before=16)
+    manifest = run_of(config) / "checkpoints" / "step-00000012" / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"step": 12', '"step": 13'))
+    distill(config)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_same(end_of(run_of(config)), end_of(whole_run))
+
+
+# -- the same command, changed -----------------------------------------------------------------------------
+
+
+def test_a_finished_run_shows_its_table_again(
+    whole_run: Path, whole_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copied(whole_run, whole_config, tmp_path)
+    distill(config)  # writes down that this copy lies elsewhere
+    before = files_of(run_of(config))
+    capsys.readouterr()
+    result = distill(config)
+    shown = capsys.readouterr().out
+    assert "finished already" in shown and "generator, best evaluated EMA" in shown
+    assert files_of(run_of(config)) == before
+    assert result.metrics["step"] == STEPS and len(result.metrics["table"]) == 5
+    assert Path(str(result.checkpoint)).name == "step-00000020"
+
+
+def test_a_run_killed_before_its_table_makes_it(
+    whole_run: Path, whole_config: Config, tmp_path: Path
+) -> None:
+    config = copied(whole_run, whole_config, tmp_path)
+    metrics = run_of(config) / "metrics.jsonl"
+    *lines, table = metrics.read_text().splitlines(keepends=True)
+    assert '"kind": "table"' in table
+    metrics.write_text("".join(lines) + table[: len(table) // 2])  # in the middle of writing it
+    distill(config)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def test_the_best_generator_is_the_best_recorded(
+    whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path
+) -> None:
+    """Killed as soon as the figures of the best generator are recorded, a run has that generator."""
+    config = tiny_config(teacher, tmp_path, placement="local", checkpoint__keep=100)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Tracker, "evaluation", interrupted_at(STEPS))
+        with pytest.raises(KeyboardInterrupt):
+            distill(config)
+    distill(config)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def interrupted_at(last: int) -> Callable[..., None]:
+    """A `Tracker.evaluation` that records the figures of step `last` and is interrupted."""
+    record = Tracker.evaluation
+
+    def evaluation(self: Tracker, step: int, images: int, figures: Mapping[str, Any]) -> None:
+        record(self, step, images, figures)
+        if step == last:
+            raise KeyboardInterrupt
+
+    return evaluation
+
+
+def test_a_longer_run_goes_on(whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path) -> None:
+    """24 steps in two parts are 24 steps; only the first part's own last evaluation is besides."""
+    longer = (STEPS + CHECKPOINT_STEPS) * BATCH
+    config = continued(whole_run, whole_config, tmp_path, total_images=longer, placement="local")
+    distill(config)
+    at_once = tiny_config(teacher, tmp_path, "at-once", total_images=longer, placement="local")
+    distill(at_once)
+    ours, theirs = run_of(config), run_of(at_once)
+    assert_same(end_of(ours), end_of(theirs))
+    assert lines_of(ours, "train") == lines_of(theirs, "train")
+    assert [entry["step"] for entry in lines_of(ours, "table")] == [24]
+    assert [entry["step"] for entry in lines_of(ours, "evaluation")] == [0, 8, 16, 20, 24]
+
+
+def test_fresh_starts_over(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
+    """What could not go on (another seed) starts over; nothing of the old run is left."""
+    config = copied(whole_run, whole_config, tmp_path, seed=5, placement="local")
+    (run_of(config) / "samples" / "step-00000003.png").touch()
+    with pytest.raises(UserError, match="seed = 0 and cannot go on with 5"):
+        distill(config)
+    distill(config, fresh=True)
+    assert lines_of(run_of(config), "train")[0]["step"] == 2
+    assert lines_of(run_of(config), "train") != lines_of(whole_run, "train")
+    assert not (run_of(config) / "samples" / "step-00000003.png").exists()
+    with pytest.raises(AssertionError, match="differ"):
+        assert_same(end_of(run_of(config)), end_of(whole_run))
+
+
+@pytest.mark.parametrize("whence", ["run", "checkpoint"])
+def test_a_branch_leaves_its_origin_alone(
+    whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path, whence: str
+) -> None:
+    """From a run: from its newest checkpoint; from a checkpoint: from that one."""
+    origin = copied(whole_run, whole_config, tmp_path)
+    before = files_of(run_of(origin), record=True)
+    longer = (STEPS + CHECKPOINT_STEPS) * BATCH
+    branch = tiny_config(teacher, tmp_path, "branch", placement="local", total_images=longer)
+    given = run_of(origin) if whence == "run" else run_of(origin) / "checkpoints" / "step-00000012"
+    distill(branch, resume_from=str(given))
+    assert files_of(run_of(origin), record=True) == before
+    first = STEPS if whence == "run" else 12
+    steps = [entry["step"] for entry in lines_of(run_of(branch), "train")]
+    assert steps == list(range(first + 2, STEPS + CHECKPOINT_STEPS + 1, 2))
+    at_once = tiny_config(teacher, tmp_path, "at-once", placement="local", total_images=longer)
+    distill(at_once)
+    ours, theirs = end_of(run_of(branch)), end_of(run_of(at_once))
+    assert_same(ours, theirs)
+    with pytest.raises(UserError, match="has begun already"):
+        distill(branch, resume_from=str(given))
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [8, 12])
+def test_a_split_run_goes_on_in_one_process(
+    whole_run: Path, whole_config: Config, tmp_path: Path, start: int
+) -> None:
+    config = continued(whole_run, whole_config, tmp_path, before=start + 1, placement="local")
+    distill(config)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def test_a_run_of_one_process_goes_on_split(whole_run: Path, teacher: str, tmp_path: Path) -> None:
+    """Interrupted in one process (an error here, in the place of a kill), finished by three actors."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LocalPlacement, "collect", interrupted_after(27))
+        with pytest.raises(KeyboardInterrupt):
+            distill(tiny_config(teacher, tmp_path, placement="local", checkpoint__keep=100))
+    config = tiny_config(teacher, tmp_path, checkpoint__keep=100)
+    newest = checkpoints_of(config).newest()
+    assert newest is not None and newest.step == 12
+    distill(config)
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def interrupted_after(calls: int) -> Callable[..., dict[str, float]]:
+    """A `LocalPlacement.collect` that is interrupted; it is called twice a step."""
+    done = iter(range(calls))
+
+    def collect(self: LocalPlacement, figures: dict[str, float]) -> dict[str, float]:
+        if next(done, None) is None:
+            raise KeyboardInterrupt
+        return figures
+
+    return collect
+
+
+# -- copies of the whole run -------------------------------------------------------------------------------
+
+
+def copied(run: Path, config: Config, storage: Path, **changes: object) -> Config:
+    """The finished run's folder in another storage; its settings there."""
+    shutil.copytree(run, storage / run.name)
+    return config.model_copy(update={"storage": str(storage), "placement": "local"} | changes)
+
+
+def continued(
+    run: Path, config: Config, storage: Path, before: int | None = None, **changes: object
+) -> Config:
+    """The run as it was before it wrote the checkpoint of step `before`; metrics reach further, as after a kill."""
+    config = copied(run, config, storage, **changes)
+    for checkpoint in checkpoints_of(config).all():
+        if before is not None and checkpoint.step >= before:
+            shutil.rmtree(checkpoint.path)
+    return config
+
+
+def checkpoints_of(config: Config) -> Checkpoints:
+    return Checkpoints(UPath(run_of(config)) / "checkpoints", keep=100)
+
+
+def files_of(run: Path, record: bool = False) -> dict[str, bytes]:
+    """Every file of a run and its content; with `record` the session's own notes too (who runs it, since when)."""
+    notes = set() if record else {"run.json", "owner.json"}
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in notes
+    }
