@@ -75,8 +75,11 @@ class RunFolder:
         write_whole(self.path / OWNER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
         self._fresh = fresh
 
-    def begin(self, teacher_digest: str) -> None:
+    def begin(self, teacher_digest: str, resume_from: str | None = None) -> None:
         """Record the settings and this session; with `fresh`, after removing what was there.
+
+        Args:
+            resume_from: what the run branches from, as it was given.
 
         Raises:
             UserError: the run began with another teacher.
@@ -90,9 +93,14 @@ class RunFolder:
                 f"{self.path} was started with another teacher (its weights differ): give that teacher, "
                 "another --run.name, or --fresh"
             )
+        record.setdefault("resume_from", resume_from)
         record["sessions"].append(session())
         write_whole(self.path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
         write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
+
+    def resumed_from(self) -> str | None:
+        """What the run was branched from, if it was."""
+        return (read_json(self.path / "run.json") or {}).get("resume_from")
 
     def close(self) -> None:
         """Give the folder back."""

@@ -11,13 +11,13 @@ from typing import Any
 
 from raysid.actors.build import RunInputs
 from raysid.actors.placement import LocalPlacement, Placement
-from raysid.checkpoint import Checkpoint, find_checkpoint
+from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource, open_source
 from raysid.errors import LearnerLost, RunFailed, UserError
 from raysid.generator import FOLDERS
-from raysid.networks.files import CONFIG, WEIGHTS, weights_digest, write_whole
+from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest, write_whole
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.tracking import Tracker, read_metrics
@@ -62,7 +62,8 @@ def distill(config: Config, fresh: bool = False, resume_from: str | None = None)
 
     Args:
         fresh: start over, emptying the run's folder.
-        resume_from: a checkpoint's folder, or a run's, to branch from; only for a run that has not begun.
+        resume_from: a checkpoint's folder, or a run's, to branch from; only for a run that has not begun, or
+            began so.
 
     Raises:
         UserError: something given cannot be used; nothing was started.
@@ -76,9 +77,11 @@ def distill(config: Config, fresh: bool = False, resume_from: str | None = None)
     folder = RunFolder(config, fresh)
     try:
         if branch is not None:
-            _check_branch(folder, branch, fresh)
+            _check_branch(folder, branch, fresh, str(resume_from))
         teacher = _train_teacher(config, found, source) if isinstance(found, PretrainConfig) else found
-        folder.begin(weights_digest(teacher.path))
+        if branch is not None:
+            _check_network(branch, teacher)
+        folder.begin(weights_digest(teacher.path), resume_from)
         return _Distillation(config, folder, teacher, source, branch).run()
     finally:
         folder.close()
@@ -93,13 +96,22 @@ def _train_teacher(config: Config, recipe: PretrainConfig, source: ImageSource) 
     return load_teacher(pretrain(recipe).path, source)
 
 
-def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool) -> None:
+def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:
+    """A branch begins a new run; the same command again goes on with it."""
     if fresh and Path(str(folder.path)) in Path(str(branch.path)).absolute().parents:
         raise UserError(
             f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
         )
-    if not fresh and folder.checkpoints.newest_step() is not None:
+    if not fresh and folder.checkpoints.newest_step() is not None and folder.resumed_from() != resume_from:
         raise UserError(f"{folder.path} has begun already: --resume-from is for a new --run.name")
+
+
+def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
+    weights = read_state(branch.path, "generator")["network"]
+    if {name: tuple(value.shape) for name, value in weights.items()} != weight_shapes(teacher.card.network):
+        raise UserError(
+            f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
+        )
 
 
 def headline(config: Config, teacher: Teacher, source: ImageSource) -> str:
@@ -280,19 +292,20 @@ class _Distillation:
             return
         step, (figures, grids) = self.evaluation.step, self.evaluation.result()
         self.evaluation = None
-        images = step * self.config.batch_size
-        self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
-        self.tracker.evaluation(step, images, figures)
-        self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
-        if figures["label_accuracy"] is not None:
-            self.note += f", accuracy {figures['label_accuracy']:.1%}"
         if figures["frechet_distance"] < self.best:
+            # Before its figures are recorded: what is recorded is not evaluated again after a kill.
             self.best = figures["frechet_distance"]
             for name in (WEIGHTS, CONFIG):
                 content = (self.folder.path / FOLDERS["last"] / name).read_bytes()
                 best = self.folder.path / FOLDERS["best"]
                 best.mkdir(exist_ok=True)
                 write_whole(best / name, content)
+        images = step * self.config.batch_size
+        self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
+        self.tracker.evaluation(step, images, figures)
+        self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
+        if figures["label_accuracy"] is not None:
+            self.note += f", accuracy {figures['label_accuracy']:.1%}"
 
     def _due(self, every_images: int, step: int) -> bool:
         """Whether something done every so many images is due after `step` steps; always at the end."""

@@ -16,12 +16,15 @@ from raysid.actors.placement import LocalPlacement
 from raysid.checkpoint import MANIFEST, Checkpoint, Checkpoints
 from raysid.config import Config
 from raysid.errors import UserError
+from raysid.networks import EDMDenoiser
+from raysid.networks.files import NetworkCard, save_network
 from raysid.tracking import Tracker
 from raysid.trainers.distill import distill
 from tests.processes import Command, Moment, Process, kill, still_running
 from tests.tiny_run import (
     BATCH,
     CHECKPOINT_STEPS,
+    NETWORK,
     STEPS,
     assert_same,
     assert_same_record,
@@ -289,8 +292,24 @@ def test_a_branch_leaves_its_origin_alone(
     distill(at_once)
     ours, theirs = end_of(run_of(branch)), end_of(run_of(at_once))
     assert_same(ours, theirs)
+    distill(branch, resume_from=str(given))  # the same command again: it is finished
+    assert_same(end_of(run_of(branch)), ours)
     with pytest.raises(UserError, match="has begun already"):
-        distill(branch, resume_from=str(given))
+        distill(branch, resume_from=str(run_of(at_once)))
+
+
+def test_a_branch_from_another_network_is_refused(
+    whole_run: Path, whole_config: Config, tmp_path: Path
+) -> None:
+    """Its weights would not fit; nothing is begun."""
+    origin = copied(whole_run, whole_config, tmp_path)
+    other = tmp_path / "other-teacher"
+    network = EDMDenoiser(NETWORK.model_copy(update={"model_channels": 16}))
+    save_network(other, NetworkCard(kind="teacher", network=network.settings), network)
+    branch = tiny_config(str(other), tmp_path, "branch", placement="local")
+    with pytest.raises(UserError, match="is of another network than teacher"):
+        distill(branch, resume_from=str(run_of(origin)))
+    assert not (run_of(branch) / "run.json").exists()
 
 
 # -- elsewhere ---------------------------------------------------------------------------------------------
