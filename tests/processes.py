@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def still_running(processes: Iterable[Process]) -> list[Process]:
 
 def kill(pid: int) -> None:
     """End a process as a lost machine would: at once, stopped or not, and return when it has ended."""
-    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it ended by itself
+        os.kill(pid, signal.SIGKILL)
     wait_until(lambda: pid not in {process.pid for process in running()}, 30, f"the end of process {pid}")
 
 

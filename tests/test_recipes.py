@@ -303,7 +303,10 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"microbatch_size": "48"}, "is not a multiple of microbatch_size 48"),
         ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder) or teacher.recipe"),
         ({"seed": "-1", "method.tmax": "0", "storag": "x"}, "did you mean storage? (and 2 more problems)"),
-        ({"seed": "-1", "method.tmax": "0"}, "seed is -1; allowed: integer at least 0 (and 1 more problem)"),
+        (
+            {"seed": "-1", "method.tmax": "0"},
+            "seed is -1; allowed: integer at least 0, below 9223372036854775808 (and 1 more problem)",
+        ),
         ({"kind": "pretrain"}, "kind is 'pretrain'; allowed: distill"),
     ],
 )

@@ -99,7 +99,7 @@ class PoolCall:
 
     def settle(self) -> Any:
         """Wait for an answer, moving the call to the next scorer whenever one is lost; return its reference."""
-        moves = 0
+        moves, unable = 0, set()
         while True:
             try:
                 ray.get(self.answered)
@@ -109,6 +109,10 @@ class PoolCall:
                     # The call itself failed, or its inputs are lost: no other scorer could do it. As with one
                     # scorer, the error goes where the result goes, and comes out when the driver asks for it.
                     return self.result
+                if error.actor_init_failed:
+                    unable.add(self.scorer)
+                    if len(unable) == len(self.pool.scorers):
+                        return self.result  # none of them can even start
                 moves += 1
                 self.scorer = (self.scorer + 1) % len(self.pool.scorers)
                 if moves % len(self.pool.scorers) == 0:
@@ -274,11 +278,13 @@ def get(references: Any) -> Any:
 
     Raises:
         LearnerLost: a process that a value depended on died.
-        RunFailed: a role's own code failed; one line says which and where.
+        RunFailed: a role's own code failed, or it could not start; one line says which and where.
     """
     try:
         return ray.get(references)
     except (RayActorError, ObjectLostError, WorkerCrashedError) as error:
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            raise RunFailed(_why_not_started(error)) from error
         raise LearnerLost(_what_died(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, RunFailed):
@@ -310,6 +316,12 @@ def _amounts(resources: RoleResources) -> dict[str, float]:
 def _attempts_before() -> int:
     """How often Ray has run this very call before, its process having died. Only Ray's own code is told."""
     return ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()  # type: ignore[attr-defined]
+
+
+def _why_not_started(error: RayActorError) -> str:
+    """Which role could not start, and the last line of its trace, which is the reason."""
+    role = re.search(r"ray::(\w+)\.__init__", str(error))
+    return f"{role[1] if role else 'a role'} could not start: {str(error).strip().splitlines()[-1].strip()}"
 
 
 def _what_died(error: RayError) -> str:

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import ray
 
-from raysid.actors.remote import PoolCall, SplitPlacement, TeacherPool
+from raysid.actors.messages import Slice
+from raysid.actors.remote import PoolCall, SplitPlacement, TeacherActor, TeacherPool, get
 from raysid.config import Config
+from raysid.errors import LearnerLost, RunFailed
 from raysid.trainers.distill import distill
 from raysid.trainers.step import overlapped_step
 from tests.processes import kill, killing
 from tests.tiny_run import (
+    BATCH,
     STEPS,
     Figures,
     Weights,
@@ -40,8 +43,8 @@ RECOMPUTES = "teacher_recomputes"
 SCORER = "ray::TeacherActor"
 MOMENTS = {2: "during score", 3: "between", 4: "during pullback", 5: "all of them"}
 FEW_STEPS = 7
-DELIVERY_SECONDS = 0.5  # a call whose inputs are there has reached its stopped actor by then
-STOPPED_SECONDS = 1.0  # a run has come to wait for a stopped scorer by then: one that is idle loses nothing
+DELIVERY_SECONDS = 1.0  # a call whose inputs are there has reached its stopped actor by then
+STOPPED_SECONDS = 1.5  # a run has come to wait for a stopped scorer by then: one that is idle loses nothing
 
 
 @pytest.fixture(scope="module")
@@ -132,18 +135,43 @@ def test_a_scorer_dies_at_every_moment_of_a_step(
     assert_same(learner_states(tmp_path / "end"), weights)
 
 
+def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
+    """The generator dies under a call on one of two scorers: the learner is lost, not tried on the other."""
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
+    with split_placement(config) as placement:
+        pid = pid_of(placement.generator.actor)
+        os.kill(pid, signal.SIGSTOP)
+        noised, _ = placement.generator.generate(Slice(1, 0, 16))
+        answer = placement.pool.score(noised)
+        kill(pid)
+        seeds = placement.generator.seeds(Slice(1, 0, 16), answer, answer)
+        with pytest.raises(LearnerLost, match=rf"^GeneratorActor: process {pid} on [\d.]+ died$"):
+            get(list(seeds))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_scorers_that_cannot_start_end_the_run(
+    ray_cluster: None, teacher: str, tmp_path: Path, replicas: int
+) -> None:
+    """The teacher's folder is gone: one line says so, at once; no restart would bring it back."""
+    inputs, _ = inputs_for(tiny_config(str(tmp_path / "gone"), tmp_path))
+    scorers = [ray.remote(TeacherActor).options(num_cpus=0.25).remote(inputs, 1) for _ in range(replicas)]
+    answer = TeacherPool(scorers).score(None)
+    with pytest.raises(RunFailed, match=r"^TeacherActor could not start: .*no teacher at .*gone"):
+        get(answer.settle() if isinstance(answer, PoolCall) else answer)
+
+
 @pytest.mark.parametrize(("replicas", "seed"), [(1, 0), (2, 1)])
 def test_a_scorer_dies_in_a_run(
     ray_cluster: None, teacher: str, tmp_path: Path, replicas: int, seed: int
 ) -> None:
     """At any moment of any step of a whole run; the count of the work done again is in its metrics."""
-    whole, _ = local_end(tiny_config(teacher, tmp_path), tmp_path / "whole")
-    config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
+    config = steady_config(teacher, tmp_path, replicas)
     moment = in_a_step(run_of(config), random.Random(seed), stopped=STOPPED_SECONDS)
     with killing(SCORER, moment) as killings:
         distill(config)
     assert killings.done == [moment.name]
-    check_run(config, whole)
+    check_run(config, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -151,21 +179,35 @@ def test_a_scorer_dies_in_a_run(
 def test_scorers_die_again_and_again_in_a_run(
     ray_cluster: None, teacher: str, tmp_path: Path, replicas: int, seed: int
 ) -> None:
-    whole, _ = local_end(tiny_config(teacher, tmp_path), tmp_path / "whole")
-    config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
+    config = steady_config(teacher, tmp_path, replicas)
     chance = random.Random(seed)
-    moments = [in_a_step(run_of(config), chance, first, first + 6, STOPPED_SECONDS) for first in (0, 6, 12)]
+    moments = [in_a_step(run_of(config), chance, first, first + 8, STOPPED_SECONDS) for first in (2, 10, 18)]
     with killing(SCORER, *moments) as killings:
         distill(config)
     assert killings.done == [moment.name for moment in moments]
-    check_run(config, whole)
+    check_run(config, tmp_path / "whole")
 
 
-def check_run(config: Config, whole: Weights) -> None:
-    """The run's learners are those of a run in one process, and it counted the work done again."""
+def steady_config(teacher: str, storage: Path, replicas: int) -> Config:
+    """A longer run that checkpoints and evaluates at its ends alone: the scorers are never long without a call."""
+    never = 1_000_000
+    return tiny_config(
+        teacher,
+        storage,
+        teacher__num_replicas=replicas,
+        total_images=2 * STEPS * BATCH,
+        evaluation__every_images=never,
+        checkpoint__every_images=never,
+    )
+
+
+def check_run(config: Config, folder: Path) -> None:
+    """The run's learners are those of the same steps in one process, and it counted the work done again."""
+    whole, _ = local_end(config, folder, config.total_steps)
     end = end_of(run_of(config))
     assert_same({name: end[name] for name in whole}, whole)
-    assert [entry["step"] for entry in lines_of(run_of(config), "train")] == list(range(2, STEPS + 1, 2))
+    steps = [entry["step"] for entry in lines_of(run_of(config), "train")]
+    assert steps == list(range(2, config.total_steps + 1, 2))
     counts = [entry[RECOMPUTES] for entry in lines_of(run_of(config), "perf")]
     assert counts == sorted(counts) and counts[-1] >= 1, f"recomputes {counts}"
 
@@ -180,6 +222,6 @@ def split_placement(config: Config) -> Iterator[SplitPlacement]:
         placement.close()
 
 
-def pid_of(scorer: Any) -> int:
-    """The process that a scorer lives in now."""
-    return int(ray.get(scorer.__ray_call__.remote(lambda actor: os.getpid()), timeout=60))
+def pid_of(actor: Any) -> int:
+    """The process that an actor lives in now."""
+    return int(ray.get(actor.__ray_call__.remote(lambda role: os.getpid()), timeout=60))

@@ -86,8 +86,7 @@ def test_cuts_and_scorers_do_not_matter(
     check_rule_2(teacher, tmp_path / "split", whole_batch(teacher, tmp_path))
 
 
-@pytest.mark.parametrize("method", ["sid", "sida"])
-@pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
+@pytest.mark.parametrize(("method", "schedule"), [("sida", "overlapped"), ("sid", "alternating")])
 def test_the_cut_does_not_matter(teacher: str, tmp_path: Path, method: str, schedule: str) -> None:
     """One, two and four microbatches in one process."""
     changes: dict[str, Any] = WITHOUT_DROPOUT | {"schedule": schedule}
