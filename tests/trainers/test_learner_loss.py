@@ -25,17 +25,21 @@ LEARNERS = ("FakeScoreActor", "GeneratorActor")
 LAST = 12  # a learner that dies in the last steps may have nothing left to do that the run could miss
 
 
-@pytest.mark.parametrize(("learner", "seed"), [("FakeScoreActor", 1), ("GeneratorActor", 2)])
+# With these seeds more than the checkpoint's own steps is recorded when the learner dies.
+@pytest.mark.parametrize(
+    ("learner", "replicas", "seed"), [("FakeScoreActor", 1, 3), ("GeneratorActor", 2, 9)]
+)
 def test_a_lost_learner_is_restored_bit_for_bit(
     whole_run: Path,
     teacher: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     learner: str,
+    replicas: int,
     seed: int,
 ) -> None:
     """Each of the two, at a random moment, with one scorer and with two; the run says which was lost."""
-    config = tiny_config(teacher, tmp_path, teacher__num_replicas=seed)
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
     moment = in_a_step(run_of(config), random.Random(seed), last=LAST)
     with killing(f"ray::{learner}", moment) as killings:
         distill(config)
