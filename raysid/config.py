@@ -65,6 +65,9 @@ class CheckpointSettings(Settings):
 
 class FailureSettings(Settings):
     max_failures: Count = Field(3, description="Times a run restores itself after losing a learner.")
+    placement_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds to wait for places on the cluster; a new node takes minutes."
+    )
 
 
 class RoleResources(Settings):
@@ -113,14 +116,40 @@ class PretrainConfig(Settings):
         return self
 
 
+class TeacherAutoscaling(Settings):
+    """How the teacher service grows and shrinks during a run; names as Ray Serve has them."""
+
+    min_replicas: Positive = Field(1, description="Fewest scorers; training starts when they are there.")
+    max_replicas: Positive = Field(1, description="Most scorers.")
+    upscale_delay_s: float = Field(
+        10.0, gt=0, description="Seconds over which steps must wait for scoring before a scorer is added."
+    )
+    downscale_delay_s: float = Field(
+        120.0, gt=0, description="Seconds over which a scorer must be spare before one is taken away."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}"
+            )
+        return self
+
+
 class TeacherSettings(Settings):
     recipe: str | None = Field(
         None, description="Recipe (kind pretrain) that trains the teacher when the storage has none yet."
     )
     path: str | None = Field(None, description="Folder of a teacher of one's own; instead of `recipe`.")
-    num_replicas: Positive = Field(1, description="Scorers in the teacher service.")
-    graphs_kept: Count = Field(
-        2, description="Scored microbatches whose graph a scorer keeps for the pullback; 0: recompute."
+    num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
+    autoscaling_config: TeacherAutoscaling | None = Field(
+        None, description="Lets the teacher service grow and shrink during a run; instead of `num_replicas`."
+    )
+    graphs_kept: Count | None = Field(
+        None,
+        description="Scored microbatches whose graph a scorer keeps for the pullback, which takes memory; 0: "
+        "recompute; when not given as many as are under way.",
     )
 
     @model_validator(mode="after")
@@ -128,6 +157,12 @@ class TeacherSettings(Settings):
         if self.recipe is None and self.path is None:
             raise ValueError("give teacher.path (a teacher's folder) or teacher.recipe (a pretrain recipe)")
         return self
+
+    @property
+    def scaling(self) -> TeacherAutoscaling:
+        """How many scorers there may be; minimum and maximum are one where the service does not scale."""
+        fixed = TeacherAutoscaling(min_replicas=self.num_replicas, max_replicas=self.num_replicas)
+        return self.autoscaling_config or fixed
 
 
 class AdversarialSettings(Settings):
@@ -220,6 +255,11 @@ class Config(Settings):
     microbatch_size: Positive | None = Field(
         None, description="Images that travel and are computed together; the whole batch when not given."
     )
+    microbatches_in_flight: Positive | None = Field(
+        None,
+        description="Microbatches of a step that are under way at a time, which takes memory in the learners; when "
+        "not given 1 for `local`, and for `split` as many as there may be scorers, but 2 or more.",
+    )
     generator: LearnerSettings = LearnerSettings()
     fake_score: LearnerSettings = LearnerSettings()
     lr_schedule: LearningRateSchedule = LearningRateSchedule()
@@ -246,6 +286,19 @@ class Config(Settings):
                 f"method.adversarial.group_size {adversarial.group_size}"
             )
         return self
+
+    @property
+    def in_flight(self) -> int:
+        """Microbatches of a step that are under way at a time."""
+        if self.microbatches_in_flight is not None:
+            return self.microbatches_in_flight
+        return 1 if self.placement == "local" else max(2, self.teacher.scaling.max_replicas)
+
+    @property
+    def graphs_kept(self) -> int:
+        """Scored microbatches whose graph a scorer keeps for this run: one scorer may have all of them."""
+        kept = self.teacher.graphs_kept
+        return self.in_flight if kept is None else kept
 
     @property
     def total_steps(self) -> int:

@@ -118,9 +118,8 @@ def tiny_roles(
     **network: Any,
 ) -> TinyRoles:
     """Roles with three different networks: with equal ones theta's gradient would be rounding noise."""
-    guidance = config.method.guidance
     return TinyRoles(
-        TeacherScorer(tiny_network(1, **network), guidance.eval_teacher, config.teacher.graphs_kept),
+        TeacherScorer(tiny_network(1, **network), config.graphs_kept),
         FakeScoreLearner(config, tiny_network(2, **network), FixedStream(), PIXEL_MAX, draws),
         GeneratorLearner(config, tiny_network(3, **network), label_frequencies, draws),
     )

@@ -35,11 +35,9 @@ class RunInputs:
     pixel_max: int = 255
 
 
-def build_teacher(inputs: RunInputs) -> TeacherScorer:
-    """A scorer of the teacher service."""
-    config = inputs.config
-    network = load_network(inputs.teacher, "teacher")[1].to(config.resources.teacher.device)
-    return TeacherScorer(network, config.method.guidance.eval_teacher, config.teacher.graphs_kept)
+def build_teacher(teacher: str, device: str, graphs_kept: int, runs_kept: int = 1) -> TeacherScorer:
+    """A scorer of the teacher service, from the teacher's folder."""
+    return TeacherScorer(load_network(teacher, "teacher")[1].to(device), graphs_kept, runs_kept)
 
 
 def build_fake_score(

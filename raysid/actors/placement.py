@@ -16,8 +16,8 @@ from raysid.data import ImageSource
 class TeacherService(Protocol):
     """The teacher pool, as the controller sees it. Arguments and results may be object references."""
 
-    def score(self, noised: Any, /) -> Any: ...
-    def pullback(self, noised: Any, seed: Any, /) -> Any: ...
+    def score(self, noised: Any, guidance_scale: float, /) -> Any: ...
+    def pullback(self, noised: Any, seed: Any, guidance_scale: float, /) -> Any: ...
 
 
 class FakeScoreRole(Protocol):
@@ -64,7 +64,7 @@ class Placement(Protocol):
         """Write the averaged generator to `folder`."""
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Each role's figures since it started (busy seconds and so on), by role."""
+        """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
 
     def close(self) -> None:
         """End the roles and give back what they held."""
@@ -80,7 +80,8 @@ class LocalPlacement:
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.teacher = build_teacher(inputs)
+        config = inputs.config
+        self.teacher = build_teacher(inputs.teacher, config.resources.teacher.device, config.graphs_kept)
         self.fake_score = build_fake_score(inputs, source.blocks if source else None)
         self.generator = build_generator(inputs)
         self.roles = Roles(self.teacher, self.fake_score, self.generator)
@@ -99,7 +100,7 @@ class LocalPlacement:
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
-            "teacher": self.teacher.report(),
+            "teacher": {"busy_seconds": self.teacher.busy_seconds},
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
         }

@@ -42,12 +42,18 @@ class Meter:
         return means
 
     def performance(self, images: int, report: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Images per second and each role's busy share since the last call, and the recomputes so far."""
+        """Images per second and each role's shares of the time since the last call; recomputes so far.
+
+        A role's seconds become shares; its other figures are of now, and stand as they are.
+        """
         seconds = time.perf_counter() - self._time
         figures = {RECOMPUTED: self.recomputes, "images_per_second": (images - self._images) / seconds}
         for role, own in report.items():
             for name, value in own.items():
-                share = (value - self._report[role][name]) / seconds
-                figures[f"{name.removesuffix('_seconds')}/{role}"] = share
+                if name.endswith("_seconds"):
+                    share = (value - self._report[role][name]) / seconds
+                    figures[f"{name.removesuffix('_seconds')}/{role}"] = share
+                else:
+                    figures[f"{name}/{role}"] = value
         self.begin(images, report)
         return figures

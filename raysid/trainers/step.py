@@ -39,13 +39,16 @@ def overlapped_step(roles: Roles, config: Config, step: int) -> StepResult:
     generator, fake = roles.generator, roles.fake_score
     learns = step > 0 and theta_learns(config, step)
     done, learnt = [], []
-    for at in microbatches(config, step):
-        noised, images = generator.generate(at)
+    for group in in_flight(config, step):
+        made = [generator.generate(at) for at in group]
         if learns:
-            done.append(generator_pass(roles, at, noised))
+            pulls = scores_and_pulls(roles, config, group, [noised for noised, _ in made])
+        learnt += [fake.accumulate(images) for _, images in made]
+        if learns:
+            done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
         else:
-            generator.discard(at)
-        learnt.append(fake.accumulate(images))
+            for at in group:
+                generator.discard(at)
     return StepResult(
         generator=generator.step(step, *done) if learns else None,
         fake_score=fake.step(step, *learnt),
@@ -60,25 +63,39 @@ def alternating_step(roles: Roles, config: Config, step: int) -> StepResult:
     if not theta_learns(config, step):
         return StepResult(generator=None, fake_score=fake_figures)
     done = []
-    for at in microbatches(config, step):
-        noised, _ = generator.generate(at)
-        done.append(generator_pass(roles, at, noised))
+    for group in in_flight(config, step):
+        noised = [generator.generate(at)[0] for at in group]
+        pulls = scores_and_pulls(roles, config, group, noised)
+        done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
     return StepResult(generator=generator.step(step, *done), fake_score=fake_figures)
 
 
-def generator_pass(roles: Roles, at: Slice, noised: Any) -> Any:
-    """One microbatch of theta's gradient: two predictions, their seeds, two exact pulls, the backward pass."""
-    generator, teacher, fake = roles.generator, roles.teacher, roles.fake_score
-    x_teacher, x_fake = teacher.score(noised), fake.score(noised)
-    teacher_seed, fake_seed = generator.seeds(at, x_teacher, x_fake)
-    teacher_pull, fake_pull = teacher.pullback(noised, teacher_seed), fake.pullback(noised, fake_seed)
-    return generator.accumulate(at, teacher_pull, fake_pull)
+def scores_and_pulls(
+    roles: Roles, config: Config, group: list[Slice], noised: list[Any]
+) -> list[tuple[Any, Any]]:
+    """For each microbatch two predictions, their seeds, and two exact pulls: the teacher's and the fake score's.
+
+    All microbatches of the group are with the scorers at the same time.
+    """
+    teacher, fake, scale = roles.teacher, roles.fake_score, config.method.guidance.eval_teacher
+    predictions = [(teacher.score(batch, scale), fake.score(batch)) for batch in noised]
+    seeds = [roles.generator.seeds(at, *predicted) for at, predicted in zip(group, predictions, strict=True)]
+    return [
+        (teacher.pullback(batch, teacher_seed, scale), fake.pullback(batch, fake_seed))
+        for batch, (teacher_seed, fake_seed) in zip(noised, seeds, strict=True)
+    ]
 
 
 def microbatches(config: Config, step: int) -> list[Slice]:
     """The step's batch, cut into microbatches."""
     size = config.microbatch_size or config.batch_size
     return [Slice(step, start, size) for start in range(0, config.batch_size, size)]
+
+
+def in_flight(config: Config, step: int) -> list[list[Slice]]:
+    """The step's microbatches, in groups of those that are under way at the same time."""
+    cut = microbatches(config, step)
+    return [cut[first : first + config.in_flight] for first in range(0, len(cut), config.in_flight)]
 
 
 def theta_learns(config: Config, step: int) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from raysid.config import Config, LearnerSettings
 from raysid.draws import Draws
 from raysid.losses import denoising_loss, discriminator_loss, generator_loss
 from raysid.networks import EDMDenoiser
-from raysid.trainers.step import generator_pass, microbatches, take_step
+from raysid.trainers.step import in_flight, microbatches, scores_and_pulls, take_step
 from tests.tiny_networks import (
     CLASSES,
     PIXEL_MAX,
@@ -65,12 +66,18 @@ def assert_equal_gradients(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
+def generator_pass(roles: Roles, config: Config, at: Slice, noised: Noised) -> None:
+    """One microbatch of theta's gradient, by itself."""
+    (pulls,) = scores_and_pulls(roles, config, [at], [noised])
+    roles.generator.accumulate(at, *pulls)
+
+
 def theta_gradient(tiny: TinyRoles, roles: Roles | None = None) -> Tensor:
     """theta's gradient of one step as the controller assembles it."""
     config = tiny.generator.config
     for at in microbatches(config, STEP):
         noised, _ = tiny.generator.generate(at)
-        generator_pass(roles or tiny.roles, at, noised)
+        generator_pass(roles or tiny.roles, config, at, noised)
     return gradient(tiny.generator.network)
 
 
@@ -162,8 +169,8 @@ def test_every_part_of_the_gradient_counts(part: str) -> None:
             self.score = scorer.score
             self.scorer = scorer
 
-        def pullback(self, noised: Noised, seed: Seed) -> Pull:
-            return Pull(torch.zeros_like(self.scorer.pullback(noised, seed).x_t))
+        def pullback(self, *args: Any) -> Pull:
+            return Pull(torch.zeros_like(self.scorer.pullback(*args).x_t))
 
     class Undirected:
         """A generator that forgets the direct part."""
@@ -243,11 +250,11 @@ class Spoiling:
     def __init__(self, scorer: Any, field: str, bad: float) -> None:
         self.scorer, self.field, self.bad = scorer, field, bad
 
-    def score(self, noised: Noised) -> Prediction:
-        return self._spoil(self.scorer.score(noised))
+    def score(self, *args: Any) -> Prediction:
+        return self._spoil(self.scorer.score(*args))
 
-    def pullback(self, noised: Noised, seed: Seed) -> Pull:
-        return self._spoil(self.scorer.pullback(noised, seed))
+    def pullback(self, *args: Any) -> Pull:
+        return self._spoil(self.scorer.pullback(*args))
 
     def _spoil(self, message: Any) -> Any:
         if not hasattr(message, self.field):
@@ -497,7 +504,7 @@ def test_dropout_masks_are_a_function_of_the_address() -> None:
         if scramble:
             torch.rand(7)
         tiny.fake_score.accumulate(images)
-        generator_pass(tiny.roles, at, noised)
+        generator_pass(tiny.roles, tiny.generator.config, at, noised)
         return images.x_g, gradient(tiny.fake_score.network), gradient(tiny.generator.network)
 
     for first, again in zip(once(scramble=False), once(scramble=True), strict=True):
@@ -607,7 +614,7 @@ def test_a_microbatch_that_theta_does_not_learn_from_is_forgotten() -> None:
     tiny = tiny_roles(phased("overlapped", 8, 0))
     for step in range(5):
         take_step(tiny.roles, tiny.generator.config, step)
-        assert not tiny.generator.pending and not tiny.fake_score.graphs and not tiny.teacher.graphs
+        assert not tiny.generator.pending and not tiny.fake_score.graphs and not tiny.teacher.kept
 
 
 def test_the_overlapped_opening_moves_psi_and_leaves_theta_and_its_average() -> None:
@@ -658,7 +665,7 @@ def gradients_of_cut(microbatch_size: int, group_size: int) -> tuple[Tensor, Ten
     tiny = tiny_roles(config)
     for at in microbatches(config, STEP):
         noised, images = tiny.generator.generate(at)
-        generator_pass(tiny.roles, at, noised)
+        generator_pass(tiny.roles, config, at, noised)
         tiny.fake_score.accumulate(images)
     return gradient(tiny.generator.network), gradient(tiny.fake_score.network)
 
@@ -731,9 +738,11 @@ def test_psi_learns_without_a_condition_where_guidance_asks_for_it(schedule: str
 
 # The teacher's bounded memory.
 
+SCALE = 3.0
+
 
 def scorer_and_work(graphs_kept: int, count: int) -> tuple[TeacherScorer, list[Noised], list[Seed]]:
-    scorer = TeacherScorer(tiny_network(1), 3.0, graphs_kept)
+    scorer = TeacherScorer(tiny_network(1), graphs_kept)
     work = [noised_at(Slice(STEP, 4 * i, 4)) for i in range(count)]
     seeds = [Seed(Draws(1, STEP, 4 * i, 4).normal("seed", SHAPE)) for i in range(count)]
     return scorer, work, seeds
@@ -744,16 +753,16 @@ def test_a_pull_is_the_same_with_and_without_its_graph(graphs_kept: int) -> None
     keeping, work, seeds = scorer_and_work(4, 4)
     bounded, _, _ = scorer_and_work(graphs_kept, 4)
     for noised in work:
-        assert torch.equal(keeping.score(noised).x_hat, bounded.score(noised).x_hat)
-        assert len(bounded.graphs) <= graphs_kept
+        assert torch.equal(keeping.score(noised, SCALE).x_hat, bounded.score(noised, SCALE).x_hat)
+        assert len(bounded.kept) <= graphs_kept
     recomputed = []
     for noised, seed in zip(work, seeds, strict=True):
-        kept, pull = keeping.pullback(noised, seed), bounded.pullback(noised, seed)
+        kept, pull = keeping.pullback(noised, seed, SCALE), bounded.pullback(noised, seed, SCALE)
         assert torch.equal(kept.x_t, pull.x_t) and kept.recomputed == 0
         recomputed.append(pull.recomputed)
     # The oldest are evicted first.
     assert recomputed == [1] * (4 - graphs_kept) + [0] * graphs_kept
-    assert not bounded.graphs and not keeping.graphs
+    assert not bounded.kept and not keeping.kept
 
 
 def test_a_repeated_pullback_recomputes_and_gives_the_same() -> None:
@@ -768,7 +777,7 @@ def test_a_repeated_score_takes_no_second_place_in_memory() -> None:
     scorer, (one, other), _ = scorer_and_work(2, 2)
     for noised in (one, other, other):
         scorer.score(noised)
-    assert list(scorer.graphs) == [one.at, other.at]
+    assert scorer.kept == [one.at, other.at]
 
 
 def test_a_scorers_memory_never_exceeds_its_bound_over_a_run() -> None:
@@ -777,18 +786,18 @@ def test_a_scorers_memory_never_exceeds_its_bound_over_a_run() -> None:
     most = 0
     score = tiny.teacher.score
 
-    def watched(noised: Noised) -> Prediction:
+    def watched(noised: Noised, guidance_scale: float = 1.0) -> Prediction:
         nonlocal most
-        prediction = score(noised)
-        most = max(most, len(tiny.teacher.graphs))
+        prediction = score(noised, guidance_scale)
+        most = max(most, len(tiny.teacher.kept))
         return prediction
 
     tiny.teacher.score = watched  # type: ignore[method-assign]
     for step in range(3):
-        for at in microbatches(config, step):  # all scored before the first is pulled back
+        for at in chain(*in_flight(config, step)):  # all scored before the first is pulled back
             tiny.teacher.score(noised_at(at))
         take_step(tiny.roles, config, step)
-    assert most == config.teacher.graphs_kept == 2
+    assert most == config.graphs_kept == 2
 
 
 def test_no_parameter_of_a_scorer_ever_has_a_gradient() -> None:

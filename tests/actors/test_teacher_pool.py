@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import ray
 
+from raysid.actors.fleet import Scorer
 from raysid.actors.messages import Slice
-from raysid.actors.remote import PoolCall, SplitPlacement, TeacherActor, TeacherPool, get
+from raysid.actors.pool import PoolCall, TeacherPool
+from raysid.actors.remote import SplitPlacement, start_fleet
+from raysid.actors.results import get
 from raysid.config import Config
 from raysid.errors import LearnerLost, RunFailed
 from raysid.trainers.distill import distill
@@ -71,33 +74,33 @@ class MortalPool:
     def __init__(self, pool: TeacherPool) -> None:
         self.pool = pool
         self.moment: str | None = None
+        self.keepers: dict[Any, Scorer] = {}
 
-    def score(self, noised: Any) -> Any:
+    def score(self, noised: Any, scale: float) -> Any:
+        scorer = self.pool.next_scorer()
         if self.moment == "during score":
-            with self._stopped_then_killed((self.pool.turn + 1) % len(self.pool.scorers), noised):
-                return self.pool.score(noised)
-        answer = self.pool.score(noised)
+            with self._stopped_then_killed(scorer, noised):
+                return self.pool.score(noised, scale)
+        answer = self.pool.score(noised, scale)
         if self.moment in ("between", "all of them"):
             done = answer.answered if isinstance(answer, PoolCall) else answer
             assert ray.wait([done], timeout=60)[0]
-            doomed = (
-                self.pool.scorers if self.moment == "all of them" else [self.pool.scorers[self.pool.turn]]
-            )
-            for scorer in doomed:
-                kill(pid_of(scorer))
+            for doomed in self.pool.members.scorers if self.moment == "all of them" else [scorer]:
+                kill(pid_of(doomed.actor))
             self.moment = None
+        self.keepers[noised] = scorer
         return answer
 
-    def pullback(self, noised: Any, seed: Any) -> Any:
+    def pullback(self, noised: Any, seed: Any, scale: float) -> Any:
         if self.moment == "during pullback":
-            with self._stopped_then_killed(self.pool.turn, noised, seed):
-                return self.pool.pullback(noised, seed)
-        return self.pool.pullback(noised, seed)
+            with self._stopped_then_killed(self.keepers[noised], noised, seed):
+                return self.pool.pullback(noised, seed, scale)
+        return self.pool.pullback(noised, seed, scale)
 
     @contextmanager
-    def _stopped_then_killed(self, index: int, *inputs: Any) -> Iterator[None]:
+    def _stopped_then_killed(self, scorer: Scorer, *inputs: Any) -> Iterator[None]:
         """The scorer takes the call made in this block and never answers it."""
-        pid = pid_of(self.pool.scorers[index])
+        pid = pid_of(scorer.actor)
         assert len(ray.wait(list(inputs), num_returns=len(inputs), timeout=60)[0]) == len(inputs)
         os.kill(pid, signal.SIGSTOP)
         yield
@@ -142,9 +145,9 @@ def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_p
         pid = pid_of(placement.generator.actor)
         os.kill(pid, signal.SIGSTOP)
         noised, _ = placement.generator.generate(Slice(1, 0, 16))
-        answer = placement.pool.score(noised)
+        answer = placement.pool.score(noised, 1.0)
         kill(pid)
-        seeds = placement.generator.seeds(Slice(1, 0, 16), answer, answer)
+        seeds = placement.generator.seeds(Slice(1, 0, 16), answer, noised)
         with pytest.raises(LearnerLost, match=rf"^GeneratorActor: process {pid} on [\d.]+ died$"):
             get(list(seeds))
 
@@ -154,11 +157,9 @@ def test_scorers_that_cannot_start_end_the_run(
     ray_cluster: None, teacher: str, tmp_path: Path, replicas: int
 ) -> None:
     """The teacher's folder is gone: one line says so, at once; no restart would bring it back."""
-    inputs, _ = inputs_for(tiny_config(str(tmp_path / "gone"), tmp_path))
-    scorers = [ray.remote(TeacherActor).options(num_cpus=0.25).remote(inputs, 1) for _ in range(replicas)]
-    answer = TeacherPool(scorers).score(None)
+    config = tiny_config(str(tmp_path / "gone"), tmp_path, teacher__num_replicas=replicas)
     with pytest.raises(RunFailed, match=r"^TeacherActor could not start: .*no teacher at .*gone"):
-        get(answer.settle() if isinstance(answer, PoolCall) else answer)
+        start_fleet(str(tmp_path / "gone"), config, threads=1)
 
 
 @pytest.mark.parametrize(("replicas", "seed"), [(1, 0), (2, 1)])

@@ -14,16 +14,11 @@ from ray.exceptions import RayTaskError
 from raysid.actors.build import RunInputs
 from raysid.actors.messages import Slice, Token, check_tokens
 from raysid.actors.placement import LocalPlacement, Placement, Roles
-from raysid.actors.remote import (
-    RemoteFakeScore,
-    RemoteGenerator,
-    SplitPlacement,
-    TeacherActor,
-    TeacherPool,
-    get,
-)
+from raysid.actors.pool import TeacherPool
+from raysid.actors.remote import RemoteFakeScore, RemoteGenerator, SplitPlacement, start_fleet
+from raysid.actors.results import get
 from raysid.checkpoint import read_state
-from raysid.config import Config
+from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 from raysid.networks import NetworkSettings
 from raysid.networks.files import NetworkCard, load_network, save_network
@@ -111,13 +106,13 @@ def test_threads_do_not_matter(ray_cluster: None, teacher: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("graphs_kept", [0, 1])
 def test_kept_graphs_do_not_matter(teacher: str, tmp_path: Path, graphs_kept: int) -> None:
-    """A scorer that keeps no graph recomputes every one, one that keeps a single graph none: the same bits."""
+    """Two microbatches are under way; what a scorer keeps no graph of it recomputes: the same bits."""
     kept, figures = ends(tiny_config(teacher, tmp_path), tmp_path / "kept")
     config = tiny_config(teacher, tmp_path, teacher__graphs_kept=graphs_kept)
     recomputed, figures_recomputed = ends(config, tmp_path / "recomputed")
     assert_same(recomputed, kept)
     assert [said.get("teacher_recomputes", 0) for said in figures] == [0] * len(figures)
-    expected = [0] + [0 if graphs_kept else 2] * (len(figures) - 1)  # the first step is psi's alone
+    expected = [0] + [2 - graphs_kept] * (len(figures) - 1)  # the first step is psi's alone
     assert [said.get("teacher_recomputes", 0) for said in figures_recomputed] == expected
 
 
@@ -165,12 +160,14 @@ def test_reference_training_on_three_actors(
     save_network(tmp_path / "teacher", card, initial_network(name, settings))
     config = reference_config(settings)
     inputs = RunInputs(config, str(tmp_path / "teacher"), label_frequencies=(1.0,))
+    fleet = start_fleet(inputs.teacher, config, threads=1)
+    pool = TeacherPool("reference", fleet.sync, RoleResources(), timeout=60, alone=True)
     with actors(
-        ray.remote(TeacherActor).options(num_cpus=0.25).remote(inputs, 1),
         ray.remote(RecordedFakeScoreActor).options(num_cpus=0.25).remote(inputs, name),
         ray.remote(RecordedGeneratorActor).options(num_cpus=0.25).remote(inputs, name),
-    ) as (scorer, fake_score, generator):
-        roles = Roles(TeacherPool([scorer]), RemoteFakeScore(fake_score), RemoteGenerator(generator))
+        *(scorer.actor for scorer in pool.members.scorers),
+    ) as (fake_score, generator, _):
+        roles = Roles(pool, RemoteFakeScore(fake_score), RemoteGenerator(generator))
         results = [take_step(roles, config, step) for step in range(len(settings["losses"]))]
         for result, expected in zip(results, settings["losses"], strict=True):
             check_losses(StepResult(get(result.fake_score), get(result.generator)), expected)

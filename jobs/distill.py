@@ -1,0 +1,13 @@
+"""`raysid distill` as a job of a Ray cluster.
+
+    ray job submit --working-dir . -- python jobs/distill.py RECIPE [options]
+
+takes this checkout along; `raysid submit distill` needs none. Options are those of `raysid distill --help`.
+"""
+
+import sys
+
+from raysid.cli import cli
+
+if __name__ == "__main__":
+    cli(["distill", *sys.argv[1:]], prog_name="jobs/distill.py")

@@ -1,0 +1,13 @@
+"""`raysid evaluate` as a job of a Ray cluster.
+
+    ray job submit --working-dir . -- python jobs/evaluate.py RUN [options]
+
+takes this checkout along; `raysid submit evaluate` needs none. Options are those of `raysid evaluate --help`.
+"""
+
+import sys
+
+from raysid.cli import cli
+
+if __name__ == "__main__":
+    cli(["evaluate", *sys.argv[1:]], prog_name="jobs/evaluate.py")

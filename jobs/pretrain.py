@@ -1,0 +1,13 @@
+"""`raysid pretrain` as a job of a Ray cluster.
+
+    ray job submit --working-dir . -- python jobs/pretrain.py RECIPE [options]
+
+takes this checkout along; `raysid submit pretrain` needs none. Options are those of `raysid pretrain --help`.
+"""
+
+import sys
+
+from raysid.cli import cli
+
+if __name__ == "__main__":
+    cli(["pretrain", *sys.argv[1:]], prog_name="jobs/pretrain.py")
