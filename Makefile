@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env quickstart test test-slow lint clean
+.PHONY: help env quickstart test test-slow lint cluster cluster-down clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -29,6 +29,12 @@ test: lint  ## style, types and tests, under 15 minutes on 2 cores
 
 test-slow: env  ## the checks that take longer
 	$(BIN)/pytest -m slow
+
+cluster: env  ## start an autoscaling Ray cluster on this machine
+	$(BIN)/python cluster/local.py up
+
+cluster-down: env  ## end it
+	$(BIN)/python cluster/local.py down
 
 clean:  ## remove what was built; keeps runs/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

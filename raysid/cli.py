@@ -8,12 +8,14 @@ import os
 import re
 import traceback
 from pathlib import Path
+from signal import SIGINT
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli_options import RecipeCommand, given_overrides
-from raysid.errors import RunFailed, UserError
+from raysid.cli_jobs import jobs, submit
+from raysid.cli_options import RECIPE_HELP, RUN_HELP, RecipeCommand, given_overrides
+from raysid.errors import RunFailed, RunStopped, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
 # torch and Ray take seconds to import: only the commands that need them do so, and the others answer at once.
@@ -23,11 +25,6 @@ if TYPE_CHECKING:
     from raysid.generator import Generator, Which
 
 _QUICKSTARTS = ("digits-sida", "digits-sid")
-_RECIPE_HELP = """RECIPE is a packaged recipe's name (`raysid recipes` lists them) or the path of a YAML file.
-Any of its settings is overridden by its dotted name, as in `--total_images 1e5`. Values are YAML: numbers,
-`null`, `[1, 2]`, `'{name: 1}'`. Defaults below are those of a recipe that says nothing; `raysid config
-RECIPE` prints what a recipe comes to."""
-_RUN_HELP = "RUN is a run's folder, as in `runs/digits-sida`, or a generator's."
 
 
 class _Failure(click.ClickException):
@@ -41,8 +38,10 @@ class _BadInput(_Failure):
     exit_code = 2
 
 
-class _Interrupted(_Failure):
-    exit_code = 130  # 128 + SIGINT, as shells have it
+class _Stopped(_Failure):
+    def __init__(self, message: str, signal: int = SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal  # type: ignore[misc]  # as shells have it
 
 
 class _Commands(click.Group):
@@ -52,11 +51,13 @@ class _Commands(click.Group):
         """Run the command; RAYSID_DEBUG=1 in the environment shows the traceback too."""
         try:
             return super().invoke(ctx)
+        except RunStopped as stopped:
+            raise _Stopped(str(stopped), stopped.signal) from None
         except (UserError, RunFailed, KeyboardInterrupt) as error:
             if os.environ.get("RAYSID_DEBUG") == "1":
                 traceback.print_exc()
             if isinstance(error, KeyboardInterrupt):
-                raise _Interrupted("interrupted") from None
+                raise _Stopped("interrupted") from None
             # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
             cause = getattr(error, "cause", None) or error
             line = "error: " + " ".join(str(cause).split())
@@ -79,11 +80,29 @@ def main() -> None:
     cli(prog_name="raysid")
 
 
-@cli.command(cls=RecipeCommand, kinds=["pretrain"], help=f"Train a teacher.\n\n{_RECIPE_HELP}")
+def _join(ctx: click.Context, param: click.Parameter, address: str | None) -> None:
+    """Where Ray, and every process of the run, looks for the cluster."""
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+
+
+_address = click.option(
+    "--address",
+    metavar="HOST:PORT",
+    expose_value=False,
+    callback=_join,
+    help="Ray cluster to run on, from one of its nodes: HOST:PORT, or `auto` for the one that runs here. RAY_ADDRESS "
+    "when not given; without either a cluster on this machine that ends with the command. From outside a "
+    "cluster use `raysid submit`.",
+)
+
+
+@cli.command(cls=RecipeCommand, kinds=["pretrain"], help=f"Train a teacher.\n\n{RECIPE_HELP}")
 @click.argument("recipe")
 @click.option(
     "--out", metavar="PATH", help="Folder for the teacher; one in `<storage>/teachers/` when not given."
 )
+@_address
 @click.pass_context
 def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     config = load_recipe(recipe, given_overrides(ctx), kind="pretrain")
@@ -98,7 +117,7 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     cls=RecipeCommand,
     kinds=["distill"],
     short_help="Distil a teacher into a one-step generator.",
-    help=f"Distil a teacher into a one-step generator. The same command again resumes.\n\n{_RECIPE_HELP}",
+    help=f"Distil a teacher into a one-step generator. The same command again resumes.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe")
 @click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first.")
@@ -107,6 +126,7 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     metavar="PATH",
     help="Begin a new run from a checkpoint's folder, or from another run's newest.",
 )
+@_address
 @click.pass_context
 def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | None) -> None:
     config = load_recipe(recipe, given_overrides(ctx), kind="distill")
@@ -125,6 +145,7 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
 )
 @click.argument("name", type=click.Choice(_QUICKSTARTS), default=_QUICKSTARTS[0])
 @click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first.")
+@_address
 @click.pass_context
 def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
     config = load_recipe(f"quickstart-{name}", given_overrides(ctx), kind="distill")
@@ -144,7 +165,11 @@ _which = click.option(
 _SEEDS = click.IntRange(0, 2**63 - 1)
 
 
-@cli.command(help=f"Measure a generator against the real images.\n\n{_RUN_HELP}")
+cli.add_command(submit)
+cli.add_command(jobs)
+
+
+@cli.command(help=f"Measure a generator against the real images.\n\n{RUN_HELP}")
 @click.argument("run")
 @_which
 @click.option(
@@ -163,7 +188,7 @@ def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
     _print_figures(str(folder), evaluate_generator_path(run, which, num_samples, seed))
 
 
-@cli.command(help=f"Draw images from a generator into a PNG.\n\n{_RUN_HELP}")
+@cli.command(help=f"Draw images from a generator into a PNG.\n\n{RUN_HELP}")
 @click.argument("run")
 @click.option(
     "--labels", help="Classes to draw, a row each: `3`, `0-9` or `0,2,5-7`; all, mixed, when not given."
@@ -199,7 +224,7 @@ def sample(run: str, labels: str | None, count: int, seed: int, which: Which, ou
     cls=RecipeCommand,
     kinds=["distill", "pretrain"],
     short_help="Print every setting of a recipe.",
-    help=f"Print every setting of a recipe, as a YAML that can be used as one.\n\n{_RECIPE_HELP}",
+    help=f"Print every setting of a recipe, as a YAML that can be used as one.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe", required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of all recipes instead; takes no RECIPE.")

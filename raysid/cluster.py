@@ -5,13 +5,33 @@ from __future__ import annotations
 import logging
 import os
 
+from raysid.errors import UserError
+
+ADDRESS = "RAY_ADDRESS"
+TOKEN_HELP = (
+    "this cluster asks for its token: put it into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH, or "
+    "give it in RAY_AUTH_TOKEN (on the cluster's head `ray get-auth-token` prints it)"
+)
+
 
 def connect() -> None:
     """Join the cluster that this process is part of or that RAY_ADDRESS names; else start one here.
 
     A cluster started here ends with this process.
+
+    Raises:
+        UserError: the address is none to join, nothing answers there, or it wants a token.
     """
+    address = os.environ.get(ADDRESS, "")
+    if "://" in address:
+        raise UserError(
+            f"{ADDRESS} {address} is not a cluster that a process on this machine can join: give `auto` or "
+            "HOST:PORT on one of its nodes, or hand the work to it with `raysid submit --address http://...`"
+        )
+    if address:
+        use_token()
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         return
@@ -22,9 +42,29 @@ def connect() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A lost learner fails every call in flight, and Ray would print ten lines for each; the run says it in one.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
-        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except AuthenticationError:
+        raise UserError(f"Ray cluster {address}: {TOKEN_HELP}") from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise UserError(
+            f"no Ray cluster to join at {address}: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def use_token() -> None:
+    """Send this user's token for Ray clusters, where there is one and nothing else is said.
+
+    Before Ray is imported: it reads the mode then, and without one it makes a token for a cluster that it starts
+    here but uses none to reach another.
+    """
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

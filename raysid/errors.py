@@ -17,5 +17,17 @@ class RunFailed(Exception):
     """
 
 
+class RunStopped(Exception):
+    """A run ended early because a signal asked it to: the same command goes on from its last checkpoint.
+
+    Attributes:
+        signal: the signal's number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class LearnerLost(Exception):
     """A learner's process died: its run must go back to a checkpoint. The run itself catches this."""

@@ -7,7 +7,7 @@ cluster needs the libraries but no checkout, and what runs is what was tried on 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import re
 import shlex
 import sys
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysid.cluster import TOKEN_HELP, has_token
+from raysid.cluster import TOKEN_HELP, use_token
 from raysid.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Jobs:
                 f"--address {address} is not a job server's: give the dashboard's, as {DEFAULT_ADDRESS}"
             )
         self.address = address.rstrip("/")
+        use_token()
         with self._explained():
             self._client = _client(self.address)
 
@@ -198,9 +199,11 @@ def check_storage(storage: str) -> None:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    if "RAY_AUTH_MODE" not in os.environ and has_token():
-        # Before Ray reads it: a cluster's token is sent only in this mode.
-        os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._private.runtime_env import packaging
+    from ray.dashboard.modules import dashboard_sdk
+    from ray.dashboard.modules.job import sdk
     from ray.job_submission import JobSubmissionClient
 
+    for quiet in (sdk, dashboard_sdk, packaging):  # uploads and closed sockets are nothing to the user
+        logging.getLogger(quiet.__name__).setLevel(logging.WARNING)
     return JobSubmissionClient(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource, open_source
-from raysid.errors import LearnerLost, RunFailed, UserError
+from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
 from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest, write_whole
 from raysid.progress import ProgressLine
@@ -24,6 +25,7 @@ from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
 from raysid.trainers.meter import Meter
 from raysid.trainers.step import StepResult, take_step
+from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
     finished_rows,
@@ -68,6 +70,7 @@ def distill(config: Config, fresh: bool = False, resume_from: str | None = None)
     Raises:
         UserError: something given cannot be used; nothing was started.
         RunFailed: the run stopped; its checkpoints are whole, and the same call goes on from the newest.
+        RunStopped: SIGTERM or SIGINT asked for it; a checkpoint of that step is written.
     """
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
@@ -122,11 +125,15 @@ def headline(config: Config, teacher: Teacher, source: ImageSource) -> str:
         if config.method.adversarial
         else "no real images"
     )
-    scorers = config.teacher.num_replicas
+    scaling = config.teacher.scaling
+    scorers = f"{scaling.min_replicas}"
+    if scaling.max_replicas > scaling.min_replicas:
+        scorers += f" to {scaling.max_replicas}"
     where = (
         "one process"
         if config.placement == "local"
-        else f"{scorers} teacher scorer{'s' * (scorers > 1)}, a fake-score learner, a generator learner as Ray actors"
+        else f"{scorers} teacher scorer{'s' * (scaling.max_replicas > 1)}, a fake-score learner, "
+        "a generator learner as Ray actors"
     )
     return (
         f"{method}, {config.schedule}: {config.total_images:,} generated images and {data}; {where}; "
@@ -180,7 +187,12 @@ class _Distillation:
         size = self.config.batch_size
         total = self.config.total_steps * size
         limit, failures = self.config.failure.max_failures, 0
-        with ProgressLine("distill", total, start.images if start else 0, size) as self.progress:
+        if self.config.placement == "split":
+            connect()  # first: Ray takes SIGTERM for itself
+        with (
+            ProgressLine("distill", total, start.images if start else 0, size) as self.progress,
+            StopSignals() as self.stop,
+        ):
             if start is not None:
                 self.progress.message(f"going on from {start.path}, step {start.step:,}")
             while True:
@@ -213,7 +225,13 @@ class _Distillation:
             self._keep(placement, step)
             self.meter.begin(step * self.config.batch_size, placement.report())
             while step < self.config.total_steps:
-                self.in_flight.append((step, take_step(placement.roles, self.config, step)))
+                self._stop_if_asked(placement, step)
+                try:
+                    result = take_step(placement.roles, self.config, step)
+                except RunFailed:  # no scorer left: both learners have finished the step before
+                    self._checkpoint_last(placement, step)
+                    raise
+                self.in_flight.append((step, result))
                 step += 1
                 if self._due(self.config.tracking.log_every_images, step):
                     self._finish_steps(placement)
@@ -243,8 +261,32 @@ class _Distillation:
             return LocalPlacement(inputs, source, self.config.torch_threads or os.cpu_count() or 1)
         from raysid.actors.remote import SplitPlacement
 
-        connect()
-        return SplitPlacement(inputs, source, self.config.torch_threads or 1)
+        return SplitPlacement(inputs, source, self.config.torch_threads or 1, self.progress.message)
+
+    def _stop_if_asked(self, placement: Placement, step: int) -> None:
+        """Leave at a signal, with a checkpoint of where the run is."""
+        if self.stop.received is None:
+            return
+        name = self.stop.received.name
+        self.progress.message(f"{name}: writing a checkpoint of step {step:,}; once more to stop at once")
+        self._checkpoint_last(placement, step)
+        newest = self.folder.checkpoints.newest_step()
+        kept = "before its first checkpoint" if newest is None else f"checkpoint of step {newest:,} written"
+        raise RunStopped(
+            f"stopped by {name}, {kept}; the same command goes on", signal=self.stop.received.value
+        )
+
+    def _checkpoint_last(self, placement: Placement, step: int) -> None:
+        """A checkpoint after `step` steps, if the learners are still there to write it."""
+        with suppress(LearnerLost, RunFailed):
+            self._finish_steps(placement)
+            self._checkpoint(placement, step)
+
+    def _checkpoint(self, placement: Placement, step: int) -> None:
+        """Write the training state after `step` steps, where it is not written yet."""
+        if (newest := self.folder.checkpoints.newest_step()) is None or newest < step:
+            files = placement.save(str(self.folder.checkpoints.path(step)))
+            self.folder.checkpoints.finish(step, step * self.config.batch_size, files)
 
     def _finish_steps(self, placement: Placement, but: int = 0) -> None:
         """Wait for the steps in flight, except the last `but`, and take in what the learners said."""
@@ -273,9 +315,7 @@ class _Distillation:
         self._finish_steps(placement)
         self._finish_evaluation()  # it reads the folder that is written now
         images = step * self.config.batch_size
-        if (newest := self.folder.checkpoints.newest_step()) is None or newest < step:
-            files = placement.save(str(self.folder.checkpoints.path(step)))
-            self.folder.checkpoints.finish(step, images, files)
+        self._checkpoint(placement, step)
         trained = {
             "step": step,
             "images": images,

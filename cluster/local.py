@@ -1,0 +1,105 @@
+"""Start and end the autoscaling cluster on this machine that `local-autoscale.yaml` describes.
+
+    python cluster/local.py up        (make cluster)
+    python cluster/local.py down      (make cluster-down)
+
+Token authentication is on: whoever reaches its ports needs the token in ~/.ray/auth_token.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import yaml
+
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+DOWN_SECONDS = 20
+
+
+@click.group()
+def cli() -> None:
+    """An autoscaling Ray cluster on this machine."""
+
+
+_folder = click.option(
+    "--folder", default="/tmp/raysid-cluster", show_default=True, help="Where Ray keeps the cluster's files."
+)
+
+
+@cli.command()
+@_folder
+@click.option("--port", default=6379, show_default=True, help="Of Ray's control store.")
+@click.option(
+    "--dashboard-port", default=8265, show_default=True, help="Of the dashboard and the job server."
+)
+@click.option("--num-cpus", default=2, show_default=True, help="What the head offers to jobs.")
+def up(folder: str, port: int, dashboard_port: int, num_cpus: int) -> None:
+    """Start the cluster."""
+    if any(processes(folder)):
+        raise click.ClickException(f"a cluster runs in {folder} already: `make cluster-down` ends it")
+    config = yaml.safe_load((HERE / "local-autoscale.yaml").read_text())
+    config["provider"]["gcs_address"] = f"127.0.0.1:{port}"
+    config["provider"]["folder"] = f"{folder}/nodes"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = Path(folder) / "autoscaler.yaml"
+    file.write_text(yaml.safe_dump(config))
+    head = config["provider"]["head_node_id"]
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is this one
+        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": head,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
+        "RAY_worker_niceness": "0",  # Ray's own 15 starves it on a machine that does anything else
+    }
+    subprocess.run(
+        [BIN / "ray", "get-auth-token", "--generate"], check=True, env=environment, stdout=subprocess.DEVNULL
+    )
+    command = [BIN / "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard_port}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--num-cpus={num_cpus}"]
+    command += ["--dashboard-agent-listen-port=0"]  # any: other clusters here may have the usual one
+    command += [f"--temp-dir={folder}", f"--autoscaling-config={file}"]
+    started = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if started.returncode:
+        raise click.ClickException(f"Ray did not start:\n{started.stdout}{started.stderr}")
+    click.echo(f"cluster up: dashboard and job server at http://127.0.0.1:{dashboard_port}")
+
+
+@cli.command()
+@_folder
+def down(folder: str) -> None:
+    """End the cluster and whatever runs on it; other clusters on this machine stay as they are."""
+    end = time.monotonic() + DOWN_SECONDS
+    while found := list(processes(folder)):
+        kill = time.monotonic() > end
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+        time.sleep(0.5)
+    click.echo("cluster down")
+
+
+def processes(folder: str) -> Iterator[int]:
+    """The processes of the cluster in `folder`: Ray gives each the folder's path on its command line."""
+    shown = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,command="], capture_output=True, text=True).stdout
+    for line in shown.splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if f"{folder}/" in command or f"--temp-dir={folder}" in command:
+            yield int(pid)
+
+
+if __name__ == "__main__":
+    cli()
