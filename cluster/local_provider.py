@@ -81,6 +81,14 @@ class LocalNodeProvider(FakeMultiNodeProvider):  # type: ignore[misc]
             }
             self._nodes[node] = {"tags": own | tags, "node": process}
 
+    def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
+        """The nodes that are there; one that was killed, as a spot machine is taken away, is there no longer."""
+        with self.lock:
+            for node, known in list(self._nodes.items()):
+                if "node" in known and known["node"].poll() is not None:
+                    del self._nodes[node]
+            return list(super().non_terminated_nodes(tag_filters))
+
     def _terminate_node(self, node: dict[str, Any]) -> None:
         process = node["node"]
         process.terminate()  # `ray start --block` ends what it started

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import time
 import traceback
 from pathlib import Path
 from signal import SIGINT
@@ -165,6 +166,24 @@ _which = click.option(
 _SEEDS = click.IntRange(0, 2**63 - 1)
 
 
+@cli.command(
+    cls=RecipeCommand,
+    kinds=["tune"],
+    short_help="Search alpha and guidance scales with Ray Tune.",
+    help="Search settings of a distillation with Ray Tune: every trial is a run, all share one teacher service. "
+    f"The same command again finishes what was left.\n\n{RECIPE_HELP}",
+)
+@click.argument("recipe")
+@click.option("--fresh", is_flag=True, help="Start over: delete the search's folder first.")
+@_address
+@click.pass_context
+def tune(ctx: click.Context, recipe: str, fresh: bool) -> None:
+    config = load_recipe(recipe, given_overrides(ctx), kind="tune")
+    from raysid.trainers.tune import run_search
+
+    run_search(config, fresh=fresh)
+
+
 cli.add_command(submit)
 cli.add_command(jobs)
 
@@ -218,6 +237,26 @@ def sample(run: str, labels: str | None, count: int, seed: int, which: Which, ou
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
     click.echo(out)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on, every two seconds, until the run is finished.")
+def watch(run: str, follow: bool) -> None:
+    """Show what a run is doing, in one screen.
+
+    RUN is a run's folder, as in `runs/digits-sida`.
+    """
+    from raysid.watch import WATCH_SECONDS, state_of
+
+    while True:
+        state = state_of(run)
+        if follow:
+            click.clear()
+        click.echo(state.text)
+        if not follow or state.finished:
+            return
+        time.sleep(WATCH_SECONDS)
 
 
 @cli.command(

@@ -87,6 +87,11 @@ _submit_recipe(
         help="Begin a new run from a checkpoint's folder, or from another run's newest.",
     ),
 )
+_submit_recipe(
+    "tune",
+    "Search settings on a cluster; the same command again finishes what was left.",
+    click.option("--fresh", is_flag=True, help="Start over: delete the search's folder first."),
+)
 
 
 @submit.command(

@@ -62,9 +62,12 @@ def connect() -> None:
 def use_token() -> None:
     """Send this user's token for Ray clusters, where there is one and nothing else is said.
 
-    Before Ray is imported: it reads the mode then, and without one it makes a token for a cluster that it starts
-    here but uses none to reach another.
+    As `ray start` does; without it Ray makes a token for a cluster that it starts here, and sends none to
+    another.
     """
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if named or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
+
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

@@ -1,13 +1,13 @@
 """The configuration: one tree of typed settings for each kind of recipe.
 
-A recipe is a YAML file whose `kind` says which tree it fills: `pretrain` a teacher, or `distill` it into a
-one-step generator. Unknown keys are refused, every field carries its description and range, and lengths
-are counted in images, as the papers count them.
+A recipe is a YAML file whose `kind` says which tree it fills: `pretrain` a teacher, `distill` it into a
+one-step generator, or `tune` settings of that. Unknown keys are refused, every field carries its
+description and range, and lengths are counted in images, as the papers count them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -306,4 +306,78 @@ class Config(Settings):
         return -(-self.total_images // self.batch_size)
 
 
-AnyConfig = PretrainConfig | Config
+class SearchDimension(Settings):
+    """What a search tries for one setting, or for several that go together."""
+
+    fields: list[str] = Field(
+        min_length=1,
+        description="Settings by dotted name; several take the same value (LSG ties its scales).",
+    )
+    grid: list[float] | None = Field(None, min_length=1, description="Every one of these values.")
+    choice: list[float] | None = Field(None, min_length=1, description="One of these values at random.")
+    uniform: tuple[float, float] | None = Field(None, description="A value between these two, evenly.")
+    log_uniform: tuple[float, float] | None = Field(
+        None, description="A value between these two, evenly in its logarithm."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ways = ("grid", "choice", "uniform", "log_uniform")
+        given = [way for way in ways if getattr(self, way) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(ways)} for {', '.join(self.fields)}")
+        bounds = self.uniform or self.log_uniform
+        if bounds and not bounds[0] < bounds[1]:
+            raise ValueError(
+                f"{given[0]} of {self.fields[0]} goes from {bounds[0]:g} to {bounds[1]:g}: not upwards"
+            )
+        if self.log_uniform and self.log_uniform[0] <= 0:
+            raise ValueError(f"log_uniform of {self.fields[0]} must begin above 0")
+        return self
+
+
+class SearchScheduler(Settings):
+    """Which trials end early: ASHA (arXiv 1810.05934) keeps the best at each rung."""
+
+    name: Literal["asha", "none"] = Field(
+        "asha", description="`asha`, or `none`: every trial goes to its end."
+    )
+    grace_images: Positive = Field(
+        64_000, description="Images before a trial may be ended early: the first rung."
+    )
+    reduction_factor: float = Field(
+        3.0, gt=1, description="The best 1 in so many go on at each rung; rungs are as much longer."
+    )
+
+
+class TuneConfig(Settings):
+    """Search settings of a distillation with Ray Tune; all trials share one teacher service."""
+
+    kind: Literal["tune"] = Field("tune", description="What this recipe is for.")
+    storage: str = Field("./runs", description="Folder that holds the search's folder and `teachers/`.")
+    run: RunSettings = RunSettings()
+    seed: Seed = Field(0, description="Seed of the values tried; the trials have that of their recipe.")
+    recipe: str = Field(description="Recipe (kind distill) that every trial runs.")
+    settings: dict[str, Any] = Field(
+        {}, description="Settings of that recipe, by dotted name, for all trials."
+    )
+    space: list[SearchDimension] = Field(min_length=1, description="What is tried.")
+    num_samples: Positive = Field(1, description="Random values drawn; each goes through the whole grid.")
+    metric: Literal["frechet_distance", "label_accuracy"] = Field(
+        "frechet_distance", description="Evaluation figure by which trials are compared."
+    )
+    scheduler: SearchScheduler = SearchScheduler()
+    max_concurrent_trials: Positive = Field(2, description="Trials that run at a time, room permitting.")
+    diverged_above: float = Field(
+        1.5,
+        gt=1,
+        description="A trial whose distance is more than this times that before training has diverged.",
+    )
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether the metric should be small or large."""
+        return "min" if self.metric == "frechet_distance" else "max"
+
+
+AnyConfig = PretrainConfig | Config | TuneConfig

@@ -70,7 +70,7 @@ def _walk(
         yield ConfigField(
             path=path,
             description=schema.get("description") or value.get("description", ""),
-            allowed=", or ".join(_in_words(choice) for choice in choices),
+            allowed=", or ".join(_in_words(choice, definitions) for choice in choices),
             default=default,
             required=name in section.get("required", ()),
             is_section=is_section,
@@ -87,7 +87,7 @@ def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     return definitions[schema["$ref"].removeprefix("#/$defs/")]
 
 
-def _in_words(schema: dict[str, Any]) -> str:
+def _in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """Type and range of one JSON schema, as in `integer above 0` or `list of 2, each a number at least 0`."""
     if "properties" in schema:
         return f"mapping of {', '.join(schema['properties'])}"
@@ -97,12 +97,13 @@ def _in_words(schema: dict[str, Any]) -> str:
         return " or ".join(map(str, schema["enum"]))
     kind = schema.get("type")
     if kind == "object":
-        return f"mapping of names to {_in_words(schema.get('additionalProperties', {}))}"
+        named = schema.get("additionalProperties", {})
+        return f"mapping of names to {_in_words(named if named is not True else {}, definitions)}"
     if kind == "array":
         items = schema.get("prefixItems") or [schema.get("items", {})]
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         length = f" of {least}" if least == most else f" of at least {least}" if least else ""
-        return f"list{length}, each: {_in_words(items[0])}"
+        return f"list{length}, each: {_in_words(_resolved(items[0], definitions), definitions)}"
     words = _TYPE_WORDS.get(str(kind), "value")
     bounds = dict(schema)
     if "minimum" in bounds and "exclusiveMinimum" in bounds:

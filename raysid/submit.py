@@ -71,21 +71,27 @@ class Jobs:
         Returns:
             The job's id.
         """
-        with self._explained(), tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
-            environment = {
-                "PYTHONUNBUFFERED": "1",
-                "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-            }
+            return self.start(
+                ["python", "-m", "raysid", *command],
+                {"working_dir": folder, "py_modules": [str(Path(__file__).parent)]},
+                label=shlex.join(command),
+            )
+
+    def start(self, command: Sequence[str], runtime_env: dict[str, Any], label: str | None = None) -> str:
+        """Start any command on the cluster, in a Ray runtime environment; the job's id.
+
+        Args:
+            label: how `list` shows it, when not as it is.
+        """
+        environment = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        with self._explained():
             return self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "raysid", *command]),
-                runtime_env={
-                    "working_dir": folder,
-                    "py_modules": [str(Path(__file__).parent)],
-                    "env_vars": environment,
-                },
-                metadata={"raysid": shlex.join(command)},
+                entrypoint=shlex.join(command),
+                runtime_env=runtime_env | {"env_vars": environment},
+                metadata={} if label is None else {"raysid": label},
             )
 
     def follow(self, job: str) -> str:

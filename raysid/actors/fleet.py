@@ -17,7 +17,7 @@ from raysid.actors.results import is_ready, why_not_started
 from raysid.config import RoleResources, TeacherAutoscaling
 from raysid.errors import RunFailed
 
-GROW_ABOVE = 0.1  # share of the time in which a step had nothing to do but wait for a scorer
+GROW_ABOVE = 0.15  # share of the time in which a step had nothing to do but wait for a scorer
 IDLE_BELOW = 0.6  # how busy the remaining scorers may be when one is taken away
 ABSENT_SECONDS = 120.0  # a run that has not asked for so long is not waited for
 ENDING_SECONDS = 5.0  # between a scorer's last call and its end: its last results are fetched by then
@@ -60,9 +60,14 @@ class Members:
 
 
 class Total:
-    """A total that grows, and how fast it grew lately: so many seconds a second."""
+    """A total that grows, and how fast it grew lately: so many seconds a second.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: the longest time that a rate is asked for.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._points: deque[tuple[float, float]] = deque()
 
     def add(self, now: float, value: float) -> None:
@@ -70,14 +75,15 @@ class Total:
         if self._points and value < self._points[-1][1]:
             self._points.clear()
         self._points.append((now, value))
+        while len(self._points) > 1 and self._points[1][0] <= now - self._seconds:
+            self._points.popleft()
 
     def rate(self, now: float, seconds: float) -> float | None:
         """The mean rate over the last so many seconds; None where it was not watched for so long."""
-        while len(self._points) > 1 and self._points[1][0] <= now - seconds:
-            self._points.popleft()
-        if not self._points or self._points[0][0] > now - seconds:
+        earlier = [point for point in self._points if point[0] <= now - seconds]
+        if not earlier:
             return None
-        (began, before), (ended, after) = self._points[0], self._points[-1]
+        (began, before), (ended, after) = earlier[-1], self._points[-1]
         return (after - before) / (ended - began) if ended > began else None
 
 
@@ -85,7 +91,7 @@ class ScorerFleet:
     """Keeps as many scorers as the runs that use them need, between a minimum and a maximum.
 
     A scorer joins once it has started. One is added when over `upscale_delay_s` some run's steps waited for
-    scoring alone during more than a tenth of the time; one is taken away when over `downscale_delay_s` no
+    scoring alone during more than 15% of the time; one is taken away when over `downscale_delay_s` no
     run's did, and the others could do its work in 60% of their time.
     A new one's demand for resources is what makes a cluster's autoscaler add a node; its end frees the node.
 
@@ -140,7 +146,7 @@ class ScorerFleet:
         self._admit()
         self._end_retired(now)
         if self.scaling.max_replicas > self.scaling.min_replicas:
-            self._waited.setdefault(asked.run, Total()).add(now, asked.waited)
+            self._waited.setdefault(asked.run, self._total()).add(now, asked.waited)
             self._measure(now)
             self._scale(now)
         return Members(self.version, tuple(self.members))
@@ -214,7 +220,7 @@ class ScorerFleet:
             self._reports[scorer] = scorer.actor.report.remote()
             if report is not None:
                 with suppress(RayError):
-                    self._busy.setdefault(scorer, Total()).add(now, ray.get(report)["busy_seconds"])
+                    self._busy.setdefault(scorer, self._total()).add(now, ray.get(report)["busy_seconds"])
 
     def _scale(self, now: float) -> None:
         """Start one more, or take one away, where the last seconds ask for it."""
@@ -236,6 +242,9 @@ class ScorerFleet:
             if len(shares) == len(busy) and sum(shares) / (len(busy) - 1) < IDLE_BELOW:
                 self._retired.append((now, self.version + 1, self.members.pop()))
                 self._changed()
+
+    def _total(self) -> Total:
+        return Total(max(self.scaling.upscale_delay_s, self.scaling.downscale_delay_s))
 
     def _changed(self) -> None:
         """The fleet is another one: what was measured before says nothing of it."""

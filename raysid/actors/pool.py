@@ -152,13 +152,13 @@ class TeacherPool:
 
     def pullback(self, noised: Any, seed: Any, guidance_scale: float) -> Any:
         keeper = self._keepers.pop(noised, None)  # it keeps the graph
-        if keeper is None or keeper not in self._present():
+        if keeper is None or keeper not in self.present():
             keeper = self.next_scorer()
         return self._call("pullback", keeper, noised, seed, guidance_scale, self.run)
 
     def next_scorer(self) -> Scorer:
         """Who the next call goes to: of those with the fewest calls outstanding, the next in turn."""
-        present = self._present() or [self._wait_for_one()]
+        present = self.present() or [self._wait_for_one()]
         fewest = min(self._outstanding[scorer] for scorer in present)
         count = len(present)
         turns = (present[(self._turn + 1 + k) % count] for k in range(count))
@@ -195,7 +195,7 @@ class TeacherPool:
 
     def report(self) -> dict[str, float]:
         """Figures of the service as this run sees it; a scorer that is away does not answer, and is left out."""
-        asked = {scorer: scorer.actor.report.remote() for scorer in self._present()}
+        asked = {scorer: scorer.actor.report.remote() for scorer in self.present()}
         if asked:
             ray.wait([*asked.values()], num_returns=len(asked), timeout=REPORT_SECONDS)
         for scorer, answer in asked.items():
@@ -214,7 +214,8 @@ class TeacherPool:
             return getattr(scorer.actor, method).options(num_returns=2).remote(*arguments, False)[0]
         return PoolCall(self, method, scorer, arguments)
 
-    def _present(self) -> list[Scorer]:
+    def present(self) -> list[Scorer]:
+        """The scorers that take calls now."""
         return [scorer for scorer in self.members.scorers if scorer not in self._away]
 
     def _welcome_back(self) -> frozenset[int]:
@@ -237,7 +238,7 @@ class TeacherPool:
         while True:
             time.sleep(RETRY_SECONDS)
             self.tend()
-            if present := self._present():
+            if present := self.present():
                 return present[0]
             now = time.monotonic()
             missing = f"no teacher scorer is there: {what_is_missing([self.resources])}"

@@ -7,15 +7,16 @@ results are object references, so that the controller never holds an image. Scor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator
-from raysid.actors.fleet import ScorerFleet
+from raysid.actors.fleet import Asked, Members, ScorerFleet
 from raysid.actors.messages import Slice
 from raysid.actors.placement import Roles
 from raysid.actors.placing import Say, reserve
@@ -120,6 +121,36 @@ def _answered(answer: Any, beside: Any) -> Any:
     return answer.settle(beside) if isinstance(answer, PoolCall) else answer
 
 
+@dataclass(frozen=True)
+class Within:
+    """What a run finds where it is one of many: places for its learners, a teacher service that all share.
+
+    Attributes:
+        group: a placement group whose bundles 1 and 2 are for the fake-score and the generator learner.
+        service: a `FleetActor`.
+    """
+
+    group: PlacementGroup
+    service: Any
+
+
+class FleetActor:
+    """A teacher service for many runs, in a process of its own; arguments as `start_fleet`."""
+
+    def __init__(self, teacher: str, config: Config, threads: int, runs: int) -> None:
+        self.fleet = start_fleet(teacher, config, threads, runs=runs)
+
+    def sync(self, asked: Asked) -> Members:
+        return self.fleet.sync(asked)
+
+    def forget(self, run: str) -> None:
+        self.fleet.forget(run)
+
+    def reports(self) -> list[dict[str, float]]:
+        """Each scorer's own figures."""
+        return ray.get(self.fleet.report())
+
+
 class SplitPlacement:
     """`placement: split`: a teacher service and two learners as Ray actors.
 
@@ -129,34 +160,48 @@ class SplitPlacement:
         source: the real images, for a method that needs them; the fake-score learner streams them by Ray Data.
         threads: torch's threads in each actor.
         say: takes what there is to tell while places are waited for.
+        within: places and a teacher service that are there already; None makes its own.
 
     Raises:
         RunFailed: the cluster has no room for the roles within `failure.placement_timeout_s`.
     """
 
-    def __init__(self, inputs: RunInputs, source: ImageSource | None, threads: int, say: Say = print) -> None:
+    def __init__(
+        self,
+        inputs: RunInputs,
+        source: ImageSource | None,
+        threads: int,
+        say: Say = print,
+        within: Within | None = None,
+    ) -> None:
         config, resources = inputs.config, inputs.config.resources
         timeout = config.failure.placement_timeout_s
-        self.group = reserve([resources.fake_score, resources.generator], timeout, say)
+        self.run = config.run.name or ""
+        self.within = within
+        self.fleet: ScorerFleet | None = None
+        first = 1 if within else 0
+        self.group = (
+            within.group if within else reserve([resources.fake_score, resources.generator], timeout, say)
+        )
         dataset = source.dataset() if source else None
-        fake_score = self._learner(FakeScoreActor, 0, resources.fake_score)
-        generator = self._learner(GeneratorActor, 1, resources.generator)
+        fake_score = self._learner(FakeScoreActor, first, resources.fake_score)
+        generator = self._learner(GeneratorActor, first + 1, resources.generator)
         self.fake_score = RemoteFakeScore(fake_score.remote(inputs, threads, dataset))
         self.generator = RemoteGenerator(generator.remote(inputs, threads))
         try:
-            self.fleet = start_fleet(inputs.teacher, config, threads, say)
+            if within is None:
+                self.fleet = start_fleet(inputs.teacher, config, threads, say)
+            self.pool = TeacherPool(
+                run=self.run,
+                sync=self.fleet.sync if self.fleet else self._sync_shared,
+                resources=resources.teacher,
+                timeout=timeout,
+                alone=config.teacher.scaling.max_replicas == 1,
+                say=say,
+            )
         except BaseException:
-            self._end_learners()
+            self.close()
             raise
-        scaling = config.teacher.scaling
-        self.pool = TeacherPool(
-            run=config.run.name or "",
-            sync=self.fleet.sync,
-            resources=resources.teacher,
-            timeout=timeout,
-            alone=scaling.max_replicas == 1,
-            say=say,
-        )
         self.roles = Roles(self.pool, self.fake_score, self.generator)
 
     def collect(self, figures: Any) -> dict[str, float]:
@@ -176,13 +221,18 @@ class SplitPlacement:
         }
 
     def close(self) -> None:
-        self.fleet.close()
-        self._end_learners()
-
-    def _end_learners(self) -> None:
+        if self.fleet is not None:
+            self.fleet.close()
         for learner in (self.fake_score, self.generator):
             ray.kill(learner.actor)
-        remove_placement_group(self.group)
+        if self.within is None:
+            remove_placement_group(self.group)
+        else:
+            self.within.service.forget.remote(self.run)
+
+    def _sync_shared(self, asked: Asked) -> Members:
+        assert self.within is not None
+        return get(self.within.service.sync.remote(asked))
 
     def _learner(self, actor: type[LearnerActor], bundle: int, resources: RoleResources) -> Any:
         place = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)

@@ -1,6 +1,6 @@
 """Recipes: YAML files that fill a config, those shipped with the package and the user's own.
 
-A recipe's `kind` says which config it fills (`pretrain` or `distill`). `extends: NAME_OR_PATH` takes another
+A recipe's `kind` says which config it fills (`pretrain`, `distill` or `tune`). `extends: NAME_OR_PATH` takes another
 recipe as the base: the keys given go over the base's, section by section, and `null` replaces a section.
 Paths that a recipe gives to other recipes are relative to its own folder.
 """
@@ -19,11 +19,11 @@ from raysid.recipes.yaml_form import NotYAML, dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
     # Importing the config takes pydantic's time; listing the recipes needs none of it.
-    from raysid.config import Config, PretrainConfig
+    from raysid.config import AnyConfig, Config, PretrainConfig, TuneConfig
 
 __all__ = ["KINDS", "RecipeSummary", "config_model", "config_yaml", "load_recipe", "packaged_recipes"]
 
-KINDS = ("pretrain", "distill")
+KINDS = ("pretrain", "distill", "tune")
 """Kinds of recipes; the command of the same name runs them."""
 
 _FOLDER = Path(__file__).resolve().parent
@@ -52,11 +52,15 @@ def packaged_recipes() -> dict[str, RecipeSummary]:
     return {path.stem: _summary(path) for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def config_model(kind: str) -> type[PretrainConfig] | type[Config]:
+def config_model(kind: str) -> type[PretrainConfig] | type[Config] | type[TuneConfig]:
     """The config that recipes of a kind fill; KeyError for another kind than those in `KINDS`."""
-    from raysid.config import Config, PretrainConfig
+    from raysid.config import Config, PretrainConfig, TuneConfig
 
-    models: dict[str, type[PretrainConfig] | type[Config]] = {"pretrain": PretrainConfig, "distill": Config}
+    models: dict[str, type[PretrainConfig] | type[Config] | type[TuneConfig]] = {
+        "pretrain": PretrainConfig,
+        "distill": Config,
+        "tune": TuneConfig,
+    }
     return models[kind]
 
 
@@ -74,13 +78,19 @@ def load_recipe(
 
 @overload
 def load_recipe(
+    recipe: str, overrides: Mapping[str, Any] | None = None, *, kind: Literal["tune"]
+) -> TuneConfig: ...
+
+
+@overload
+def load_recipe(
     recipe: str, overrides: Mapping[str, Any] | None = None, kind: str | None = None
-) -> PretrainConfig | Config: ...
+) -> AnyConfig: ...
 
 
 def load_recipe(
     recipe: str, overrides: Mapping[str, Any] | None = None, kind: str | None = None
-) -> PretrainConfig | Config:
+) -> AnyConfig:
     """The config that a recipe fills.
 
     Args:
@@ -88,10 +98,10 @@ def load_recipe(
         overrides: values by dotted name (`method.alpha`), which go over the recipe's, in order. Text is
             read as YAML (`1e-4`, `null`, `[1, 2]`), except for fields that hold text: they take it as it is
             (but for `null` where they may be null). A value inside a section that is null makes the section.
-        kind: the kind the recipe must be of (`pretrain` or `distill`); None takes either.
+        kind: the kind the recipe must be of (`pretrain`, `distill` or `tune`); None takes any.
 
     Returns:
-        The config. `run.name` of a distillation is the recipe's name where nothing gives another.
+        The config. `run.name` of a distillation or a search is the recipe's name where nothing gives another.
 
     Raises:
         UserError: no such recipe; a file that cannot be read; a key that is not known; a value that is not
@@ -118,8 +128,8 @@ def load_recipe(
         value = _from_text(path, value, model) if isinstance(value, str) else value
         _set(given, path, value)
         _set(merged, path, value)
-    _anchor_teacher(merged, Path.cwd())  # an override's; the files' own are by now
-    if found == "distill":
+    _anchor_recipes(merged, Path.cwd())  # an override's; the files' own are by now
+    if found != "pretrain":
         _name_run(merged, sources[0].path.stem)
     try:
         return model.model_validate(merged)
@@ -128,10 +138,10 @@ def load_recipe(
         raise UserError(describe(error, model, name, named)) from None
 
 
-def config_yaml(config: PretrainConfig | Config) -> str:
+def config_yaml(config: AnyConfig) -> str:
     """Every setting of a config as YAML: `load_recipe` on a file of it gives an equal config.
 
-    A distillation without a `run.name` would get the file's name: a config from `load_recipe` has one.
+    A run without a `run.name` would get the file's name: a config from `load_recipe` has one.
     """
     return dump_yaml(config.model_dump(mode="json"))
 
@@ -156,7 +166,7 @@ def _sources(recipe: str, folder: Path) -> list[_Source]:
         if wanted is not None and not isinstance(wanted, str):
             raise UserError(f"{name}: `extends` must be a recipe's name or path, as text")
         folder = path.parent
-        _anchor_teacher(values, folder)
+        _anchor_recipes(values, folder)
         sources.append(_Source(name, path, values))
     kinds = [(source.name, source.values["kind"]) for source in sources if "kind" in source.values]
     for (name, kind), (base, base_kind) in zip(kinds, kinds[1:], strict=False):
@@ -214,8 +224,10 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     return values
 
 
-def _anchor_teacher(values: dict[str, Any], folder: Path) -> None:
-    """Make the path of a teacher's recipe absolute: it must not depend on where the command is given."""
+def _anchor_recipes(values: dict[str, Any], folder: Path) -> None:
+    """Make paths of other recipes absolute, a teacher's or a search's: the command may be given anywhere."""
+    if isinstance(values.get("recipe"), str) and _is_path(values["recipe"]):
+        values["recipe"] = str((folder / values["recipe"]).resolve())
     teacher = values.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("recipe"), str) and _is_path(teacher["recipe"]):
         values["teacher"] = {**teacher, "recipe": str((folder / teacher["recipe"]).resolve())}
@@ -246,7 +258,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     _merge(values, value)
 
 
-def _from_text(path: str, text: str, model: type[PretrainConfig] | type[Config]) -> Any:
+def _from_text(path: str, text: str, model: type[PretrainConfig] | type[Config] | type[TuneConfig]) -> Any:
     """The value that an override's text stands for."""
     from raysid.config_fields import config_fields
     from raysid.recipes.problems import show

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysid.actors.build import RunInputs
 from raysid.actors.placement import LocalPlacement, Placement
@@ -36,9 +37,15 @@ from raysid.trainers.summary import (
 )
 from raysid.trainers.teachers import Teacher, find_teacher, load_teacher
 
+if TYPE_CHECKING:
+    from raysid.actors.remote import Within
+
 STEPS_IN_FLIGHT = (
     2  # how far the driver submits ahead: enough that no role waits for it, little enough to keep
 )
+
+
+OnEvaluation = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,14 @@ class DistillResult:
     metrics: dict[str, Any]
 
 
-def distill(config: Config, fresh: bool = False, resume_from: str | None = None) -> DistillResult:
+def distill(
+    config: Config,
+    fresh: bool = False,
+    resume_from: str | None = None,
+    *,
+    within: Within | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> DistillResult:
     """Distil the teacher that `config` names; the same call again goes on where the last one ended.
 
     Trains the teacher first when it comes by recipe and the storage has none. Prints progress, and at the end a
@@ -66,6 +80,8 @@ def distill(config: Config, fresh: bool = False, resume_from: str | None = None)
         fresh: start over, emptying the run's folder.
         resume_from: a checkpoint's folder, or a run's, to branch from; only for a run that has not begun, or
             began so.
+        within: where the run is one of a search: its learners' places, and the teacher service.
+        on_evaluation: called with each evaluation's figures, `step` and `images` among them.
 
     Raises:
         UserError: something given cannot be used; nothing was started.
@@ -85,7 +101,7 @@ def distill(config: Config, fresh: bool = False, resume_from: str | None = None)
         if branch is not None:
             _check_network(branch, teacher)
         folder.begin(weights_digest(teacher.path), resume_from)
-        return _Distillation(config, folder, teacher, source, branch).run()
+        return _Distillation(config, folder, teacher, source, branch, within, on_evaluation).run()
     finally:
         folder.close()
 
@@ -151,8 +167,12 @@ class _Distillation:
         teacher: Teacher,
         source: ImageSource,
         branch: Checkpoint | None,
+        within: Within | None,
+        on_evaluation: OnEvaluation | None,
     ) -> None:
         self.config = config
+        self.within = within
+        self.on_evaluation = on_evaluation
         self.folder = folder
         self.teacher = teacher
         self.source = source
@@ -261,7 +281,9 @@ class _Distillation:
             return LocalPlacement(inputs, source, self.config.torch_threads or os.cpu_count() or 1)
         from raysid.actors.remote import SplitPlacement
 
-        return SplitPlacement(inputs, source, self.config.torch_threads or 1, self.progress.message)
+        return SplitPlacement(
+            inputs, source, self.config.torch_threads or 1, self.progress.message, self.within
+        )
 
     def _stop_if_asked(self, placement: Placement, step: int) -> None:
         """Leave at a signal, with a checkpoint of where the run is."""
@@ -343,6 +365,8 @@ class _Distillation:
         images = step * self.config.batch_size
         self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
         self.tracker.evaluation(step, images, figures)
+        if self.on_evaluation is not None:
+            self.on_evaluation(figures | {"step": step, "images": images})
         self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
         if figures["label_accuracy"] is not None:
             self.note += f", accuracy {figures['label_accuracy']:.1%}"

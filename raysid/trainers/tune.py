@@ -1,0 +1,400 @@
+"""Searching settings of a distillation with Ray Tune: every trial a run of its own, one teacher service for all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import ray
+from ray import tune
+from ray.tune import Callback, ResultGrid
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.util import get_current_placement_group
+
+from raysid.actors.placing import demand
+from raysid.actors.remote import FleetActor, Within
+from raysid.actors.results import get
+from raysid.cluster import connect
+from raysid.config import Config, PretrainConfig, SearchDimension, TuneConfig
+from raysid.data import open_source
+from raysid.errors import UserError
+from raysid.networks.files import read_json, write_whole
+from raysid.progress import print_table
+from raysid.recipes import config_yaml, load_recipe
+from raysid.run_folder import local_storage
+from raysid.tracking import read_metrics
+from raysid.trainers.distill import distill
+from raysid.trainers.search_plots import plot_search
+from raysid.trainers.teachers import find_teacher
+
+SERVICE = "raysid-teacher-service"
+STATE, TRIALS, BEST, TABLE, PLOTS = "tune", "trials", "best.yaml", "trials.json", "plots"
+DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
+FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged", "failed"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial came to.
+
+    Attributes:
+        values: the values tried, by the first setting of each dimension.
+        status: `finished`, `ended early` (by the scheduler), `diverged` or `failed`.
+        metric: the best evaluated figure; None where there was none.
+        images: how far it came.
+        run: its run's folder.
+    """
+
+    values: dict[str, float]
+    status: str
+    metric: float | None
+    images: int
+    run: str
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search leaves: its folder, its trials with the best first, the recipe of the best."""
+
+    path: str
+    trials: list[TrialResult]
+    best: str | None
+
+
+def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
+    """Run a search, or finish one that was interrupted; print a table of its trials.
+
+    The search's folder `<storage>/<run.name>/` holds `trials/` (a run's folder each), `tune/` (Ray Tune's own
+    state, which is unpickled when a search is restored: restore only searches that you trust), `best.yaml`,
+    `trials.json`, `plots/` and `tensorboard/`.
+
+    Args:
+        fresh: start over: what an earlier search left in the folder is deleted.
+
+    Raises:
+        UserError: something given cannot be used, or the folder is of another search or in use.
+        RunFailed: the teacher service could not start, or no trial came to anything.
+    """
+    assert config.run.name is not None
+    base = trial_config(config, {}, "check")  # what is wrong with the recipe is wrong before anything starts
+    for dimension in config.space:
+        trial_config(config, {dimension.fields[0]: _some_value(dimension)}, "check")
+    folder = Path(str(local_storage(config.storage) / config.run.name))
+    lock = _take(folder)
+    try:
+        _begin(folder, config, fresh)
+        source = open_source(base.data.source)
+        found = find_teacher(base, source)
+        if isinstance(found, PretrainConfig):
+            from raysid.trainers.pretrain import pretrain
+
+            print(
+                f"no teacher in {config.storage} yet: training it by the recipe {base.teacher.recipe}",
+                flush=True,
+            )
+            teacher = pretrain(found).path
+        else:
+            teacher = str(found.path)
+        connect()
+        results = _run_trials(config, base, folder, teacher)
+        trials = _collect(config, folder, results)
+        return _show(config, base, folder, trials)
+    finally:
+        lock.release()
+
+
+def trial_config(config: TuneConfig, values: Mapping[str, float], name: str) -> Config:
+    """The distillation that a trial runs.
+
+    Args:
+        values: the values tried, by the first setting of their dimension.
+        name: of the trial's run.
+    """
+    overrides = dict(config.settings)
+    for dimension in config.space:
+        if dimension.fields[0] in values:
+            overrides |= dict.fromkeys(dimension.fields, values[dimension.fields[0]])
+    storage = str(local_storage(config.storage))
+    return load_recipe(config.recipe, overrides | {"storage": storage, "run.name": name}, kind="distill")
+
+
+def best_config(config: TuneConfig, values: Mapping[str, float]) -> Config:
+    """The recipe with a trial's values, at its own length and with its own evaluations, ready to be distilled."""
+    own = load_recipe(config.recipe, {}, kind="distill")
+    found = trial_config(config, values, f"{config.run.name}-best")
+    lengths = ("total_images", "evaluation", "checkpoint", "tracking", "storage")
+    return found.model_copy(update={name: getattr(own, name) for name in lengths})
+
+
+def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) -> ResultGrid:
+    """Let Ray Tune run what is still to run of the search."""
+    service: Any = (
+        ray.remote(FleetActor)
+        .options(name=SERVICE, num_cpus=0)
+        .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
+    )
+    get(service.__ray_ready__.remote())
+    bundles = [{"CPU": DRIVER_CPUS}, demand(base.resources.fake_score), demand(base.resources.generator)]
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            _trial, search=config.model_dump(mode="json"), folder=str(folder), teacher=teacher
+        ),
+        tune.PlacementGroupFactory(bundles),
+    )
+    state = folder / STATE
+    report = _Reporter(config, service)
+    if tune.Tuner.can_restore(str(state)):
+        print(f"going on with the search in {folder}", flush=True)
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True)
+        _set_callbacks(tuner, report)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={d.fields[0]: _domain(d) for d in config.space},
+            tune_config=tune.TuneConfig(
+                metric=config.metric,
+                mode=config.mode,
+                scheduler=_scheduler(config, base),
+                search_alg=tune.search.BasicVariantGenerator(
+                    max_concurrent=config.max_concurrent_trials, random_state=config.seed
+                ),
+                num_samples=config.num_samples,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=STATE,
+                storage_path=str(folder),
+                stop=_Diverged(),
+                callbacks=[report],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+    try:
+        return tuner.fit()
+    finally:
+        ray.kill(service)
+
+
+def _trial(values: dict[str, float], search: dict[str, Any], folder: str, teacher: str) -> None:
+    """One trial, in its own process: a distillation that reports its evaluations to Ray Tune."""
+    config = TuneConfig.model_validate(search)
+    run = trial_config(config, values, tune.get_context().get_trial_id())
+    run = run.model_copy(
+        update={
+            "storage": str(Path(folder) / TRIALS),
+            "teacher": run.teacher.model_copy(update={"path": teacher, "recipe": None}),
+        }
+    )
+    first: list[float] = [
+        entry["frechet_distance"]
+        for entry in read_metrics(Path(run.storage) / str(run.run.name))
+        if entry["kind"] == "evaluation"
+    ][:1]
+
+    def report(figures: dict[str, Any]) -> None:
+        distance = figures["frechet_distance"]
+        first[:] = first or [distance]
+        exploded = not math.isfinite(distance) or distance > config.diverged_above * first[0]
+        value = figures[config.metric]
+        tune.report(
+            {
+                config.metric: value if value is not None and math.isfinite(value) else math.nan,
+                "images": max(figures["images"], 1),
+                "diverged": exploded,
+            }
+        )
+
+    group = get_current_placement_group()
+    assert group is not None, "a trial runs within its places"
+    distill(run, within=Within(group, ray.get_actor(SERVICE)), on_evaluation=report)
+
+
+class _Diverged(tune.Stopper):
+    """Ends trials that have diverged; the search goes on."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return bool(result.get("diverged"))
+
+    def stop_all(self) -> bool:
+        return False
+
+
+class _Reporter(Callback):
+    """A line for each thing that happens to a trial, and the service's memory of trials that have ended."""
+
+    def __init__(self, config: TuneConfig, service: Any) -> None:
+        self.config, self.service = config, service
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._say(trials, trial, "starts")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        value = result[self.config.metric]
+        diverged = ", diverged" if result.get("diverged") else ""
+        name = self.config.metric.replace("_", " ")
+        self._say(trials, trial, f"{result['images']:,} images, {name} {value:.4g}{diverged}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._say(trials, trial, "ends")
+        self.service.forget.remote(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._say(trials, trial, "fails; the search goes on")
+        self.service.forget.remote(trial.trial_id)
+
+    def _say(self, trials: list[Trial], trial: Trial, what: str) -> None:
+        ended = sum(other.is_finished() for other in trials)
+        print(f"tune  {ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}", flush=True)
+
+
+def _collect(config: TuneConfig, folder: Path, results: ResultGrid) -> list[TrialResult]:
+    """What the trials came to, the best first. Their runs' own records say it, whoever wrote them."""
+    trials = []
+    for result in (results[index] for index in range(len(results))):
+        assert result.config is not None
+        trial_id = Path(result.path).name
+        run = folder / TRIALS / trial_id
+        entries = read_metrics(run)
+        figures = [e[config.metric] for e in entries if e["kind"] == "evaluation" and e["step"] > 0]
+        usable = [value for value in figures if value is not None and math.isfinite(value)]
+        choose = min if config.mode == "min" else max
+        if result.metrics and result.metrics.get("diverged"):
+            status = DIVERGED
+        elif result.error is not None:
+            status = FAILED
+        elif any(entry["kind"] == "table" for entry in entries):
+            status = FINISHED
+        else:
+            status = ENDED_EARLY
+        trials.append(
+            TrialResult(
+                values={d.fields[0]: float(result.config[d.fields[0]]) for d in config.space},
+                status=status,
+                metric=choose(usable) if usable else None,
+                images=max((entry["images"] for entry in entries), default=0),
+                run=str(run),
+            )
+        )
+    sign = 1 if config.mode == "min" else -1
+
+    def rank(trial: TrialResult) -> tuple[bool, float]:
+        usable = trial.metric is not None and trial.status in (FINISHED, ENDED_EARLY)
+        return not usable, sign * (trial.metric if trial.metric is not None else math.inf)
+
+    return sorted(trials, key=rank)
+
+
+def _show(config: TuneConfig, base: Config, folder: Path, trials: list[TrialResult]) -> TuneResult:
+    """Write the table, the best recipe and the plots; print what there is."""
+    write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())  # type: ignore[arg-type]
+    best = None
+    if trials and trials[0].metric is not None and trials[0].status in (FINISHED, ENDED_EARLY):
+        best = folder / BEST
+        write_whole(best, config_yaml(best_config(config, trials[0].values)).encode())  # type: ignore[arg-type]
+    plots = plot_search(config, trials, folder / PLOTS, folder / "tensorboard")
+    columns = [*(dimension.fields[0] for dimension in config.space), config.metric.replace("_", " ")]
+    print_table(
+        f"Trials of {folder.name}, the best first",
+        [*columns, "images", "status", "run"],
+        [
+            [*trial.values.values(), trial.metric, trial.images, trial.status, Path(trial.run).name]
+            for trial in trials
+        ],
+    )
+    print(f"search       {folder}")
+    print(f"plots        {', '.join(map(str, plots))}")
+    if best is not None:
+        print(f"best         raysid distill {best}")
+    print(f"TensorBoard  tensorboard --logdir {folder}", flush=True)
+    return TuneResult(str(folder), trials, None if best is None else str(best))
+
+
+def _take(folder: Path) -> filelock.BaseFileLock:
+    """The search's folder, for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(str(folder / ".lock"))
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"{folder} is in use by another search: wait for it, or give another --run.name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"storage {folder.parent} cannot be written: {error.strerror or error}") from None
+    return lock
+
+
+def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
+    """Record what is searched; refuse to go on with another search's trials."""
+    import shutil
+
+    record = folder / "search.json"
+    others = {path.name for path in folder.iterdir()} - {".lock"}
+    if fresh and others:
+        if not record.exists():
+            raise UserError(f"{folder} is not a search's folder, so --fresh does not empty it")
+        for name in others:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        others = set()
+    what = config.model_dump(mode="json", exclude={"storage", "max_concurrent_trials"})
+    before = read_json(record) if record.exists() else None  # type: ignore[arg-type]
+    if before is None and others:
+        raise UserError(f"{folder} holds something else than a search: give another --run.name")
+    if before is not None and before != what:
+        changed = [name for name in what if before.get(name) != what[name]]
+        raise UserError(
+            f"{folder} is a search with other settings ({', '.join(changed)}): give another --run.name, or --fresh "
+            "to start over"
+        )
+    write_whole(record, (json.dumps(what, indent=2) + "\n").encode())  # type: ignore[arg-type]
+
+
+def _domain(dimension: SearchDimension) -> Any:
+    """A dimension as Ray Tune takes it."""
+    if dimension.grid is not None:
+        return tune.grid_search(dimension.grid)
+    if dimension.choice is not None:
+        return tune.choice(dimension.choice)
+    if dimension.uniform is not None:
+        return tune.uniform(*dimension.uniform)
+    assert dimension.log_uniform is not None
+    return tune.loguniform(*dimension.log_uniform)
+
+
+def _some_value(dimension: SearchDimension) -> float:
+    return (dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or [0.0])[0]
+
+
+def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
+    if config.scheduler.name == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="images",
+        max_t=base.total_steps * base.batch_size,
+        grace_period=min(config.scheduler.grace_images, base.total_images),
+        reduction_factor=config.scheduler.reduction_factor,
+        stop_last_trials=False,  # a trial at its full length ends by itself, with its table
+    )
+
+
+def _set_callbacks(tuner: tune.Tuner, callback: Callback) -> None:
+    """A restored search takes its callbacks from its state; the reporter is of this session."""
+    tuner._local_tuner._run_config.callbacks = [callback]  # type: ignore[union-attr]
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name.rpartition('.')[2]}={value:.4g}" for name, value in values.items())
+
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs keep their own records

@@ -1,0 +1,88 @@
+"""The teacher pool on an autoscaling cluster: nodes come and go, and are taken away, with what is waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysid.submit import Jobs
+from tests.cluster.autoscaled_job import without_guidance
+from tests.tiny_run import (
+    assert_same,
+    inputs_for,
+    learner_states,
+    tiny_config,
+    tiny_teacher,
+    write_recipe,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The autoscaling cluster of `make cluster`, on ports of its own; the address of its job server."""
+    folder = f"/tmp/raysid-test-{os.getpid()}"  # short: Ray makes sockets in it
+    port, dashboard = free_port(), free_port()
+    local = [sys.executable, str(ROOT / "cluster" / "local.py")]
+    options = [f"--folder={folder}", f"--port={port}", f"--dashboard-port={dashboard}"]
+    subprocess.run([*local, "up", *options], check=True)
+    yield f"http://127.0.0.1:{dashboard}"
+    subprocess.run([*local, "down", f"--folder={folder}"], check=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) -> None:
+    """Grows because of waiting alone, survives the loss of a node that scores, shrinks in mid-run: same weights."""
+    learner = {"resources": {"learner": 1.0}}
+    config = tiny_config(
+        tiny_teacher(tmp_path / "teacher"),
+        tmp_path,
+        method={"guidance": {"eval_teacher": 3.0}},
+        batch_size=256,
+        microbatch_size=128,
+        total_images=1_000_000,
+        teacher__autoscaling_config={"max_replicas": 2, "upscale_delay_s": 3, "downscale_delay_s": 6},
+        resources={"teacher": {"resources": {"teacher": 1.0}}, "fake_score": learner, "generator": learner},
+    )
+    recipe = write_recipe(config, tmp_path / "recipe.yaml")
+    jobs = Jobs(cluster)
+    job = jobs.start(
+        ["python", "-m", "tests.cluster.autoscaled_job", str(recipe), str(tmp_path)],
+        {"working_dir": str(ROOT)},
+    )
+    assert jobs.wait(job, seconds=900) == "SUCCEEDED", jobs.log(job)
+
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["told"] == [
+        "a second scorer has come",
+        "both scorers serve",
+        "a scorer's node is taken away while it scores",
+        "a node has come for the one taken away",
+        "its scorer is back",
+        "without guidance one scorer is let go",
+        "its node has left",
+    ]
+    from raysid.actors.placement import LocalPlacement
+    from raysid.trainers.step import take_step
+
+    placement = LocalPlacement(*inputs_for(config), threads=1)
+    for step in range(told["steps"]):
+        guided = step < told["guided_steps"]
+        take_step(placement.roles, config if guided else without_guidance(config), step)
+    placement.save(str(tmp_path / "local"))
+    assert_same(learner_states(tmp_path / "end"), learner_states(tmp_path / "local"))
