@@ -98,8 +98,12 @@ class PendingEvaluation:
             self._answer: Any = evaluate_folder(*arguments)
         else:
             import ray
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            self._answer = ray.remote(evaluate_folder).options(num_cpus=0.25).remote(*arguments, threads=1)
+            # Anywhere on the cluster: a trial of a search has places for its learners alone.
+            anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
+            task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=anywhere)
+            self._answer = task.remote(*arguments, threads=1)
 
     def done(self) -> bool:
         """Whether the result is there."""

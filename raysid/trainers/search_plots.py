@@ -46,6 +46,8 @@ def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, eve
                 axes.set_xscale("log")
             if config.mode == "min":
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("{x:g}")
             axes.legend()
             axes.grid(alpha=0.3)
             path = folder / f"{name}.png"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import ray
 from ray import tune
 from ray.tune import Callback, ResultGrid
 from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util import get_current_placement_group
 
@@ -34,7 +39,6 @@ from raysid.trainers.distill import distill
 from raysid.trainers.search_plots import plot_search
 from raysid.trainers.teachers import find_teacher
 
-SERVICE = "raysid-teacher-service"
 STATE, TRIALS, BEST, TABLE, PLOTS = "tune", "trials", "best.yaml", "trials.json", "plots"
 DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
 FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged", "failed"
@@ -129,7 +133,7 @@ def best_config(config: TuneConfig, values: Mapping[str, float]) -> Config:
     """The recipe with a trial's values, at its own length and with its own evaluations, ready to be distilled."""
     own = load_recipe(config.recipe, {}, kind="distill")
     found = trial_config(config, values, f"{config.run.name}-best")
-    lengths = ("total_images", "evaluation", "checkpoint", "tracking", "storage")
+    lengths = ("total_images", "evaluation", "checkpoint", "tracking")
     return found.model_copy(update={name: getattr(own, name) for name in lengths})
 
 
@@ -137,7 +141,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
     """Let Ray Tune run what is still to run of the search."""
     service: Any = (
         ray.remote(FleetActor)
-        .options(name=SERVICE, num_cpus=0)
+        .options(name=_service_of(folder), num_cpus=0)
         .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
     )
     get(service.__ray_ready__.remote())
@@ -149,11 +153,10 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
         tune.PlacementGroupFactory(bundles),
     )
     state = folder / STATE
-    report = _Reporter(config, service)
+    _quiet()
     if tune.Tuner.can_restore(str(state)):
         print(f"going on with the search in {folder}", flush=True)
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True)
-        _set_callbacks(tuner, report)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -172,7 +175,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
                 name=STATE,
                 storage_path=str(folder),
                 stop=_Diverged(),
-                callbacks=[report],
+                callbacks=[_Reporter(config.metric, _service_of(folder)), JsonLoggerCallback()],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
@@ -181,6 +184,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
         return tuner.fit()
     finally:
         ray.kill(service)
+        _wait_for_its_end(_service_of(folder))
 
 
 def _trial(values: dict[str, float], search: dict[str, Any], folder: str, teacher: str) -> None:
@@ -202,19 +206,21 @@ def _trial(values: dict[str, float], search: dict[str, Any], folder: str, teache
     def report(figures: dict[str, Any]) -> None:
         distance = figures["frechet_distance"]
         first[:] = first or [distance]
+        if figures["step"] == 0:
+            return  # nothing that values could have changed
         exploded = not math.isfinite(distance) or distance > config.diverged_above * first[0]
         value = figures[config.metric]
         tune.report(
             {
                 config.metric: value if value is not None and math.isfinite(value) else math.nan,
-                "images": max(figures["images"], 1),
+                "images": figures["images"],
                 "diverged": exploded,
             }
         )
 
     group = get_current_placement_group()
     assert group is not None, "a trial runs within its places"
-    distill(run, within=Within(group, ray.get_actor(SERVICE)), on_evaluation=report)
+    distill(run, within=Within(group, ray.get_actor(_service_of(Path(folder)))), on_evaluation=report)
 
 
 class _Diverged(tune.Stopper):
@@ -230,8 +236,8 @@ class _Diverged(tune.Stopper):
 class _Reporter(Callback):
     """A line for each thing that happens to a trial, and the service's memory of trials that have ended."""
 
-    def __init__(self, config: TuneConfig, service: Any) -> None:
-        self.config, self.service = config, service
+    def __init__(self, metric: str, service: str) -> None:
+        self.metric, self.service = metric, service
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._say(trials, trial, "starts")
@@ -239,18 +245,21 @@ class _Reporter(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        value = result[self.config.metric]
         diverged = ", diverged" if result.get("diverged") else ""
-        name = self.config.metric.replace("_", " ")
-        self._say(trials, trial, f"{result['images']:,} images, {name} {value:.4g}{diverged}")
+        value = f"{self.metric.replace('_', ' ')} {result[self.metric]:.4g}"
+        self._say(trials, trial, f"{result['images']:,} images, {value}{diverged}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._say(trials, trial, "ends")
-        self.service.forget.remote(trial.trial_id)
+        self._forget(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._say(trials, trial, "fails; the search goes on")
-        self.service.forget.remote(trial.trial_id)
+        self._say(trials, trial, f"fails; the search goes on. {_why(trial)}")
+        self._forget(trial)
+
+    def _forget(self, trial: Trial) -> None:
+        with suppress(ValueError):  # the service has ended
+            ray.get_actor(self.service).forget.remote(trial.trial_id)
 
     def _say(self, trials: list[Trial], trial: Trial, what: str) -> None:
         ended = sum(other.is_finished() for other in trials)
@@ -336,8 +345,6 @@ def _take(folder: Path) -> filelock.BaseFileLock:
 
 def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
     """Record what is searched; refuse to go on with another search's trials."""
-    import shutil
-
     record = folder / "search.json"
     others = {path.name for path in folder.iterdir()} - {".lock"}
     if fresh and others:
@@ -358,6 +365,19 @@ def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
             "to start over"
         )
     write_whole(record, (json.dumps(what, indent=2) + "\n").encode())  # type: ignore[arg-type]
+
+
+def _service_of(folder: Path) -> str:
+    """The name under which the trials of a search find its teacher service."""
+    return f"raysid-teacher-service-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+
+
+def _wait_for_its_end(service: str) -> None:
+    """Until the service's name is free again, for another search of this process."""
+    with suppress(ValueError):
+        for _ in range(100):
+            ray.get_actor(service)
+            time.sleep(0.1)
 
 
 def _domain(dimension: SearchDimension) -> Any:
@@ -388,13 +408,17 @@ def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
     )
 
 
-def _set_callbacks(tuner: tune.Tuner, callback: Callback) -> None:
-    """A restored search takes its callbacks from its state; the reporter is of this session."""
-    tuner._local_tuner._run_config.callbacks = [callback]  # type: ignore[union-attr]
+def _why(trial: Trial) -> str:
+    """The last line of what a trial failed of."""
+    file = trial.error_file
+    return Path(file).read_text().strip().splitlines()[-1] if file and Path(file).exists() else ""
 
 
 def _words(values: Mapping[str, Any]) -> str:
     return " ".join(f"{name.rpartition('.')[2]}={value:.4g}" for name, value in values.items())
 
 
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs keep their own records
+def _quiet() -> None:
+    """Keep Ray Tune from printing its own tables, and from writing TensorBoard events beside the runs' own."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

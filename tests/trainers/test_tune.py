@@ -1,0 +1,156 @@
+"""A search with Ray Tune: every trial a real run on one teacher service, what it leaves, how it survives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from raysid.actors.generator import GeneratorLearner
+from raysid.actors.messages import Slice
+from raysid.actors.remote import start_fleet
+from raysid.config import TuneConfig
+from raysid.errors import UserError
+from raysid.recipes import load_recipe
+from raysid.run_folder import RunFolder
+from raysid.tracking import read_metrics
+from raysid.trainers.tune import run_search
+from tests.processes import Command, Moment
+from tests.tiny_networks import tiny_network
+from tests.tiny_run import (
+    BATCH,
+    STEPS,
+    assert_same,
+    end_of,
+    local_end,
+    tiny_config,
+    tiny_teacher,
+    write_recipe,
+)
+
+GUIDANCE = [f"method.guidance.{name}" for name in ("train_fake", "eval_fake", "eval_teacher")]
+
+
+def search_of(folder: Path, *space: dict[str, Any], **changes: Any) -> TuneConfig:
+    """A search over runs of seconds; its recipe stands in `folder`."""
+    recipe = write_recipe(tiny_config(tiny_teacher(folder / "teacher"), folder), folder / "tiny.yaml")
+    tree = {"storage": str(folder / "runs"), "run": {"name": "search"}, "recipe": str(recipe), "space": space}
+    return TuneConfig.model_validate(tree | {"scheduler": {"name": "none"}} | changes)
+
+
+def test_every_value_is_a_run_and_the_best_is_a_recipe(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tied scales take one value; a trial's weights are those of its settings in a run of its own."""
+    search = search_of(
+        tmp_path,
+        {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
+        {"fields": GUIDANCE, "grid": [1.0, 1.5]},
+    )
+    result = run_search(search)
+    tried = {tuple(trial.values.values()) for trial in result.trials}
+    assert tried == {(0.5, 1.0), (0.5, 1.5), (1.0, 1.0), (1.0, 1.5)}
+    assert {trial.status for trial in result.trials} == {"finished"}
+    metrics = [trial.metric for trial in result.trials]
+    assert metrics == sorted(metrics)
+
+    for trial in result.trials[:2]:
+        config = load_recipe(f"{trial.run}/config.yaml", {}, kind="distill")
+        alpha, scale = trial.values.values()
+        guidance = config.method.guidance
+        assert config.method.alpha == alpha
+        assert {guidance.train_fake, guidance.eval_fake, guidance.eval_teacher} == {scale}
+        weights, _ = local_end(config, tmp_path / f"alone-{trial.values}", STEPS)
+        end = end_of(Path(trial.run))
+        assert_same({name: end[name] for name in weights}, weights)
+
+    assert result.best is not None
+    best = load_recipe(result.best, {}, kind="distill")
+    assert best.run.name == "search-best"
+    assert [best.method.alpha, best.method.guidance.eval_teacher] == list(result.trials[0].values.values())
+    folder = Path(result.path)
+    assert [trial["run"] for trial in json.loads((folder / "trials.json").read_text())] == [
+        trial.run for trial in result.trials
+    ]
+    for dimension in search.space:
+        assert (folder / "plots" / f"{dimension.fields[0]}.png").stat().st_size > 5000
+    printed = capsys.readouterr().out
+    assert f"raysid distill {result.best}" in printed
+
+
+def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    search = search_of(
+        tmp_path, {"fields": ["generator.lr"], "grid": [1000.0, 1e-3]}, max_concurrent_trials=1
+    )
+    result = run_search(search)
+    assert [(trial.values["generator.lr"], trial.status) for trial in result.trials] == [
+        (1e-3, "finished"),
+        (1000.0, "diverged"),
+    ]
+    assert result.trials[1].images < STEPS * BATCH or result.trials[1].metric is None
+    assert result.best is not None and load_recipe(result.best, {}, kind="distill").generator.lr == 1e-3
+
+
+def test_a_killed_search_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    """kill -9 once a trial has ended: that one is not run again, the others are finished."""
+    search = search_of(
+        tmp_path, {"fields": ["method.alpha"], "grid": [0.5, 1.0, 1.2]}, max_concurrent_trials=1
+    )
+    file = tmp_path / "search.yaml"
+    file.write_text(json.dumps(search.model_dump(mode="json")))  # JSON is YAML
+    trials = Path(search.storage) / "search" / "trials"
+
+    def ended() -> list[Path]:
+        return [run for run in trials.glob("*") if any(e["kind"] == "table" for e in read_metrics(run))]
+
+    def second_trial_runs(began: float) -> bool:
+        return len(ended()) == 1 and len([run for run in trials.glob("*") if read_metrics(run)]) == 2
+
+    first = Command("tune", file, log=tmp_path / "first.log")
+    first.kill_when(Moment("the second trial", second_trial_runs), seconds=200)
+    (done,) = ended()
+    again = Command("tune", file, log=tmp_path / "again.log")
+    assert again.wait(300) == 0, again.output
+    table = json.loads((trials.parent / "trials.json").read_text())
+    assert [trial["status"] for trial in table] == ["finished"] * 3
+    assert sorted(trial["values"]["method.alpha"] for trial in table) == [0.5, 1.0, 1.2]
+    assert len(json.loads((done / "run.json").read_text())["sessions"]) == 1
+
+
+def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method.alfa"):
+        run_search(search_of(tmp_path, {"fields": ["method.alfa"], "grid": [1.0]}))
+    with pytest.raises(UserError, match="sigma_init is -1"):
+        run_search(search_of(tmp_path, {"fields": ["method.sigma_init"], "grid": [-1.0]}))
+    run = RunFolder(tiny_config("unused", tmp_path / "runs", "search"))
+    run.begin("digest")
+    run.close()
+    with pytest.raises(UserError, match="holds something else than a search"):
+        run_search(search_of(tmp_path, {"fields": ["method.alpha"], "grid": [1.0]}))
+
+
+def test_fifty_runs_that_end_between_score_and_pullback_leave_no_graphs(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    """A service for two runs keeps what two may keep, however many have come and gone."""
+    config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, microbatch_size=BATCH)
+    noised, _ = GeneratorLearner(
+        config, tiny_network(3, img_resolution=8, label_dim=10), (1.0,) * 10
+    ).generate(Slice(1, 0, BATCH))
+    fleet = start_fleet(str(config.teacher.path), config, threads=1, runs=2)
+    try:
+        (scorer,) = fleet.members
+        batch = ray.put(noised)
+        memory, pages = Path("/proc/self/statm"), []  # the second number: resident pages of 4096 bytes
+        for run in range(50):
+            ray.get(scorer.actor.score.remote(batch, 1.0, f"run {run}", False))
+            pages.append(ray.get(scorer.actor.__ray_call__.remote(lambda role: memory.read_text())))
+        report = ray.get(scorer.actor.report.remote())
+        assert report["graphs"] <= 2 * config.graphs_kept
+        grown = [int(text.split()[1]) * 4096 for text in (pages[9], pages[-1])]
+        assert grown[1] - grown[0] < 50e6  # forty more graphs of this network would be 200e6
+    finally:
+        fleet.close()
