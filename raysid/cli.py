@@ -16,6 +16,7 @@ import click
 
 from raysid.cli_jobs import jobs, submit
 from raysid.cli_options import RECIPE_HELP, RUN_HELP, RecipeCommand, given_overrides
+from raysid.cluster import check_address
 from raysid.errors import RunFailed, RunStopped, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
@@ -84,6 +85,7 @@ def main() -> None:
 def _join(ctx: click.Context, param: click.Parameter, address: str | None) -> None:
     """Where Ray, and every process of the run, looks for the cluster."""
     if address is not None:
+        check_address(address)
         os.environ["RAY_ADDRESS"] = address
 
 

@@ -23,11 +23,7 @@ def connect() -> None:
         UserError: the address is none to join, nothing answers there, or it wants a token.
     """
     address = os.environ.get(ADDRESS, "")
-    if "://" in address:
-        raise UserError(
-            f"{ADDRESS} {address} is not a cluster that a process on this machine can join: give `auto` or "
-            "HOST:PORT on one of its nodes, or hand the work to it with `raysid submit --address http://...`"
-        )
+    check_address(address)
     if address:
         use_token()
     import ray
@@ -57,6 +53,19 @@ def connect() -> None:
         raise UserError(
             f"no Ray cluster to join at {address}: {' '.join(str(error).split())[:200]}"
         ) from None
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that a process on one of the cluster's own nodes could not join.
+
+    Raises:
+        UserError: it is a job server's, or a Ray Client's: the actors' arrays would travel through it.
+    """
+    if "://" in address:
+        raise UserError(
+            f"{address} is not a cluster that a command on this machine can join: give `auto` or HOST:PORT on one "
+            "of its nodes, or hand the work to it with `raysid submit --address http://...`"
+        )
 
 
 def use_token() -> None:

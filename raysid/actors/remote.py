@@ -7,6 +7,7 @@ results are object references, so that the controller never holds an image. Scor
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from upath import UPath
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator
 from raysid.actors.fleet import Asked, Members, ScorerFleet
@@ -25,7 +27,7 @@ from raysid.actors.results import get
 from raysid.checkpoint import StateFile, write_state
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import RunFailed
+from raysid.errors import RunFailed, UserError
 
 
 class LearnerActor:
@@ -43,6 +45,14 @@ class LearnerActor:
 
     def save(self, folder: str) -> StateFile:
         return write_state(folder, self.name, self.role.state())
+
+    def sees(self, file: str, content: str) -> str | None:
+        """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
+        try:
+            found = UPath(file).read_text() == content
+        except OSError:
+            found = False
+        return None if found else ray.util.get_node_ip_address()
 
 
 class FakeScoreActor(LearnerActor):
@@ -203,6 +213,26 @@ class SplitPlacement:
             self.close()
             raise
         self.roles = Roles(self.pool, self.fake_score, self.generator)
+
+    def check_shared(self, folder: str) -> None:
+        """Refuse a run's folder that a learner does not share with the driver: it writes its states there.
+
+        Raises:
+            UserError: names the learner and its node.
+        """
+        content = uuid.uuid4().hex
+        probe = UPath(folder) / f".shared-{content}"
+        probe.write_text(content)
+        try:
+            for learner in (self.fake_score, self.generator):
+                node = get(learner.actor.sees.remote(str(probe), content))
+                if node is not None:
+                    raise UserError(
+                        f"{folder} is not shared: the learner on node {node} does not see what the driver writes "
+                        "there; give --storage a path that all nodes mount"
+                    )
+        finally:
+            probe.unlink()
 
     def collect(self, figures: Any) -> dict[str, float]:
         return get(figures)

@@ -281,9 +281,14 @@ class _Distillation:
             return LocalPlacement(inputs, source, self.config.torch_threads or os.cpu_count() or 1)
         from raysid.actors.remote import SplitPlacement
 
-        return SplitPlacement(
-            inputs, source, self.config.torch_threads or 1, self.progress.message, self.within
-        )
+        threads = self.config.torch_threads or 1
+        placement = SplitPlacement(inputs, source, threads, self.progress.message, self.within)
+        try:
+            placement.check_shared(str(self.folder.path))
+        except BaseException:
+            placement.close()
+            raise
+        return placement
 
     def _stop_if_asked(self, placement: Placement, step: int) -> None:
         """Leave at a signal, with a checkpoint of where the run is."""

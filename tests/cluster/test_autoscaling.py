@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from raysid.actors.placement import LocalPlacement
 from raysid.submit import Jobs
+from raysid.trainers.step import take_step
 from tests.cluster.autoscaled_job import without_guidance
 from tests.tiny_run import (
     assert_same,
@@ -24,25 +21,6 @@ from tests.tiny_run import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The autoscaling cluster of `make cluster`, on ports of its own; the address of its job server."""
-    folder = f"/tmp/raysid-test-{os.getpid()}"  # short: Ray makes sockets in it
-    port, dashboard = free_port(), free_port()
-    local = [sys.executable, str(ROOT / "cluster" / "local.py")]
-    options = [f"--folder={folder}", f"--port={port}", f"--dashboard-port={dashboard}"]
-    subprocess.run([*local, "up", *options], check=True)
-    yield f"http://127.0.0.1:{dashboard}"
-    subprocess.run([*local, "down", f"--folder={folder}"], check=True)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow
@@ -77,9 +55,6 @@ def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) 
         "without guidance one scorer is let go",
         "its node has left",
     ]
-    from raysid.actors.placement import LocalPlacement
-    from raysid.trainers.step import take_step
-
     placement = LocalPlacement(*inputs_for(config), threads=1)
     for step in range(told["steps"]):
         guided = step < told["guided_steps"]

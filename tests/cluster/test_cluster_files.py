@@ -314,7 +314,7 @@ def test_the_autoscaler_sees_what_the_roles_ask_for(name: str) -> None:
 def test_teachers_start_from_zero_on_spot_machines(name: str) -> None:
     teacher, learner = node_types(name)["teacher"], node_types(name)["learner"]
     assert teacher["min_workers"] == 0 and teacher["max_workers"] == 4
-    # A job's cluster lives for the job, whose learners must have their place within two minutes.
+    # A job's cluster lives for the job alone: its learners are wanted from the start.
     assert (
         learner["min_workers"] == (2 if name == "kuberay/rayjob.yaml" else 0) and learner["max_workers"] == 2
     )

@@ -1,0 +1,244 @@
+"""raysid as a job of a cluster: submitted, followed, stopped, resumed; what goes wrong on the way there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysid.checkpoint import Checkpoints
+from raysid.config import Config
+from raysid.submit import Jobs
+from tests.processes import running, wait_until
+from tests.tiny_run import (
+    BATCH,
+    STEPS,
+    assert_same,
+    end_of,
+    learner_states,
+    local_end,
+    run_of,
+    step_recorded,
+    tiny_config,
+    tiny_teacher,
+    write_recipe,
+)
+
+ROOT = Path(__file__).parents[2]
+NEVER = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny teacher's folder."""
+    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def raysid(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """A `raysid` command, its output in one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raysid", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def said(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    """All that a command printed, once it has ended."""
+    output, _ = process.communicate(timeout=seconds)
+    return output
+
+
+def long_config(teacher: str, storage: Path) -> Config:
+    """A run that goes on until it is stopped, and checkpoints at its beginning alone."""
+    return tiny_config(
+        teacher,
+        storage,
+        total_images=NEVER,
+        evaluation__every_images=NEVER,
+        checkpoint__every_images=NEVER,
+    )
+
+
+def test_a_submitted_run_is_followed_to_its_end(cluster: str, teacher: str, tmp_path: Path) -> None:
+    """The log comes as it grows, the weights are those of the same run here, and the list knows the job."""
+    config = tiny_config(teacher, tmp_path)
+    recipe = write_recipe(config, tmp_path / "mine.yaml")
+    process = raysid("submit", "distill", recipe, "--address", cluster)
+    output = said(process)
+    assert process.returncode == 0, output
+    (job,) = re.findall(rf"^job (\S+) at {cluster}$", output, re.MULTILINE)
+    assert re.search(r"^distill 100% \| step 20/20", output, re.MULTILINE)
+    assert f"job {job}: succeeded" in output
+    weights, _ = local_end(config, tmp_path / "local", STEPS)
+    end = end_of(run_of(config))
+    assert_same({name: end[name] for name in weights}, weights)
+
+    listed = said(raysid("jobs", "list", "--address", cluster))
+    assert re.search(rf"{job} +SUCCEEDED .* distill recipe.yaml", listed)
+    assert "distill 100%" in said(raysid("jobs", "logs", job, "--address", cluster))
+
+
+def test_a_stopped_job_checkpoints_leaves_nothing_and_goes_on(
+    cluster: str, teacher: str, tmp_path: Path
+) -> None:
+    """`jobs stop` in the middle; the same command, with an end to come to, goes on from there."""
+    config = long_config(teacher, tmp_path)
+    recipe = write_recipe(config, tmp_path / "mine.yaml")
+    submit = ("submit", "distill", recipe, "--address", cluster)
+    output = said(raysid(*submit, "--no-follow"))
+    job = re.findall(r"^job (\S+) at", output, re.MULTILINE)[0]
+    wait_until(lambda: step_recorded(run_of(config)) >= 6, 120, "step 6")
+    stopped = said(raysid("jobs", "stop", job, "--address", cluster))
+    assert stopped == f"{job}: stopped\n"
+    newest = Checkpoints(run_of(config) / "checkpoints").newest()  # type: ignore[arg-type]
+    assert newest is not None and newest.step >= 6
+    assert "stopped by SIGTERM, checkpoint of step" in Jobs(cluster).log(job)
+    wait_until(lambda: not actors_of(cluster), 60, "the end of the job's actors")
+
+    steps = newest.step + 4
+    output = said(raysid(*submit, "--total_images", str(steps * BATCH)))
+    assert f"step {newest.step:,}" in output and "going on from" in output
+    finished = config.model_copy(update={"total_images": steps * BATCH})
+    weights, _ = local_end(config, tmp_path / "local", steps)
+    assert_same(learner_states(run_of(finished) / "checkpoints" / f"step-{steps:08}"), weights)
+
+
+def actors_of(cluster: str) -> list[str]:
+    """The roles that run on any cluster of this machine whose processes the test's own session did not start."""
+    names = ("ray::FakeScoreActor", "ray::GeneratorActor", "ray::TeacherActor")
+    nodes = {p.pid for p in running() if "raylet" in p.title and "/tmp/raysid-test-" in p.title}
+    return [p.title for p in running() if p.title.startswith(names) and p.parent in nodes]
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, tmp_path: Path) -> None:
+    config = long_config(teacher, tmp_path)
+    process = raysid("submit", "distill", write_recipe(config, tmp_path / "mine.yaml"), "--address", cluster)
+    wait_until(lambda: step_recorded(run_of(config)) >= 2, 120, "step 2")
+    process.send_signal(signal.SIGINT)
+    output = said(process)
+    job = re.findall(r"^job (\S+) at", output, re.MULTILINE)[0]
+    assert f"job {job} goes on: `raysid jobs logs -f {job} --address {cluster}` follows it" in output
+    step = step_recorded(run_of(config))
+    wait_until(lambda: step_recorded(run_of(config)) > step, 60, "another step")
+    jobs = Jobs(cluster)
+    assert jobs.status(job) == "RUNNING"
+    jobs.stop(job)
+    assert jobs.wait(job, 120) == "STOPPED"
+
+
+def test_a_job_that_fails_says_so(cluster: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tiny_config(str(tmp_path / "nowhere"), tmp_path), tmp_path / "mine.yaml")
+    process = raysid("submit", "distill", recipe, "--address", cluster)
+    output = said(process)
+    assert process.returncode == 1
+    assert re.search(r"^raysid: error: .*no teacher at .*nowhere", output, re.MULTILINE)
+    assert re.search(r"^raysid: error: job \S+ failed; its log says why$", output, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_entry_points_run_under_rays_own_command(cluster: str, teacher: str, tmp_path: Path) -> None:
+    """`ray job submit --working-dir . -- python jobs/distill.py RECIPE`."""
+    config = tiny_config(teacher, tmp_path)
+    recipe = write_recipe(config, tmp_path / "mine.yaml")
+    command = [
+        Path(sys.executable).parent / "ray",
+        "job",
+        "submit",
+        "--address",
+        cluster,
+        "--working-dir",
+        ".",
+    ]
+    command += ["--", "python", "jobs/distill.py", recipe]
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    weights, _ = local_end(config, tmp_path / "local", STEPS)
+    end = end_of(run_of(config))
+    assert_same({name: end[name] for name in weights}, weights)
+
+
+def one_line(process: subprocess.Popen[str]) -> str:
+    """What a refused command said: one line, exit code 2."""
+    output = said(process, 60)
+    assert process.returncode == 2 and output.count("\n") == 1, output
+    return output
+
+
+def test_without_the_token_a_user_reads_where_it_goes(cluster: str, tmp_path: Path) -> None:
+    for mode in ({}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": "0" * 64}):
+        line = one_line(raysid("jobs", "list", "--address", cluster, HOME=str(tmp_path), **mode))
+        assert "this cluster asks for its token: put it into ~/.ray/auth_token" in line
+
+
+def test_what_cannot_be_submitted_is_refused(cluster: str, teacher: str, tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:1"
+    assert f"no Ray cluster answers at {nobody}" in one_line(raysid("jobs", "list", "--address", nobody))
+    assert "is not a job server's" in one_line(raysid("jobs", "list", "--address", "127.0.0.1:6379"))
+    assert "there is no job raysubmit_x" in one_line(
+        raysid("jobs", "logs", "raysubmit_x", "--address", cluster)
+    )
+    submit = ("submit", "distill", "digits-sid", "--address", cluster)
+    assert "storage ./runs would lie in the job's temporary folder" in one_line(raysid(*submit))
+    assert "did you mean" in one_line(raysid("submit", "distill", "digit-sid", "--address", cluster))
+    recipe = write_recipe(tiny_config(teacher, tmp_path), tmp_path / "mine.yaml")
+    assert "raysid submit --address" in one_line(raysid("distill", recipe, "--address", cluster))
+
+
+def test_a_storage_that_a_learner_does_not_share_is_refused(
+    cluster: str, teacher: str, tmp_path: Path
+) -> None:
+    """One learner is placed on a node that sees an empty folder where the driver's storage is."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    own = Path(f"/tmp/raysid-test-{os.getpid()}")
+    gcs = yaml.safe_load((own / "autoscaler.yaml").read_text())["provider"]["gcs_address"]
+    ray = Path(sys.executable).parent / "ray"
+    start = f"{ray} start --block --address={gcs} --num-cpus=1 --temp-dir={own}/elsewhere"
+    hide = f"mount -t tmpfs none {storage} && exec {start} --resources='{{\"elsewhere\": 1}}'"
+    node = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", hide],
+        env=os.environ | {"RAY_AUTH_MODE": "token"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        config = tiny_config(teacher, storage, resources__generator__resources={"elsewhere": 1.0})
+        process = raysid(
+            "submit", "distill", write_recipe(config, tmp_path / "mine.yaml"), "--address", cluster
+        )
+        output = said(process)
+        assert process.returncode == 1
+        line = r"^raysid: error: \S+ is not shared: the learner on node [\d.]+ does not see what the driver writes"
+        assert re.search(line, output, re.MULTILINE), output
+    finally:
+        node.terminate()
+        node.wait(30)
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint(teacher: str, tmp_path: Path) -> None:
+    """SIGTERM to a run of this machine's own, as from Slurm or Kubernetes."""
+    config = long_config(teacher, tmp_path)
+    recipe = write_recipe(config, tmp_path / "mine.yaml")
+    process = raysid("distill", recipe, "--placement", "local")
+    wait_until(lambda: step_recorded(run_of(config)) >= 4, 120, "step 4")
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    output = said(process)
+    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 60
+    newest = Checkpoints(run_of(config) / "checkpoints").newest()  # type: ignore[arg-type]
+    assert newest is not None and newest.step >= 4
+    assert (
+        f"stopped by SIGTERM, checkpoint of step {newest.step:,} written; the same command goes on" in output
+    )
+    weights, _ = local_end(config, tmp_path / "local", newest.step)
+    assert_same(learner_states(Path(str(newest.path))), weights)
