@@ -17,8 +17,9 @@ from raysid.errors import UserError
 from raysid.recipes import load_recipe
 from raysid.run_folder import RunFolder
 from raysid.tracking import read_metrics
-from raysid.trainers.tune import run_search
+from raysid.trainers.tune import TrialResult, run_search
 from tests.processes import Command, Moment
+from tests.tensorboard_server import tensorboard
 from tests.tiny_networks import tiny_network
 from tests.tiny_run import (
     BATCH,
@@ -77,8 +78,30 @@ def test_every_value_is_a_run_and_the_best_is_a_recipe(
     ]
     for dimension in search.space:
         assert (folder / "plots" / f"{dimension.fields[0]}.png").stat().st_size > 5000
+    check_tensorboard(folder, search, result.trials)
     printed = capsys.readouterr().out
     assert f"raysid distill {result.best}" in printed
+
+
+def check_tensorboard(folder: Path, search: TuneConfig, trials: list[TrialResult]) -> None:
+    """Curves of every trial, a plot for each dimension, and the table of hyperparameters with what they gave."""
+    names = {f"trials/{Path(trial.run).name}/tensorboard": trial for trial in trials}
+    metric = "eval/frechet_distance"
+    with tensorboard(folder) as board:
+        board.wait_until(lambda: names.keys() <= board.get("scalars/tags").keys())
+        for name, trial in names.items():
+            values = [value for step, value in board.scalars(metric, name) if step]
+            assert min(values) == pytest.approx(trial.metric)
+        plots = board.get("images/tags")["tensorboard"]
+        assert plots.keys() == {f"search/{dimension.fields[0]}" for dimension in search.space}
+        board.post("hparams/experiment", {"experimentName": ""})
+        asked = {"startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS"]}
+        groups = board.post(
+            "hparams/session_groups",
+            asked | {"colParams": [{"metric": {"group": "tensorboard", "tag": metric}}]},
+        )["sessionGroups"]
+        tried = {(g["hparams"]["method.alpha"], g["hparams"]["method.guidance.eval_teacher"]) for g in groups}
+        assert tried == {tuple(trial.values.values()) for trial in trials}
 
 
 def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: None, tmp_path: Path) -> None:
