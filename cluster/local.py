@@ -97,7 +97,8 @@ def processes(folder: str) -> Iterator[int]:
     shown = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,command="], capture_output=True, text=True).stdout
     for line in shown.splitlines():
         pid, _, command = line.strip().partition(" ")
-        if f"{folder}/" in command or f"--temp-dir={folder}" in command:
+        ours = any(part.partition("=")[2].startswith(f"{folder}/") for part in command.split())
+        if ours or f"--temp-dir={folder}" in command.split():
             yield int(pid)
 
 

@@ -54,7 +54,7 @@ def _submit_recipe(kind: str, short_help: str, *own: Callable[..., Any]) -> None
     def command(
         ctx: click.Context, recipe: str, address: str | None, no_follow: bool, **options: Any
     ) -> None:
-        from raysid.submit import job_files
+        from raysid.submit import check_absolute, job_files
 
         files = job_files(recipe, given_overrides(ctx), kind)
         arguments = [kind, "recipe.yaml"]
@@ -63,6 +63,7 @@ def _submit_recipe(kind: str, short_help: str, *own: Callable[..., Any]) -> None
             if value is True:
                 arguments.append(option)
             elif value:
+                check_absolute(option, value)  # those with a value are all paths
                 arguments += [option, value]
         _run(address, arguments, files, no_follow)
 
@@ -105,9 +106,9 @@ _submit_recipe(
 @_address
 @_no_follow
 def evaluate(run: str, which: str, address: str | None, no_follow: bool) -> None:
-    from raysid.submit import check_storage
+    from raysid.submit import check_absolute
 
-    check_storage(run)
+    check_absolute("RUN", run)
     _run(address, ["evaluate", run, "--which", which], {}, no_follow)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import shlex
 import sys
@@ -24,6 +25,8 @@ from raysid.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+    from raysid.config import Config
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 120  # between the signal that stops a job and its kill: time to write a checkpoint
@@ -182,26 +185,40 @@ def job_files(recipe: str, overrides: dict[str, str], kind: Any) -> dict[str, by
     Raises:
         UserError: the recipe cannot be used, or its storage would be lost with the job.
     """
+    from raysid.config import Config, TuneConfig
     from raysid.recipes import config_yaml, load_recipe, packaged_recipes
 
     config = load_recipe(recipe, overrides, kind=kind)
-    check_storage(config.storage)
-    files = {}
-    teacher = getattr(config, "teacher", None)
-    if teacher is not None and teacher.recipe is not None and teacher.recipe not in packaged_recipes():
-        inner = load_recipe(teacher.recipe, {}, kind="pretrain")
-        files["teacher.yaml"] = config_yaml(inner).encode()
-        config = config.model_copy(update={"teacher": teacher.model_copy(update={"recipe": "teacher.yaml"})})
+    check_absolute("storage", config.storage)
+    files: dict[str, bytes] = {}
+    if isinstance(config, Config):
+        config = _with_its_teacher(config, files)
+    elif isinstance(config, TuneConfig) and config.recipe not in packaged_recipes():
+        trial = _with_its_teacher(load_recipe(config.recipe, {}, kind="distill"), files)
+        files["distill.yaml"] = config_yaml(trial).encode()
+        config = config.model_copy(update={"recipe": "distill.yaml"})
     return files | {"recipe.yaml": config_yaml(config).encode()}
 
 
-def check_storage(storage: str) -> None:
-    """Refuse a storage that ends with the job: a path relative to its temporary folder."""
-    if "://" not in storage and not Path(storage).is_absolute():
+def check_absolute(what: str, path: str) -> None:
+    """Refuse a path relative to the job's temporary folder, which ends with the job and is empty before it."""
+    if "://" not in path and not Path(path).is_absolute():
         raise UserError(
-            f"storage {storage} would lie in the job's temporary folder: give --storage an absolute path that "
-            "all nodes share"
+            f"{what} {path} would lie in the job's temporary folder: give an absolute path that all nodes share"
         )
+
+
+def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
+    """The config as the job will read it; a file that its teacher's recipe is goes along in `files`."""
+    from raysid.recipes import config_yaml, load_recipe, packaged_recipes
+
+    teacher = config.teacher
+    if teacher.path is not None:
+        check_absolute("teacher.path", teacher.path)
+    if teacher.recipe is None or teacher.recipe in packaged_recipes():
+        return config
+    files["teacher.yaml"] = config_yaml(load_recipe(teacher.recipe, {}, kind="pretrain")).encode()
+    return config.model_copy(update={"teacher": teacher.model_copy(update={"recipe": "teacher.yaml"})})
 
 
 def _client(address: str) -> JobSubmissionClient:
@@ -212,4 +229,11 @@ def _client(address: str) -> JobSubmissionClient:
 
     for quiet in (sdk, dashboard_sdk, packaging):  # uploads and closed sockets are nothing to the user
         logging.getLogger(quiet.__name__).setLevel(logging.WARNING)
-    return JobSubmissionClient(address)
+    # Ray lets either variable go before the address that it is given.
+    shadowed = {
+        name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ
+    }
+    try:
+        return JobSubmissionClient(address)
+    finally:
+        os.environ.update(shadowed)

@@ -48,7 +48,9 @@ def state_of(run: str) -> RunState:
 
 
 def _lines(run: str, config: Mapping[str, Any], entries: list[dict[str, Any]], ended: bool) -> Iterator[str]:
-    newest = entries[-1]
+    newest = entries[-1] | max(
+        ({"step": e["step"], "images": e["images"]} for e in entries), key=lambda e: e["step"]
+    )
     total, images = config["total_images"], newest["images"]
     ago = time.time() - newest["unix_time"]
     yield f"{run}: {'finished' if ended else f'last line {duration(ago)} ago'}"

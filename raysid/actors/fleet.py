@@ -113,6 +113,8 @@ class ScorerFleet:
         self._start_actor = start
         self.resources = resources
         self.scaling = scaling
+        self._say = say
+        self._most = scaling.max_replicas
         self.members: list[Scorer] = []
         self.version = 0
         self._started = 0
@@ -197,10 +199,17 @@ class ScorerFleet:
                 ray.get(ready)
             except RayActorError as error:
                 if error.actor_init_failed:
-                    raise RunFailed(why_not_started(error)) from error
+                    self._refuse(why_not_started(error))
                 continue  # lost for good before it had served
             self.members.append(scorer)
             self._changed()
+
+    def _refuse(self, why: str) -> None:
+        """A scorer cannot start: the run cannot do without the minimum, but it can without more."""
+        if len(self.members) < self.scaling.min_replicas:
+            raise RunFailed(why)
+        self._say(f"the teacher service grows no further: {why}")
+        self._most = len(self.members)
 
     def _end_retired(self, now: float) -> None:
         """End the scorers that no run has anything outstanding with."""
@@ -227,13 +236,14 @@ class ScorerFleet:
         up, down = self.scaling.upscale_delay_s, self.scaling.downscale_delay_s
         waits = [total.rate(now, up) for total in self._waited.values()]
         if any(wait is not None and wait > GROW_ABOVE for wait in waits):
-            if not self._starting and len(self.members) < self.scaling.max_replicas:
+            if not self._starting and len(self.members) < self._most:
                 self._start()
             return
         waits = [total.rate(now, down) for total in self._waited.values()]
         if not all(wait is not None and wait <= GROW_ABOVE for wait in waits):
             return
-        if self._starting:  # what it was wanted for is over before it has found a place
+        if self._starting and len(self.members) >= self.scaling.min_replicas:
+            # What it was wanted for is over before it has found a place.
             _, scorer = self._starting.popitem()
             ray.kill(scorer.actor)
         elif len(self.members) > self.scaling.min_replicas:

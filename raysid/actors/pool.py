@@ -112,6 +112,7 @@ class TeacherPool:
         resources: what a scorer asks for, to say what is missing.
         timeout: seconds to go without any scorer before the run gives up.
         alone: whether there is one scorer and there will never be another.
+        stopping: whether the run has been asked to stop: it waits for no scorer any longer.
     """
 
     def __init__(
@@ -122,8 +123,10 @@ class TeacherPool:
         timeout: float,
         alone: bool = False,
         say: Say = print,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run = run
+        self.stopping = stopping
         self.resources = resources
         self.timeout = timeout
         self.alone = alone
@@ -138,6 +141,8 @@ class TeacherPool:
         self._busy: dict[Scorer, float] = {}
         self._acknowledged = -1  # the newest list of scorers outside of which nothing is outstanding
         self._asked = 0.0
+        self._missing_since: float | None = None
+        self._said = 0.0
         self.members = Members(-1, ())
         self.tend()
 
@@ -234,22 +239,45 @@ class TeacherPool:
 
     def _wait_for_one(self) -> Scorer:
         """A scorer that is back or new, where all were away."""
-        began = said = time.monotonic()
         while True:
             time.sleep(RETRY_SECONDS)
             self.tend()
             if present := self.present():
+                self._missing_since = None
                 return present[0]
-            now = time.monotonic()
-            missing = f"no teacher scorer is there: {what_is_missing([self.resources])}"
-            if now - began > self.timeout:
-                raise RunFailed(
-                    f"{missing}; waited failure.placement_timeout_s = {self.timeout:g} s. The same command goes "
-                    "on from the newest checkpoint"
-                )
-            if now - said > NOTICE_SECONDS:
-                said = now
-                self.say(f"waiting, {missing}")
+            self._complain()
+
+    def check_alone(self) -> None:
+        """Called while a result is long in coming: a single scorer may have no place to start again.
+
+        Raises:
+            RunFailed: as `PoolCall.settle`.
+        """
+        if not self.alone:
+            return
+        (scorer,) = self.members.scorers
+        state = ray._private.state.actors(scorer.actor._actor_id.hex()).get("State")  # type: ignore[attr-defined]
+        if state == "ALIVE":
+            self._missing_since = None
+        else:
+            self._complain()
+
+    def _complain(self) -> None:
+        """Say now and then which resource a scorer lacks; give up when it has lacked it for too long."""
+        now = time.monotonic()
+        if self._missing_since is None:
+            self._missing_since = self._said = now
+        missing = f"no teacher scorer is there: {what_is_missing([self.resources])}"
+        if self.stopping():
+            raise RunFailed(f"asked to stop while {missing}")
+        if now - self._missing_since > self.timeout:
+            raise RunFailed(
+                f"{missing}; waited failure.placement_timeout_s = {self.timeout:g} s. The same command goes "
+                "on from the newest checkpoint"
+            )
+        if now - self._said > NOTICE_SECONDS:
+            self._said = now
+            self.say(f"waiting, {missing}")
 
 
 def _attempts_before() -> int:

@@ -8,6 +8,7 @@ results are object references, so that the controller never holds an image. Scor
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,9 @@ from raysid.actors.results import get
 from raysid.checkpoint import StateFile, write_state
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import RunFailed, UserError
+from raysid.errors import LearnerLost, RunFailed, UserError
+
+COLLECT_SECONDS = 2.0
 
 
 class LearnerActor:
@@ -171,6 +174,7 @@ class SplitPlacement:
         threads: torch's threads in each actor.
         say: takes what there is to tell while places are waited for.
         within: places and a teacher service that are there already; None makes its own.
+        stopping: whether the run has been asked to stop, so that it waits for no scorer any longer.
 
     Raises:
         RunFailed: the cluster has no room for the roles within `failure.placement_timeout_s`.
@@ -183,6 +187,7 @@ class SplitPlacement:
         threads: int,
         say: Say = print,
         within: Within | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         config, resources = inputs.config, inputs.config.resources
         timeout = config.failure.placement_timeout_s
@@ -208,6 +213,7 @@ class SplitPlacement:
                 timeout=timeout,
                 alone=config.teacher.scaling.max_replicas == 1,
                 say=say,
+                stopping=stopping,
             )
         except BaseException:
             self.close()
@@ -235,6 +241,8 @@ class SplitPlacement:
             probe.unlink()
 
     def collect(self, figures: Any) -> dict[str, float]:
+        while not ray.wait([figures], timeout=COLLECT_SECONDS, fetch_local=False)[0]:
+            self.pool.check_alone()
         return get(figures)
 
     def save(self, folder: str) -> list[StateFile]:
@@ -262,7 +270,10 @@ class SplitPlacement:
 
     def _sync_shared(self, asked: Asked) -> Members:
         assert self.within is not None
-        return get(self.within.service.sync.remote(asked))
+        try:
+            return get(self.within.service.sync.remote(asked))
+        except LearnerLost as lost:
+            raise RunFailed(f"the teacher service of this search has ended ({lost})") from lost
 
     def _learner(self, actor: type[LearnerActor], bundle: int, resources: RoleResources) -> Any:
         place = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)

@@ -182,6 +182,7 @@ class _Distillation:
         self.meter = Meter()
         self.best = math.inf
         self.note = ""
+        self.stop = StopSignals()
 
     def run(self) -> DistillResult:
         """Train to the end, measure what came out, show it."""
@@ -209,10 +210,7 @@ class _Distillation:
         limit, failures = self.config.failure.max_failures, 0
         if self.config.placement == "split":
             connect()  # first: Ray takes SIGTERM for itself
-        with (
-            ProgressLine("distill", total, start.images if start else 0, size) as self.progress,
-            StopSignals() as self.stop,
-        ):
+        with ProgressLine("distill", total, start.images if start else 0, size) as self.progress:
             if start is not None:
                 self.progress.message(f"going on from {start.path}, step {start.step:,}")
             while True:
@@ -241,6 +239,8 @@ class _Distillation:
         self.best = best_distance(self.folder.path)
         self.meter = Meter(recomputes=recomputes_so_far(self.folder.path))
         placement = self._place(start)
+        # Not before: while places are waited for a signal has nothing to save, and acts at once.
+        self.stop.enter()
         try:
             self._keep(placement, step)
             self.meter.begin(step * self.config.batch_size, placement.report())
@@ -248,8 +248,10 @@ class _Distillation:
                 self._stop_if_asked(placement, step)
                 try:
                     result = take_step(placement.roles, self.config, step)
-                except RunFailed:  # no scorer left: both learners have finished the step before
-                    self._checkpoint_last(placement, step)
+                except RunFailed:  # no scorer is there
+                    if self.config.schedule == "overlapped":  # else psi has taken this step already
+                        self._checkpoint_last(placement, step)
+                        self._stop_if_asked(placement, step)
                     raise
                 self.in_flight.append((step, result))
                 step += 1
@@ -262,6 +264,7 @@ class _Distillation:
                 self._finish_evaluation(wait=False)
             self._finish_evaluation()
         finally:
+            self.stop.leave()
             placement.close()
 
     def _place(self, start: Checkpoint | None) -> Placement:
@@ -282,7 +285,9 @@ class _Distillation:
         from raysid.actors.remote import SplitPlacement
 
         threads = self.config.torch_threads or 1
-        placement = SplitPlacement(inputs, source, threads, self.progress.message, self.within)
+        placement = SplitPlacement(
+            inputs, source, threads, self.progress.message, self.within, self.stop.asked
+        )
         try:
             placement.check_shared(str(self.folder.path))
         except BaseException:

@@ -117,9 +117,9 @@ class PendingEvaluation:
         """Figures and grids, waiting for them where they are not there yet."""
         if self._local:
             return self._answer
-        import ray
+        from raysid.actors.results import get
 
-        return ray.get(self._answer)
+        return get(self._answer)
 
 
 def draw_grids(generator: Generator, source: str) -> Grids:

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,19 +19,21 @@ from typing import Any
 import filelock
 import ray
 from ray import tune
-from ray.tune import Callback, ResultGrid
+from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util import get_current_placement_group
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysid.actors.placing import demand
+from raysid.actors.placing import demand, reserve, wait_for_room
 from raysid.actors.remote import FleetActor, Within
 from raysid.actors.results import get
 from raysid.cluster import connect
 from raysid.config import Config, PretrainConfig, SearchDimension, TuneConfig
 from raysid.data import open_source
-from raysid.errors import UserError
+from raysid.errors import RunStopped, UserError
 from raysid.networks.files import read_json, write_whole
 from raysid.progress import print_table
 from raysid.recipes import config_yaml, load_recipe
@@ -39,6 +43,7 @@ from raysid.trainers.distill import distill
 from raysid.trainers.search_plots import plot_search
 from raysid.trainers.teachers import find_teacher
 
+SHARED = ".shared"  # written by the search's driver, looked for by every trial
 STATE, TRIALS, BEST, TABLE, PLOTS = "tune", "trials", "best.yaml", "trials.json", "plots"
 DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
 FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged", "failed"
@@ -107,8 +112,7 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         else:
             teacher = str(found.path)
         connect()
-        results = _run_trials(config, base, folder, teacher)
-        trials = _collect(config, folder, results)
+        trials = _collect(config, folder, _run_trials(config, base, folder, teacher))
         return _show(config, base, folder, trials)
     finally:
         lock.release()
@@ -137,24 +141,47 @@ def best_config(config: TuneConfig, values: Mapping[str, float]) -> Config:
     return found.model_copy(update={name: getattr(own, name) for name in lengths})
 
 
-def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) -> ResultGrid:
+def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) -> list[Trial]:
     """Let Ray Tune run what is still to run of the search."""
+    timeout = base.failure.placement_timeout_s
+    learners = [base.resources.fake_score, base.resources.generator]
+    remove_placement_group(reserve(learners, timeout, _say))  # one trial at least finds its places
+    # On this node: the service holds no resources, so an autoscaler may take another node from under it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     service: Any = (
         ray.remote(FleetActor)
-        .options(name=_service_of(folder), num_cpus=0)
+        .options(name=_service_of(folder), num_cpus=0, scheduling_strategy=here)
         .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
     )
-    get(service.__ray_ready__.remote())
-    bundles = [{"CPU": DRIVER_CPUS}, demand(base.resources.fake_score), demand(base.resources.generator)]
+    ready = service.__ray_ready__.remote()
+    scorers = [base.resources.teacher] * base.teacher.scaling.min_replicas
+    wait_for_room(
+        lambda seconds: bool(ray.wait([ready], timeout=seconds)[0]),
+        "the teacher service",
+        scorers,
+        timeout,
+        _say,
+    )
+    get(ready)
+    places = tune.PlacementGroupFactory(
+        [{"CPU": DRIVER_CPUS}, *map(demand, learners)],
+        bundle_label_selector=[{}, *(role.label_selector for role in learners)],
+    )
+    probe = folder / SHARED
+    probe.write_text(uuid.uuid4().hex)
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trial, search=config.model_dump(mode="json"), folder=str(folder), teacher=teacher
+            _trial,
+            search=config.model_dump(mode="json"),
+            folder=str(folder),
+            teacher=teacher,
+            shared=probe.read_text(),
         ),
-        tune.PlacementGroupFactory(bundles),
+        places,
     )
     state = folder / STATE
     _quiet()
-    if tune.Tuner.can_restore(str(state)):
+    if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
         print(f"going on with the search in {folder}", flush=True)
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True)
     else:
@@ -181,14 +208,21 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
             ),
         )
     try:
-        return tuner.fit()
+        # Tune's own results leave out the values of a trial that never reported.
+        trials: list[Trial] = list(tuner.fit()._experiment_analysis.trials)
     finally:
         ray.kill(service)
         _wait_for_its_end(_service_of(folder))
+    if not all(trial.is_finished() for trial in trials):
+        raise RunStopped(f"stopped; the same command goes on with the search in {folder}", signal.SIGINT)
+    return trials
 
 
-def _trial(values: dict[str, float], search: dict[str, Any], folder: str, teacher: str) -> None:
+def _trial(values: dict[str, float], search: dict[str, Any], folder: str, teacher: str, shared: str) -> None:
     """One trial, in its own process: a distillation that reports its evaluations to Ray Tune."""
+    probe = Path(folder) / SHARED
+    if not probe.exists() or probe.read_text() != shared:
+        raise UserError(f"{folder} is not shared: node {ray.util.get_node_ip_address()} does not see it")
     config = TuneConfig.model_validate(search)
     run = trial_config(config, values, tune.get_context().get_trial_id())
     run = run.model_copy(
@@ -263,23 +297,21 @@ class _Reporter(Callback):
 
     def _say(self, trials: list[Trial], trial: Trial, what: str) -> None:
         ended = sum(other.is_finished() for other in trials)
-        print(f"tune  {ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}", flush=True)
+        _say(f"{ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}")
 
 
-def _collect(config: TuneConfig, folder: Path, results: ResultGrid) -> list[TrialResult]:
+def _collect(config: TuneConfig, folder: Path, ended: list[Trial]) -> list[TrialResult]:
     """What the trials came to, the best first. Their runs' own records say it, whoever wrote them."""
     trials = []
-    for result in (results[index] for index in range(len(results))):
-        assert result.config is not None
-        trial_id = Path(result.path).name
-        run = folder / TRIALS / trial_id
+    for trial in ended:
+        run = folder / TRIALS / trial.trial_id
         entries = read_metrics(run)
         figures = [e[config.metric] for e in entries if e["kind"] == "evaluation" and e["step"] > 0]
         usable = [value for value in figures if value is not None and math.isfinite(value)]
         choose = min if config.mode == "min" else max
-        if result.metrics and result.metrics.get("diverged"):
+        if (trial.last_result or {}).get("diverged"):
             status = DIVERGED
-        elif result.error is not None:
+        elif trial.status == Trial.ERROR:
             status = FAILED
         elif any(entry["kind"] == "table" for entry in entries):
             status = FINISHED
@@ -287,7 +319,7 @@ def _collect(config: TuneConfig, folder: Path, results: ResultGrid) -> list[Tria
             status = ENDED_EARLY
         trials.append(
             TrialResult(
-                values={d.fields[0]: float(result.config[d.fields[0]]) for d in config.space},
+                values={d.fields[0]: float(trial.config[d.fields[0]]) for d in config.space},
                 status=status,
                 metric=choose(usable) if usable else None,
                 images=max((entry["images"] for entry in entries), default=0),
@@ -354,7 +386,7 @@ def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         others = set()
-    what = config.model_dump(mode="json", exclude={"storage", "max_concurrent_trials"})
+    what = config.model_dump(mode="json", exclude={"storage"})
     before = read_json(record) if record.exists() else None  # type: ignore[arg-type]
     if before is None and others:
         raise UserError(f"{folder} holds something else than a search: give another --run.name")
@@ -422,3 +454,9 @@ def _quiet() -> None:
     """Keep Ray Tune from printing its own tables, and from writing TensorBoard events beside the runs' own."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # A trial that a kill left complete but unreported ends without a report when it is resumed.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+
+
+def _say(message: str) -> None:
+    print(f"tune  {message}", flush=True)
