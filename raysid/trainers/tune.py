@@ -431,12 +431,14 @@ def _some_value(dimension: SearchDimension) -> float:
 def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
     if config.scheduler.name == "none":
         return FIFOScheduler()
+    # One short of the end: a rung there would end trials that are complete, before they have their table.
+    longest = base.total_steps * base.batch_size - 1
     return ASHAScheduler(
         time_attr="images",
-        max_t=base.total_steps * base.batch_size,
-        grace_period=min(config.scheduler.grace_images, base.total_images),
+        max_t=longest,
+        grace_period=min(config.scheduler.grace_images, longest),
         reduction_factor=config.scheduler.reduction_factor,
-        stop_last_trials=False,  # a trial at its full length ends by itself, with its table
+        stop_last_trials=False,
     )
 
 
