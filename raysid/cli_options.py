@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raysid.config_fields import ConfigField
 
 RECIPE_HELP = """RECIPE is a packaged recipe's name (`raysid recipes` lists them) or the path of a YAML file.
-Any of its settings is overridden by its dotted name, as in `--total_images 1e5`. Values are YAML: numbers,
+Any of its settings is overridden by its dotted name, as in `--seed 1`. Values are YAML: numbers,
 `null`, `[1, 2]`, `'{name: 1}'`. Defaults below are those of a recipe that says nothing; `raysid config
 RECIPE` prints what a recipe comes to."""
 RUN_HELP = "RUN is a run's folder, as in `runs/digits-sida`, or a generator's."

@@ -120,6 +120,7 @@ def actors_of(cluster: str) -> list[str]:
     return [p.title for p in running() if p.title.startswith(names) and p.parent in nodes]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, tmp_path: Path) -> None:
     config = long_config(teacher, tmp_path)
     process = raysid("submit", "distill", write_recipe(config, tmp_path / "mine.yaml"), "--address", cluster)
@@ -136,6 +137,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, t
     assert jobs.wait(job, 120) == "STOPPED"
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_says_so(cluster: str, tmp_path: Path) -> None:
     recipe = write_recipe(tiny_config(str(tmp_path / "nowhere"), tmp_path), tmp_path / "mine.yaml")
     process = raysid("submit", "distill", recipe, "--address", cluster)

@@ -49,16 +49,16 @@ def test_every_value_is_a_run_and_the_best_is_a_recipe(
     search = search_of(
         tmp_path,
         {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
-        {"fields": GUIDANCE, "grid": [1.0, 1.5]},
+        {"fields": GUIDANCE, "choice": [1.5]},
     )
     result = run_search(search)
     tried = {tuple(trial.values.values()) for trial in result.trials}
-    assert tried == {(0.5, 1.0), (0.5, 1.5), (1.0, 1.0), (1.0, 1.5)}
+    assert tried == {(0.5, 1.5), (1.0, 1.5)}
     assert {trial.status for trial in result.trials} == {"finished"}
     metrics = [trial.metric for trial in result.trials]
     assert metrics == sorted(metrics)
 
-    for trial in result.trials[:2]:
+    for trial in result.trials:
         config = load_recipe(f"{trial.run}/config.yaml", {}, kind="distill")
         alpha, scale = trial.values.values()
         guidance = config.method.guidance
@@ -117,6 +117,7 @@ def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: Non
     assert result.best is not None and load_recipe(result.best, {}, kind="distill").generator.lr == 1e-3
 
 
+@pytest.mark.slow
 def test_a_killed_search_is_finished_by_the_same_command(tmp_path: Path) -> None:
     """kill -9 once a trial has ended: that one is not run again, the others are finished."""
     search = search_of(
