@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raysid.config import Config, PretrainConfig
+from raysid.config import Config, PretrainConfig, TuneConfig
 from raysid.errors import UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
@@ -237,7 +237,7 @@ def test_a_recipe_of_another_kind_is_told_its_command() -> None:
         ("- 1", "is a list, not a mapping"),
         ("just words", "is a str, not a mapping"),
         ("seed: 1", "has no `kind`; say `kind: pretrain` or `kind: distill`"),
-        ("kind: tune", "unknown kind 'tune'"),
+        ("kind: search", "unknown kind 'search'"),
         ("kind: [distill]", "unknown kind ['distill']"),
         ("seed: 1\nseed: 2", "line 2, column 1: the key 'seed' is given twice"),
         ("1: 2", "line 1, column 1: a key is not text"),
@@ -338,4 +338,4 @@ def test_a_missing_value_is_told_with_its_meaning(tmp_path: Path) -> None:
 
 
 def test_kinds_have_the_config_of_their_name() -> None:
-    assert [config_model(kind) for kind in KINDS] == [PretrainConfig, Config]
+    assert [config_model(kind) for kind in KINDS] == [PretrainConfig, Config, TuneConfig]
