@@ -30,9 +30,6 @@ class Scorer:
     number: int
     actor: Any = field(compare=False)  # handles of one actor are not equal in different messages
 
-    def __str__(self) -> str:
-        return f"scorer {self.number}"
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -158,10 +155,6 @@ class ScorerFleet:
         self._leave(run)
         for scorer in self.members:
             scorer.actor.forget.remote(run)
-
-    def report(self) -> list[Any]:
-        """References to each scorer's own figures."""
-        return [scorer.actor.report.remote() for scorer in self.members]
 
     def close(self) -> None:
         """End all scorers."""

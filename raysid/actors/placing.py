@@ -70,7 +70,6 @@ def wait_for_room(
 def what_is_missing(roles: list[RoleResources]) -> str:
     """Which resource or label keeps roles from being placed on the cluster as it is now."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    free = ray.available_resources()
     reasons: dict[str, None] = {}
     for role in roles:
         for key, value in role.label_selector.items():
@@ -87,7 +86,7 @@ def what_is_missing(roles: list[RoleResources]) -> str:
     for role in roles:
         for name, amount in demand(role).items():
             wanted[name] = wanted.get(name, 0.0) + amount
-    total = ray.cluster_resources()
+    free, total = ray.available_resources(), ray.cluster_resources()
     short = [name for name, amount in wanted.items() if free.get(name, 0.0) < amount]
     return (
         ", ".join(

@@ -64,7 +64,6 @@ class PoolCall:
     def __init__(self, pool: TeacherPool, method: str, scorer: Scorer, arguments: tuple[Any, ...]) -> None:
         self.pool, self.method, self.arguments, self.scorer = pool, method, arguments, scorer
         self.result, self.answered = pool.submit(scorer, method, arguments, moved=False)
-        self._settled = False
 
     def settle(self, beside: Any) -> Any:
         """Wait for an answer, moving the call to another scorer whenever one is lost; return its reference.
@@ -267,17 +266,19 @@ class TeacherPool:
         now = time.monotonic()
         if self._missing_since is None:
             self._missing_since = self._said = now
+        stopping, too_long = self.stopping(), now - self._missing_since > self.timeout
+        if not (stopping or too_long or now - self._said > NOTICE_SECONDS):
+            return  # this is asked many times a second, and what is missing is asked of the whole cluster
         missing = f"no teacher scorer is there: {what_is_missing([self.resources])}"
-        if self.stopping():
+        if stopping:
             raise RunFailed(f"asked to stop while {missing}")
-        if now - self._missing_since > self.timeout:
+        if too_long:
             raise RunFailed(
                 f"{missing}; waited failure.placement_timeout_s = {self.timeout:g} s. The same command goes "
                 "on from the newest checkpoint"
             )
-        if now - self._said > NOTICE_SECONDS:
-            self._said = now
-            self.say(f"waiting, {missing}")
+        self._said = now
+        self.say(f"waiting, {missing}")
 
 
 def _attempts_before() -> int:

@@ -159,10 +159,6 @@ class FleetActor:
     def forget(self, run: str) -> None:
         self.fleet.forget(run)
 
-    def reports(self) -> list[dict[str, float]]:
-        """Each scorer's own figures."""
-        return ray.get(self.fleet.report())
-
 
 class SplitPlacement:
     """`placement: split`: a teacher service and two learners as Ray actors.

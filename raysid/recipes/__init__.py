@@ -52,11 +52,11 @@ def packaged_recipes() -> dict[str, RecipeSummary]:
     return {path.stem: _summary(path) for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def config_model(kind: str) -> type[PretrainConfig] | type[Config] | type[TuneConfig]:
+def config_model(kind: str) -> type[AnyConfig]:
     """The config that recipes of a kind fill; KeyError for another kind than those in `KINDS`."""
     from raysid.config import Config, PretrainConfig, TuneConfig
 
-    models: dict[str, type[PretrainConfig] | type[Config] | type[TuneConfig]] = {
+    models: dict[str, type[AnyConfig]] = {
         "pretrain": PretrainConfig,
         "distill": Config,
         "tune": TuneConfig,
@@ -258,7 +258,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     _merge(values, value)
 
 
-def _from_text(path: str, text: str, model: type[PretrainConfig] | type[Config] | type[TuneConfig]) -> Any:
+def _from_text(path: str, text: str, model: type[AnyConfig]) -> Any:
     """The value that an override's text stands for."""
     from raysid.config_fields import config_fields
     from raysid.recipes.problems import show

@@ -109,9 +109,9 @@ class PendingEvaluation:
         """Whether the result is there."""
         if self._local:
             return True
-        import ray
+        from raysid.actors.results import is_ready
 
-        return bool(ray.wait([self._answer], timeout=0)[0])
+        return is_ready(self._answer)
 
     def result(self) -> tuple[dict[str, Any], Grids]:
         """Figures and grids, waiting for them where they are not there yet."""
