@@ -15,7 +15,17 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from raysid.cli_jobs import jobs, submit
-from raysid.cli_options import RECIPE_HELP, RUN_HELP, RecipeCommand, given_overrides
+from raysid.cli_options import (
+    FRESH_RUN,
+    FRESH_SEARCH,
+    OUT,
+    RECIPE_HELP,
+    RESUME_FROM,
+    RUN_HELP,
+    WHICH,
+    RecipeCommand,
+    given_overrides,
+)
 from raysid.cluster import check_address
 from raysid.errors import RunFailed, RunStopped, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
@@ -102,9 +112,7 @@ _address = click.option(
 
 @cli.command(cls=RecipeCommand, kinds=["pretrain"], help=f"Train a teacher.\n\n{RECIPE_HELP}")
 @click.argument("recipe")
-@click.option(
-    "--out", metavar="PATH", help="Folder for the teacher; one in `<storage>/teachers/` when not given."
-)
+@OUT
 @_address
 @click.pass_context
 def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
@@ -123,12 +131,8 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     help=f"Distil a teacher into a one-step generator. The same command again resumes.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe")
-@click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first.")
-@click.option(
-    "--resume-from",
-    metavar="PATH",
-    help="Begin a new run from a checkpoint's folder, or from another run's newest.",
-)
+@FRESH_RUN
+@RESUME_FROM
 @_address
 @click.pass_context
 def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | None) -> None:
@@ -147,7 +151,7 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
     "Any setting of the recipe `quickstart-NAME` is overridden by its dotted name.",
 )
 @click.argument("name", type=click.Choice(_QUICKSTARTS), default=_QUICKSTARTS[0])
-@click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first.")
+@FRESH_RUN
 @_address
 @click.pass_context
 def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
@@ -157,13 +161,6 @@ def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
     train(config, fresh=fresh)
 
 
-_which = click.option(
-    "--which",
-    type=click.Choice(["last", "best"]),
-    default="last",
-    show_default=True,
-    help="Of a run's generators: the last EMA, or the best evaluated one.",
-)
 # The largest seed that torch takes.
 _SEEDS = click.IntRange(0, 2**63 - 1)
 
@@ -176,7 +173,7 @@ _SEEDS = click.IntRange(0, 2**63 - 1)
     f"The same command again finishes what was left.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe")
-@click.option("--fresh", is_flag=True, help="Start over: delete the search's folder first.")
+@FRESH_SEARCH
 @_address
 @click.pass_context
 def tune(ctx: click.Context, recipe: str, fresh: bool) -> None:
@@ -192,7 +189,7 @@ cli.add_command(jobs)
 
 @cli.command(help=f"Measure a generator against the real images.\n\n{RUN_HELP}")
 @click.argument("run")
-@_which
+@WHICH
 @click.option(
     "--num-samples",
     type=click.IntRange(min=2),
@@ -223,7 +220,7 @@ def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
     help="Images, over all rows.",
 )
 @click.option("--seed", type=_SEEDS, default=0, show_default=True, help="Seed of the noise.")
-@_which
+@WHICH
 @click.option("--out", required=True, metavar="PNG", help="The picture to write; replaced if it exists.")
 def sample(run: str, labels: str | None, count: int, seed: int, which: Which, out: str) -> None:
     classes = None if labels is None else _parse_labels(labels)

@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli_options import RECIPE_HELP, RUN_HELP, RecipeCommand, given_overrides
+from raysid.cli_options import (
+    FRESH_RUN,
+    FRESH_SEARCH,
+    OUT,
+    RECIPE_HELP,
+    RESUME_FROM,
+    RUN_HELP,
+    WHICH,
+    RecipeCommand,
+    given_overrides,
+)
+from raysid.cluster import DEFAULT_DASHBOARD
 from raysid.errors import RunFailed
 
 if TYPE_CHECKING:
     from raysid.submit import Jobs
 
-_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _address = click.option(
     "--address",
     metavar="URL",
     help="The cluster's dashboard. RAY_API_SERVER_ADDRESS when not given, else the one on this machine, "
-    f"{_DEFAULT_ADDRESS}.",
+    f"{DEFAULT_DASHBOARD}.",
 )
 _no_follow = click.option(
     "--no-follow", is_flag=True, help="Print the job's id and return; `raysid jobs logs` follows it later."
@@ -67,31 +77,16 @@ def _submit_recipe(kind: str, short_help: str, *own: Callable[..., Any]) -> None
                 arguments += [option, value]
         _run(address, arguments, files, no_follow)
 
-    for option in reversed(own):
+    for option in own:
         option(command)
 
 
+_submit_recipe("pretrain", "Train a teacher on a cluster.", OUT)
 _submit_recipe(
-    "pretrain",
-    "Train a teacher on a cluster.",
-    click.option(
-        "--out", metavar="PATH", help="Folder for the teacher; one in `<storage>/teachers/` when not given."
-    ),
+    "distill", "Distil a teacher on a cluster; the same command again resumes.", FRESH_RUN, RESUME_FROM
 )
 _submit_recipe(
-    "distill",
-    "Distil a teacher on a cluster; the same command again resumes.",
-    click.option("--fresh", is_flag=True, help="Start over: delete the run's folder first."),
-    click.option(
-        "--resume-from",
-        metavar="PATH",
-        help="Begin a new run from a checkpoint's folder, or from another run's newest.",
-    ),
-)
-_submit_recipe(
-    "tune",
-    "Search settings on a cluster; the same command again finishes what was left.",
-    click.option("--fresh", is_flag=True, help="Start over: delete the search's folder first."),
+    "tune", "Search settings on a cluster; the same command again finishes what was left.", FRESH_SEARCH
 )
 
 
@@ -100,9 +95,7 @@ _submit_recipe(
     help=f"Measure a generator on a cluster. {_SUBMIT_HELP}\n\n{RUN_HELP}",
 )
 @click.argument("run")
-@click.option(
-    "--which", type=click.Choice(["last", "best"]), default="last", show_default=True, help="Which."
-)
+@WHICH
 @_address
 @_no_follow
 def evaluate(run: str, which: str, address: str | None, no_follow: bool) -> None:
@@ -147,15 +140,17 @@ def stop(job: str, address: str | None) -> None:
 
     Submitting the same command again goes on from there.
     """
+    from raysid.submit import STOP_SECONDS
+
     cluster = _jobs(address)
     cluster.stop(job)
-    click.echo(f"{job}: {cluster.wait(job, seconds=130).lower()}")
+    click.echo(f"{job}: {cluster.wait(job, seconds=STOP_SECONDS + 10).lower()}")
 
 
 def _jobs(address: str | None) -> Jobs:
     from raysid.submit import Jobs
 
-    return Jobs(address or os.environ.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS)
+    return Jobs(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_DASHBOARD)
 
 
 def _run(address: str | None, command: list[str], files: dict[str, bytes], no_follow: bool) -> None:

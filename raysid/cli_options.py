@@ -1,4 +1,4 @@
-"""Command-line options made from a config's fields: every setting of a recipe under its dotted name."""
+"""Command-line options that commands share, above all every setting of a recipe under its dotted name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ Any of its settings is overridden by its dotted name, as in `--seed 1`. Values a
 `null`, `[1, 2]`, `'{name: 1}'`. Defaults below are those of a recipe that says nothing; `raysid config
 RECIPE` prints what a recipe comes to."""
 RUN_HELP = "RUN is a run's folder, as in `runs/digits-sida`, or a generator's."
+
+OUT = click.option(
+    "--out", metavar="PATH", help="Folder for the teacher; one in `<storage>/teachers/` when not given."
+)
+RESUME_FROM = click.option(
+    "--resume-from",
+    metavar="PATH",
+    help="Begin a new run from a checkpoint's folder, or from another run's newest.",
+)
+FRESH_RUN, FRESH_SEARCH = (
+    click.option("--fresh", is_flag=True, help=f"Start over: delete the {what}'s folder first.")
+    for what in ("run", "search")
+)
+WHICH = click.option(
+    "--which",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Of a run's generators: the last EMA, or the best evaluated one.",
+)
 
 _OVERRIDES = "raysid.overrides"
 _WHOLE_RUN = "Settings of the whole run"

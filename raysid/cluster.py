@@ -8,6 +8,7 @@ import os
 from raysid.errors import UserError
 
 ADDRESS = "RAY_ADDRESS"
+DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 TOKEN_HELP = (
     "this cluster asks for its token: put it into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH, or "
     "give it in RAY_AUTH_TOKEN (on the cluster's head `ray get-auth-token` prints it)"

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,20 +53,7 @@ class RunFolder:
         self.config = config
         self.path = local_storage(config.storage) / config.run.name
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(str(self.path / LOCK))
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            owner = read_json(self.path / OWNER) or {}
-            raise UserError(
-                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}: "
-                "wait for it, or give another --run.name"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"storage {config.storage} cannot be written: {error.strerror or error}"
-            ) from None
+        self._lock = lock_folder(self.path, config.storage, self._owner)
         try:
             self._check(fresh)
         except BaseException:
@@ -85,7 +72,7 @@ class RunFolder:
             UserError: the run began with another teacher.
         """
         if self._fresh:
-            self._empty()
+            empty_folder(self.path, keep={LOCK, OWNER})
         record = read_json(self.path / "run.json") or {"sessions": []}
         known = record.setdefault("teacher_sha256", teacher_digest)
         if known != teacher_digest:
@@ -114,10 +101,10 @@ class RunFolder:
         elif "config.yaml" in names:
             self._check_unchanged()
 
-    def _empty(self) -> None:
-        for path in self.path.iterdir():
-            if path.name not in (LOCK, OWNER):
-                shutil.rmtree(str(path)) if path.is_dir() else path.unlink()
+    def _owner(self) -> str:
+        """Whoever has the folder, as it says itself."""
+        owner = read_json(self.path / OWNER) or {}
+        return f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}"
 
     def _check_unchanged(self) -> None:
         file = self.path / "config.yaml"
@@ -135,6 +122,34 @@ class RunFolder:
                     f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another "
                     "--run.name, or --fresh to start over"
                 )
+
+
+def lock_folder(folder: Path | UPath, storage: str, owner: Callable[[], str]) -> filelock.BaseFileLock:
+    """Take a folder for this process alone, making it when it is not there.
+
+    Args:
+        storage: what the folder lies in, as the user knows it.
+        owner: who has the folder; asked when it is taken.
+
+    Raises:
+        UserError: another process has it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(str(folder / LOCK))
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{folder} is in use by {owner()}: wait for it, or give another --run.name") from None
+    except OSError as error:
+        raise UserError(f"storage {storage} cannot be written: {error.strerror or error}") from None
+    return lock
+
+
+def empty_folder(folder: Path | UPath, keep: Set[str]) -> None:
+    """Remove what is in a folder, but for the files named in `keep`."""
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(str(path)) if path.is_dir() else path.unlink()
 
 
 def local_storage(storage: str) -> UPath:

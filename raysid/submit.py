@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysid.cluster import TOKEN_HELP, use_token
+from raysid.cluster import DEFAULT_DASHBOARD, TOKEN_HELP, use_token
 from raysid.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from raysid.config import Config
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 120  # between the signal that stops a job and its kill: time to write a checkpoint
 _PROGRESS = re.compile(r"(distill|teacher|tune) +\d+% \| ")
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
@@ -57,7 +56,7 @@ class Jobs:
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
             raise UserError(
-                f"--address {address} is not a job server's: give the dashboard's, as {DEFAULT_ADDRESS}"
+                f"--address {address} is not a job server's: give the dashboard's, as {DEFAULT_DASHBOARD}"
             )
         self.address = address.rstrip("/")
         use_token()

@@ -338,6 +338,9 @@ def test_interrupting_a_process_is_one_line(tmp_path: Path) -> None:
         text=True,
     )
     writer = open_when_read(pipe)
+    # Python looks for signals between its instructions: one that arrives just before the read is not seen until
+    # the read ends. Nobody's finger is that quick.
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     os.close(writer)

@@ -15,7 +15,7 @@ from raysid.actors.build import RunInputs
 from raysid.actors.placement import LocalPlacement, Placement
 from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
-from raysid.config import Config, PretrainConfig
+from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
@@ -35,7 +35,7 @@ from raysid.trainers.summary import (
     show_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Teacher, find_teacher, load_teacher
+from raysid.trainers.teachers import Teacher, find_teacher, trained_teacher
 
 if TYPE_CHECKING:
     from raysid.actors.remote import Within
@@ -97,22 +97,13 @@ def distill(
     try:
         if branch is not None:
             _check_branch(folder, branch, fresh, str(resume_from))
-        teacher = _train_teacher(config, found, source) if isinstance(found, PretrainConfig) else found
+        teacher = trained_teacher(config, found, source)
         if branch is not None:
             _check_network(branch, teacher)
         folder.begin(weights_digest(teacher.path), resume_from)
         return _Distillation(config, folder, teacher, source, branch, within, on_evaluation).run()
     finally:
         folder.close()
-
-
-def _train_teacher(config: Config, recipe: PretrainConfig, source: ImageSource) -> Teacher:
-    from raysid.trainers.pretrain import pretrain
-
-    print(
-        f"no teacher in {config.storage} yet: training it by the recipe {config.teacher.recipe}", flush=True
-    )
-    return load_teacher(pretrain(recipe).path, source)
 
 
 def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:

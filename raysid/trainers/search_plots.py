@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -12,11 +11,15 @@ import matplotlib.pyplot as plt  # noqa: E402
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 from raysid.config import TuneConfig  # noqa: E402
+from raysid.trainers.search_results import (  # noqa: E402
+    DIVERGED,
+    ENDED_EARLY,
+    FAILED,
+    FINISHED,
+    TrialResult,
+)
 
-if TYPE_CHECKING:
-    from raysid.trainers.tune import TrialResult
-
-MARKERS = {"finished": "o", "ended early": "v", "diverged": "x", "failed": "x"}
+MARKERS = {FINISHED: "o", ENDED_EARLY: "v", DIVERGED: "x", FAILED: "x"}
 
 
 def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, events: Path) -> list[Path]:

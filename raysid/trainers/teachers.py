@@ -77,6 +77,18 @@ def find_teacher(config: Config, source: ImageSource) -> Teacher | PretrainConfi
     return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
 
 
+def trained_teacher(config: Config, found: Teacher | PretrainConfig, source: ImageSource) -> Teacher:
+    """What `find_teacher` found for `config`; where that is a recipe, the teacher it trains, which says so."""
+    if isinstance(found, Teacher):
+        return found
+    from raysid.trainers.pretrain import pretrain
+
+    print(
+        f"no teacher in {config.storage} yet: training it by the recipe {config.teacher.recipe}", flush=True
+    )
+    return load_teacher(pretrain(found).path, source)
+
+
 def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
     """The teacher in `folder`, checked against the images. Raises UserError as `find_teacher`."""
     card, _ = load_network(folder, "teacher")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import time
 import uuid
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import ray
 from ray import tune
 from ray.tune import Callback
@@ -31,41 +29,22 @@ from raysid.actors.placing import demand, reserve, wait_for_room
 from raysid.actors.remote import FleetActor, Within
 from raysid.actors.results import get
 from raysid.cluster import connect
-from raysid.config import Config, PretrainConfig, SearchDimension, TuneConfig
+from raysid.config import Config, SearchDimension, TuneConfig
 from raysid.data import open_source
 from raysid.errors import RunStopped, UserError
 from raysid.networks.files import read_json, write_whole
 from raysid.progress import print_table
 from raysid.recipes import config_yaml, load_recipe
-from raysid.run_folder import local_storage
+from raysid.run_folder import LOCK, empty_folder, local_storage, lock_folder
 from raysid.tracking import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.search_plots import plot_search
-from raysid.trainers.teachers import find_teacher
+from raysid.trainers.search_results import TRIALS, TrialResult, collect_trials
+from raysid.trainers.teachers import find_teacher, trained_teacher
 
 SHARED = ".shared"  # written by the search's driver, looked for by every trial
-STATE, TRIALS, BEST, TABLE, PLOTS = "tune", "trials", "best.yaml", "trials.json", "plots"
+STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
 DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
-FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged", "failed"
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What a trial came to.
-
-    Attributes:
-        values: the values tried, by the first setting of each dimension.
-        status: `finished`, `ended early` (by the scheduler), `diverged` or `failed`.
-        metric: the best evaluated figure; None where there was none.
-        images: how far it came.
-        run: its run's folder.
-    """
-
-    values: dict[str, float]
-    status: str
-    metric: float | None
-    images: int
-    run: str
 
 
 @dataclass(frozen=True)
@@ -96,24 +75,14 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     for dimension in config.space:
         trial_config(config, {dimension.fields[0]: _some_value(dimension)}, "check")
     folder = Path(str(local_storage(config.storage) / config.run.name))
-    lock = _take(folder)
+    lock = lock_folder(folder, str(folder.parent), lambda: "another search")
     try:
         _begin(folder, config, fresh)
         source = open_source(base.data.source)
-        found = find_teacher(base, source)
-        if isinstance(found, PretrainConfig):
-            from raysid.trainers.pretrain import pretrain
-
-            print(
-                f"no teacher in {config.storage} yet: training it by the recipe {base.teacher.recipe}",
-                flush=True,
-            )
-            teacher = pretrain(found).path
-        else:
-            teacher = str(found.path)
+        teacher = trained_teacher(base, find_teacher(base, source), source)
         connect()
-        trials = _collect(config, folder, _run_trials(config, base, folder, teacher))
-        return _show(config, base, folder, trials)
+        trials = collect_trials(config, folder, _run_trials(config, base, folder, str(teacher.path)))
+        return _show(config, folder, trials)
     finally:
         lock.release()
 
@@ -167,15 +136,15 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
         [{"CPU": DRIVER_CPUS}, *map(demand, learners)],
         bundle_label_selector=[{}, *(role.label_selector for role in learners)],
     )
-    probe = folder / SHARED
-    probe.write_text(uuid.uuid4().hex)
+    shared = uuid.uuid4().hex
+    (folder / SHARED).write_text(shared)
     trainable = tune.with_resources(
         tune.with_parameters(
             _trial,
             search=config.model_dump(mode="json"),
             folder=str(folder),
             teacher=teacher,
-            shared=probe.read_text(),
+            shared=shared,
         ),
         places,
     )
@@ -300,46 +269,11 @@ class _Reporter(Callback):
         _say(f"{ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}")
 
 
-def _collect(config: TuneConfig, folder: Path, ended: list[Trial]) -> list[TrialResult]:
-    """What the trials came to, the best first. Their runs' own records say it, whoever wrote them."""
-    trials = []
-    for trial in ended:
-        run = folder / TRIALS / trial.trial_id
-        entries = read_metrics(run)
-        figures = [e[config.metric] for e in entries if e["kind"] == "evaluation" and e["step"] > 0]
-        usable = [value for value in figures if value is not None and math.isfinite(value)]
-        choose = min if config.mode == "min" else max
-        if (trial.last_result or {}).get("diverged"):
-            status = DIVERGED
-        elif trial.status == Trial.ERROR:
-            status = FAILED
-        elif any(entry["kind"] == "table" for entry in entries):
-            status = FINISHED
-        else:
-            status = ENDED_EARLY
-        trials.append(
-            TrialResult(
-                values={d.fields[0]: float(trial.config[d.fields[0]]) for d in config.space},
-                status=status,
-                metric=choose(usable) if usable else None,
-                images=max((entry["images"] for entry in entries), default=0),
-                run=str(run),
-            )
-        )
-    sign = 1 if config.mode == "min" else -1
-
-    def rank(trial: TrialResult) -> tuple[bool, float]:
-        usable = trial.metric is not None and trial.status in (FINISHED, ENDED_EARLY)
-        return not usable, sign * (trial.metric if trial.metric is not None else math.inf)
-
-    return sorted(trials, key=rank)
-
-
-def _show(config: TuneConfig, base: Config, folder: Path, trials: list[TrialResult]) -> TuneResult:
+def _show(config: TuneConfig, folder: Path, trials: list[TrialResult]) -> TuneResult:
     """Write the table, the best recipe and the plots; print what there is."""
     write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())  # type: ignore[arg-type]
     best = None
-    if trials and trials[0].metric is not None and trials[0].status in (FINISHED, ENDED_EARLY):
+    if trials and trials[0].usable:
         best = folder / BEST
         write_whole(best, config_yaml(best_config(config, trials[0].values)).encode())  # type: ignore[arg-type]
     plots = plot_search(config, trials, folder / PLOTS, folder / "tensorboard")
@@ -360,31 +294,14 @@ def _show(config: TuneConfig, base: Config, folder: Path, trials: list[TrialResu
     return TuneResult(str(folder), trials, None if best is None else str(best))
 
 
-def _take(folder: Path) -> filelock.BaseFileLock:
-    """The search's folder, for this process alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(str(folder / ".lock"))
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(
-            f"{folder} is in use by another search: wait for it, or give another --run.name"
-        ) from None
-    except OSError as error:
-        raise UserError(f"storage {folder.parent} cannot be written: {error.strerror or error}") from None
-    return lock
-
-
 def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
     """Record what is searched; refuse to go on with another search's trials."""
     record = folder / "search.json"
-    others = {path.name for path in folder.iterdir()} - {".lock"}
+    others = {path.name for path in folder.iterdir()} - {LOCK}
     if fresh and others:
         if not record.exists():
             raise UserError(f"{folder} is not a search's folder, so --fresh does not empty it")
-        for name in others:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        empty_folder(folder, keep={LOCK})
         others = set()
     what = config.model_dump(mode="json", exclude={"storage"})
     before = read_json(record) if record.exists() else None  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -265,7 +266,9 @@ def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: 
     assert not folder.exists() and 0 < done < STEPS
     said = Pretraining(recipe, tmp_path / "again.log").finish()
 
-    assert f"going on from {training}, step {done}\n" in said
+    # Ray's workers outlive the killed process for a moment, in which they may write one more checkpoint.
+    begun = re.search(rf"going on from {training}, step (\d+)\n", said)
+    assert begun and done <= int(begun[1]) <= STEPS, said
     assert not training.exists()
     ours, theirs = weights(folder), weights(trained)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

@@ -17,7 +17,8 @@ from raysid.errors import UserError
 from raysid.recipes import load_recipe
 from raysid.run_folder import RunFolder
 from raysid.tracking import read_metrics
-from raysid.trainers.tune import TrialResult, run_search
+from raysid.trainers.search_results import TrialResult
+from raysid.trainers.tune import run_search
 from tests.processes import Command, Moment
 from tests.tensorboard_server import tensorboard
 from tests.tiny_networks import tiny_network
