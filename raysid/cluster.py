@@ -8,6 +8,7 @@ import os
 from raysid.errors import UserError
 
 ADDRESS = "RAY_ADDRESS"
+PROBE_SECONDS = 5.0
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 TOKEN_HELP = (
     "this cluster asks for its token: put it into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH, or "
@@ -25,13 +26,13 @@ def connect() -> None:
     """
     address = os.environ.get(ADDRESS, "")
     check_address(address)
-    if address:
-        use_token()
     import ray
     from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         return
+    if address and _asks_for_token(address):
+        use_token()
     # Ray's own notices (token authentication is on, a local instance was started) say nothing about the run.
     logging.getLogger("ray").setLevel(logging.WARNING)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -67,6 +68,29 @@ def check_address(address: str) -> None:
             f"{address} is not a cluster that a command on this machine can join: give `auto` or HOST:PORT on one "
             "of its nodes, or hand the work to it with `raysid submit --address http://...`"
         )
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster authenticates by token; true where that cannot be found out.
+
+    A process in token mode refuses the calls of a cluster that sends none: its actors would end unstarted, or
+    never start, without a word of tokens.
+    """
+    import grpc
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    try:
+        with grpc.insecure_channel(canonicalize_bootstrap_address_or_die(address)) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=PROBE_SECONDS)
+    except grpc.RpcError as error:
+        return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    except ConnectionError:
+        return True  # nothing to join: joining says so
+    return False
 
 
 def use_token() -> None:
