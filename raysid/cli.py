@@ -16,12 +16,15 @@ import click
 
 from raysid.cli_jobs import jobs, submit
 from raysid.cli_options import (
+    EVALUATION_SEED,
     FRESH_RUN,
     FRESH_SEARCH,
+    NUM_SAMPLES,
     OUT,
     RECIPE_HELP,
     RESUME_FROM,
     RUN_HELP,
+    SEEDS,
     WHICH,
     RecipeCommand,
     given_overrides,
@@ -161,10 +164,6 @@ def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
     train(config, fresh=fresh)
 
 
-# The largest seed that torch takes.
-_SEEDS = click.IntRange(0, 2**63 - 1)
-
-
 @cli.command(
     cls=RecipeCommand,
     kinds=["tune"],
@@ -190,14 +189,8 @@ cli.add_command(jobs)
 @cli.command(help=f"Measure a generator against the real images.\n\n{RUN_HELP}")
 @click.argument("run")
 @WHICH
-@click.option(
-    "--num-samples",
-    type=click.IntRange(min=2),
-    default=10_000,
-    show_default=True,
-    help="Images to make; figures of different numbers do not compare.",
-)
-@click.option("--seed", type=_SEEDS, default=2, show_default=True, help="Seed of the images.")
+@NUM_SAMPLES
+@EVALUATION_SEED
 def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
     from raysid.generator import generator_folder
     from raysid.trainers.evaluation import evaluate_generator_path
@@ -219,7 +212,7 @@ def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
     show_default=True,
     help="Images, over all rows.",
 )
-@click.option("--seed", type=_SEEDS, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the noise.")
 @WHICH
 @click.option("--out", required=True, metavar="PNG", help="The picture to write; replaced if it exists.")
 def sample(run: str, labels: str | None, count: int, seed: int, which: Which, out: str) -> None:
@@ -260,7 +253,7 @@ def watch(run: str, follow: bool) -> None:
 
 @cli.command(
     cls=RecipeCommand,
-    kinds=["distill", "pretrain"],
+    kinds=KINDS,
     short_help="Print every setting of a recipe.",
     help=f"Print every setting of a recipe, as a YAML that can be used as one.\n\n{RECIPE_HELP}",
 )

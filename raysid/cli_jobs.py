@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysid.cli_options import (
+    EVALUATION_SEED,
     FRESH_RUN,
     FRESH_SEARCH,
+    NUM_SAMPLES,
     OUT,
     RECIPE_HELP,
     RESUME_FROM,
@@ -92,17 +95,20 @@ _submit_recipe(
 
 @submit.command(
     short_help="Measure a generator on a cluster.",
-    help=f"Measure a generator on a cluster. {_SUBMIT_HELP}\n\n{RUN_HELP}",
+    help=f"Measure a generator on a cluster. {_SUBMIT_HELP.replace(' and the recipe', '')}\n\n{RUN_HELP}",
 )
 @click.argument("run")
 @WHICH
+@NUM_SAMPLES
+@EVALUATION_SEED
 @_address
 @_no_follow
-def evaluate(run: str, which: str, address: str | None, no_follow: bool) -> None:
+def evaluate(run: str, which: str, num_samples: int, seed: int, address: str | None, no_follow: bool) -> None:
     from raysid.submit import check_absolute
 
     check_absolute("RUN", run)
-    _run(address, ["evaluate", run, "--which", which], {}, no_follow)
+    options = {"--which": which, "--num-samples": str(num_samples), "--seed": str(seed)}
+    _run(address, ["evaluate", run, *chain.from_iterable(options.items())], {}, no_follow)
 
 
 @click.group()

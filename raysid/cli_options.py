@@ -38,6 +38,16 @@ WHICH = click.option(
     help="Of a run's generators: the last EMA, or the best evaluated one.",
 )
 
+SEEDS = click.IntRange(0, 2**63 - 1)  # the largest that torch takes
+NUM_SAMPLES = click.option(
+    "--num-samples",
+    type=click.IntRange(min=2),
+    default=10_000,
+    show_default=True,
+    help="Images to make; figures of different numbers do not compare.",
+)
+EVALUATION_SEED = click.option("--seed", type=SEEDS, default=2, show_default=True, help="Seed of the images.")
+
 _OVERRIDES = "raysid.overrides"
 _WHOLE_RUN = "Settings of the whole run"
 
