@@ -180,7 +180,7 @@ class ScorerFleet:
         """Scorers that Ray does not restart are replaced."""
         for scorer in [scorer for scorer in self.members if scorer.number in dead]:
             self.members.remove(scorer)
-            self.version += 1
+            self._changed()
         while len(self.members) + len(self._starting) < self.scaling.min_replicas:
             self._start()
 
