@@ -58,13 +58,27 @@ def wait_for_room(
     """
     end = time.monotonic() + seconds
     while not ready(max(0.0, min(NOTICE_SECONDS, end - time.monotonic()))):
-        missing = what_is_missing(roles)
-        if time.monotonic() >= end:
-            raise RunFailed(
-                f"no place for {what} within failure.placement_timeout_s = {seconds:g} s: {missing}; lower "
-                "resources.*, add nodes, or wait longer"
-            )
-        say(f"waiting for {what}: {missing}")
+        report_missing(what, roles, time.monotonic() - (end - seconds), seconds, say)
+
+
+def report_missing(what: str, roles: list[RoleResources], waited: float, seconds: float, say: Say) -> None:
+    """Tell what keeps roles from their places.
+
+    Args:
+        what: whom the places are for.
+        waited: how long they have been waited for.
+        seconds: how long they may be.
+
+    Raises:
+        RunFailed: they have been waited for too long; names the resource that is missing.
+    """
+    missing = what_is_missing(roles)
+    if waited >= seconds:
+        raise RunFailed(
+            f"no place for {what} within failure.placement_timeout_s = {seconds:g} s: {missing}; lower "
+            "resources.*, add nodes, or wait longer"
+        )
+    say(f"waiting for {what}: {missing}")
 
 
 def what_is_missing(roles: list[RoleResources]) -> str:

@@ -22,7 +22,7 @@ from raysid.actors.build import RunInputs, build_fake_score, build_generator
 from raysid.actors.fleet import Asked, Members, ScorerFleet
 from raysid.actors.messages import Slice
 from raysid.actors.placement import Roles
-from raysid.actors.placing import Say, reserve
+from raysid.actors.placing import Say, reserve, wait_for_room
 from raysid.actors.pool import PoolCall, TeacherActor, TeacherPool
 from raysid.actors.results import get
 from raysid.checkpoint import StateFile, write_state
@@ -190,10 +190,13 @@ class SplitPlacement:
         self.run = config.run.name or ""
         self.within = within
         self.fleet: ScorerFleet | None = None
-        first = 1 if within else 0
-        self.group = (
-            within.group if within else reserve([resources.fake_score, resources.generator], timeout, say)
-        )
+        learners = [resources.fake_score, resources.generator]
+        if within is None:
+            first, self.group = 0, reserve(learners, timeout, say)
+        else:
+            first, self.group = 1, within.group
+            # Ray looks for another place for a group that has lost its node.
+            wait_for_room(self.group.wait, "the learners", learners, timeout, say)
         dataset = source.dataset() if source else None
         fake_score = self._learner(FakeScoreActor, first, resources.fake_score)
         generator = self._learner(GeneratorActor, first + 1, resources.generator)

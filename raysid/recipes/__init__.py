@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     # Importing the config takes pydantic's time; listing the recipes needs none of it.
     from raysid.config import AnyConfig, Config, PretrainConfig, TuneConfig
 
-__all__ = ["KINDS", "RecipeSummary", "config_model", "config_yaml", "load_recipe", "packaged_recipes"]
+__all__ = [
+    "KINDS",
+    "RecipeSummary",
+    "config_model",
+    "config_yaml",
+    "load_recipe",
+    "override",
+    "packaged_recipes",
+]
 
 KINDS = ("pretrain", "distill", "tune")
 """Kinds of recipes; the command of the same name runs them."""
@@ -136,6 +144,18 @@ def load_recipe(
     except ValidationError as error:
         named = [(None, given), *((source.name, source.values) for source in sources)]
         raise UserError(describe(error, model, name, named)) from None
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """A config with values by dotted name over its own, as overrides go over a recipe's; the values are not text.
+
+    Raises:
+        ValidationError: pydantic's, for values that `load_recipe` would refuse.
+    """
+    merged = config.model_dump(mode="json")
+    for path, value in values.items():
+        _set(merged, path, value)
+    return type(config).model_validate(merged)
 
 
 def config_yaml(config: AnyConfig) -> str:

@@ -25,16 +25,16 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysid.actors.placing import demand, reserve, wait_for_room
+from raysid.actors.placing import NOTICE_SECONDS, demand, report_missing, reserve, wait_for_room
 from raysid.actors.remote import FleetActor, Within
 from raysid.actors.results import get
 from raysid.cluster import connect
-from raysid.config import Config, SearchDimension, TuneConfig
+from raysid.config import Config, RoleResources, SearchDimension, TuneConfig
 from raysid.data import open_source
-from raysid.errors import RunStopped, UserError
+from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.networks.files import read_json, write_whole
 from raysid.progress import print_table
-from raysid.recipes import config_yaml, load_recipe
+from raysid.recipes import config_yaml, load_recipe, override
 from raysid.run_folder import LOCK, empty_folder, local_storage, lock_folder
 from raysid.tracking import read_metrics
 from raysid.trainers.distill import distill
@@ -71,9 +71,9 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         RunFailed: the teacher service could not start, or no trial came to anything.
     """
     assert config.run.name is not None
-    base = trial_config(config, {}, "check")  # what is wrong with the recipe is wrong before anything starts
-    for dimension in config.space:
-        trial_config(config, {dimension.fields[0]: _some_value(dimension)}, "check")
+    base = _recipe(config, {})
+    for dimension in config.space:  # what cannot be tried is said before anything starts
+        _recipe(config, {dimension.fields[0]: _some_value(dimension)})
     folder = Path(str(local_storage(config.storage) / config.run.name))
     lock = lock_folder(folder, str(folder.parent), lambda: "another search")
     try:
@@ -82,32 +82,45 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         teacher = trained_teacher(base, find_teacher(base, source), source)
         connect()
         trials = collect_trials(config, folder, _run_trials(config, base, folder, str(teacher.path)))
-        return _show(config, folder, trials)
+        return _show(config, base, folder, trials)
     finally:
         lock.release()
 
 
-def trial_config(config: TuneConfig, values: Mapping[str, float], name: str) -> Config:
+def trial_config(config: TuneConfig, base: Config, values: Mapping[str, float], name: str) -> Config:
     """The distillation that a trial runs.
 
     Args:
+        base: what the trials have in common.
         values: the values tried, by the first setting of their dimension.
         name: of the trial's run.
     """
-    overrides = dict(config.settings)
-    for dimension in config.space:
-        if dimension.fields[0] in values:
-            overrides |= dict.fromkeys(dimension.fields, values[dimension.fields[0]])
-    storage = str(local_storage(config.storage))
-    return load_recipe(config.recipe, overrides | {"storage": storage, "run.name": name}, kind="distill")
+    return override(base, {**_by_field(config, values), "run.name": name})
 
 
-def best_config(config: TuneConfig, values: Mapping[str, float]) -> Config:
+def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -> Config:
     """The recipe with a trial's values, at its own length and with its own evaluations, ready to be distilled."""
     own = load_recipe(config.recipe, {}, kind="distill")
-    found = trial_config(config, values, f"{config.run.name}-best")
+    found = trial_config(config, base, values, f"{config.run.name}-best")
     lengths = ("total_images", "evaluation", "checkpoint", "tracking")
     return found.model_copy(update={name: getattr(own, name) for name in lengths})
+
+
+def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
+    """The search's recipe with its settings for all trials, and values of some dimensions."""
+    overrides = {**config.settings, **_by_field(config, values)}
+    overrides["storage"] = str(local_storage(config.storage))
+    return load_recipe(config.recipe, overrides, kind="distill")
+
+
+def _by_field(config: TuneConfig, values: Mapping[str, float]) -> dict[str, float]:
+    """Values for every setting of their dimensions: tied ones take the first one's."""
+    return {
+        field: values[dimension.fields[0]]
+        for dimension in config.space
+        if dimension.fields[0] in values
+        for field in dimension.fields
+    }
 
 
 def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) -> list[Trial]:
@@ -131,7 +144,10 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
         timeout,
         _say,
     )
-    get(ready)
+    try:
+        get(ready)
+    except LearnerLost as lost:
+        raise RunFailed(f"the teacher service ended while it started ({lost})") from lost
     places = tune.PlacementGroupFactory(
         [{"CPU": DRIVER_CPUS}, *map(demand, learners)],
         bundle_label_selector=[{}, *(role.label_selector for role in learners)],
@@ -142,6 +158,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
         tune.with_parameters(
             _trial,
             search=config.model_dump(mode="json"),
+            recipe=base.model_dump(mode="json"),
             folder=str(folder),
             teacher=teacher,
             shared=shared,
@@ -171,7 +188,10 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
                 name=STATE,
                 storage_path=str(folder),
                 stop=_Diverged(),
-                callbacks=[_Reporter(config.metric, _service_of(folder)), JsonLoggerCallback()],
+                callbacks=[
+                    _Reporter(config.metric, _service_of(folder), learners, timeout),
+                    JsonLoggerCallback(),
+                ],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
@@ -187,13 +207,24 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
     return trials
 
 
-def _trial(values: dict[str, float], search: dict[str, Any], folder: str, teacher: str, shared: str) -> None:
-    """One trial, in its own process: a distillation that reports its evaluations to Ray Tune."""
+def _trial(
+    values: dict[str, float],
+    search: dict[str, Any],
+    recipe: dict[str, Any],
+    folder: str,
+    teacher: str,
+    shared: str,
+) -> None:
+    """One trial, in its own process: a distillation that reports its evaluations to Ray Tune.
+
+    The recipe comes as what it says: a trial's node need not have the search's file of it.
+    """
     probe = Path(folder) / SHARED
     if not probe.exists() or probe.read_text() != shared:
         raise UserError(f"{folder} is not shared: node {ray.util.get_node_ip_address()} does not see it")
     config = TuneConfig.model_validate(search)
-    run = trial_config(config, values, tune.get_context().get_trial_id())
+    base = Config.model_validate(recipe)
+    run = trial_config(config, base, values, tune.get_context().get_trial_id())
     run = run.model_copy(
         update={
             "storage": str(Path(folder) / TRIALS),
@@ -237,10 +268,32 @@ class _Diverged(tune.Stopper):
 
 
 class _Reporter(Callback):
-    """A line for each thing that happens to a trial, and the service's memory of trials that have ended."""
+    """A line for each thing that happens to a trial, and the service's memory of trials that have ended.
 
-    def __init__(self, metric: str, service: str) -> None:
+    Args:
+        learners: what a trial needs, to say what is missing where none can go on.
+        timeout: seconds to wait for a trial's places.
+    """
+
+    def __init__(self, metric: str, service: str, learners: list[RoleResources], timeout: float) -> None:
         self.metric, self.service = metric, service
+        self.learners, self.timeout = learners, timeout
+        self.idle_since: float | None = None
+        self.said = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Say what is missing where trials are left and none runs; Ray Tune alone would wait for ever."""
+        statuses = {trial.status for trial in trials}
+        if Trial.PENDING not in statuses or Trial.RUNNING in statuses:
+            self.idle_since = None
+            return
+        now = time.monotonic()
+        if self.idle_since is None:
+            self.idle_since = self.said = now
+        waited = now - self.idle_since
+        if waited >= self.timeout or now - self.said >= NOTICE_SECONDS:
+            self.said = now
+            report_missing("a trial's learners", self.learners, waited, self.timeout, _say)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._say(trials, trial, "starts")
@@ -269,13 +322,13 @@ class _Reporter(Callback):
         _say(f"{ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}")
 
 
-def _show(config: TuneConfig, folder: Path, trials: list[TrialResult]) -> TuneResult:
+def _show(config: TuneConfig, base: Config, folder: Path, trials: list[TrialResult]) -> TuneResult:
     """Write the table, the best recipe and the plots; print what there is."""
     write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())  # type: ignore[arg-type]
     best = None
     if trials and trials[0].usable:
         best = folder / BEST
-        write_whole(best, config_yaml(best_config(config, trials[0].values)).encode())  # type: ignore[arg-type]
+        write_whole(best, config_yaml(best_config(config, base, trials[0].values)).encode())  # type: ignore[arg-type]
     plots = plot_search(config, trials, folder / PLOTS, folder / "tensorboard")
     columns = [*(dimension.fields[0] for dimension in config.space), config.metric.replace("_", " ")]
     print_table(
@@ -370,9 +423,11 @@ def _words(values: Mapping[str, Any]) -> str:
 
 
 def _quiet() -> None:
-    """Keep Ray Tune from printing its own tables, and from writing TensorBoard events beside the runs' own."""
+    """Keep Ray Tune from printing its own tables, from writing TensorBoard events beside the runs' own, and from
+    moving a trial into a folder of its own, where relative paths of the recipe would lead elsewhere."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # A trial that a kill left complete but unreported ends without a report when it is resumed.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from raysid.actors.generator import GeneratorLearner
 from raysid.actors.messages import Slice
@@ -19,7 +20,7 @@ from raysid.run_folder import RunFolder
 from raysid.tracking import read_metrics
 from raysid.trainers.search_results import TrialResult
 from raysid.trainers.tune import run_search
-from tests.processes import Command, Moment
+from tests.processes import Command, Moment, wait_until
 from tests.tensorboard_server import tensorboard
 from tests.tiny_networks import tiny_network
 from tests.tiny_run import (
@@ -143,6 +144,39 @@ def test_a_killed_search_is_finished_by_the_same_command(tmp_path: Path) -> None
     assert [trial["status"] for trial in table] == ["finished"] * 3
     assert sorted(trial["values"]["method.alpha"] for trial in table) == [0.5, 1.0, 1.2]
     assert len(json.loads((done / "run.json").read_text())["sessions"]) == 1
+
+
+@pytest.mark.slow
+def test_a_search_that_loses_its_learners_node_says_what_is_missing_and_goes_on_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    places = {f"resources.{role}.resources": {"learner": 1} for role in ("fake_score", "generator")}
+    search = search_of(
+        tmp_path,
+        {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
+        settings=places | {"failure.placement_timeout_s": 15},
+        max_concurrent_trials=1,
+    )
+    file = tmp_path / "search.yaml"
+    file.write_text(json.dumps(search.model_dump(mode="json")))
+    trials = Path(search.storage) / "search" / "trials"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=2, resources={"learner": 2})
+        address = ["--address", cluster.address]
+        first = Command("tune", file, *address, log=tmp_path / "first.log")
+        wait_until(lambda: any(trials.glob("*/checkpoints/*/manifest.json")), 120, "a trial's checkpoint")
+        cluster.remove_node(node)
+        assert first.wait(180) == 1
+        *_, last = first.output.splitlines()
+        assert "no node has 1 learner (none has any)" in last and "a trial's learners" in last
+        cluster.add_node(num_cpus=2, resources={"learner": 2})
+        again = Command("tune", file, *address, log=tmp_path / "again.log")
+        assert again.wait(300) == 0, again.output
+    finally:
+        cluster.shutdown()
+    table = json.loads((trials.parent / "trials.json").read_text())
+    assert "finished" in {trial["status"] for trial in table}
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
