@@ -10,6 +10,8 @@ are the seconds from asking for the service to the first answer, and the memory 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from raysid.config import Config
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.progress import print_table
+from raysid.recipes import load_recipe
 
 CIFAR10 = NetworkSettings(
     img_resolution=32, img_channels=3, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, dropout=0.13
@@ -38,12 +41,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=4, help="runs at a time (default 4)")
     parser.add_argument("--microbatch", type=int, default=4, help="images scored at a time (default 4)")
     options = parser.parse_args()
-    ray.init(num_cpus=options.runs, log_to_driver=False)
+    for name in ("ray", "ray._private.authentication"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["RAY_worker_niceness"] = "0"  # as raysid starts a cluster of its own
+    ray.init(address="local", num_cpus=options.runs, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         network = build_denoiser(CIFAR10)
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         save_network(folder, NetworkCard(kind="teacher", network=CIFAR10, trained={}), network)
-        config = Config.model_validate({"teacher": {"path": folder}, "failure": {"placement_timeout_s": 600}})
+        config = load_recipe("digits-sid", {"teacher.path": folder, "teacher.recipe": None}, kind="distill")
         batch = ray.put(a_microbatch(options.microbatch))
         alone = measure(config, options.runs, batch, own_service)
         shared = measure(config, options.runs, batch, shared_service)
