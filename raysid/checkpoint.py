@@ -16,7 +16,7 @@ import torch
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.networks.files import write_whole
+from raysid.storage import children, is_local, read_whole, remove_folder, write_whole
 
 MANIFEST = "manifest.json"
 
@@ -47,20 +47,25 @@ class Checkpoint:
     files: tuple[StateFile, ...]
 
 
-def write_state(folder: str | UPath, name: str, state: dict[str, Any]) -> StateFile:
-    """Write one learner's state as `<folder>/<name>.pt`; runs where the learner lives."""
+def state_bytes(state: dict[str, Any]) -> bytes:
+    """A learner's state as the content of a file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def write_state(folder: str | UPath, name: str, content: bytes) -> StateFile:
+    """Write one learner's state as `<folder>/<name>.pt`; runs where the learner lives."""
     folder = UPath(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{name}.pt", content)
     return StateFile(f"{name}.pt", len(content), hashlib.sha256(content).hexdigest())
 
 
 def read_state(folder: str | UPath, name: str) -> dict[str, Any]:
     """Read what `write_state` wrote: tensors and plain values only, nothing is unpickled freely."""
-    content = (UPath(folder) / f"{name}.pt").read_bytes()
+    content = read_whole(UPath(folder) / f"{name}.pt")
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
 
@@ -86,15 +91,13 @@ class Checkpoints:
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
         for old in self.all()[: -self.keep]:
             # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
-            (old.path / MANIFEST).unlink()
-            _remove(old.path)
+            (old.path / MANIFEST).unlink(missing_ok=True)
+            remove_folder(old.path)
         return Checkpoint(self.path(step), step, images, tuple(files))
 
     def all(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first."""
-        if not self.folder.exists():
-            return []
-        found = (read_manifest(path) for path in self.folder.iterdir() if path.name.startswith("step-"))
+        found = (read_manifest(path) for path in children(self.folder) if path.name.startswith("step-"))
         return sorted((c for c in found if c is not None), key=lambda c: c.step)
 
     def newest(self) -> Checkpoint | None:
@@ -111,20 +114,18 @@ class Checkpoints:
 
     def remove_unfinished(self, after_step: int) -> None:
         """Remove the remains of checkpoints that were never finished, and of those after `after_step`."""
-        if not self.folder.exists():
-            return
-        for path in list(self.folder.iterdir()):
+        for path in children(self.folder):
             checkpoint = read_manifest(path)
             if checkpoint is None or checkpoint.step > after_step:
                 if checkpoint is not None:
-                    (path / MANIFEST).unlink()
-                _remove(path)
+                    (path / MANIFEST).unlink(missing_ok=True)
+                remove_folder(path)
 
 
 def read_manifest(path: UPath) -> Checkpoint | None:
     """The checkpoint at `path`, or None where there is no (readable) manifest."""
     try:
-        content = json.loads((path / MANIFEST).read_text())
+        content = json.loads(read_whole(path / MANIFEST))
         files = tuple(StateFile(**file) for file in content["files"])
         return Checkpoint(path, int(content["step"]), int(content["images"]), files)
     except (OSError, ValueError, KeyError, TypeError):
@@ -147,14 +148,15 @@ def find_checkpoint(path: str | UPath) -> Checkpoint:
 
 
 def _intact(path: UPath, file: StateFile) -> bool:
+    """Whether a file is as the manifest says.
+
+    In a bucket its size will do: what arrived there was compared with a checksum, and reading it all would
+    be a download of gigabytes that the learners then repeat.
+    """
     try:
-        content = path.read_bytes()
+        if not is_local(path):
+            return int(path.stat().st_size) == file.size
+        content = read_whole(path)
     except OSError:
         return False
     return len(content) == file.size and hashlib.sha256(content).hexdigest() == file.sha256
-
-
-def _remove(folder: UPath) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()

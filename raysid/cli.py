@@ -77,6 +77,12 @@ class _Commands(click.Group):
             cause = getattr(error, "cause", None) or error
             line = "error: " + " ".join(str(cause).split())
             raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
+        except Exception as error:
+            from raysid.storage import explain, of_a_bucket
+
+            if not of_a_bucket(error) or os.environ.get("RAYSID_DEBUG") == "1":
+                raise
+            raise _Failure(f"error: a bucket cannot be reached: {explain(error)}") from None
 
 
 @click.group(

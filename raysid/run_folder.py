@@ -8,8 +8,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,22 @@ from upath import UPath
 
 from raysid.checkpoint import Checkpoints
 from raysid.config import Config
-from raysid.errors import UserError
-from raysid.networks.files import read_json, write_whole
+from raysid.errors import RunFailed, UserError
+from raysid.lease import Lease, lock
+from raysid.mirror import Mirror
 from raysid.recipes import config_yaml
+from raysid.storage import (
+    children,
+    empty_folder,
+    explain,
+    is_local,
+    reaching,
+    read_json,
+    read_whole,
+    storage_folder,
+    write_whole,
+)
+from raysid.tracking import METRICS, SAMPLES, TENSORBOARD
 
 # Changing one of these would make another run of it. Everything else (length, evaluation, placement,
 # resources, replicas, failure) may change when a run goes on.
@@ -36,7 +50,10 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        record: where metrics, samples and events are written: `path`, or a folder of this machine that is
+            carried over to it where it lies in a bucket.
         checkpoints: its training state.
+        say: takes what there is to tell while the run goes on.
     """
 
     def __init__(self, config: Config, fresh: bool = False) -> None:
@@ -51,16 +68,21 @@ class RunFolder:
         """
         assert config.run.name is not None
         self.config = config
-        self.path = local_storage(config.storage) / config.run.name
+        self.path = storage_folder(config.storage) / config.run.name
+        self.record = Path(self.path.path)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
+        self.say: Callable[[str], None] = print
+        self._fresh = fresh
+        self._mirror: Mirror | None = None
         self._lock = lock_folder(self.path, config.storage, self._owner)
         try:
-            self._check(fresh)
+            with reaching(config.storage):
+                self._check(fresh)
+                owner = {"pid": os.getpid(), "host": platform.node()}
+                write_whole(self.path / OWNER, json.dumps(owner).encode())
         except BaseException:
             self.close()
             raise
-        write_whole(self.path / OWNER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
-        self._fresh = fresh
 
     def begin(self, teacher_digest: str, resume_from: str | None = None) -> None:
         """Record the settings and this session; with `fresh`, after removing what was there.
@@ -71,6 +93,48 @@ class RunFolder:
         Raises:
             UserError: the run began with another teacher.
         """
+        with reaching(self.config.storage):
+            self._begin(teacher_digest, resume_from)
+            if not is_local(self.path):
+                self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
+                self._mirror = Mirror(self.record, self.path, lambda message: self.say(message))
+                self._mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
+                self._mirror.start()
+
+    def sync(self) -> None:
+        """See to it that what is recorded so far lies in `path`, and that the folder is still this process's.
+
+        Raises:
+            RunFailed: another process has taken it, this one having been away for too long.
+        """
+        if isinstance(self._lock, Lease):
+            self._lock.check()
+        if self._mirror is not None:
+            self._mirror.sync()
+
+    def resumed_from(self) -> str | None:
+        """What the run was branched from, if it was."""
+        return (read_json(self.path / "run.json") or {}).get("resume_from")
+
+    def close(self) -> None:
+        """Give the folder back, with all that is recorded in it.
+
+        Raises:
+            RunFailed: a bucket did not take the last of it; says where it lies.
+        """
+        try:
+            if self._mirror is not None:
+                self._mirror.close()
+                shutil.rmtree(self.record)
+        except Exception as error:
+            raise RunFailed(
+                f"{self.path} does not take the last metrics ({explain(error)}); they lie in {self.record}"
+            ) from error
+        finally:
+            self._mirror = None
+            self._lock.release()
+
+    def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
         record = read_json(self.path / "run.json") or {"sessions": []}
@@ -85,16 +149,8 @@ class RunFolder:
         write_whole(self.path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
         write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
 
-    def resumed_from(self) -> str | None:
-        """What the run was branched from, if it was."""
-        return (read_json(self.path / "run.json") or {}).get("resume_from")
-
-    def close(self) -> None:
-        """Give the folder back."""
-        self._lock.release()
-
     def _check(self, fresh: bool) -> None:
-        names = {path.name for path in self.path.iterdir()} - {LOCK}
+        names = {path.name for path in children(self.path)} - {LOCK}
         if fresh:
             if names and not names & {"config.yaml", OWNER}:
                 raise UserError(f"{self.path} is not a run's folder, so --fresh does not empty it")
@@ -109,7 +165,7 @@ class RunFolder:
     def _check_unchanged(self) -> None:
         file = self.path / "config.yaml"
         try:
-            before = Config.model_validate(yaml.safe_load(file.read_text()))
+            before = Config.model_validate(yaml.safe_load(read_whole(file)))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
             raise UserError(
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
@@ -124,7 +180,7 @@ class RunFolder:
                 )
 
 
-def lock_folder(folder: Path | UPath, storage: str, owner: Callable[[], str]) -> filelock.BaseFileLock:
+def lock_folder(folder: UPath, storage: str, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
     """Take a folder for this process alone, making it when it is not there.
 
     Args:
@@ -134,34 +190,17 @@ def lock_folder(folder: Path | UPath, storage: str, owner: Callable[[], str]) ->
     Raises:
         UserError: another process has it, or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(str(folder / LOCK))
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(f"{folder} is in use by {owner()}: wait for it, or give another --run.name") from None
-    except OSError as error:
-        raise UserError(f"storage {storage} cannot be written: {error.strerror or error}") from None
-    return lock
-
-
-def empty_folder(folder: Path | UPath, keep: Set[str]) -> None:
-    """Remove what is in a folder, but for the files named in `keep`."""
-    for path in folder.iterdir():
-        if path.name not in keep:
-            shutil.rmtree(str(path)) if path.is_dir() else path.unlink()
-
-
-def local_storage(storage: str) -> UPath:
-    """The storage folder, absolute.
-
-    Raises:
-        UserError: it is not on a file system of this machine (shared or not).
-    """
-    path = UPath(storage)
-    if path.protocol not in ("", "file", "local"):
-        raise UserError(f"storage {storage} is not a folder: give a local or a shared one")
-    return UPath(Path(path.path).expanduser().absolute())
+    with reaching(storage):
+        if is_local(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder / LOCK)
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f"{folder} is in use by {owner()}: wait for it, or give another --run.name"
+            ) from None
+    return held
 
 
 def session() -> dict[str, Any]:

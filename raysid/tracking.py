@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ from torch.utils.tensorboard.summary import text as text_summary
 from upath import UPath
 
 from raysid.image_grid import image_grid
+from raysid.storage import read_whole, write_whole
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -63,20 +65,23 @@ class Tracker:
     recorded; TensorBoard's events follow within seconds.
 
     Args:
-        folder: the run's folder; made when missing.
+        folder: the run's folder, on this machine; made when missing.
         hyperparameters: the run's settings, nested mappings as they are; shown in TensorBoard's HParams tab
             under dotted names, and as text.
         resume_step: the checkpoint's step that the run goes on from; what was recorded of later steps is
             removed. None: the run starts, and everything recorded in the folder is removed.
+        name: what the run is called among others; its folder when not given.
     """
 
     def __init__(
         self,
-        folder: UPath | str | os.PathLike[str],
+        folder: str | os.PathLike[str],
         hyperparameters: Mapping[str, Any],
         resume_step: int | None = None,
+        name: str | None = None,
     ) -> None:
-        self.folder = UPath(folder)
+        self.folder = Path(folder)
+        self._name = name or str(folder)
         self._hyperparameters: dict[str, Any] = _json_ready(hyperparameters)
         self._writer: EventFileWriter | None = None
         self.cut_back(-1 if resume_step is None else resume_step)
@@ -93,10 +98,10 @@ class Tracker:
             (self.folder / kind).mkdir(parents=True, exist_ok=True)
         kept = [
             (line, entry)
-            for line, entry in _read_lines(self.folder / METRICS)
+            for line, entry in _read_lines(UPath(self.folder / METRICS))
             if _OWN_KEYS <= entry.keys() and entry["kind"] != "table" and entry["step"] <= step
         ]
-        _write_whole(self.folder / METRICS, b"".join(line + b"\n" for line, _ in kept))
+        write_whole(UPath(self.folder / METRICS), b"".join(line + b"\n" for line, _ in kept))
         for picture in list((self.folder / SAMPLES).iterdir()):
             match = _SAMPLE_NAME.fullmatch(picture.name)
             if match and int(match[1]) > step:
@@ -132,7 +137,7 @@ class Tracker:
         generated: np.ndarray | Tensor,
         real: np.ndarray | Tensor | None = None,
         columns: int | None = None,
-    ) -> UPath:
+    ) -> Path:
         """Writes a picture of generated images, beside real ones, and shows it as `eval/samples`.
 
         Args:
@@ -147,7 +152,7 @@ class Tracker:
         _beside(grids).save(png, "PNG")
         name = f"{SAMPLES}/step-{step:08d}.png"
         # The picture before the line that names it.
-        _write_whole(self.folder / name, png.getvalue())
+        write_whole(UPath(self.folder / name), png.getvalue())
         self._record("samples", step, images, {"path": name})
         return self.folder / name
 
@@ -210,9 +215,7 @@ class Tracker:
                 old.write_bytes(b"")
             else:
                 old.unlink()
-        local = _is_local(logs)
-        # Where files cannot be appended to, each flush uploads all of the events again.
-        self._writer = EventFileWriter(logs.path if local else str(logs), flush_secs=5 if local else 60)
+        self._writer = EventFileWriter(str(logs), flush_secs=5)
         # A TensorBoard that is open meanwhile forgets what it had read: all of it follows again.
         self._writer.add_event(
             Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START))
@@ -220,7 +223,7 @@ class Tracker:
         # No summary of the experiment: it would fix the columns, and one run's would serve for every run
         # under a storage folder. Without it TensorBoard finds the columns in all of them.
         parameters = dict(_dotted(self._hyperparameters))
-        self._add(hparams_pb(parameters, trial_id=str(self.folder)), 0)
+        self._add(hparams_pb(parameters, trial_id=self._name), 0)
         settings = yaml.safe_dump(self._hyperparameters, sort_keys=False, allow_unicode=True)
         self._add(text_summary("config", "```yaml\n" + settings + "```"), 0)
         for entry in entries:
@@ -261,10 +264,12 @@ def read_metrics(folder: UPath | str | os.PathLike[str]) -> list[dict[str, Any]]
 
 def _read_lines(path: UPath) -> list[tuple[bytes, dict[str, Any]]]:
     """The whole lines of a file of JSON objects, as they stand and parsed."""
-    if not path.exists():
+    try:
+        content = read_whole(path)
+    except FileNotFoundError:
         return []
     lines = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in content.split(b"\n"):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -274,31 +279,10 @@ def _read_lines(path: UPath) -> list[tuple[bytes, dict[str, Any]]]:
     return lines
 
 
-def _is_local(path: UPath) -> bool:
-    return path.protocol in ("", "file", "local")
-
-
-def _append_line(path: UPath, line: str) -> None:
+def _append_line(path: Path, line: str) -> None:
     """Adds a line to a file, in one write: a reader, or a kill, meets it whole."""
-    data = (line + "\n").encode()
-    if _is_local(path):
-        with open(path.path, "ab", buffering=0) as file:
-            file.write(data)
-    else:
-        # Objects in a bucket can only be replaced.
-        before = path.read_bytes() if path.exists() else b""
-        path.write_bytes(before + data)
-
-
-def _write_whole(path: UPath, data: bytes) -> None:
-    """Writes a file that is never seen half-written."""
-    if _is_local(path):
-        partial = f"{path.path}.partial"
-        with open(partial, "wb") as file:
-            file.write(data)
-        os.replace(partial, path.path)
-    else:
-        path.write_bytes(data)
+    with open(path, "ab", buffering=0) as file:
+        file.write((line + "\n").encode())
 
 
 def _json_ready(value: Any) -> Any:

@@ -164,6 +164,11 @@ class Command:
             self.kill()
             raise AssertionError(f"not done after {seconds} s:\n{self.output}") from None
 
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Until it has printed a text."""
+        wait_until(lambda: text in self.output or self.process.poll() is not None, seconds, text)
+        assert text in self.output, self.output
+
     def kill_when(self, moment: Moment, seconds: float = 120) -> list[Process]:
         """`kill -9` at a moment; what the command had started by then."""
         end = time.monotonic() + seconds

@@ -48,7 +48,7 @@ class TensorBoard:
 
 
 @contextmanager
-def tensorboard(logs: Path, fast: bool = True) -> Iterator[TensorBoard]:
+def tensorboard(logs: Path | str, fast: bool = True) -> Iterator[TensorBoard]:
     """A TensorBoard server on a free port of the loopback, with its default (fast) loader or the other."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
     command += ["--port", "0", "--reload_interval", "1", "--load_fast", "auto" if fast else "false"]

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.placement import LocalPlacement, Placement
@@ -137,13 +138,19 @@ def local_end(config: Config, folder: Path, steps: int = STEPS) -> tuple[Weights
     threads = torch.get_num_threads()
     placement = LocalPlacement(*inputs_for(config), threads=1)
     figures = take_steps(placement, config, last=steps)
-    placement.save(str(folder))
+    save_whole(placement, str(folder))
     placement.close()
     torch.set_num_threads(threads)
     return learner_states(folder), figures
 
 
-def learner_states(checkpoint: Path) -> Weights:
+def save_whole(placement: Placement, folder: str) -> None:
+    """Both learners' states as they are now, written when this returns."""
+    placement.save(folder)
+    assert placement.saved(folder, wait=True) is not None
+
+
+def learner_states(checkpoint: Path | UPath) -> Weights:
     """Every tensor and number of a checkpoint's two files, by dotted name."""
     found: Weights = {}
     for name in ("fake_score", "generator"):

@@ -19,7 +19,7 @@ from raysid.draws import Draws
 from raysid.guidance import drop_conditions
 from raysid.losses import finite_samples, generator_loss
 from raysid.networks import EDMDenoiser
-from raysid.networks.files import NetworkCard, save_network
+from raysid.networks.files import NetworkCard, network_files
 from raysid.noise import EDMNoise, per_sample
 from raysid.sampling import one_step
 from raysid.schedules import adversary_acts, ema_beta
@@ -153,15 +153,15 @@ class GeneratorLearner:
             | {RECOMPUTED: recomputed}
         )
 
-    def export(self, folder: str, trained: dict[str, Any]) -> None:
-        """Write the averaged generator, the product, to `folder`; `trained` says how it came to be."""
+    def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
+        """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""
         card = NetworkCard(
             kind="generator",
             network=self.network.settings,
             sigma_init=self.config.method.sigma_init,
             trained=trained,
         )
-        save_network(folder, card, self.ema)
+        return network_files(card, self.ema)
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs of this learner."""

@@ -9,7 +9,8 @@ import torch
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator, build_teacher
 from raysid.actors.messages import Slice
-from raysid.checkpoint import StateFile, write_state
+from raysid.actors.saving import Saver
+from raysid.checkpoint import StateFile
 from raysid.data import ImageSource
 
 
@@ -57,11 +58,17 @@ class Placement(Protocol):
     def collect(self, figures: Any) -> dict[str, float]:
         """What a learner's `step` returned, waiting for it where it is still on its way."""
 
-    def save(self, folder: str) -> list[StateFile]:
-        """Write both learners' states to a checkpoint's folder."""
+    def save(self, folder: str) -> None:
+        """Begin to write both learners' states, as they are now, to a checkpoint's folder."""
+
+    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
+        """The files of the checkpoint begun there; None while they are not all written. Raises RunFailed."""
 
     def export(self, folder: str, trained: dict[str, Any]) -> None:
-        """Write the averaged generator to `folder`."""
+        """Begin to write the averaged generator, as it is now, to `folder`."""
+
+    def exported(self, folder: str, wait: bool) -> bool:
+        """Whether the generator begun there is written. Raises RunFailed."""
 
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
@@ -85,18 +92,27 @@ class LocalPlacement:
         self.fake_score = build_fake_score(inputs, source.blocks if source else None)
         self.generator = build_generator(inputs)
         self.roles = Roles(self.teacher, self.fake_score, self.generator)
+        self.saver = Saver()
 
     def collect(self, figures: Any) -> dict[str, float]:
         return figures
 
-    def save(self, folder: str) -> list[StateFile]:
-        return [
-            write_state(folder, "fake_score", self.fake_score.state()),
-            write_state(folder, "generator", self.generator.state()),
-        ]
+    def save(self, folder: str) -> None:
+        self.saver.state(folder, "fake_score", self.fake_score.state())
+        self.saver.state(folder, "generator", self.generator.state())
+
+    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
+        # They are written in order: where the last one is there, all are.
+        if (last := self.saver.saved(folder, "generator", wait)) is None:
+            return None
+        files = [self.saver.saved(folder, "fake_score", wait), last]
+        return [file for file in files if isinstance(file, StateFile)]
 
     def export(self, folder: str, trained: dict[str, Any]) -> None:
-        self.generator.export(folder, trained)
+        self.saver.product(folder, "generator", self.generator.product(trained))
+
+    def exported(self, folder: str, wait: bool) -> bool:
+        return self.saver.saved(folder, "generator", wait) is not None
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
@@ -106,5 +122,6 @@ class LocalPlacement:
         }
 
     def close(self) -> None:
+        self.saver.close()
         if self.fake_score.real_images is not None:
             self.fake_score.real_images.close()

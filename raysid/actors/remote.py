@@ -24,11 +24,13 @@ from raysid.actors.messages import Slice
 from raysid.actors.placement import Roles
 from raysid.actors.placing import Say, reserve, wait_for_room
 from raysid.actors.pool import PoolCall, TeacherActor, TeacherPool
-from raysid.actors.results import get
-from raysid.checkpoint import StateFile, write_state
+from raysid.actors.results import get, is_ready
+from raysid.actors.saving import Saver
+from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, UserError
+from raysid.storage import read_whole, write_whole
 
 COLLECT_SECONDS = 2.0
 
@@ -38,6 +40,7 @@ class LearnerActor:
 
     name: str
     role: Any
+    saver: Saver
 
     def call(self, method: str, *arguments: Any) -> Any:
         try:
@@ -46,13 +49,19 @@ class LearnerActor:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error
 
-    def save(self, folder: str) -> StateFile:
-        return write_state(folder, self.name, self.role.state())
+    def save(self, folder: str) -> None:
+        self.saver.state(folder, self.name, self.role.state())
+
+    def export(self, folder: str, trained: dict[str, Any]) -> None:
+        self.saver.product(folder, self.name, self.role.product(trained))
+
+    def saved(self, folder: str, wait: bool, begun: None) -> StateFile | bool | None:
+        return self.saver.saved(folder, self.name, wait)
 
     def sees(self, file: str, content: str) -> str | None:
         """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
         try:
-            found = UPath(file).read_text() == content
+            found = read_whole(UPath(file)) == content.encode()
         except OSError:
             found = False
         return None if found else ray.util.get_node_ip_address()
@@ -65,6 +74,7 @@ class FakeScoreActor(LearnerActor):
 
     def __init__(self, inputs: RunInputs, threads: int, dataset: Any) -> None:
         torch.set_num_threads(threads)
+        self.saver = Saver()
         self.role = build_fake_score(inputs, ray_blocks(dataset) if dataset is not None else None)
 
 
@@ -75,6 +85,7 @@ class GeneratorActor(LearnerActor):
 
     def __init__(self, inputs: RunInputs, threads: int) -> None:
         torch.set_num_threads(threads)
+        self.saver = Saver()
         self.role = build_generator(inputs)
 
 
@@ -202,6 +213,9 @@ class SplitPlacement:
         generator = self._learner(GeneratorActor, first + 1, resources.generator)
         self.fake_score = RemoteFakeScore(fake_score.remote(inputs, threads, dataset))
         self.generator = RemoteGenerator(generator.remote(inputs, threads))
+        self.learners: list[RemoteLearner] = [self.fake_score, self.generator]
+        self._begun: dict[tuple[str, RemoteLearner], Any] = {}
+        self._asked: dict[str, dict[RemoteLearner, Any]] = {}
         try:
             if within is None:
                 self.fleet = start_fleet(inputs.teacher, config, threads, say)
@@ -227,9 +241,9 @@ class SplitPlacement:
         """
         content = uuid.uuid4().hex
         probe = UPath(folder) / f".shared-{content}"
-        probe.write_text(content)
+        write_whole(probe, content.encode())
         try:
-            for learner in (self.fake_score, self.generator):
+            for learner in self.learners:
                 node = get(learner.actor.sees.remote(str(probe), content))
                 if node is not None:
                     raise UserError(
@@ -244,11 +258,18 @@ class SplitPlacement:
             self.pool.check_alone()
         return get(figures)
 
-    def save(self, folder: str) -> list[StateFile]:
-        return get([role.actor.save.remote(folder) for role in (self.fake_score, self.generator)])
+    def save(self, folder: str) -> None:
+        for learner in self.learners:
+            self._begun[folder, learner] = learner.actor.save.remote(folder)
+
+    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
+        return self._written(folder, self.learners, wait)
 
     def export(self, folder: str, trained: dict[str, Any]) -> None:
-        get(self.generator.call("export", folder, trained))
+        self._begun[folder, self.generator] = self.generator.actor.export.remote(folder, trained)
+
+    def exported(self, folder: str, wait: bool) -> bool:
+        return self._written(folder, [self.generator], wait) is not None
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
@@ -260,12 +281,33 @@ class SplitPlacement:
     def close(self) -> None:
         if self.fleet is not None:
             self.fleet.close()
-        for learner in (self.fake_score, self.generator):
+        for learner in self.learners:
             ray.kill(learner.actor)
         if self.within is None:
             remove_placement_group(self.group)
         else:
             self.within.service.forget.remote(self.run)
+
+    def _written(self, folder: str, learners: list[RemoteLearner], wait: bool) -> list[Any] | None:
+        """What learners have written to a folder, once all have; they are asked between the steps' calls."""
+        asked = self._asked.setdefault(folder, {})
+        while True:
+            for learner in learners:
+                if learner not in asked:
+                    # The beginning goes along: where that has failed, this fails for the same reason.
+                    begun = self._begun[folder, learner]
+                    asked[learner] = learner.actor.saved.remote(folder, wait, begun)
+            if not (wait or all(map(is_ready, asked.values()))):
+                return None
+            answers = {learner: get(answer) for learner, answer in asked.items()}
+            for learner in learners:
+                if answers[learner] is None:
+                    del asked[learner]  # to be asked again; what has come is kept
+            if len(asked) == len(learners):
+                del self._asked[folder]
+                return [answers[learner] for learner in learners]
+            if not wait:
+                return None
 
     def _sync_shared(self, asked: Asked) -> Members:
         assert self.within is not None

@@ -6,8 +6,6 @@ Teachers and generators are both kept so. Nothing in such a folder is ever execu
 from __future__ import annotations
 
 import hashlib
-import json
-import uuid
 from typing import Any, Literal, Self
 
 import safetensors
@@ -19,6 +17,7 @@ from upath import UPath
 from raysid.errors import UserError
 from raysid.networks.edm import EDMDenoiser
 from raysid.networks.settings import NetworkSettings
+from raysid.storage import is_local, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -43,11 +42,25 @@ class NetworkCard(BaseModel):
 
 def save_network(folder: str | UPath, card: NetworkCard, network: EDMDenoiser) -> None:
     """Write a network's folder. Each file appears whole or not at all, the weights first."""
-    folder = UPath(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_network(folder, network_files(card, network))
+
+
+def network_files(card: NetworkCard, network: EDMDenoiser) -> dict[str, bytes]:
+    """The files of a network's folder as they are now, by name, the weights first."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_whole(folder / WEIGHTS, safetensors.torch.save(weights))
-    write_whole(folder / CONFIG, (card.model_dump_json(indent=2) + "\n").encode())
+    return {
+        WEIGHTS: safetensors.torch.save(weights),
+        CONFIG: (card.model_dump_json(indent=2) + "\n").encode(),
+    }
+
+
+def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
+    """Write what `network_files` gave."""
+    folder = UPath(folder)
+    if is_local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_whole(folder / name, content)
 
 
 def load_card(folder: str | UPath, kind: Literal["teacher", "generator"]) -> NetworkCard:
@@ -58,7 +71,7 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"]) -> Net
     """
     folder = UPath(folder)
     try:
-        text = (folder / CONFIG).read_text()
+        text = read_whole(folder / CONFIG).decode()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no {kind} at {folder}: a {kind}'s folder holds {WEIGHTS} and {CONFIG}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -86,7 +99,7 @@ def load_network(
     card = load_card(folder, kind)
     file = folder / WEIGHTS
     try:
-        weights = safetensors.torch.load(file.read_bytes())
+        weights = safetensors.torch.load(read_whole(file))
     except FileNotFoundError:
         raise UserError(f"{file} is missing: copy the whole folder of the {kind}") from None
     except (OSError, safetensors.SafetensorError) as error:
@@ -121,21 +134,4 @@ def weight_shapes(settings: NetworkSettings) -> dict[str, tuple[int, ...]]:
 
 def weights_digest(folder: str | UPath) -> str:
     """SHA-256 of a folder's weights, to tell whether two folders hold the same network."""
-    return hashlib.sha256((UPath(folder) / WEIGHTS).read_bytes()).hexdigest()
-
-
-def write_whole(path: UPath, content: bytes) -> None:
-    """Write a file so that it is either there and whole, or as it was before."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def read_json(path: UPath) -> Any:
-    """The content of a JSON file, or None where there is none. Raises UserError where it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    return hashlib.sha256(read_whole(UPath(folder) / WEIGHTS)).hexdigest()

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysid.actors.build import RunInputs
@@ -19,12 +18,14 @@ from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
-from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest, write_whole
+from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
+from raysid.storage import copy_file, storage_folder
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
 from raysid.trainers.meter import Meter
+from raysid.trainers.saving import RunSaver
 from raysid.trainers.step import StepResult, take_step
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
@@ -108,7 +109,7 @@ def distill(
 
 def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:
     """A branch begins a new run; the same command again goes on with it."""
-    if fresh and Path(str(folder.path)) in Path(str(branch.path)).absolute().parents:
+    if fresh and folder.path in storage_folder(str(branch.path)).parents:
         raise UserError(
             f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
         )
@@ -170,6 +171,9 @@ class _Distillation:
         self.branch = branch
         self.in_flight: deque[tuple[int, StepResult]] = deque()
         self.evaluation: PendingEvaluation | None = None
+        self.evaluate_next: int | None = (
+            None  # the step whose generator is to be evaluated once it is written
+        )
         self.meter = Meter()
         self.best = math.inf
         self.note = ""
@@ -181,16 +185,18 @@ class _Distillation:
         if (
             start is not None
             and start.step >= self.config.total_steps
-            and (rows := finished_rows(self.folder.path))
+            and (rows := finished_rows(self.folder.record))
         ):
             print(f"{self.folder.path} is finished already; --fresh starts it over")
         else:
             print(headline(self.config, self.teacher, self.source), flush=True)
             step = start.step if start else None
-            with Tracker(self.folder.path, self.config.model_dump(mode="json"), step) as self.tracker:
+            settings, name = self.config.model_dump(mode="json"), str(self.folder.path)
+            with Tracker(self.folder.record, settings, step, name) as self.tracker:
                 self._train_restoring(start)
                 rows = summary_rows(self.config, self.folder.path, self.teacher)
                 self.tracker.table(rows)
+        self.folder.sync()
         show_summary(self.folder.path, rows)
         return self._result(rows)
 
@@ -202,6 +208,7 @@ class _Distillation:
         if self.config.placement == "split":
             connect()  # first: Ray takes SIGTERM for itself
         with ProgressLine("distill", total, start.images if start else 0, size) as self.progress:
+            self.folder.say = self.progress.message
             if start is not None:
                 self.progress.message(f"going on from {start.path}, step {start.step:,}")
             while True:
@@ -226,12 +233,13 @@ class _Distillation:
         step = start.step if start else 0
         self.folder.checkpoints.remove_unfinished(after_step=step)
         self.in_flight.clear()
-        self.evaluation = None
-        self.best = best_distance(self.folder.path)
-        self.meter = Meter(recomputes=recomputes_so_far(self.folder.path))
+        self.evaluation = self.evaluate_next = None
+        self.best = best_distance(self.folder.record)
+        self.meter = Meter(recomputes=recomputes_so_far(self.folder.record))
         placement = self._place(start)
         # Not before: while places are waited for a signal has nothing to save, and acts at once.
         self.stop.enter()
+        self.saver = RunSaver(self.folder, placement, self.config.batch_size)
         try:
             self._keep(placement, step)
             self.meter.begin(step * self.config.batch_size, placement.report())
@@ -252,11 +260,14 @@ class _Distillation:
                 else:
                     self._finish_steps(placement, but=STEPS_IN_FLIGHT)
                 self._keep(placement, step)
+                self._finish_saving(wait=False)
                 self._finish_evaluation(wait=False)
+            self._finish_saving()
             self._finish_evaluation()
         finally:
             self.stop.leave()
             placement.close()
+            self.saver.close()
 
     def _place(self, start: Checkpoint | None) -> Placement:
         adversarial = self.config.method.adversarial is not None
@@ -303,13 +314,9 @@ class _Distillation:
         """A checkpoint after `step` steps, if the learners are still there to write it."""
         with suppress(LearnerLost, RunFailed):
             self._finish_steps(placement)
-            self._checkpoint(placement, step)
-
-    def _checkpoint(self, placement: Placement, step: int) -> None:
-        """Write the training state after `step` steps, where it is not written yet."""
-        if (newest := self.folder.checkpoints.newest_step()) is None or newest < step:
-            files = placement.save(str(self.folder.checkpoints.path(step)))
-            self.folder.checkpoints.finish(step, step * self.config.batch_size, files)
+            self.saver.done()
+            self.saver.begin(step)
+            self.saver.done()
 
     def _finish_steps(self, placement: Placement, but: int = 0) -> None:
         """Wait for the steps in flight, except the last `but`, and take in what the learners said."""
@@ -330,24 +337,30 @@ class _Distillation:
         """Checkpoint, export and evaluate where they are due after `step` steps.
 
         A checkpoint goes before every evaluation, so that the best generator is never one whose training
-        state is gone.
+        state is gone. The generator's folder stays as it is until its evaluation has read it.
         """
         evaluate = step == 0 or self._due(self.config.evaluation.every_images, step)
         if not (evaluate or self._due(self.config.checkpoint.every_images, step)):
             return
         self._finish_steps(placement)
-        self._finish_evaluation()  # it reads the folder that is written now
+        self._finish_saving()
+        self._finish_evaluation()
         images = step * self.config.batch_size
-        self._checkpoint(placement, step)
         trained = {
             "step": step,
             "images": images,
             "run": self.config.run.name,
             "data": self.config.data.source,
         }
-        placement.export(str(self.folder.path / FOLDERS["last"]), trained)
-        if evaluate and not has_evaluation(self.folder.path, step):
-            self.evaluation = PendingEvaluation(self.config, self.folder.path, step)
+        self.saver.begin(step, trained)
+        if evaluate and not has_evaluation(self.folder.record, step):
+            self.evaluate_next = step
+
+    def _finish_saving(self, wait: bool = True) -> None:
+        """Go on with what is being written, if it is done (or wait for it); then begin the evaluation of it."""
+        if self.saver.done(wait) and self.evaluate_next is not None:
+            self.evaluation = PendingEvaluation(self.config, self.folder.path, self.evaluate_next)
+            self.evaluate_next = None
 
     def _finish_evaluation(self, wait: bool = True) -> None:
         """Record the evaluation that is under way, if it is done (or wait for it); keep the best generator."""
@@ -359,10 +372,7 @@ class _Distillation:
             # Before its figures are recorded: what is recorded is not evaluated again after a kill.
             self.best = figures["frechet_distance"]
             for name in (WEIGHTS, CONFIG):
-                content = (self.folder.path / FOLDERS["last"] / name).read_bytes()
-                best = self.folder.path / FOLDERS["best"]
-                best.mkdir(exist_ok=True)
-                write_whole(best / name, content)
+                copy_file(*(self.folder.path / FOLDERS[which] / name for which in ("last", "best")))
         images = step * self.config.batch_size
         self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
         self.tracker.evaluation(step, images, figures)
@@ -381,10 +391,10 @@ class _Distillation:
 
     def _result(self, rows: list[dict[str, Any]]) -> DistillResult:
         newest = self.folder.checkpoints.newest()
-        last = [entry for entry in read_metrics(self.folder.path) if entry["kind"] == "evaluation"][-1]
+        last = [entry for entry in read_metrics(self.folder.record) if entry["kind"] == "evaluation"][-1]
         return DistillResult(
             path=str(self.folder.path),
             checkpoint=str(newest.path) if newest else None,
             metrics={key: last[key] for key in ("frechet_distance", "label_accuracy", "step", "images")}
-            | {"best_frechet_distance": best_distance(self.folder.path), "table": rows},
+            | {"best_frechet_distance": best_distance(self.folder.record), "table": rows},
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,12 +22,14 @@ from raysid.config import PretrainConfig
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks, to_unit
 from raysid.draws import Draws
 from raysid.errors import RunFailed, UserError
+from raysid.lease import lock
 from raysid.losses import denoising_loss
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
 from raysid.noise import EDMNoise
 from raysid.progress import ProgressLine
 from raysid.schedules import ema_beta, learning_rate
+from raysid.storage import for_ray, is_local, reaching, remove_folder, storage_folder
 from raysid.trainers.evaluation import measure_on_cluster
 from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
 
@@ -54,23 +55,25 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
             teacher.
         RunFailed: training stopped; the same call goes on from its last checkpoint.
     """
-    folder = UPath(out).absolute() if out else teacher_folder(config)
+    folder = storage_folder(out) if out else teacher_folder(config)
     source = open_source(config.data.source)
     check_fits(config.network, "network", source)
-    if (folder / CONFIG).exists():
-        return _kept(config, folder)
+    with reaching(str(folder.parent)):
+        if (folder / CONFIG).exists():
+            return _kept(config, folder)
+        if is_local(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        held = lock(folder.with_name(f"{folder.name}.lock"))
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"another process is training {folder}; waiting for it")
+            held.acquire()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(str(folder.with_name(f"{folder.name}.lock")))
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f"another process is training {folder}; waiting for it")
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"{folder.parent} cannot be written: {error.strerror or error}") from None
-    with lock:
         if not (folder / CONFIG).exists():
             _train(config, source, folder)
+    finally:
+        held.release()
     return _kept(config, folder)
 
 
@@ -93,6 +96,7 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
     connect()
     progress: Any = Queue(actor_options={"num_cpus": 0})
     resources = config.worker_resources
+    storage_path, filesystem = for_ray(training.parent)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -111,7 +115,8 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
         ),
         run_config=RunConfig(
             name=training.name,
-            storage_path=str(training.parent),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             failure_config=FailureConfig(max_failures=config.failure.max_failures),
         ),
@@ -151,7 +156,7 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
         "evaluation": figures,
     }
     save_network(folder, card.model_copy(update={"trained": trained}), network)
-    shutil.rmtree(str(training), ignore_errors=True)
+    remove_folder(training)
 
 
 def steps_so_far(training: UPath) -> int:
@@ -170,7 +175,7 @@ def steps_so_far(training: UPath) -> int:
             return int(newest["metrics"]["step"]) if newest else 0
     except (ValueError, KeyError, TypeError):
         pass
-    shutil.rmtree(str(training))
+    remove_folder(training)
     return 0
 
 

@@ -22,7 +22,7 @@ from raysid.trainers.search_results import (  # noqa: E402
 MARKERS = {FINISHED: "o", ENDED_EARLY: "v", DIVERGED: "x", FAILED: "x"}
 
 
-def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, events: Path) -> list[Path]:
+def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, events: Path) -> None:
     """Write a PNG for each dimension of the search, and show the same in TensorBoard.
 
     Args:
@@ -32,7 +32,6 @@ def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, eve
     folder.mkdir(exist_ok=True)
     for old in events.glob("events.*"):
         old.unlink()
-    written = []
     with SummaryWriter(str(events)) as writer:
         for dimension in config.space:
             name = dimension.fields[0]
@@ -56,5 +55,3 @@ def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, eve
             path = folder / f"{name}.png"
             figure.savefig(path, dpi=120)
             writer.add_figure(f"search/{name}", figure, close=True)
-            written.append(path)
-    return written

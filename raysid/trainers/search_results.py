@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray.tune.experiment import Trial
+from upath import UPath
 
 from raysid.config import TuneConfig
 from raysid.tracking import read_metrics
@@ -39,7 +39,7 @@ class TrialResult:
         return self.metric is not None and self.status in (FINISHED, ENDED_EARLY)
 
 
-def collect_trials(config: TuneConfig, folder: Path, ended: list[Trial]) -> list[TrialResult]:
+def collect_trials(config: TuneConfig, folder: UPath, ended: list[Trial]) -> list[TrialResult]:
     """What the trials came to, the best first. Their runs' own records say it, whoever wrote them."""
     trials = []
     for trial in ended:

@@ -14,6 +14,7 @@ from raysid.actors.generator import RECOMPUTED
 from raysid.config import Config
 from raysid.generator import FOLDERS, load_generator
 from raysid.progress import print_table
+from raysid.storage import is_local
 from raysid.tracking import read_metrics
 from raysid.trainers.evaluation import evaluator, generator_before, measure
 from raysid.trainers.teachers import Teacher
@@ -22,24 +23,24 @@ TEACHER, BEFORE = "teacher", "generator before"
 LAST, BEST = "generator, last EMA", "generator, best evaluated EMA"
 
 
-def finished_rows(run: UPath) -> list[dict[str, Any]] | None:
+def finished_rows(run: Path) -> list[dict[str, Any]] | None:
     """The final table of a run that has one."""
     tables = [entry for entry in read_metrics(run) if entry["kind"] == "table"]
     return tables[-1]["rows"] if tables else None
 
 
-def best_distance(run: UPath) -> float:
+def best_distance(run: Path) -> float:
     """The smallest evaluated distance of the run so far; inf when none was evaluated."""
     distances = (e["frechet_distance"] for e in read_metrics(run) if e["kind"] == "evaluation")
     return min(distances, default=math.inf)
 
 
-def has_evaluation(run: UPath, step: int) -> bool:
+def has_evaluation(run: Path, step: int) -> bool:
     """Whether the run has recorded an evaluation after `step` steps."""
     return any(e["kind"] == "evaluation" and e["step"] == step for e in read_metrics(run))
 
 
-def recomputes_so_far(run: UPath) -> float:
+def recomputes_so_far(run: Path) -> float:
     """How often the run did lost scorers' work again, as last recorded."""
     counts = [e[RECOMPUTED] for e in read_metrics(run) if e["kind"] == "perf"]
     return counts[-1] if counts else 0
@@ -83,6 +84,8 @@ def show_summary(run: UPath, rows: list[dict[str, Any]]) -> None:
 
 def _shown(path: UPath) -> str:
     """A path as short as it can be typed from here."""
+    if not is_local(path):
+        return str(path)
     whole, here = Path(str(path)), Path.cwd()
     return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)
 

@@ -15,7 +15,7 @@ from raysid.errors import UserError
 from raysid.networks import NetworkSettings
 from raysid.networks.files import CONFIG, NetworkCard, load_network, weight_shapes
 from raysid.recipes import load_recipe
-from raysid.run_folder import local_storage
+from raysid.storage import storage_folder
 from raysid.trainers.evaluation import measure, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
@@ -48,7 +48,7 @@ class Teacher:
 
 def teacher_folder(config: PretrainConfig) -> UPath:
     """`<storage>/teachers/<hash of what makes this teacher>`."""
-    return local_storage(config.storage) / "teachers" / teacher_digest(config)
+    return storage_folder(config.storage) / "teachers" / teacher_digest(config)
 
 
 def teacher_identity(config: PretrainConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util import get_current_placement_group
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from upath import UPath
 
 from raysid.actors.placing import NOTICE_SECONDS, demand, report_missing, reserve, wait_for_room
 from raysid.actors.remote import FleetActor, Within
@@ -32,11 +34,22 @@ from raysid.cluster import connect
 from raysid.config import Config, RoleResources, SearchDimension, TuneConfig
 from raysid.data import open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
-from raysid.networks.files import read_json, write_whole
+from raysid.mirror import Mirror
 from raysid.progress import print_table
 from raysid.recipes import config_yaml, load_recipe, override
-from raysid.run_folder import LOCK, empty_folder, local_storage, lock_folder
-from raysid.tracking import read_metrics
+from raysid.run_folder import LOCK, lock_folder
+from raysid.storage import (
+    children,
+    empty_folder,
+    for_ray,
+    is_local,
+    reaching,
+    read_json,
+    remove_folder,
+    storage_folder,
+    write_whole,
+)
+from raysid.tracking import TENSORBOARD, read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.search_plots import plot_search
 from raysid.trainers.search_results import TRIALS, TrialResult, collect_trials
@@ -74,10 +87,11 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     base = _recipe(config, {})
     for dimension in config.space:  # what cannot be tried is said before anything starts
         _recipe(config, {dimension.fields[0]: _some_value(dimension)})
-    folder = Path(str(local_storage(config.storage) / config.run.name))
+    folder = storage_folder(config.storage) / config.run.name
     lock = lock_folder(folder, str(folder.parent), lambda: "another search")
     try:
-        _begin(folder, config, fresh)
+        with reaching(config.storage):
+            _begin(folder, config, fresh)
         source = open_source(base.data.source)
         teacher = trained_teacher(base, find_teacher(base, source), source)
         connect()
@@ -109,7 +123,7 @@ def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -
 def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
     """The search's recipe with its settings for all trials, and values of some dimensions."""
     overrides = {**config.settings, **_by_field(config, values)}
-    overrides["storage"] = str(local_storage(config.storage))
+    overrides["storage"] = str(storage_folder(config.storage))
     return load_recipe(config.recipe, overrides, kind="distill")
 
 
@@ -123,7 +137,7 @@ def _by_field(config: TuneConfig, values: Mapping[str, float]) -> dict[str, floa
     }
 
 
-def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) -> list[Trial]:
+def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -> list[Trial]:
     """Let Ray Tune run what is still to run of the search."""
     timeout = base.failure.placement_timeout_s
     learners = [base.resources.fake_score, base.resources.generator]
@@ -167,9 +181,11 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
     )
     state = folder / STATE
     _quiet()
-    if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
+    path, filesystem = for_ray(state)
+    begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
+    if begun and any(state.glob("experiment_state-*.json")):
         print(f"going on with the search in {folder}", flush=True)
-        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True)
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, storage_filesystem=filesystem)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -186,7 +202,8 @@ def _run_trials(config: TuneConfig, base: Config, folder: Path, teacher: str) ->
             ),
             run_config=tune.RunConfig(
                 name=STATE,
-                storage_path=str(folder),
+                storage_path=for_ray(folder)[0],
+                storage_filesystem=filesystem,
                 stop=_Diverged(),
                 callbacks=[
                     _Reporter(config.metric, _service_of(folder), learners, timeout),
@@ -219,7 +236,7 @@ def _trial(
 
     The recipe comes as what it says: a trial's node need not have the search's file of it.
     """
-    probe = Path(folder) / SHARED
+    probe = UPath(folder) / SHARED
     if not probe.exists() or probe.read_text() != shared:
         raise UserError(f"{folder} is not shared: node {ray.util.get_node_ip_address()} does not see it")
     config = TuneConfig.model_validate(search)
@@ -227,13 +244,13 @@ def _trial(
     run = trial_config(config, base, values, tune.get_context().get_trial_id())
     run = run.model_copy(
         update={
-            "storage": str(Path(folder) / TRIALS),
+            "storage": str(UPath(folder) / TRIALS),
             "teacher": run.teacher.model_copy(update={"path": teacher, "recipe": None}),
         }
     )
     first: list[float] = [
         entry["frechet_distance"]
-        for entry in read_metrics(Path(run.storage) / str(run.run.name))
+        for entry in read_metrics(UPath(run.storage) / str(run.run.name))
         if entry["kind"] == "evaluation"
     ][:1]
 
@@ -254,7 +271,7 @@ def _trial(
 
     group = get_current_placement_group()
     assert group is not None, "a trial runs within its places"
-    distill(run, within=Within(group, ray.get_actor(_service_of(Path(folder)))), on_evaluation=report)
+    distill(run, within=Within(group, ray.get_actor(_service_of(UPath(folder)))), on_evaluation=report)
 
 
 class _Diverged(tune.Stopper):
@@ -322,20 +339,20 @@ class _Reporter(Callback):
         _say(f"{ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}")
 
 
-def _show(config: TuneConfig, base: Config, folder: Path, trials: list[TrialResult]) -> TuneResult:
+def _show(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialResult]) -> TuneResult:
     """Write the table, the best recipe and the plots; print what there is."""
-    write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())  # type: ignore[arg-type]
+    write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())
     best = None
     if trials and trials[0].usable:
         best = folder / BEST
-        write_whole(best, config_yaml(best_config(config, base, trials[0].values)).encode())  # type: ignore[arg-type]
-    plots = plot_search(config, trials, folder / PLOTS, folder / "tensorboard")
+        write_whole(best, config_yaml(best_config(config, base, trials[0].values)).encode())
+    plots = _plot(config, trials, folder)
     columns = [*(dimension.fields[0] for dimension in config.space), config.metric.replace("_", " ")]
     print_table(
         f"Trials of {folder.name}, the best first",
         [*columns, "images", "status", "run"],
         [
-            [*trial.values.values(), trial.metric, trial.images, trial.status, Path(trial.run).name]
+            [*trial.values.values(), trial.metric, trial.images, trial.status, UPath(trial.run).name]
             for trial in trials
         ],
     )
@@ -347,17 +364,29 @@ def _show(config: TuneConfig, base: Config, folder: Path, trials: list[TrialResu
     return TuneResult(str(folder), trials, None if best is None else str(best))
 
 
-def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
+def _plot(config: TuneConfig, trials: list[TrialResult], folder: UPath) -> list[UPath]:
+    """The plots, in the search's folder and in its TensorBoard."""
+    if is_local(folder):
+        plot_search(config, trials, Path(folder.path) / PLOTS, Path(folder.path) / TENSORBOARD)
+    else:
+        remove_folder(folder / TENSORBOARD)
+        with tempfile.TemporaryDirectory() as here:
+            plot_search(config, trials, Path(here) / PLOTS, Path(here) / TENSORBOARD)
+            Mirror(Path(here), folder).sync()
+    return [folder / PLOTS / f"{dimension.fields[0]}.png" for dimension in config.space]
+
+
+def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
     """Record what is searched; refuse to go on with another search's trials."""
     record = folder / "search.json"
-    others = {path.name for path in folder.iterdir()} - {LOCK}
+    others = {path.name for path in children(folder)} - {LOCK}
     if fresh and others:
         if not record.exists():
             raise UserError(f"{folder} is not a search's folder, so --fresh does not empty it")
         empty_folder(folder, keep={LOCK})
         others = set()
     what = config.model_dump(mode="json", exclude={"storage"})
-    before = read_json(record) if record.exists() else None  # type: ignore[arg-type]
+    before = read_json(record) if record.exists() else None
     if before is None and others:
         raise UserError(f"{folder} holds something else than a search: give another --run.name")
     if before is not None and before != what:
@@ -366,10 +395,10 @@ def _begin(folder: Path, config: TuneConfig, fresh: bool) -> None:
             f"{folder} is a search with other settings ({', '.join(changed)}): give another --run.name, or --fresh "
             "to start over"
         )
-    write_whole(record, (json.dumps(what, indent=2) + "\n").encode())  # type: ignore[arg-type]
+    write_whole(record, (json.dumps(what, indent=2) + "\n").encode())
 
 
-def _service_of(folder: Path) -> str:
+def _service_of(folder: UPath) -> str:
     """The name under which the trials of a search find its teacher service."""
     return f"raysid-teacher-service-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 

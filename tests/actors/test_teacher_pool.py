@@ -38,6 +38,7 @@ from tests.tiny_run import (
     lines_of,
     local_end,
     run_of,
+    save_whole,
     tiny_config,
     tiny_teacher,
 )
@@ -134,7 +135,7 @@ def test_a_scorer_dies_at_every_moment_of_a_step(
                 assert 1 <= again <= 2 if step in MOMENTS else again == 0, f"step {step} recomputed {again}"
                 said[RECOMPUTES] = 0
             assert said == expected[step], f"step {step}, {MOMENTS.get(step)}"
-        placement.save(str(tmp_path / "end"))
+        save_whole(placement, str(tmp_path / "end"))
     assert_same(learner_states(tmp_path / "end"), weights)
 
 

@@ -27,7 +27,7 @@ from raysid.cluster import connect
 from raysid.config import Config
 from raysid.recipes import load_recipe
 from raysid.trainers.step import take_step
-from tests.tiny_run import inputs_for
+from tests.tiny_run import inputs_for, save_whole
 
 PATIENCE_SECONDS = 240
 DELIVERY_SECONDS = 1.0
@@ -100,7 +100,7 @@ def main(recipe: str, folder: Path) -> None:
             lambda: len(pool.members.scorers) == 1, "without guidance one scorer is let go", guided=False
         )
         run.until(lambda: len(teacher_nodes()) == 1, "its node has left", guided=False)
-        placement.save(str(folder / "end"))
+        save_whole(placement, str(folder / "end"))
     finally:
         placement.close()
     (folder / "told.json").write_text(

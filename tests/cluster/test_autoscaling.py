@@ -15,6 +15,7 @@ from tests.tiny_run import (
     assert_same,
     inputs_for,
     learner_states,
+    save_whole,
     tiny_config,
     tiny_teacher,
     write_recipe,
@@ -59,5 +60,5 @@ def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) 
     for step in range(told["steps"]):
         guided = step < told["guided_steps"]
         take_step(placement.roles, config if guided else without_guidance(config), step)
-    placement.save(str(tmp_path / "local"))
+    save_whole(placement, str(tmp_path / "local"))
     assert_same(learner_states(tmp_path / "end"), learner_states(tmp_path / "local"))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raysid.checkpoint import write_state
+from raysid.checkpoint import state_bytes, write_state
 from raysid.cli import cli
 from raysid.errors import UserError
 from raysid.networks.files import weights_digest
@@ -109,7 +109,7 @@ class Desk:
         folder = self.run_folder()
         folder.begin(weights_digest(self.teacher))
         files = [
-            write_state(folder.checkpoints.path(1), name, {"weight": torch.ones(2)})
+            write_state(folder.checkpoints.path(1), name, state_bytes({"weight": torch.ones(2)}))
             for name in ("fake_score", "generator")
         ]
         folder.checkpoints.finish(1, 32, files)
@@ -257,10 +257,10 @@ def test_a_storage_that_cannot_be_written(desk: Desk, arguments: list[str], wher
     assert str(storage) in line and "cannot be written" in line
 
 
-def test_a_storage_that_is_no_folder_of_this_machine(desk: Desk) -> None:
-    assert "give a local or a shared one" in desk.refuses_distilling("--storage", "memory://runs")
-    line = desk.refused("pretrain", "digits-teacher", "--storage", "memory://runs")
-    assert "give a local or a shared one" in line
+def test_a_storage_that_is_neither_folder_nor_bucket(desk: Desk) -> None:
+    line = "storage memory://runs is neither a folder nor a bucket"
+    assert line in desk.refuses_distilling("--storage", "memory://runs")
+    assert line in desk.refused("pretrain", "digits-teacher", "--storage", "memory://runs")
 
 
 def test_a_teachers_folder_that_cannot_be_written(desk: Desk) -> None:

@@ -37,6 +37,7 @@ from tests.tiny_run import (
     assert_same,
     inputs_for,
     learner_states,
+    save_whole,
     take_steps,
     tiny_config,
 )
@@ -124,7 +125,7 @@ def ends(
     placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, threads)
     try:
         figures = take_steps(placement, config)
-        placement.save(str(folder))
+        save_whole(placement, str(folder))
     finally:
         placement.close()
     return learner_states(folder), figures
@@ -223,7 +224,7 @@ def test_a_step_whose_token_is_lost_does_not_run(
     generator, fake = placement.roles.generator, placement.roles.fake_score
     first, second = (Slice(0, start, BATCH // 2) for start in (0, BATCH // 2))
     try:
-        placement.save(str(tmp_path / "before"))
+        save_whole(placement, str(tmp_path / "before"))
         token = fake.accumulate(generator.generate(first)[1])
         if split:
             failed = fake.accumulate(lost())
@@ -233,12 +234,12 @@ def test_a_step_whose_token_is_lost_does_not_run(
             placement.collect(fake.step(0, token))
         with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
             placement.collect(generator.step(0))
-        placement.save(str(tmp_path / "after"))
+        save_whole(placement, str(tmp_path / "after"))
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
 
         # The other microbatch arrives after all: now the step runs.
         placement.collect(fake.step(0, token, fake.accumulate(generator.generate(second)[1])))
-        placement.save(str(tmp_path / "stepped"))
+        save_whole(placement, str(tmp_path / "stepped"))
         with pytest.raises(AssertionError, match="differ"):
             assert_same(learner_states(tmp_path / "stepped"), learner_states(tmp_path / "before"))
     finally:

@@ -1,0 +1,171 @@
+"""Where runs and teachers lie: a folder of this machine (or one that nodes share), or a bucket, through fsspec.
+
+An object in a bucket is there whole or not at all, and can only be replaced, so what grows (metrics, TensorBoard's
+events) is written on this machine and carried over (`raysid.mirror`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.config import conf
+from upath import UPath
+
+from raysid.errors import UserError
+
+LOCAL = ("", "file", "local")
+BUCKETS = ("gs", "gcs", "s3")
+
+# Other processes write to the same bucket: what was listed a moment ago may not be so now.
+for _protocol in BUCKETS:
+    conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+
+def storage_folder(storage: str) -> UPath:
+    """A storage as an absolute folder, or as the place in a bucket that its URL names.
+
+    Raises:
+        UserError: nothing here can reach such a storage.
+    """
+    path = UPath(storage)
+    if is_local(path):
+        return UPath(Path(path.path).expanduser().absolute())
+    if path.protocol not in BUCKETS:
+        raise UserError(
+            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, or gs://BUCKET/..."
+        )
+    try:
+        fsspec.get_filesystem_class(path.protocol)
+    except ImportError as error:
+        raise UserError(f"storage {storage} cannot be reached: {error}") from None
+    return path
+
+
+def is_local(path: UPath) -> bool:
+    """Whether a path is on a file system, where files can be appended to and renamed."""
+    return path.protocol in LOCAL
+
+
+def write_whole(path: UPath, content: bytes) -> None:
+    """Write a file so that it is either there and whole, or as it was before."""
+    if is_local(path):
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+    else:
+        path.fs.pipe_file(path.path, content)
+
+
+def read_whole(path: UPath) -> bytes:
+    """A file's content, in one request of a bucket. Raises FileNotFoundError where there is none."""
+    return path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
+
+
+def children(folder: UPath) -> list[UPath]:
+    """What lies in a folder, in one request of a bucket; nothing where there is no such folder."""
+    try:
+        if is_local(folder):
+            return list(folder.iterdir())
+        names = (entry.rstrip("/").rpartition("/")[2] for entry in folder.fs.ls(folder.path, detail=False))
+        return [folder / name for name in names if name]
+    except FileNotFoundError:
+        return []
+
+
+def read_json(path: UPath) -> Any:
+    """The content of a JSON file, or None where there is none. Raises UserError where it is damaged."""
+    try:
+        return json.loads(read_whole(path))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def copy_file(source: UPath, target: UPath) -> None:
+    """Copy a file within a storage; `target` is replaced at once. In a bucket nothing travels through here."""
+    if is_local(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, source.read_bytes())
+    else:
+        source.fs.cp_file(source.path, target.path)
+
+
+def remove_folder(folder: UPath) -> None:
+    """Remove a folder and all in it, where it is there."""
+    if is_local(folder):
+        shutil.rmtree(folder.path, ignore_errors=True)
+    elif folder.exists():
+        # A removal that is repeated after a lost answer finds nothing there.
+        with suppress(FileNotFoundError):
+            folder.fs.rm(folder.path, recursive=True)
+
+
+def empty_folder(folder: UPath, keep: Set[str]) -> None:
+    """Remove what is in a folder, but for what is named in `keep`."""
+    for path in children(folder):
+        if path.name not in keep:
+            remove_folder(path) if path.is_dir() else path.unlink()
+
+
+def for_ray(path: UPath) -> tuple[str, Any]:
+    """A path as Ray Train and Ray Tune take it: `storage_path` and `storage_filesystem`.
+
+    Ray's own reading of a URL would go by other credentials and settings than the rest of a run's.
+    """
+    if is_local(path):
+        return path.path, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return path.path, PyFileSystem(FSSpecHandler(path.fs))
+
+
+@contextmanager
+def reaching(storage: str) -> Iterator[None]:
+    """What keeps a storage from being used comes out as one line that says so.
+
+    Raises:
+        UserError: no permission, no such bucket, no credentials, nobody who answers, a full disk.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"storage {storage} cannot be written: {error.strerror or _line(error)}") from None
+    except Exception as error:
+        if not of_a_bucket(error):
+            raise
+        raise UserError(f"storage {storage} cannot be reached: {explain(error)}") from None
+
+
+def explain(error: BaseException) -> str:
+    """Why a bucket did not do what it was asked, and what to do about it."""
+    said = _line(error)
+    if "credentials" in said.lower() or "anonymous" in said.lower() or "401" in said:
+        return f"{said}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
+    return said
+
+
+def of_a_bucket(error: Exception) -> bool:
+    """Whether a client of a bucket raised it: their errors have no class in common."""
+    return type(error).__module__.split(".")[0] in (
+        "gcsfs",
+        "google",
+        "aiohttp",
+        "requests",
+        "botocore",
+        "s3fs",
+    )
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,112 @@
+"""Keeping what a run has come to, beside its training: checkpoints made whole, the generator written."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from raysid.actors.placement import Placement
+from raysid.checkpoint import StateFile
+from raysid.errors import LearnerLost, RunFailed
+from raysid.generator import FOLDERS
+from raysid.run_folder import RunFolder
+from raysid.storage import explain
+
+LOOK_SECONDS = 0.2
+
+
+@dataclass
+class _UnderWay:
+    """What is being written after a step.
+
+    Attributes:
+        checkpoint: whether a checkpoint is still to become whole.
+        generator: whether the generator's folder is still to be written.
+        manifest: its writing, once all of the checkpoint's files are there.
+    """
+
+    step: int
+    checkpoint: bool
+    generator: bool
+    manifest: concurrent.futures.Future[None] | None = None
+
+
+class RunSaver:
+    """Has the learners write, and makes checkpoints of it, while the training goes on.
+
+    Args:
+        folder: the run's.
+        placement: the learners.
+        batch_size: images a step.
+    """
+
+    def __init__(self, folder: RunFolder, placement: Placement, batch_size: int) -> None:
+        self.folder, self.placement, self.batch_size = folder, placement, batch_size
+        self._under_way: _UnderWay | None = None
+        self._looked = 0.0
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def begin(self, step: int, trained: dict[str, Any] | None = None) -> None:
+        """Have the training state after `step` steps written, where it is not yet.
+
+        Args:
+            trained: what the generator's card says of it; it is written, too.
+        """
+        assert self._under_way is None
+        newest = self.folder.checkpoints.newest_step()
+        checkpoint = newest is None or newest < step
+        if checkpoint:
+            self.placement.save(str(self.folder.checkpoints.path(step)))
+        if trained is not None:
+            self.placement.export(str(self.folder.path / FOLDERS["last"]), trained)
+        self._under_way = _UnderWay(step, checkpoint, generator=trained is not None)
+
+    def done(self, wait: bool = True) -> bool:
+        """Whether all that was begun is written; without `wait` nothing is waited for.
+
+        Raises:
+            RunFailed: it cannot be written; names the newest checkpoint that is whole.
+        """
+        now = time.monotonic()
+        if self._under_way is not None and (wait or now - self._looked > LOOK_SECONDS):
+            self._looked = now
+            try:
+                self._go_on(self._under_way, wait)
+            except LearnerLost:
+                raise
+            except Exception as error:
+                step, self._under_way = self._under_way.step, None
+                raise RunFailed(
+                    f"the checkpoint of step {step:,} could not be written: {explain(error)}; {self._kept()}"
+                ) from error
+        return self._under_way is None
+
+    def close(self) -> None:
+        """Finish a manifest that is being written: the run may go back to its checkpoint."""
+        self._thread.shutdown()
+
+    def _go_on(self, under_way: _UnderWay, wait: bool) -> None:
+        if under_way.checkpoint and under_way.manifest is None:
+            files = self.placement.saved(str(self.folder.checkpoints.path(under_way.step)), wait)
+            if files is not None:
+                under_way.manifest = self._thread.submit(self._make_whole, under_way.step, files)
+        if under_way.manifest is not None and (wait or under_way.manifest.done()):
+            under_way.manifest.result()
+            under_way.checkpoint, under_way.manifest = False, None
+        if under_way.generator and not under_way.checkpoint:
+            under_way.generator = not self.placement.exported(str(self.folder.path / FOLDERS["last"]), wait)
+        if not (under_way.checkpoint or under_way.generator):
+            self._under_way = None
+
+    def _make_whole(self, step: int, files: list[StateFile]) -> None:
+        """Write the manifest; what is recorded up to here lies where the checkpoint does before it counts."""
+        self.folder.sync()
+        self.folder.checkpoints.finish(step, step * self.batch_size, files)
+
+    def _kept(self) -> str:
+        newest = self.folder.checkpoints.newest_step()
+        if newest is None:
+            return "there is none yet"
+        return f"the newest whole one is of step {newest:,}, and the same command goes on from it"

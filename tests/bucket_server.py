@@ -1,0 +1,117 @@
+"""A Google Cloud Storage server on this machine, and a bad connection to it."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from subprocess import DEVNULL, Popen
+
+from tests.processes import wait_until
+
+BUCKET = "bucket"
+_SERVE = (
+    "import sys; from gcp_storage_emulator.server import create_server as c; "
+    f"c('127.0.0.1', int(sys.argv[1]), in_memory=True, default_bucket='{BUCKET}').run()"
+)
+
+
+@contextmanager
+def bucket_server() -> Iterator[str]:
+    """A server with an empty bucket; its address, as STORAGE_EMULATOR_HOST takes it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Popen([sys.executable, "-c", _SERVE, str(port)], stdout=DEVNULL, stderr=DEVNULL)
+    try:
+        wait_until(lambda: _answers(port), 30, "the bucket's server")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+FATES = {"served": 72, "503": 20, "dropped before": 4, "dropped after": 4}  # in percent, where it is bad
+
+
+class Connection:
+    """Stands before a server. A bad one answers a fifth of the requests with 503, and drops some.
+
+    A dropped one may have done its work: the client cannot know.
+
+    Attributes:
+        address: where it listens.
+        met: how often each fate was met.
+    """
+
+    def __init__(self, server: str, bad: bool, seed: int = 0) -> None:
+        self.met: Counter[str] = Counter()
+        self._bad = bad
+        self._chance = random.Random(seed)
+        self._host = server.removeprefix("http://")
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def serve(self) -> None:
+                outer._serve(self)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = serve
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *arguments: object) -> None:
+                """A client that has gone away is none."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        fate = self._chance.choices([*FATES], [*FATES.values()])[0] if self._bad else "served"
+        self.met[fate] += 1
+        if fate == "dropped before":
+            request.close_connection = True
+            return
+        if fate == "503":
+            request.send_response(503)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        connection = http.client.HTTPConnection(self._host, timeout=60)
+        connection.request(request.command, request.path, body, dict(request.headers.items()))
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if fate == "dropped after":
+            request.close_connection = True
+            return
+        request.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                request.send_header(name, value)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(content)

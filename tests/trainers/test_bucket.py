@@ -1,0 +1,161 @@
+"""Runs in a bucket: a real Google Cloud Storage server, and a connection to it that often fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from raysid.checkpoint import MANIFEST, Checkpoints
+from raysid.config import Config
+from raysid.tracking import read_metrics
+from tests.bucket_server import BUCKET, FATES, Connection, bucket_server
+from tests.processes import Command, Moment
+from tests.tensorboard_server import tensorboard
+from tests.tiny_run import (
+    STEPS,
+    assert_same,
+    learner_states,
+    local_end,
+    tiny_config,
+    tiny_teacher,
+    write_recipe,
+)
+
+
+@dataclass(frozen=True)
+class BucketRun:
+    """A run that was killed once and finished by the same command."""
+
+    url: str
+    config: Config
+    run: UPath
+    connection: Connection
+    again: str
+    refused: str
+
+
+def in_bucket(server: str, url: str) -> UPath:
+    """A place in the bucket, asked directly."""
+    return UPath(url, endpoint_url=server, token="anon", use_listings_cache=False)
+
+
+def environment(address: str) -> dict[str, str]:
+    """What the processes of a run go by: the server, and no search for credentials, which it needs none of."""
+    return {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with bucket_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=["good", pytest.param("bad", marks=pytest.mark.slow)])
+def finished(
+    request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BucketRun]:
+    folder, storage = tmp_path_factory.mktemp("bucket"), f"gs://{BUCKET}/{request.param}"
+    connection = Connection(server, bad=request.param == "bad")
+    config = tiny_config(tiny_teacher(folder / "teacher"), folder).model_copy(update={"storage": storage})
+    recipe = write_recipe(config, folder / "tiny.yaml")
+    run = in_bucket(server, f"{storage}/tiny")
+    second = run / "checkpoints" / "step-00000008" / MANIFEST
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(connection.address).items():
+            patch.setenv(name, value)
+        first = Command("distill", recipe, log=folder / "first.log")
+        first.kill_when(Moment("a checkpoint", lambda _: second.exists()), seconds=200)
+        again = Command("distill", recipe, log=folder / "again.log")
+        refused = second_owner(again, recipe, folder / "refused.log")
+        assert again.wait(300) == 0, again.output
+    yield BucketRun(f"{storage}/tiny", config, run, connection, again.output, refused)
+    connection.close()
+
+
+def second_owner(owner: Command, recipe: Path, log: Path) -> str:
+    """What somebody reads who starts the same run while its owner is at it."""
+    owner.wait_for("going on from")
+    other = Command("distill", recipe, log=log)
+    assert other.wait(120) == 2, other.output
+    return other.output
+
+
+def test_the_weights_are_those_of_an_undisturbed_run_in_a_folder(finished: BucketRun, tmp_path: Path) -> None:
+    if "/bad/" in finished.url:
+        assert finished.connection.met.keys() == FATES.keys()
+    assert f"going on from {finished.url}/checkpoints/step-" in finished.again
+    weights, _ = local_end(finished.config, tmp_path, STEPS)
+    newest = Checkpoints(finished.run / "checkpoints").newest()
+    assert newest is not None and newest.step == STEPS
+    end = learner_states(newest.path)
+    assert_same({name: end[name] for name in weights}, weights)
+
+
+def test_nothing_recorded_is_lost_or_there_twice(finished: BucketRun) -> None:
+    entries = read_metrics(finished.run)
+    for kind, steps in {"train": [*range(2, STEPS + 1, 2)], "evaluation": [0, 8, 16, STEPS]}.items():
+        assert [entry["step"] for entry in entries if entry["kind"] == kind] == steps
+    assert entries[-1]["kind"] == "table"
+    assert sorted(path.name for path in (finished.run / "samples").iterdir()) == [
+        f"step-{step:08d}.png" for step in (0, 8, 16, STEPS)
+    ]
+
+
+def test_it_has_one_owner_at_a_time_and_none_at_its_end(finished: BucketRun) -> None:
+    assert f"{finished.url} is in use by process " in finished.refused
+    assert not (finished.run / ".lock").exists()
+
+
+def test_the_commands_read_it_where_it_lies(finished: BucketRun, server: str, tmp_path: Path) -> None:
+    run = finished.url
+
+    def raysid(*arguments: str) -> str:
+        command = [sys.executable, "-m", "raysid", *arguments]
+        done = subprocess.run(command, env=os.environ | environment(server), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert raysid("watch", run).startswith(f"{run}: finished\n")
+    picture = tmp_path / "grid.png"
+    raysid("sample", run, "--which", "best", "--out", str(picture))
+    assert picture.stat().st_size > 1000
+    assert "Fréchet distance" in raysid("evaluate", run, "--num-samples", "100")
+
+
+def test_tensorboard_reads_it_where_it_lies(
+    finished: BucketRun, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    recorded = [
+        (e["images"], e["frechet_distance"]) for e in read_metrics(finished.run) if e["kind"] == "evaluation"
+    ]
+    with tensorboard(finished.url, fast=False) as board:
+        board.wait_until(lambda: "eval/frechet_distance" in board.get("scalars/tags").get("tensorboard", {}))
+        shown = board.scalars("eval/frechet_distance", "tensorboard")
+        assert shown == [(images, pytest.approx(value)) for images, value in recorded]
+        assert "eval/samples" in board.get("images/tags")["tensorboard"]
+
+
+def test_without_credentials_or_bucket_one_line_says_what_to_do(server: str, tmp_path: Path) -> None:
+    config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path)
+    for storage, surroundings, says in [
+        (
+            "gs://nobody-has-this/runs",
+            environment(server),
+            "storage gs://nobody-has-this/runs cannot be written",
+        ),
+    ]:
+        recipe = write_recipe(config.model_copy(update={"storage": storage}), tmp_path / "tiny.yaml")
+        command = [sys.executable, "-m", "raysid", "distill", str(recipe)]
+        done = subprocess.run(command, env=os.environ | surroundings, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("raysid: error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert says in done.stderr
