@@ -102,7 +102,7 @@ def load_recipe(
     """The config that a recipe fills.
 
     Args:
-        recipe: name of a packaged recipe, or path of a YAML file.
+        recipe: name of a packaged recipe, or path (or gs:// URL) of a YAML file.
         overrides: values by dotted name (`method.alpha`), which go over the recipe's, in order. Text is
             read as YAML (`1e-4`, `null`, `[1, 2]`), except for fields that hold text: they take it as it is
             (but for `null` where they may be null). A value inside a section that is null makes the section.
@@ -200,6 +200,10 @@ def _locate(recipe: str, folder: Path, asked_by: str | None) -> tuple[str, Path]
     if _is_packaged(recipe):
         return recipe, _FOLDER / f"{recipe}.yaml"
     path = folder / recipe
+    if "://" in recipe:  # in a bucket, as a search leaves its best there
+        from upath import UPath
+
+        path = UPath(recipe)  # type: ignore[assignment]  # all that is done with it, it does as a Path
     name = recipe if asked_by is None else str(path)
     who = f"{asked_by}: `extends`: " if asked_by else ""
     try:
@@ -246,11 +250,15 @@ def _read(name: str, path: Path) -> dict[str, Any]:
 
 def _anchor_recipes(values: dict[str, Any], folder: Path) -> None:
     """Make paths of other recipes absolute, a teacher's or a search's: the command may be given anywhere."""
-    if isinstance(values.get("recipe"), str) and _is_path(values["recipe"]):
+    if _is_relative(values.get("recipe")):
         values["recipe"] = str((folder / values["recipe"]).resolve())
     teacher = values.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("recipe"), str) and _is_path(teacher["recipe"]):
+    if isinstance(teacher, dict) and _is_relative(teacher.get("recipe")):
         values["teacher"] = {**teacher, "recipe": str((folder / teacher["recipe"]).resolve())}
+
+
+def _is_relative(recipe: Any) -> bool:
+    return isinstance(recipe, str) and _is_path(recipe) and "://" not in recipe
 
 
 def _kind(kind: Any, name: str) -> str:

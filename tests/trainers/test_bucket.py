@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from upath import UPath
 
 from raysid.checkpoint import MANIFEST, Checkpoints
 from raysid.config import Config
+from raysid.recipes import config_yaml
+from raysid.storage import children, read_whole
 from raysid.tracking import read_metrics
 from tests.bucket_server import BUCKET, FATES, Connection, bucket_server
 from tests.processes import Command, Moment
@@ -27,6 +30,7 @@ from tests.tiny_run import (
     tiny_teacher,
     write_recipe,
 )
+from tests.trainers.test_pretrain import tiny_pretrain
 
 
 @dataclass(frozen=True)
@@ -159,3 +163,45 @@ def test_without_credentials_or_bucket_one_line_says_what_to_do(server: str, tmp
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("raysid: error: ") and done.stderr.count("\n") == 1, done.stderr
         assert says in done.stderr
+
+
+@pytest.mark.slow
+def test_a_teacher_and_a_search_lie_in_a_bucket_too(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train and Ray Tune keep their own state there; a killed search is finished by the same command."""
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    storage = f"gs://{BUCKET}/search"
+    teacher = tiny_pretrain(tmp_path).model_copy(update={"storage": storage})
+    (tmp_path / "teacher.yaml").write_text(config_yaml(teacher))
+    trained = Command("pretrain", tmp_path / "teacher.yaml", log=tmp_path / "teacher.log")
+    assert trained.wait(200) == 0, trained.output
+    assert f"Teacher: {storage}/teachers/" in trained.output
+    path = trained.output.split("Teacher: ")[1].strip()
+
+    recipe = write_recipe(tiny_config(path, tmp_path), tmp_path / "tiny.yaml")
+    search = {
+        "kind": "tune",
+        "storage": storage,
+        "recipe": str(recipe),
+        "space": [{"fields": ["method.alpha"], "grid": [0.5, 1.0]}],
+        "scheduler": {"name": "none"},
+        "max_concurrent_trials": 1,
+    }
+    (tmp_path / "search.yaml").write_text(json.dumps(search))  # JSON is YAML
+    trials = in_bucket(server, f"{storage}/search/trials")
+
+    def second_runs(_: float) -> bool:
+        runs = [read_metrics(run) for run in children(trials)]
+        return sorted(any(e["kind"] == "table" for e in run) for run in runs) == [False, True]
+
+    first = Command("tune", tmp_path / "search.yaml", log=tmp_path / "first.log")
+    first.kill_when(Moment("the second trial", second_runs), seconds=300)
+    again = Command("tune", tmp_path / "search.yaml", log=tmp_path / "again.log")
+    assert again.wait(300) == 0, again.output
+    table = json.loads(read_whole(trials.parent / "trials.json"))
+    assert {trial["status"] for trial in table} == {"finished"} and len(table) == 2
+    assert (trials.parent / "plots" / "method.alpha.png").exists()
+    best = Command("distill", trials.parent / "best.yaml", log=tmp_path / "best.log")
+    assert best.wait(200) == 0, best.output
