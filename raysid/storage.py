@@ -7,6 +7,7 @@ events) is written on this machine and carried over (`raysid.mirror`).
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Set
@@ -22,6 +23,9 @@ from raysid.errors import UserError
 
 LOCAL = ("", "file", "local")
 BUCKETS = ("gs", "gcs", "s3")
+
+# What a bucket's client gives up on comes as an exception, and is said once; its traces would say it in a page.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 # Other processes write to the same bucket: what was listed a moment ago may not be so now.
 for _protocol in BUCKETS:
@@ -102,10 +106,11 @@ def remove_folder(folder: UPath) -> None:
     """Remove a folder and all in it, where it is there."""
     if is_local(folder):
         shutil.rmtree(folder.path, ignore_errors=True)
-    elif folder.exists():
-        # A removal that is repeated after a lost answer finds nothing there.
-        with suppress(FileNotFoundError):
-            folder.fs.rm(folder.path, recursive=True)
+    else:
+        for name in folder.fs.find(folder.path):  # one by one: `rm` would take brackets in a name for a pattern
+            # A removal that is repeated after a lost answer finds nothing there.
+            with suppress(FileNotFoundError):
+                folder.fs.rm_file(name)
 
 
 def empty_folder(folder: UPath, keep: Set[str]) -> None:

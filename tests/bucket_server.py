@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL, Popen
 
+from upath import UPath
+
 from tests.processes import wait_until
 
 BUCKET = "bucket"
@@ -35,6 +37,11 @@ def bucket_server() -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+def in_bucket(server: str, url: str) -> UPath:
+    """A place in a server's bucket."""
+    return UPath(url, endpoint_url=server, token="anon", use_listings_cache=False)
 
 
 def _answers(port: int) -> bool:

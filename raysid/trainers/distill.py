@@ -21,7 +21,7 @@ from raysid.generator import FOLDERS
 from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
-from raysid.storage import copy_file, storage_folder
+from raysid.storage import copy_file, reaching, storage_folder
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
 from raysid.trainers.meter import Meter
@@ -92,8 +92,9 @@ def distill(
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
     source = open_source(config.data.source)
-    branch = find_checkpoint(resume_from) if resume_from else None
-    found = find_teacher(config, source)
+    with reaching(config.storage):
+        branch = find_checkpoint(resume_from) if resume_from else None
+        found = find_teacher(config, source)
     folder = RunFolder(config, fresh)
     try:
         if branch is not None:

@@ -1,0 +1,211 @@
+"""Folders and buckets: the same work on both, leases where there are no locks, what is carried over."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+from upath import UPath
+
+from raysid import lease, mirror
+from raysid.errors import RunFailed, UserError
+from raysid.lease import Lease
+from raysid.mirror import Mirror
+from raysid.storage import (
+    children,
+    copy_file,
+    empty_folder,
+    explain,
+    read_json,
+    read_whole,
+    remove_folder,
+    storage_folder,
+    write_whole,
+)
+from tests.bucket_server import BUCKET, bucket_server, in_bucket
+from tests.processes import wait_until
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it would look for credentials
+    with bucket_server() as address:
+        yield address
+
+
+@pytest.fixture
+def place(server: str, request: pytest.FixtureRequest) -> UPath:
+    """A place in the bucket for one test."""
+    return in_bucket(server, f"gs://{BUCKET}/{request.node.name}")
+
+
+# Files.
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_files_are_written_read_copied_and_removed(where: str, place: UPath, tmp_path: Path) -> None:
+    root = place if where == "bucket" else UPath(tmp_path)
+    assert children(root / "nowhere") == []
+    with pytest.raises(FileNotFoundError):
+        read_whole(root / "nothing.txt")
+    assert read_json(root / "nothing.json") is None
+    if where == "folder":
+        (tmp_path / "run").mkdir()
+    write_whole(root / "run" / "a.json", b'{"one": 1}')
+    write_whole(root / "run" / "a.json", b'{"two": 2}')
+    assert read_json(root / "run" / "a.json") == {"two": 2}
+    copy_file(root / "run" / "a.json", root / "run" / "best" / "b.json")
+    assert sorted(path.name for path in children(root / "run")) == ["a.json", "best"]
+    assert read_whole(root / "run" / "best" / "b.json") == b'{"two": 2}'
+    empty_folder(root / "run", keep={"a.json"})
+    assert [path.name for path in children(root / "run")] == ["a.json"]
+    remove_folder(root / "run")
+    assert children(root / "run") == [] and not (root / "run" / "a.json").exists()
+    remove_folder(root / "run")  # as a repeated command does
+
+
+def test_a_large_file_arrives_whole(place: UPath) -> None:
+    """One that goes over the wire in several parts."""
+    content = os.urandom(1 << 20) * 110
+    write_whole(place / "large", content)
+    assert read_whole(place / "large") == content
+
+
+def test_a_storage_is_a_folder_or_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage_folder("./runs").path == str(tmp_path / "runs")
+    assert storage_folder("~/runs").path == str(Path.home() / "runs")
+    assert str(storage_folder("gs://bucket/runs")) == "gs://bucket/runs"
+    with pytest.raises(UserError, match="neither a folder nor a bucket"):
+        storage_folder("memory://runs")
+
+
+def test_missing_credentials_come_with_what_to_do() -> None:
+    from google.auth.exceptions import DefaultCredentialsError
+
+    assert "gcloud auth application-default login" in explain(DefaultCredentialsError("no credentials"))
+    assert "gcloud" not in explain(OSError("disk quota exceeded"))
+
+
+# Leases.
+
+
+def held_by(path: UPath, **changes: Any) -> None:
+    """Somebody else's lease."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    held = {"id": "other", "pid": ended.pid, "host": platform.node(), "renewed": time.time()}
+    write_whole(path, json.dumps(held | changes).encode())
+
+
+def test_a_lease_has_one_owner(place: UPath) -> None:
+    one, other = Lease(place / ".lock"), Lease(place / ".lock")
+    one.acquire(timeout=0)
+    with pytest.raises(filelock.Timeout):
+        other.acquire(timeout=0)
+    one.release()
+    other.acquire(timeout=0)
+    one.release()  # a second time: it is the other's by now
+    assert read_json(place / ".lock")["id"] == other.id
+    other.release()
+    assert not (place / ".lock").exists()
+
+
+def test_a_lease_is_taken_at_once_from_a_process_that_has_ended(place: UPath) -> None:
+    held_by(place / ".lock")
+    with Lease(place / ".lock"):
+        assert read_json(place / ".lock")["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(("age", "free"), [(30, False), (61, True)])
+def test_a_lease_of_another_machine_goes_stale_after_a_minute(place: UPath, age: float, free: bool) -> None:
+    held_by(place / ".lock", host="elsewhere", renewed=time.time() - age)
+    mine = Lease(place / ".lock")
+    if free:
+        mine.acquire(timeout=0)
+        mine.release()
+    else:
+        with pytest.raises(filelock.Timeout):
+            mine.acquire(timeout=0)
+
+
+def test_an_owner_keeps_its_lease_alive_and_notices_its_loss(
+    place: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    with Lease(place / ".lock") as mine:
+        began = read_json(place / ".lock")["renewed"]
+        wait_until(lambda: read_json(place / ".lock")["renewed"] > began, 10, "a heartbeat")
+        mine.check()
+        held_by(place / ".lock")
+        wait_until(mine.lost.is_set, 10, "the loss")
+        with pytest.raises(RunFailed, match="another process has taken"):
+            mine.check()
+    assert read_json(place / ".lock")["id"] == "other"
+
+
+# What is carried over.
+
+
+def contents(place: UPath) -> dict[str, bytes]:
+    return {path.name: read_whole(path) for path in children(place)}
+
+
+def test_what_changes_is_carried_over(place: UPath, tmp_path: Path) -> None:
+    write_whole(place / "config.yaml", b"not the mirror's")
+    copy = Mirror(tmp_path, place)
+    (tmp_path / "metrics.jsonl").write_bytes(b"1\n")
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "step-1.png").write_bytes(b"png")
+    copy.sync()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"2\n")
+    (tmp_path / "samples" / "step-1.png").unlink()
+    copy.close()
+    assert contents(place) == {"metrics.jsonl": b"1\n2\n", "config.yaml": b"not the mirror's"}
+
+
+def test_what_is_there_already_is_gone_on_with(place: UPath, tmp_path: Path) -> None:
+    write_whole(place / "metrics.jsonl", b"1\n")
+    write_whole(place / "samples" / "step-1.png", b"png")
+    write_whole(place / "checkpoints" / "large", b"not fetched")
+    copy = Mirror(tmp_path, place)
+    copy.fetch("metrics.jsonl", "samples", "tensorboard")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"metrics.jsonl", "samples/step-1.png"}
+    (tmp_path / "samples" / "step-1.png").unlink()  # cut back: it goes there, too
+    copy.close()
+    assert children(place / "samples") == []
+
+
+def test_a_bucket_that_stays_away_for_a_while_loses_nothing(
+    place: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    away, tried = True, 0
+
+    def write(path: UPath, content: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        if away:
+            raise ConnectionResetError("the bucket is away")
+        write_whole(path, content)
+
+    monkeypatch.setattr(mirror, "write_whole", write)
+    monkeypatch.setattr(mirror, "SECONDS", 0.05)
+    copy = Mirror(tmp_path, place, said.append)
+    (tmp_path / "metrics.jsonl").write_bytes(b"1\n")
+    copy.start()
+    wait_until(lambda: tried > 3, 10, "attempts")
+    away = False
+    wait_until(lambda: contents(place) == {"metrics.jsonl": b"1\n"}, 10, "the file")
+    copy.close()
+    assert len(said) == 1 and "the bucket is away" in said[0]
