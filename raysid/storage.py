@@ -107,7 +107,9 @@ def remove_folder(folder: UPath) -> None:
     if is_local(folder):
         shutil.rmtree(folder.path, ignore_errors=True)
     else:
-        for name in folder.fs.find(folder.path):  # one by one: `rm` would take brackets in a name for a pattern
+        for name in folder.fs.find(
+            folder.path
+        ):  # one by one: `rm` would take brackets in a name for a pattern
             # A removal that is repeated after a lost answer finds nothing there.
             with suppress(FileNotFoundError):
                 folder.fs.rm_file(name)

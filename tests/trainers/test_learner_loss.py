@@ -74,6 +74,7 @@ def test_learners_lost_again_and_again_are_restored_bit_for_bit(
     assert_same_record(run, whole_run)
 
 
+@pytest.mark.slow
 def test_too_many_losses_end_the_run_and_the_same_command_goes_on(
     whole_run: Path, teacher: str, tmp_path: Path
 ) -> None:

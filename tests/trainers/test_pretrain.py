@@ -252,6 +252,7 @@ def has_checkpoint(training: Path) -> bool:
     return file.exists() and '"step":' in file.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: Path) -> None:
     """Ray Train goes on from the newest checkpoint of a run with the same name and storage."""
     config = tiny_pretrain(tmp_path / "storage")
