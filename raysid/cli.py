@@ -259,7 +259,7 @@ def watch(run: str, follow: bool) -> None:
 
 @cli.command(
     cls=RecipeCommand,
-    kinds=KINDS,
+    kinds=["distill", "pretrain", "tune"],
     short_help="Print every setting of a recipe.",
     help=f"Print every setting of a recipe, as a YAML that can be used as one.\n\n{RECIPE_HELP}",
 )

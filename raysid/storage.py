@@ -52,9 +52,9 @@ def storage_folder(storage: str) -> UPath:
     return path
 
 
-def is_local(path: UPath) -> bool:
+def is_local(path: UPath | Path) -> bool:
     """Whether a path is on a file system, where files can be appended to and renamed."""
-    return path.protocol in LOCAL
+    return getattr(path, "protocol", "") in LOCAL  # a plain Path has none
 
 
 def write_whole(path: UPath, content: bytes) -> None:

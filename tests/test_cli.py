@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from raysid.cli import cli
-from raysid.config import Config, PretrainConfig
+from raysid.config import Config, PretrainConfig, TuneConfig
 from raysid.config_fields import config_fields
 from raysid.errors import RunFailed, UserError
 from raysid.generator import Generator
@@ -83,7 +83,7 @@ def test_help_lists_the_commands() -> None:
         ("pretrain", [PretrainConfig]),
         ("distill", [Config]),
         ("quickstart", [Config]),
-        ("config", [PretrainConfig, Config]),
+        ("config", [TuneConfig, PretrainConfig, Config]),
     ],
 )
 def test_help_explains_every_field(command: str, models: list[type[Config]]) -> None:
