@@ -16,7 +16,7 @@ import torch
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.storage import children, is_local, read_whole, remove_folder, write_whole
+from raysid.storage import children, is_local, read_whole, remove_file, remove_folder, write_whole
 
 MANIFEST = "manifest.json"
 
@@ -91,7 +91,7 @@ class Checkpoints:
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
         for old in self.all()[: -self.keep]:
             # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
-            (old.path / MANIFEST).unlink(missing_ok=True)
+            remove_file(old.path / MANIFEST)
             remove_folder(old.path)
         return Checkpoint(self.path(step), step, images, tuple(files))
 
@@ -118,17 +118,24 @@ class Checkpoints:
             checkpoint = read_manifest(path)
             if checkpoint is None or checkpoint.step > after_step:
                 if checkpoint is not None:
-                    (path / MANIFEST).unlink(missing_ok=True)
+                    remove_file(path / MANIFEST)
                 remove_folder(path)
 
 
 def read_manifest(path: UPath) -> Checkpoint | None:
-    """The checkpoint at `path`, or None where there is no (readable) manifest."""
+    """The checkpoint at `path`, or None where there is no manifest, or one that says nothing.
+
+    A manifest that cannot be read is not one that is not there: what keeps it from being read comes out.
+    """
     try:
-        content = json.loads(read_whole(path / MANIFEST))
+        text = read_whole(path / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        content = json.loads(text)
         files = tuple(StateFile(**file) for file in content["files"])
         return Checkpoint(path, int(content["step"]), int(content["images"]), files)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -157,6 +164,6 @@ def _intact(path: UPath, file: StateFile) -> bool:
         if not is_local(path):
             return int(path.stat().st_size) == file.size
         content = read_whole(path)
-    except OSError:
+    except FileNotFoundError:
         return False
     return len(content) == file.size and hashlib.sha256(content).hexdigest() == file.sha256

@@ -9,13 +9,14 @@ import platform
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any, Self
 
 import filelock
 from upath import UPath
 
 from raysid.errors import RunFailed
-from raysid.storage import is_local, read_whole, write_whole
+from raysid.storage import is_local, read_whole, remove_file, write_whole
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -26,7 +27,8 @@ class Lease:
     """A lock as an object in a bucket, kept alive by a heartbeat; the interface is filelock's.
 
     It is there for the taking when its owner has not renewed it for a minute (clocks of machines that share a
-    bucket must agree within seconds), or at once when its owner was a process of this machine that has ended.
+    bucket must agree within seconds), or at once when its owner was a process of this machine that has ended. Of
+    two that take one over within the same second, the one that comes too late notices at its next heartbeat.
 
     Args:
         path: the object.
@@ -35,25 +37,41 @@ class Lease:
     def __init__(self, path: UPath) -> None:
         self.path = path
         self.id = uuid.uuid4().hex
-        self.lost = threading.Event()
+        self._taken = threading.Event()
         self._released = threading.Event()
+        self._renewed = 0.0
         self._beat: threading.Thread | None = None
 
     def acquire(self, timeout: float = -1) -> Self:
         """Take the lease, waiting for so many seconds for its owner; -1 waits for ever.
 
         Raises:
-            filelock.Timeout: its owner is alive.
+            filelock.Timeout: its owner is alive, as far as could be seen in that time.
         """
         end = time.monotonic() + timeout
         while not self._take():
             if timeout >= 0 and time.monotonic() >= end:
                 raise filelock.Timeout(str(self.path))
             time.sleep(SETTLE_SECONDS)
+        self._taken.clear()
         self._released.clear()
         self._beat = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self._beat.start()
         return self
+
+    def acquire_if_abandoned(self) -> Self:
+        """Take the lease, where need be after watching for a minute whether its owner still renews it.
+
+        Raises:
+            filelock.Timeout: it does.
+        """
+        held = self._read()
+        if held is None or _abandoned(held) or _of_this_machine(held):
+            return self.acquire(timeout=0)
+        end = time.monotonic() + STALE_SECONDS + BEAT_SECONDS
+        while (now := self._read()) == held and not _abandoned(held) and time.monotonic() < end:
+            time.sleep(SETTLE_SECONDS)
+        return self.acquire(timeout=0 if now is not None and now != held else SETTLE_SECONDS)
 
     def release(self) -> None:
         """Give the lease back, where it is still ours."""
@@ -64,14 +82,21 @@ class Lease:
         self._beat = None
         with contextlib.suppress(Exception):  # it goes stale by itself
             if (self._read() or {}).get("id") == self.id:
-                self.path.unlink()
+                remove_file(self.path)
 
     def check(self) -> None:
-        """Raise RunFailed where another process has taken the lease."""
-        if self.lost.is_set():
+        """Raise RunFailed where another process has taken the lease, or may have."""
+        silent = time.time() - self._renewed
+        if self._taken.is_set() or silent > STALE_SECONDS:
             raise RunFailed(
-                f"another process has taken {self.path}: this one had not renewed it for a minute"
+                f"{self.path} could not be renewed for {silent:.0f} s, and another process may have taken it: this "
+                "one writes no more; the same command goes on"
             )
+
+    def owner(self) -> str:
+        """Who holds it, as it says itself."""
+        held = self._read() or {}
+        return f"process {held.get('pid', '?')} on {held.get('host', 'another machine')}"
 
     def __enter__(self) -> Self:
         return self.acquire()
@@ -90,10 +115,10 @@ class Lease:
 
     def _keep_alive(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
-            # A bucket that does not answer is tried again; what is lost meanwhile shows at the next beat.
+            # A bucket that does not answer is tried again.
             with contextlib.suppress(Exception):
                 if (held := self._read()) is not None and held.get("id") != self.id:
-                    self.lost.set()
+                    self._taken.set()
                     return
                 self._write()
 
@@ -105,15 +130,15 @@ class Lease:
         return held if isinstance(held, dict) else None
 
     def _write(self, first: bool = False) -> None:
-        content = json.dumps(
-            {"id": self.id, "pid": os.getpid(), "host": platform.node(), "renewed": time.time()}
-        ).encode()
-        if not first:
+        now = time.time()
+        content = json.dumps({"id": self.id, "renewed": now, **_this_process()}).encode()
+        if first:
+            # Of several who find nothing there the bucket lets one write.
+            with contextlib.suppress(FileExistsError):
+                self.path.fs.pipe_file(self.path.path, content, mode="create")
+        else:
             write_whole(self.path, content)
-            return
-        # Of several who find nothing there the bucket lets one write.
-        with contextlib.suppress(FileExistsError):
-            self.path.fs.pipe_file(self.path.path, content, mode="create")
+        self._renewed = now  # not later: the bucket may have taken its time
 
 
 def lock(path: UPath) -> filelock.BaseFileLock | Lease:
@@ -121,16 +146,49 @@ def lock(path: UPath) -> filelock.BaseFileLock | Lease:
     return filelock.FileLock(path.path) if is_local(path) else Lease(path)
 
 
+def still_owned(held: filelock.BaseFileLock | Lease) -> None:
+    """Raise RunFailed where what was taken may be another's by now; a file system's lock cannot."""
+    if isinstance(held, Lease):
+        held.check()
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "machine": _machine(),
+        "started": _start_of(os.getpid()),
+    }
+
+
+def _machine() -> str | None:
+    """What numbers processes here: this boot of this machine, and the container; None where that cannot be told.
+
+    A host's name will not do: containers of different machines may share one.
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in ticks since the machine did; None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _of_this_machine(held: dict[str, Any]) -> bool:
+    return held.get("machine") is not None and held["machine"] == _machine()
+
+
 def _abandoned(held: dict[str, Any]) -> bool:
     """Whether a lease's owner is no more, as far as can be told from here."""
     try:
         if time.time() - float(held["renewed"]) > STALE_SECONDS:
             return True
-        if held["host"] != platform.node():
-            return False
-        os.kill(int(held["pid"]), 0)
-    except (KeyError, TypeError, ValueError, ProcessLookupError):
+        return _of_this_machine(held) and _start_of(int(held["pid"])) != held["started"]
+    except (KeyError, TypeError, ValueError):
         return True
-    except PermissionError:
-        return False
-    return False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from raysid.storage import children, explain, read_whole, write_whole
+from raysid.storage import children, explain, read_whole, remove_file, write_whole
 
 SECONDS = 15.0
 
@@ -17,16 +17,27 @@ SECONDS = 15.0
 class Mirror:
     """Keeps a folder in a bucket as a local one is, from a thread of its own.
 
-    What fails is tried again at the next turn, and said once; nothing is lost meanwhile but with this machine.
+    What fails is tried again at the next turn, and said once. What was not carried over is lost when this process is
+    killed.
 
     Args:
         local: the folder that is written to.
         remote: its image. Files that the local one does not know are left alone.
+        last: the file that names the others: in the image it never names one that is not there.
+        guard: called before anything is carried over; what it raises keeps it from being.
         say: takes what there is to tell.
     """
 
-    def __init__(self, local: Path, remote: UPath, say: Callable[[str], None] = print) -> None:
-        self.local, self.remote, self._say = local, remote, say
+    def __init__(
+        self,
+        local: Path,
+        remote: UPath,
+        last: str = "",
+        guard: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.local, self.remote, self.last = local, remote, last
+        self._guard, self._say = guard, say
         self._carried: dict[str, tuple[int, int]] = {}
         self._turn = threading.Lock()
         self._ended = threading.Event()
@@ -58,16 +69,32 @@ class Mirror:
     def sync(self) -> None:
         """Carry over all that has changed since the last time; what the bucket raises comes out."""
         with self._turn:
-            present = {str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()}
-            for name in sorted(present):
-                signature = _signature(self.local / name)
-                if self._carried.get(name) != signature:
-                    # Its size was taken first: what is appended meanwhile goes along the next time.
-                    write_whole(self.remote / name, (self.local / name).read_bytes())
-                    self._carried[name] = signature
-            for name in [name for name in self._carried if name not in present]:
-                (self.remote / name).unlink(missing_ok=True)
+            self._guard()
+            # The list that names the others goes last, as it was before they were looked for.
+            last = self._changed(self.last)
+            for path in sorted(self.local.rglob("*")):
+                name = str(path.relative_to(self.local))
+                if path.is_file() and name != self.last and not name.endswith(".partial"):
+                    self._carry(name, self._changed(name))
+            self._carry(self.last, last)
+            for name in [name for name in self._carried if not (self.local / name).exists()]:
+                remove_file(self.remote / name)
                 del self._carried[name]
+
+    def _changed(self, name: str) -> tuple[tuple[int, int], bytes] | None:
+        """A file's content with its signature, where it is not the one that was carried over."""
+        with suppress(FileNotFoundError, IsADirectoryError):
+            # Its size first: what is appended meanwhile goes along the next time.
+            signature = _signature(self.local / name)
+            if self._carried.get(name) != signature:
+                return signature, (self.local / name).read_bytes()
+        return None
+
+    def _carry(self, name: str, changed: tuple[tuple[int, int], bytes] | None) -> None:
+        if changed is not None:
+            signature, content = changed
+            write_whole(self.remote / name, content)
+            self._carried[name] = signature
 
     def close(self) -> None:
         """Carry over what is left, and end."""

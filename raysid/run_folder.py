@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import filelock
 import yaml
@@ -23,7 +24,7 @@ from upath import UPath
 from raysid.checkpoint import Checkpoints
 from raysid.config import Config
 from raysid.errors import RunFailed, UserError
-from raysid.lease import Lease, lock
+from raysid.lease import Lease, lock, still_owned
 from raysid.mirror import Mirror
 from raysid.recipes import config_yaml
 from raysid.storage import (
@@ -97,18 +98,20 @@ class RunFolder:
             self._begin(teacher_digest, resume_from)
             if not is_local(self.path):
                 self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
-                self._mirror = Mirror(self.record, self.path, lambda message: self.say(message))
-                self._mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
-                self._mirror.start()
+                mirror = Mirror(
+                    self.record, self.path, METRICS, self.check, lambda message: self.say(message)
+                )
+                mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
+                mirror.start()
+                self._mirror = mirror  # not before: what was fetched in part must not go back
+
+    def check(self) -> None:
+        """Raise RunFailed where the folder may be another process's by now, this one having been away too long."""
+        still_owned(self._lock)
 
     def sync(self) -> None:
-        """See to it that what is recorded so far lies in `path`, and that the folder is still this process's.
-
-        Raises:
-            RunFailed: another process has taken it, this one having been away for too long.
-        """
-        if isinstance(self._lock, Lease):
-            self._lock.check()
+        """See to it that what is recorded so far lies in `path`. Raises as `check`."""
+        self.check()
         if self._mirror is not None:
             self._mirror.sync()
 
@@ -122,17 +125,30 @@ class RunFolder:
         Raises:
             RunFailed: a bucket did not take the last of it; says where it lies.
         """
+        mirror, self._mirror = self._mirror, None
         try:
-            if self._mirror is not None:
-                self._mirror.close()
+            if mirror is not None:
+                mirror.close()
                 shutil.rmtree(self.record)
         except Exception as error:
             raise RunFailed(
                 f"{self.path} does not take the last metrics ({explain(error)}); they lie in {self.record}"
             ) from error
         finally:
-            self._mirror = None
             self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except RunFailed as failed:
+            if error is None:
+                raise
+            self.say(str(failed))  # what ended the run is what it ends with
 
     def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
         if self._fresh:
@@ -195,7 +211,7 @@ def lock_folder(folder: UPath, storage: str, owner: Callable[[], str]) -> filelo
             folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / LOCK)
         try:
-            held.acquire(timeout=0)
+            held.acquire_if_abandoned() if isinstance(held, Lease) else held.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(
                 f"{folder} is in use by {owner()}: wait for it, or give another --run.name"

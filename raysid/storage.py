@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import traceback
 import uuid
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fsspec
 from fsspec.config import conf
 from upath import UPath
@@ -22,6 +24,7 @@ from upath import UPath
 from raysid.errors import UserError
 
 LOCAL = ("", "file", "local")
+CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "botocore", "aiobotocore", "s3fs")
 BUCKETS = ("gs", "gcs", "s3")
 
 # What a bucket's client gives up on comes as an exception, and is said once; its traces would say it in a page.
@@ -30,6 +33,13 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 # Other processes write to the same bucket: what was listed a moment ago may not be so now.
 for _protocol in BUCKETS:
     conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+# Without these a connection that has died silently is waited for without end, and what arrives is not compared
+# with what was sent.
+for _protocol in ("gs", "gcs"):
+    conf[_protocol].setdefault(
+        "requests_timeout", aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
+    )
+    conf[_protocol].setdefault("consistency", "md5")
 
 
 def storage_folder(storage: str) -> UPath:
@@ -77,8 +87,10 @@ def children(folder: UPath) -> list[UPath]:
     try:
         if is_local(folder):
             return list(folder.iterdir())
-        names = (entry.rstrip("/").rpartition("/")[2] for entry in folder.fs.ls(folder.path, detail=False))
-        return [folder / name for name in names if name]
+        # A folder made in a bucket's console is an object of its own name in it.
+        itself = folder.path.rstrip("/")
+        entries = (entry.rstrip("/") for entry in folder.fs.ls(folder.path, detail=False))
+        return [folder / entry.rpartition("/")[2] for entry in entries if entry != itself]
     except FileNotFoundError:
         return []
 
@@ -102,24 +114,30 @@ def copy_file(source: UPath, target: UPath) -> None:
         source.fs.cp_file(source.path, target.path)
 
 
+def remove_file(path: UPath) -> None:
+    """Remove a file, where it is there. A removal that is repeated after a lost answer finds nothing."""
+    with suppress(FileNotFoundError):
+        path.unlink() if is_local(path) else path.fs.rm_file(path.path)
+
+
 def remove_folder(folder: UPath) -> None:
     """Remove a folder and all in it, where it is there."""
     if is_local(folder):
-        shutil.rmtree(folder.path, ignore_errors=True)
-    else:
-        for name in folder.fs.find(
-            folder.path
-        ):  # one by one: `rm` would take brackets in a name for a pattern
-            # A removal that is repeated after a lost answer finds nothing there.
-            with suppress(FileNotFoundError):
-                folder.fs.rm_file(name)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder.path)
+        return
+    for name in folder.fs.find(folder.path):  # one by one: `rm` would take brackets in a name for a pattern
+        with suppress(FileNotFoundError):
+            folder.fs.rm_file(name)
 
 
 def empty_folder(folder: UPath, keep: Set[str]) -> None:
     """Remove what is in a folder, but for what is named in `keep`."""
     for path in children(folder):
-        if path.name not in keep:
-            remove_folder(path) if path.is_dir() else path.unlink()
+        if path.name in keep:
+            continue
+        linked = is_local(path) and Path(path.path).is_symlink()
+        remove_folder(path) if path.is_dir() and not linked else remove_file(path)
 
 
 def for_ray(path: UPath) -> tuple[str, Any]:
@@ -143,8 +161,6 @@ def reaching(storage: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"storage {storage} cannot be written: {error.strerror or _line(error)}") from None
     except Exception as error:
@@ -161,16 +177,12 @@ def explain(error: BaseException) -> str:
     return said
 
 
-def of_a_bucket(error: Exception) -> bool:
-    """Whether a client of a bucket raised it: their errors have no class in common."""
-    return type(error).__module__.split(".")[0] in (
-        "gcsfs",
-        "google",
-        "aiohttp",
-        "requests",
-        "botocore",
-        "s3fs",
-    )
+def of_a_bucket(error: BaseException) -> bool:
+    """Whether a client of a bucket raised it: their errors have no class in common, and some are Python's own."""
+    if type(error).__module__ == "raysid.errors":
+        return False  # it has its line
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.split(".")[0] in CLIENTS for name in (type(error).__module__, *frames))
 
 
 def _line(error: BaseException) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +79,12 @@ def test_a_large_file_arrives_whole(place: UPath) -> None:
     assert read_whole(place / "large") == content
 
 
+def test_a_folder_made_in_the_console_is_not_in_itself(place: UPath) -> None:
+    place.fs.pipe_file(f"{place.path}/", b"")
+    write_whole(place / "a", b"1")
+    assert [path.name for path in children(place)] == ["a"]
+
+
 def test_a_storage_is_a_folder_or_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage_folder("./runs").path == str(tmp_path / "runs")
@@ -99,10 +105,10 @@ def test_missing_credentials_come_with_what_to_do() -> None:
 
 
 def held_by(path: UPath, **changes: Any) -> None:
-    """Somebody else's lease."""
+    """The lease of a process of this machine that has ended."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    held = {"id": "other", "pid": ended.pid, "host": platform.node(), "renewed": time.time()}
+    held = {"id": "other", "renewed": time.time(), **lease._this_process(), "pid": ended.pid}
     write_whole(path, json.dumps(held | changes).encode())
 
 
@@ -127,7 +133,7 @@ def test_a_lease_is_taken_at_once_from_a_process_that_has_ended(place: UPath) ->
 
 @pytest.mark.parametrize(("age", "free"), [(30, False), (61, True)])
 def test_a_lease_of_another_machine_goes_stale_after_a_minute(place: UPath, age: float, free: bool) -> None:
-    held_by(place / ".lock", host="elsewhere", renewed=time.time() - age)
+    held_by(place / ".lock", machine="another", renewed=time.time() - age)
     mine = Lease(place / ".lock")
     if free:
         mine.acquire(timeout=0)
@@ -135,6 +141,42 @@ def test_a_lease_of_another_machine_goes_stale_after_a_minute(place: UPath, age:
     else:
         with pytest.raises(filelock.Timeout):
             mine.acquire(timeout=0)
+
+
+def test_a_process_that_has_the_number_of_an_ended_one_is_another(place: UPath) -> None:
+    held_by(place / ".lock", pid=os.getpid(), started="1")
+    with Lease(place / ".lock"):
+        pass
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_owner_elsewhere_is_watched_before_it_is_given_up(
+    place: UPath, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """After a minute, here two seconds, without a heartbeat the lease is taken; at the first one it is not."""
+    monkeypatch.setattr(lease, "STALE_SECONDS", 2.0)
+    held_by(place / ".lock", machine="another")
+    owner = threading.Timer(1, held_by, [place / ".lock"], {"machine": "another", "id": "other"})
+    if alive:
+        owner.start()
+    mine = Lease(place / ".lock")
+    if alive:
+        with pytest.raises(filelock.Timeout):
+            mine.acquire_if_abandoned()
+        owner.join()
+    else:
+        mine.acquire_if_abandoned()
+        mine.release()
+
+
+def test_an_owner_that_could_not_renew_its_lease_stops_writing(
+    place: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(place / ".lock") as mine:
+        mine.check()
+        monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
+        with pytest.raises(RunFailed, match="this one writes no more"):
+            mine.check()
 
 
 def test_an_owner_keeps_its_lease_alive_and_notices_its_loss(
@@ -146,10 +188,16 @@ def test_an_owner_keeps_its_lease_alive_and_notices_its_loss(
         wait_until(lambda: read_json(place / ".lock")["renewed"] > began, 10, "a heartbeat")
         mine.check()
         held_by(place / ".lock")
-        wait_until(mine.lost.is_set, 10, "the loss")
-        with pytest.raises(RunFailed, match="another process has taken"):
-            mine.check()
+        wait_until(lambda: lost(mine), 10, "the loss")
     assert read_json(place / ".lock")["id"] == "other"
+
+
+def lost(mine: Lease) -> bool:
+    try:
+        mine.check()
+    except RunFailed:
+        return True
+    return False
 
 
 # What is carried over.
@@ -186,6 +234,32 @@ def test_what_is_there_already_is_gone_on_with(place: UPath, tmp_path: Path) -> 
     assert children(place / "samples") == []
 
 
+def test_what_names_the_others_goes_last_and_half_files_do_not_go(
+    place: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def write(path: UPath, content: bytes) -> None:
+        order.append(path.name)
+        write_whole(path, content)
+
+    monkeypatch.setattr(mirror, "write_whole", write)
+    for name in ("a.jsonl", "picture.png", "picture.png.12.partial"):
+        (tmp_path / name).write_bytes(b"1")
+    Mirror(tmp_path, place, last="a.jsonl").sync()
+    assert order == ["picture.png", "a.jsonl"]
+
+
+def test_nothing_is_carried_over_past_the_guard(place: UPath, tmp_path: Path) -> None:
+    def not_ours() -> None:
+        raise RunFailed("another process has it")
+
+    (tmp_path / "metrics.jsonl").write_bytes(b"1\n")
+    with pytest.raises(RunFailed):
+        Mirror(tmp_path, place, guard=not_ours).close()
+    assert children(place) == []
+
+
 def test_a_bucket_that_stays_away_for_a_while_loses_nothing(
     place: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +275,7 @@ def test_a_bucket_that_stays_away_for_a_while_loses_nothing(
 
     monkeypatch.setattr(mirror, "write_whole", write)
     monkeypatch.setattr(mirror, "SECONDS", 0.05)
-    copy = Mirror(tmp_path, place, said.append)
+    copy = Mirror(tmp_path, place, say=said.append)
     (tmp_path / "metrics.jsonl").write_bytes(b"1\n")
     copy.start()
     wait_until(lambda: tried > 3, 10, "attempts")

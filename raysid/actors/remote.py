@@ -30,7 +30,7 @@ from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, UserError
-from raysid.storage import read_whole, write_whole
+from raysid.storage import read_whole, remove_file, write_whole
 
 COLLECT_SECONDS = 2.0
 
@@ -62,7 +62,7 @@ class LearnerActor:
         """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
         try:
             found = read_whole(UPath(file)) == content.encode()
-        except OSError:
+        except FileNotFoundError:
             found = False
         return None if found else ray.util.get_node_ip_address()
 
@@ -251,7 +251,7 @@ class SplitPlacement:
                         "there; give --storage a path that all nodes mount"
                     )
         finally:
-            probe.unlink()
+            remove_file(probe)
 
     def collect(self, figures: Any) -> dict[str, float]:
         while not ray.wait([figures], timeout=COLLECT_SECONDS, fetch_local=False)[0]:

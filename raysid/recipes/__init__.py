@@ -239,7 +239,7 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
     except NotYAML as error:
         raise UserError(f"{name} is not YAML that a recipe can be read from: {error}") from error
     if not isinstance(values, dict):

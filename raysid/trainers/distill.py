@@ -6,7 +6,6 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from raysid.generator import FOLDERS
 from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
-from raysid.storage import copy_file, reaching, storage_folder
+from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
 from raysid.trainers.meter import Meter
@@ -95,17 +94,25 @@ def distill(
     with reaching(config.storage):
         branch = find_checkpoint(resume_from) if resume_from else None
         found = find_teacher(config, source)
-    folder = RunFolder(config, fresh)
-    try:
+    with RunFolder(config, fresh) as folder:
         if branch is not None:
-            _check_branch(folder, branch, fresh, str(resume_from))
+            with reaching(config.storage):
+                _check_branch(folder, branch, fresh, str(resume_from))
         teacher = trained_teacher(config, found, source)
-        if branch is not None:
-            _check_network(branch, teacher)
-        folder.begin(weights_digest(teacher.path), resume_from)
-        return _Distillation(config, folder, teacher, source, branch, within, on_evaluation).run()
-    finally:
-        folder.close()
+        with reaching(config.storage):
+            if branch is not None:
+                _check_network(branch, teacher)
+            folder.begin(weights_digest(teacher.path), resume_from)
+        run = _Distillation(config, folder, teacher, source, branch, within, on_evaluation)
+        try:
+            return run.run()
+        except Exception as error:
+            if not of_a_bucket(error):
+                raise
+            raise RunFailed(
+                f"{folder.path} cannot be reached: {explain(error)}; the same command goes on from the newest "
+                "checkpoint"
+            ) from error
 
 
 def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:
@@ -304,20 +311,29 @@ class _Distillation:
             return
         name = self.stop.received.name
         self.progress.message(f"{name}: writing a checkpoint of step {step:,}; once more to stop at once")
-        self._checkpoint_last(placement, step)
-        newest = self.folder.checkpoints.newest_step()
+        failed = self._checkpoint_last(placement, step)
+        newest = self.saver.newest
         kept = "before its first checkpoint" if newest is None else f"checkpoint of step {newest:,} written"
+        if failed:
+            kept += f", none of step {step:,} ({failed})"
         raise RunStopped(
             f"stopped by {name}, {kept}; the same command goes on", signal=self.stop.received.value
         )
 
-    def _checkpoint_last(self, placement: Placement, step: int) -> None:
-        """A checkpoint after `step` steps, if the learners are still there to write it."""
-        with suppress(LearnerLost, RunFailed):
+    def _checkpoint_last(self, placement: Placement, step: int) -> str | None:
+        """A checkpoint after `step` steps, if the learners are still there to write it; why not, otherwise.
+
+        What is due before it is done first: a run that goes on from this step does not come back to it.
+        """
+        try:
             self._finish_steps(placement)
-            self.saver.done()
+            self._finish_saving()
+            self._finish_evaluation()
             self.saver.begin(step)
             self.saver.done()
+        except (LearnerLost, RunFailed) as error:
+            return str(error)
+        return None
 
     def _finish_steps(self, placement: Placement, but: int = 0) -> None:
         """Wait for the steps in flight, except the last `but`, and take in what the learners said."""
@@ -369,6 +385,7 @@ class _Distillation:
             return
         step, (figures, grids) = self.evaluation.step, self.evaluation.result()
         self.evaluation = None
+        self.folder.check()
         if figures["frechet_distance"] < self.best:
             # Before its figures are recorded: what is recorded is not evaluated again after a kill.
             self.best = figures["frechet_distance"]
@@ -378,6 +395,7 @@ class _Distillation:
         self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
         self.tracker.evaluation(step, images, figures)
         if self.on_evaluation is not None:
+            self.folder.sync()  # whoever is told may end this process
             self.on_evaluation(figures | {"step": step, "images": images})
         self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
         if figures["label_accuracy"] is not None:

@@ -22,7 +22,7 @@ from raysid.config import PretrainConfig
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks, to_unit
 from raysid.draws import Draws
 from raysid.errors import RunFailed, UserError
-from raysid.lease import lock
+from raysid.lease import Lease, lock, still_owned
 from raysid.losses import denoising_loss
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
             held.acquire()
     try:
         if not (folder / CONFIG).exists():
-            _train(config, source, folder)
+            _train(config, source, folder, held)
     finally:
         held.release()
     return _kept(config, folder)
@@ -85,7 +85,9 @@ def _kept(config: PretrainConfig, folder: UPath) -> PretrainResult:
     return PretrainResult(str(folder), card.trained["evaluation"])
 
 
-def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
+def _train(
+    config: PretrainConfig, source: ImageSource, folder: UPath, held: filelock.BaseFileLock | Lease
+) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Empty, Queue
@@ -137,9 +139,8 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
         try:
             result = fitting.result()
         except Exception as error:
-            raise RunFailed(
-                f"training the teacher stopped: {str(error).strip().splitlines()[-1]}; the same command goes on"
-            ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise RunFailed(f"training the teacher stopped: {reason}; the same command goes on") from error
         progress.shutdown()
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as directory:
@@ -155,6 +156,7 @@ def _train(config: PretrainConfig, source: ImageSource, folder: UPath) -> None:
         "sampler_steps": config.sampler_steps,
         "evaluation": figures,
     }
+    still_owned(held)
     save_network(folder, card.model_copy(update={"trained": trained}), network)
     remove_folder(training)
 

@@ -44,6 +44,7 @@ class RunSaver:
 
     def __init__(self, folder: RunFolder, placement: Placement, batch_size: int) -> None:
         self.folder, self.placement, self.batch_size = folder, placement, batch_size
+        self.newest = folder.checkpoints.newest_step()  # the newest whole checkpoint's
         self._under_way: _UnderWay | None = None
         self._looked = 0.0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -55,8 +56,8 @@ class RunSaver:
             trained: what the generator's card says of it; it is written, too.
         """
         assert self._under_way is None
-        newest = self.folder.checkpoints.newest_step()
-        checkpoint = newest is None or newest < step
+        self.folder.check()
+        checkpoint = self.newest is None or self.newest < step
         if checkpoint:
             self.placement.save(str(self.folder.checkpoints.path(step)))
         if trained is not None:
@@ -104,9 +105,9 @@ class RunSaver:
         """Write the manifest; what is recorded up to here lies where the checkpoint does before it counts."""
         self.folder.sync()
         self.folder.checkpoints.finish(step, step * self.batch_size, files)
+        self.newest = step
 
     def _kept(self) -> str:
-        newest = self.folder.checkpoints.newest_step()
-        if newest is None:
+        if self.newest is None:
             return "there is none yet"
-        return f"the newest whole one is of step {newest:,}, and the same command goes on from it"
+        return f"the newest whole one is of step {self.newest:,}, and the same command goes on from it"

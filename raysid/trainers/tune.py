@@ -34,6 +34,7 @@ from raysid.cluster import connect
 from raysid.config import Config, RoleResources, SearchDimension, TuneConfig
 from raysid.data import open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
+from raysid.lease import still_owned
 from raysid.mirror import Mirror
 from raysid.progress import print_table
 from raysid.recipes import config_yaml, load_recipe, override
@@ -95,7 +96,9 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         source = open_source(base.data.source)
         teacher = trained_teacher(base, find_teacher(base, source), source)
         connect()
-        trials = collect_trials(config, folder, _run_trials(config, base, folder, str(teacher.path)))
+        ended = _run_trials(config, base, folder, str(teacher.path))
+        still_owned(lock)
+        trials = collect_trials(config, folder, ended)
         return _show(config, base, folder, trials)
     finally:
         lock.release()
