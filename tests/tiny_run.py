@@ -42,7 +42,7 @@ NETWORK = NetworkSettings(
 )
 
 
-def tiny_teacher(folder: Path) -> str:
+def tiny_teacher(folder: Path, augment_dim: int = 0) -> str:
     """Write an untrained teacher for the digits to `folder`, and return it as a config has it.
 
     Every parameter is off zero, those too that EDM's layers start at zero, so that every gradient is alive.
@@ -51,13 +51,15 @@ def tiny_teacher(folder: Path) -> str:
     # Seeded here alone: the tests around this one keep their random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        network = EDMDenoiser(NETWORK)
+        network = EDMDenoiser(NETWORK.model_copy(update={"augment_dim": augment_dim}))
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     figures = {"frechet_distance": 1.0, "label_accuracy": 0.5, "ms_per_image": 1.0, "num_samples": SAMPLES}
     card = NetworkCard(
-        kind="teacher", network=NETWORK, trained={"evaluation": figures, "sampler_steps": 2, "data": "digits"}
+        kind="teacher",
+        network=network.settings,
+        trained={"evaluation": figures, "sampler_steps": 2, "data": "digits"},
     )
     save_network(folder, card, network)
     return str(folder)

@@ -20,6 +20,7 @@ from raysid.actors.messages import (
     Token,
     check_tokens,
 )
+from raysid.augment import augment, draw_transforms
 from raysid.config import Config
 from raysid.data import ImageStream, to_unit
 from raysid.draws import Draws
@@ -92,8 +93,9 @@ class FakeScoreLearner:
     def accumulate(self, images: Images) -> Token:
         """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
 
-        Loss: lambda(sigma) |D_psi(x_t) - x_g|^2, plus the discriminator's (method.md, "Fake-score loss",
-        "SiDA"). Images with a NaN leave the loss.
+        Loss: lambda(sigma) |D_psi(x_t) - x|^2, plus the discriminator's (method.md, "Fake-score loss",
+        "SiDA"). x is x_g or, where augmentation is on, x_g transformed, of which psi is told; real images
+        have transforms of their own. Images with a NaN leave the loss.
         """
         images = images.to(self.device)
         at, guidance = images.at, self.config.method.guidance
@@ -105,27 +107,31 @@ class FakeScoreLearner:
             # marginal. In the alternating order the generator drops it before generating.
             drops = draws.uniform("fake/condition_drop").to(self.device)
             cond = drop_conditions(cond, drops, guidance.condition_drop)
+        x, augment_labels = self._augmented(x_g, draws, "fake/augment")
         sigma = self.noise.fake_score_level(draws.normal("fake/sigma_normal")).to(self.device)
-        eps = draws.normal("fake/noise", x_g.shape[1:]).to(self.device)
+        eps = draws.normal("fake/noise", x.shape[1:]).to(self.device)
         weight = self.noise.loss_weight(sigma)
 
         self.network.train().requires_grad_(True)
         torch.manual_seed(draws.dropout_seed("fake/dropout"))
         x_hat, logits = guided(
             self.network,
-            self.noise.add_noise(x_g, sigma, eps),
+            self.noise.add_noise(x, sigma, eps),
             sigma,
             cond,
             guidance.train_fake,
             with_logits=self.config.method.adversarial is not None,
+            augment_labels=augment_labels,
         )
-        denoising = where_good(good, denoising_loss(x_hat, x_g, weight)).sum()
+        denoising = where_good(good, denoising_loss(x_hat, x, weight)).sum()
         loss, losses = denoising, {"fake_score": denoising.item()}
         adversarial = self.config.method.adversarial
         if adversarial is not None:
             assert logits is not None
             real, real_cond = self._real(at)
-            real_logits = self.network.encode(self.noise.add_noise(real, sigma, eps), sigma, real_cond)
+            real, real_augment = self._augmented(real, draws, "fake/augment_real")
+            real_x_t = self.noise.add_noise(real, sigma, eps)
+            real_logits = self.network.encode(real_x_t, sigma, real_cond, augment_labels=real_augment)
             fake_logits = torch.where(good[:, None, None, None], logits, torch.nan)
             discriminator = discriminator_loss(real_logits, fake_logits, weight, adversarial.group_size)
             loss = loss + adversarial.discriminator_weight * discriminator.sum()
@@ -160,6 +166,12 @@ class FakeScoreLearner:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    def _augmented(self, images: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor | None]:
+        """Images and their augmentation labels; the images as they are, and None, where augmentation is off."""
+        if not self.config.fake_score.augment:
+            return images, None
+        return augment(images, draw_transforms(draws, purpose, self.config.fake_score.augment))
 
     def _real(self, at: Slice) -> tuple[Tensor, Tensor | None]:
         """The real images of a microbatch, each with its own label: their place in the stream is the step's."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from upath import UPath
 
+from raysid.augment import LABEL_DIM
 from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource
 from raysid.errors import UserError
@@ -66,13 +67,17 @@ def find_teacher(config: Config, source: ImageSource) -> Teacher | PretrainConfi
     """The teacher that `config` names, or the recipe to train it by where the storage has none yet.
 
     Raises:
-        UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels.
+        UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels; or
+            psi, a copy of it, could not be told of augmentation.
     """
     if config.teacher.path is not None:
-        return load_teacher(config.teacher.path, source)
+        teacher = load_teacher(config.teacher.path, source)
+        check_augment(config, teacher)
+        return teacher
     assert config.teacher.recipe is not None
     recipe = load_recipe(config.teacher.recipe, {"storage": config.storage}, kind="pretrain")
     check_fits(recipe.network, f"teacher.recipe {config.teacher.recipe}", source)
+    check_augment(config, recipe)
     folder = teacher_folder(recipe)
     return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
 
@@ -99,6 +104,24 @@ def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
             f"{UPath(folder) / CONFIG}: trained.sampler_steps is {steps!r}; allowed: integer at least 2"
         )
     return Teacher(UPath(folder), card)
+
+
+def check_augment(config: Config, found: Teacher | PretrainConfig) -> None:
+    """Refuse augmentation where psi, a copy of the teacher, has no place for its labels."""
+    if not config.fake_score.augment:
+        return
+    network = found.card.network if isinstance(found, Teacher) else found.network
+    if network.augment_dim != LABEL_DIM:
+        what = (
+            f"teacher {found.path}"
+            if isinstance(found, Teacher)
+            else f"teacher.recipe {config.teacher.recipe}"
+        )
+        raise UserError(
+            f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
+            f"{network.augment_dim}: give a teacher whose network has augment_dim {LABEL_DIM}, or "
+            "fake_score.augment 0"
+        )
 
 
 def check_fits(network: NetworkSettings, what: str, source: ImageSource) -> None:

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ from raysid.tracking import TENSORBOARD, read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.search_plots import plot_search
 from raysid.trainers.search_results import TRIALS, TrialResult, collect_trials
-from raysid.trainers.teachers import find_teacher, trained_teacher
+from raysid.trainers.teachers import check_augment, find_teacher, trained_teacher
 
 SHARED = ".shared"  # written by the search's driver, looked for by every trial
 STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
@@ -86,15 +86,21 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     """
     assert config.run.name is not None
     base = _recipe(config, {})
-    for dimension in config.space:  # what cannot be tried is said before anything starts
-        _recipe(config, {dimension.fields[0]: _some_value(dimension)})
+    tried = [  # what cannot be tried is said before anything starts
+        _recipe(config, {dimension.fields[0]: value})
+        for dimension in config.space
+        for value in _values(dimension)
+    ]
     folder = storage_folder(config.storage) / config.run.name
     lock = lock_folder(folder, str(folder.parent), lambda: "another search")
     try:
         with reaching(config.storage):
             _begin(folder, config, fresh)
         source = open_source(base.data.source)
-        teacher = trained_teacher(base, find_teacher(base, source), source)
+        found = find_teacher(base, source)
+        for trial in tried:
+            check_augment(trial, found)
+        teacher = trained_teacher(base, found, source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))
         still_owned(lock)
@@ -426,8 +432,9 @@ def _domain(dimension: SearchDimension) -> Any:
     return tune.loguniform(*dimension.log_uniform)
 
 
-def _some_value(dimension: SearchDimension) -> float:
-    return (dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or [0.0])[0]
+def _values(dimension: SearchDimension) -> Sequence[float]:
+    """Every value that a dimension tries, or the two that its values lie between."""
+    return dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or ()
 
 
 def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:

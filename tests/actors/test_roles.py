@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from raysid.actors.learner import Optimizer, one_hot
 from raysid.actors.messages import Images, Message, Noised, Prediction, Pull, Seed, Slice, Token
 from raysid.actors.placement import Roles
 from raysid.actors.teacher import TeacherScorer
+from raysid.augment import LABEL_DIM, augment, draw_transforms
 from raysid.config import Config, LearnerSettings
 from raysid.draws import Draws
 from raysid.losses import denoising_loss, discriminator_loss, generator_loss
@@ -328,26 +329,43 @@ def test_bad_logits_leave_their_groups_average_and_their_sample_keeps_its_other_
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_bad_image_leaves_psis_loss_and_the_others_as_they_are(config: Config, bad: float) -> None:
     tiny = tiny_roles(config)
-    at = Slice(STEP, 0, 4)
-    images = tiny.generator.generate(at)[1]
+    images = tiny.generator.generate(AT)[1]
+    token = tiny.fake_score.accumulate(spoilt_images(images, bad))
+    assert all(np.isfinite(value) for value in token.sums.values())
+    assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, GOOD))
+
+
+def spoilt_images(images: Images, bad: float) -> Images:
+    """The same images but for one pixel of the sample BAD."""
     spoilt = images.x_g.clone()
     spoilt[BAD, 0, 0, 0] = bad
-    token = tiny.fake_score.accumulate(dataclasses.replace(images, x_g=spoilt))
-    assert all(np.isfinite(value) for value in token.sums.values())
+    return dataclasses.replace(images, x_g=spoilt)
 
-    psi, draws, noise = tiny_network(2), Draws(config.seed, STEP, 0, 4), tiny.fake_score.noise
+
+def psi_gradient(tiny: TinyRoles, images: Images, keep: list[int]) -> Tensor:
+    """psi's gradient as method.md writes its loss, from the generated images `keep` of one group and all real ones."""
+    config, noise = tiny.fake_score.config, tiny.fake_score.noise
+    psi = tiny_network(2, augment_dim=tiny.fake_score.network.settings.augment_dim)
+    draws = Draws(config.seed, STEP, 0, 4)
     sigma = noise.fake_score_level(draws.normal("fake/sigma_normal"))
     eps, weight = draws.normal("fake/noise", SHAPE), noise.loss_weight(sigma)
-    x_hat, logits = psi(noise.add_noise(images.x_g, sigma, eps), sigma, images.cond, return_logits=True)
-    loss = denoising_loss(x_hat[GOOD], images.x_g[GOOD], weight[GOOD]).sum()
+    (x, told), (real, real_told) = (images.x_g, None), (None, None)
     if config.method.adversarial:
-        real, real_cond = tiny.fake_score._real(at)
-        real_logits = psi.encode(noise.add_noise(real, sigma, eps), sigma, real_cond)
-        fakes = nn.functional.softplus(logits[GOOD]).mean()
+        real, real_cond = tiny.fake_score._real(AT)
+    if config.fake_score.augment:
+        x, told = augment(x, draw_transforms(draws, "fake/augment", config.fake_score.augment))
+        if real is not None:
+            transforms = draw_transforms(draws, "fake/augment_real", config.fake_score.augment)
+            real, real_told = augment(real, transforms)
+    x_hat, logits = psi(noise.add_noise(x, sigma, eps), sigma, images.cond, told, return_logits=True)
+    loss = denoising_loss(x_hat[keep], x[keep], weight[keep]).sum()
+    if real is not None:
+        real_logits = psi.encode(noise.add_noise(real, sigma, eps), sigma, real_cond, real_told)
+        fakes = nn.functional.softplus(logits[keep]).mean()
         reals = nn.functional.softplus(-real_logits).mean()
         loss = loss + (weight * (reals + fakes) / 2).sum()
     (loss / config.batch_size).backward()
-    assert_equal_gradients(gradient(tiny.fake_score.network), gradient(psi))
+    return gradient(psi)
 
 
 def test_a_batch_of_nothing_but_bad_samples_moves_nothing() -> None:
@@ -684,9 +702,9 @@ def test_real_images_take_their_places_in_the_stream_each_under_its_own_label() 
     tiny, seen = tiny_roles(config), []
     encode = tiny.fake_score.network.encode
 
-    def remember(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def remember(x_t: Tensor, t: Tensor, cond: Tensor, **kwargs: Any) -> Tensor:
         seen.append((x_t, t, cond))
-        return encode(x_t, t, cond)
+        return encode(x_t, t, cond, **kwargs)
 
     tiny.fake_score.network.encode = remember  # type: ignore[method-assign, assignment]
     for at in microbatches(config, STEP):
@@ -734,6 +752,86 @@ def test_psi_learns_without_a_condition_where_guidance_asks_for_it(schedule: str
     assert [row.sum().item() == 0 for row in seen[0]] == dropped
     made_without = [row.sum().item() == 0 for row in images.cond]
     assert made_without == (dropped if schedule == "alternating" else [False] * 64)
+
+
+# Augmentation.
+
+
+class VariedStream(FixedStream):
+    """Real images that every transform changes."""
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        pixels = Draws(5, 0, start, count).uniform("pixels", SHAPE) * PIXEL_MAX
+        return pixels.numpy().astype(np.uint8), super().read(start, count)[1]
+
+
+def augmenting_roles(adversarial: dict[str, Any] | None = None, **changes: Any) -> TinyRoles:
+    """Roles whose psi has a place for augmentation's labels; each transform in half of its images if not given."""
+    config = tiny_config(adversarial, **{"fake_score": {"augment": 0.5}} | changes)
+    tiny = tiny_roles(config, augment_dim=LABEL_DIM)
+    tiny.fake_score.real_images = VariedStream()
+    return tiny
+
+
+@pytest.mark.parametrize("adversarial", [None, {}], ids=["sid", "sida"])
+def test_psi_learns_transformed_images_and_is_told_how(adversarial: dict[str, Any] | None) -> None:
+    """Real images have transforms of their own; a bad image costs itself alone here too."""
+    for keep in ([0, 1, 2, 3], GOOD):
+        tiny = augmenting_roles(adversarial)
+        images = tiny.generator.generate(AT)[1]
+        tiny.fake_score.accumulate(images if len(keep) == 4 else spoilt_images(images, torch.nan))
+        assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, keep))
+
+
+def test_psis_gradient_follows_the_probability() -> None:
+    """From the least on, which flips images and does no more."""
+
+    def encoder_gradient(probability: float) -> Tensor:
+        tiny = augmenting_roles({}, fake_score={"augment": probability})
+        tiny.fake_score.accumulate(tiny.generator.generate(AT)[1])
+        return gradient(tiny.fake_score.network.model.enc)
+
+    gradients = [encoder_gradient(probability) for probability in (0.0, 1e-9, 0.5, 1.0)]
+    for one, other in pairwise(gradients):
+        assert (one - other).norm() > 1e-2 * one.norm()
+
+
+def test_without_augmentation_psi_is_told_nothing_and_nothing_is_drawn() -> None:
+    tiny = augmenting_roles({}, fake_score={"augment": 0.0})
+    drawn: list[str] = []
+
+    @dataclass(frozen=True)
+    class Noted(Draws):
+        """Draws that say what they are for."""
+
+        def uniform(self, purpose: str, shape: Any = ()) -> Tensor:
+            drawn.append(purpose)
+            return super().uniform(purpose, shape)
+
+    tiny.fake_score.draws = partial(Noted, 0)
+    images = tiny.generator.generate(AT)[1]
+    tiny.fake_score.accumulate(images)
+    assert not drawn
+    told = tiny.fake_score.network.model.map_augment
+    assert told is not None and told.weight.grad is None
+    assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, [0, 1, 2, 3]))
+
+
+def test_augmentation_does_not_follow_the_microbatches() -> None:
+    def psi_gradient_of_cut(microbatch_size: int) -> Tensor:
+        tiny = augmenting_roles({"group_size": 2}, batch_size=8, microbatch_size=microbatch_size)
+        for at in microbatches(tiny.fake_score.config, STEP):
+            tiny.fake_score.accumulate(tiny.generator.generate(at)[1])
+        return gradient(tiny.fake_score.network)
+
+    whole = psi_gradient_of_cut(8)
+    for microbatch_size in (4, 2):
+        assert_equal_gradients(psi_gradient_of_cut(microbatch_size), whole)
+
+
+def test_scoring_knows_nothing_of_augmentation() -> None:
+    augmenting, plain = augmenting_roles({}), augmenting_roles({}, fake_score={"augment": 0.0})
+    assert torch.equal(theta_gradient(augmenting), theta_gradient(plain))
 
 
 # The teacher's bounded memory.

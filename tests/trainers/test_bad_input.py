@@ -217,6 +217,20 @@ def test_a_teacher_for_other_images(desk: Desk, network: dict[str, Any], words: 
     assert words in desk.refuses_distilling("--teacher.path", other, process=process)
 
 
+@pytest.mark.parametrize("augment_dim", [0, 2])
+def test_augmentation_with_a_teacher_that_has_no_place_for_its_labels(desk: Desk, augment_dim: int) -> None:
+    save_teacher(desk.teacher, digits_network(0, augment_dim=augment_dim))
+    line = desk.refuses_distilling("--fake_score.augment=0.12", process=augment_dim == 0)
+    assert f"fake_score.augment is 0.12, but teacher {desk.teacher} has augment_dim {augment_dim}" in line
+    assert "give a teacher whose network has augment_dim 9" in line
+
+
+def test_augmentation_with_a_teacher_yet_to_be_trained(desk: Desk) -> None:
+    recipe = ["--teacher.path=null", "--teacher.recipe", "digits-teacher"]
+    line = desk.refuses_distilling(*recipe, "--fake_score.augment=0.12")
+    assert "but teacher.recipe digits-teacher has augment_dim 0" in line
+
+
 def test_a_teacher_that_says_nonsense_of_its_sampler(desk: Desk) -> None:
     """It would be met at the end of the run, when the teacher is measured."""
     save_teacher(desk.teacher, digits_network(0), sampler_steps="many")

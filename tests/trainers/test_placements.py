@@ -17,6 +17,7 @@ from raysid.actors.placement import LocalPlacement, Placement, Roles
 from raysid.actors.pool import TeacherPool
 from raysid.actors.remote import RemoteFakeScore, RemoteGenerator, SplitPlacement, start_fleet
 from raysid.actors.results import get
+from raysid.augment import LABEL_DIM
 from raysid.checkpoint import read_state
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
@@ -40,6 +41,7 @@ from tests.tiny_run import (
     save_whole,
     take_steps,
     tiny_config,
+    tiny_teacher,
 )
 from tests.trainers.test_reference_training import check_losses, check_weights
 
@@ -58,9 +60,18 @@ def test_local_and_split_are_the_same(
 ) -> None:
     """20 steps at equal cut and threads: every weight, every optimizer state, every loss, bit for bit."""
     changes = {"method__adversarial": None} if method == "sid" else {}
-    config = tiny_config(teacher, tmp_path, schedule=schedule, **changes)
-    weights, figures = ends(config, tmp_path / "local")
-    split_weights, split_figures = ends(config, tmp_path / "split", split=True)
+    check_local_and_split(tiny_config(teacher, tmp_path, schedule=schedule, **changes), tmp_path)
+
+
+def test_local_and_split_augment_the_same(ray_cluster: None, tmp_path: Path) -> None:
+    teacher = tiny_teacher(tmp_path / "teacher", augment_dim=LABEL_DIM)
+    check_local_and_split(tiny_config(teacher, tmp_path, fake_score__augment=0.3), tmp_path)
+
+
+def check_local_and_split(config: Config, folder: Path) -> None:
+    """Both placements come to the same, bit for bit."""
+    weights, figures = ends(config, folder / "local")
+    split_weights, split_figures = ends(config, folder / "split", split=True)
     assert_same(split_weights, weights)
     assert split_figures == figures
 
@@ -75,10 +86,7 @@ def test_cuts_and_scorers_do_not_matter(
     """Bit for bit at an equal cut, however many scorers; under 2% of the weights' change at another cut."""
     changes: dict[str, Any] = WITHOUT_DROPOUT | {"teacher__num_replicas": replicas}
     config = tiny_config(teacher, tmp_path, microbatch_size=BATCH // microbatches, **changes)
-    split_weights, split_figures = ends(config, tmp_path / "split", split=True)
-    weights, figures = ends(config, tmp_path / "local")
-    assert_same(split_weights, weights)
-    assert split_figures == figures
+    check_local_and_split(config, tmp_path)
     check_rule_2(teacher, tmp_path / "split", whole_batch(teacher, tmp_path))
 
 

@@ -183,7 +183,10 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="method.alfa"):
         run_search(search_of(tmp_path, {"fields": ["method.alfa"], "grid": [1.0]}))
     with pytest.raises(UserError, match="sigma_init is -1"):
-        run_search(search_of(tmp_path, {"fields": ["method.sigma_init"], "grid": [-1.0]}))
+        run_search(search_of(tmp_path, {"fields": ["method.sigma_init"], "grid": [1.0, -1.0]}))
+    with pytest.raises(UserError, match=r"fake_score.augment is 0.12, but .* has augment_dim 0"):
+        space = {"fields": ["fake_score.augment"], "grid": [0.0, 0.12]}
+        run_search(search_of(tmp_path, space, run={"name": "augment"}))
     run = RunFolder(tiny_config("unused", tmp_path / "runs", "search"))
     run.begin("digest")
     run.close()
