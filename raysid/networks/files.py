@@ -128,7 +128,7 @@ def weight_shapes(settings: NetworkSettings) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
             return {name: tuple(value.shape) for name, value in EDMDenoiser(settings).state_dict().items()}
-    except RuntimeError as error:  # not even its size can be written down
+    except (RuntimeError, TypeError, OverflowError) as error:  # not even its size can be written down
         raise ValueError(str(error).splitlines()[0]) from None
 
 
