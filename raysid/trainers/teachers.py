@@ -83,7 +83,9 @@ def find_teacher(config: Config, source: ImageSource) -> Teacher | PublishedTeac
             psi, a copy of it, could not be told of augmentation.
     """
     if config.teacher.path is not None and file_name(config.teacher.path).lower().endswith(".pkl"):
-        return _find_published(config.teacher.path, config.storage, source)
+        published = _find_published(config.teacher.path, config.storage, source)
+        check_augment(config, published)
+        return published
     if config.teacher.path is not None:
         teacher = load_teacher(config.teacher.path, source)
         check_augment(config, teacher)
@@ -141,17 +143,14 @@ def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
     return Teacher(UPath(folder), card)
 
 
-def check_augment(config: Config, found: Teacher | PretrainConfig) -> None:
+def check_augment(config: Config, found: Teacher | PublishedTeacher | PretrainConfig) -> None:
     """Refuse augmentation where psi, a copy of the teacher, has no place for its labels."""
     if not config.fake_score.augment:
         return
-    network = found.card.network if isinstance(found, Teacher) else found.network
+    network = found.network if isinstance(found, PretrainConfig) else found.card.network
     if network.augment_dim != LABEL_DIM:
-        what = (
-            f"teacher {found.path}"
-            if isinstance(found, Teacher)
-            else f"teacher.recipe {config.teacher.recipe}"
-        )
+        teacher = config.teacher
+        what = f"teacher {teacher.path}" if teacher.path else f"teacher.recipe {teacher.recipe}"
         raise UserError(
             f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
             f"{network.augment_dim}: give a teacher whose network has augment_dim {LABEL_DIM}, or "
