@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import random
-import socket
 import sys
 import threading
 from collections import Counter
@@ -15,7 +14,7 @@ from subprocess import DEVNULL, Popen
 
 from upath import UPath
 
-from tests.processes import wait_until
+from tests.processes import answers, free_port, wait_until
 
 BUCKET = "bucket"
 _SERVE = (
@@ -27,12 +26,10 @@ _SERVE = (
 @contextmanager
 def bucket_server() -> Iterator[str]:
     """A server with an empty bucket; its address, as STORAGE_EMULATOR_HOST takes it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = Popen([sys.executable, "-c", _SERVE, str(port)], stdout=DEVNULL, stderr=DEVNULL)
     try:
-        wait_until(lambda: _answers(port), 30, "the bucket's server")
+        wait_until(lambda: answers(port), 30, "the bucket's server")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()
@@ -42,11 +39,6 @@ def bucket_server() -> Iterator[str]:
 def in_bucket(server: str, url: str) -> UPath:
     """A place in a server's bucket."""
     return UPath(url, endpoint_url=server, token="anon", use_listings_cache=False)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 FATES = {"served": 72, "503": 20, "dropped before": 4, "dropped after": 4}  # in percent, where it is bad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -69,6 +70,19 @@ def kill(pid: int) -> None:
     with suppress(ProcessLookupError):  # it ended by itself
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: pid not in {process.pid for process in running()}, 30, f"the end of process {pid}")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port of the loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass

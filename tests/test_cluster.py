@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import wait_until
+from tests.processes import answers, free_port, wait_until
 
 ASKS_AN_ACTOR = """
 import ray
@@ -36,9 +35,7 @@ def test_a_user_with_a_token_joins_clusters_that_ask_for_it_and_those_that_do_no
     unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
     user = {name: value for name, value in os.environ.items() if name not in unset}
     user["RAY_AUTH_TOKEN_PATH"] = str(token)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = f"/tmp/raysid-{mode}-{os.getpid()}"  # short: Ray makes sockets in it
     ray = Path(sys.executable).with_name("ray")
     start = (
@@ -59,8 +56,3 @@ def test_a_user_with_a_token_joins_clusters_that_ask_for_it_and_those_that_do_no
         head.terminate()
         head.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
