@@ -1,4 +1,4 @@
-"""EDM's U-Nets as denoisers: DDPM++, NCSN++ and ADM under EDM's own parameter names and settings."""
+"""Denoisers: EDM's U-Nets (DDPM++, NCSN++, ADM) under its own parameter names and settings, and diffusers'."""
 
 from __future__ import annotations
 
