@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from raysid.networks import EDMDenoiser
-from raysid.noise import KARRAS_RHO
+from raysid.networks.denoiser import Denoiser
+from raysid.noise import KARRAS_RHO, NoiseProcess, per_sample
 
 
 def one_step(network: EDMDenoiser, sigma_init: float, z: Tensor, cond: Tensor | None) -> Tensor:
@@ -19,6 +20,22 @@ def one_step(network: EDMDenoiser, sigma_init: float, z: Tensor, cond: Tensor | 
         Images (B, C, H, W), about [-1, 1].
     """
     return network(sigma_init * z, torch.full(z.shape[:1], sigma_init, device=z.device), cond)
+
+
+def one_step_from(
+    network: Denoiser, noise: NoiseProcess, level: float, z: Tensor, cond: Tensor | None
+) -> Tensor:
+    """x_g = D(s z, level, c), s being the noise process's at that level: `one_step` for any process.
+
+    Args:
+        level: the generator's noise level: sigma_init of EDM's process, step tau (an int) of DDPM's.
+        z: standard normal noise (B, C, H, W); cond: conditions (B, ...) or None.
+
+    Returns:
+        Images or latents (B, C, H, W).
+    """
+    t = torch.full(z.shape[:1], level, device=z.device)
+    return network(per_sample(noise.scales(t)[1], z) * z, t, cond)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysid.sampling import heun, one_step
+from raysid.noise import DDPMNoise, EDMNoise
+from raysid.sampling import heun, one_step, one_step_from
 
 SIGMA_DATA = 0.5
 SIGMA_MAX = 80.0
@@ -90,3 +91,27 @@ def test_one_step_is_one_evaluation_at_the_generators_noise_level(z: Tensor) -> 
     assert sigma == 2.5 and given is cond
     assert torch.equal(x_t, 2.5 * z)
     torch.testing.assert_close(images, 2.5 * z * 0.25 / (0.25 + 6.25))
+
+
+def test_one_step_of_any_process_starts_from_noise_of_its_level(z: Tensor) -> None:
+    noise = DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0))
+    calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def network(x_t: Tensor, t: Tensor, cond: Tensor | None = None, /) -> Tensor:
+        calls.append((x_t, t, cond))
+        return x_t / 2
+
+    cond = torch.zeros(1000, 5, 6)
+    x_g = one_step_from(network, noise, noise.tau, z, cond)
+    ((x_t, t, given),) = calls
+    assert t.dtype == torch.int64 and t.unique().tolist() == [625] and given is cond
+    torch.testing.assert_close(x_t, (1 - noise.alphas_cumprod[625]).sqrt() * z)
+    assert torch.equal(x_g, x_t / 2)
+
+
+def test_one_step_of_edms_process_is_the_same_bit_for_bit(z: Tensor) -> None:
+    for sigma in (2.5, 1.7):
+        assert torch.equal(
+            one_step_from(GaussianDenoiser(), EDMNoise(), sigma, z, None),  # type: ignore[arg-type]
+            one_step(GaussianDenoiser(), sigma, z, None),  # type: ignore[arg-type]
+        )
