@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from raysid.cli_jobs import jobs, submit
+from raysid.cli_networks import export, import_network
 from raysid.cli_options import (
     EVALUATION_SEED,
     FRESH_RUN,
@@ -188,8 +189,8 @@ def tune(ctx: click.Context, recipe: str, fresh: bool) -> None:
     run_search(config, fresh=fresh)
 
 
-cli.add_command(submit)
-cli.add_command(jobs)
+for _command in (submit, jobs, import_network, export):
+    cli.add_command(_command)
 
 
 @cli.command(help=f"Measure a generator against the real images.\n\n{RUN_HELP}")

@@ -141,7 +141,11 @@ class TeacherSettings(Settings):
     recipe: str | None = Field(
         None, description="Recipe (kind pretrain) that trains the teacher when the storage has none yet."
     )
-    path: str | None = Field(None, description="Folder of a teacher of one's own; instead of `recipe`.")
+    path: str | None = Field(
+        None,
+        description="Folder of a teacher of one's own, or a .pkl that EDM published (a path, gs://... or "
+        "https://...); instead of `recipe`.",
+    )
     num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
     autoscaling_config: TeacherAutoscaling | None = Field(
         None, description="Lets the teacher service grow and shrink during a run; instead of `num_replicas`."

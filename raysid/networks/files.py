@@ -50,8 +50,13 @@ def network_files(card: NetworkCard, network: EDMDenoiser) -> dict[str, bytes]:
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     return {
         WEIGHTS: safetensors.torch.save(weights),
-        CONFIG: (card.model_dump_json(indent=2) + "\n").encode(),
+        CONFIG: card_json(card),
     }
+
+
+def card_json(card: NetworkCard) -> bytes:
+    """A card as `config.json` has it."""
+    return (card.model_dump_json(indent=2) + "\n").encode()
 
 
 def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
@@ -63,17 +68,18 @@ def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
         write_whole(folder / name, content)
 
 
-def load_card(folder: str | UPath, kind: Literal["teacher", "generator"]) -> NetworkCard:
+def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None = None) -> NetworkCard:
     """Read what a folder holds.
 
     Raises:
-        UserError: there is no such folder, or it does not hold a network of this `kind`.
+        UserError: there is no such folder, or it does not hold a network of this `kind` (None: of any).
     """
     folder = UPath(folder)
+    what = kind or "network"
     try:
         text = read_whole(folder / CONFIG).decode()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no {kind} at {folder}: a {kind}'s folder holds {WEIGHTS} and {CONFIG}") from None
+        raise UserError(f"no {what} at {folder}: a {what}'s folder holds {WEIGHTS} and {CONFIG}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {folder / CONFIG}: {error}") from None
     try:
@@ -82,7 +88,7 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"]) -> Net
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{folder / CONFIG} does not describe a network: {where}: {first['msg']}") from None
-    if card.kind != kind:
+    if kind is not None and card.kind != kind:
         raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")
     return card
 
@@ -128,7 +134,7 @@ def weight_shapes(settings: NetworkSettings) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
             return {name: tuple(value.shape) for name, value in EDMDenoiser(settings).state_dict().items()}
-    except RuntimeError as error:  # not even its size can be written down
+    except (RuntimeError, TypeError, OverflowError) as error:  # not even its size can be written down
         raise ValueError(str(error).splitlines()[0]) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from upath import UPath
@@ -12,11 +13,13 @@ from upath import UPath
 from raysid.augment import LABEL_DIM
 from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource
+from raysid.download import file_name, local_copy
 from raysid.errors import UserError
 from raysid.networks import NetworkSettings
-from raysid.networks.files import CONFIG, NetworkCard, load_network, weight_shapes
+from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network, weight_shapes
+from raysid.networks.published import Published, read_published
 from raysid.recipes import load_recipe
-from raysid.storage import storage_folder
+from raysid.storage import reaching, storage_folder
 from raysid.trainers.evaluation import measure, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
@@ -47,6 +50,15 @@ class Teacher:
         return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
 
 
+@dataclass(frozen=True)
+class PublishedTeacher:
+    """A teacher read from a .pkl file, and the folder where every later run will find it."""
+
+    folder: UPath
+    card: NetworkCard
+    published: Published
+
+
 def teacher_folder(config: PretrainConfig) -> UPath:
     """`<storage>/teachers/<hash of what makes this teacher>`."""
     return storage_folder(config.storage) / "teachers" / teacher_digest(config)
@@ -63,13 +75,17 @@ def teacher_digest(config: PretrainConfig) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def find_teacher(config: Config, source: ImageSource) -> Teacher | PretrainConfig:
-    """The teacher that `config` names, or the recipe to train it by where the storage has none yet.
+def find_teacher(config: Config, source: ImageSource) -> Teacher | PublishedTeacher | PretrainConfig:
+    """The teacher that `config` names, or what to make it of where the storage has none yet: a file, a recipe.
 
     Raises:
         UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels; or
             psi, a copy of it, could not be told of augmentation.
     """
+    if config.teacher.path is not None and file_name(config.teacher.path).lower().endswith(".pkl"):
+        published = _find_published(config.teacher.path, config.storage, source)
+        check_augment(config, published)
+        return published
     if config.teacher.path is not None:
         teacher = load_teacher(config.teacher.path, source)
         check_augment(config, teacher)
@@ -82,10 +98,31 @@ def find_teacher(config: Config, source: ImageSource) -> Teacher | PretrainConfi
     return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
 
 
-def trained_teacher(config: Config, found: Teacher | PretrainConfig, source: ImageSource) -> Teacher:
-    """What `find_teacher` found for `config`; where that is a recipe, the teacher it trains, which says so."""
+def _find_published(path: str, storage: str, source: ImageSource) -> Teacher | PublishedTeacher:
+    """The teacher in a .pkl file: the folder made of it before, or what to make one of."""
+    file = local_copy(path)
+    published = read_published(file, path)
+    check_fits(published.settings, f"teacher {path}", source)
+    name = file_name(path)
+    folder = storage_folder(storage) / "teachers" / f"{PurePath(name).stem}-{published.sha256[:16]}"
+    if (folder / CONFIG).exists():
+        return load_teacher(folder, source)
+    return PublishedTeacher(folder, published.card(name), published)
+
+
+def trained_teacher(
+    config: Config, found: Teacher | PublishedTeacher | PretrainConfig, source: ImageSource
+) -> Teacher:
+    """What `find_teacher` found for `config`, in a folder; where that is a recipe, the teacher it trains.
+
+    Says so where one is trained.
+    """
     if isinstance(found, Teacher):
         return found
+    if isinstance(found, PublishedTeacher):
+        with reaching(config.storage):
+            save_network(found.folder, found.card, found.published.network())
+        return load_teacher(found.folder, source)
     from raysid.trainers.pretrain import pretrain
 
     print(
@@ -106,17 +143,14 @@ def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
     return Teacher(UPath(folder), card)
 
 
-def check_augment(config: Config, found: Teacher | PretrainConfig) -> None:
+def check_augment(config: Config, found: Teacher | PublishedTeacher | PretrainConfig) -> None:
     """Refuse augmentation where psi, a copy of the teacher, has no place for its labels."""
     if not config.fake_score.augment:
         return
-    network = found.card.network if isinstance(found, Teacher) else found.network
+    network = found.network if isinstance(found, PretrainConfig) else found.card.network
     if network.augment_dim != LABEL_DIM:
-        what = (
-            f"teacher {found.path}"
-            if isinstance(found, Teacher)
-            else f"teacher.recipe {config.teacher.recipe}"
-        )
+        teacher = config.teacher
+        what = f"teacher {teacher.path}" if teacher.path else f"teacher.recipe {teacher.recipe}"
         raise UserError(
             f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
             f"{network.augment_dim}: give a teacher whose network has augment_dim {LABEL_DIM}, or "

@@ -1,0 +1,93 @@
+"""Single files from elsewhere: a bucket or the web, copied whole into a cache of this machine by fsspec."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import filelock
+import fsspec
+from fsspec.core import OpenFile, OpenFiles
+from fsspec.implementations.cached import WholeFileCacheFileSystem
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.storage import BUCKETS, explain, of_a_bucket
+
+WEB = ("https", "http")
+SILENT_SECONDS = 60  # how long a server may say nothing; a file may take as long as it needs
+
+
+def cache_folder() -> Path:
+    """Where copies are kept: RAYSID_CACHE, else `~/.cache/raysid`."""
+    return Path(os.environ.get("RAYSID_CACHE") or Path.home() / ".cache" / "raysid")
+
+
+def file_name(path: str) -> str:
+    """The name of the file that a path or a URL names, without what stands behind a `?` of the web."""
+    return PurePosixPath(urlsplit(path).path if _protocol(path) in WEB else path).name
+
+
+def local_copy(path: str) -> Path:
+    """A file as one of this machine: itself, or a copy of what a URL names.
+
+    A copy is used again for a week; one of a bucket's file for as long as that does not change.
+
+    Args:
+        path: a local path, `gs://...` (or another bucket's URL) or `https://...`.
+
+    Raises:
+        UserError: nothing here can reach it, there is no such file, or it cannot be copied.
+    """
+    protocol = _protocol(path)
+    if protocol in ("", "file"):
+        return Path(path.removeprefix("file://")).expanduser()
+    if protocol not in (*WEB, *BUCKETS):
+        raise UserError(f"{path} cannot be reached: give a local path, gs://... or https://...")
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the cache {folder} cannot be made: {error.strerror}; set RAYSID_CACHE") from None
+    try:
+        return _cached(path, protocol, folder)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except Exception as error:
+        if of_a_bucket(error) or isinstance(error, (ValueError, ImportError, TimeoutError)):
+            raise UserError(f"{path} cannot be fetched: {explain(error)}") from None
+        if isinstance(error, OSError):
+            why = error.strerror or explain(error)
+            raise UserError(f"{path} cannot be copied to {folder}: {why}") from None
+        raise
+
+
+def _cached(path: str, protocol: str, folder: Path) -> Path:
+    if protocol in WEB:
+        remote, name = _web(), path
+    else:
+        bucket = UPath(path)
+        remote, name = bucket.fs, bucket.path
+    # The cache's list is read when it is opened: two processes must not fetch the same file into one place.
+    with filelock.FileLock(folder / ".lock"):
+        cache = WholeFileCacheFileSystem(
+            fs=remote, cache_storage=str(folder), check_files=True, skip_instance_cache=True
+        )
+        with OpenFiles([OpenFile(cache, name)], mode="rb", fs=cache) as (file,):
+            return Path(file.name)
+
+
+def _web() -> Any:
+    import aiohttp
+
+    # aiohttp's own limit is five minutes for the whole of a file.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+    return fsspec.filesystem("https", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
+
+
+def _protocol(path: str) -> str:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path)
+    return match[1].lower() if match else ""
