@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raysid.networks import EDMDenoiser
+from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.noise import per_sample
 
 
 def guided(
-    network: EDMDenoiser | DiffusersDenoiser,
+    network: Network,
     x_t: Tensor,
     t: Tensor,
     cond: Tensor | None,

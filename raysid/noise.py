@@ -26,9 +26,11 @@ class NoiseProcess(Protocol):
 
     Attributes:
         fake_score_draw: which random number `fake_score_level` makes a noise level of.
+        default_tmax: the `tmax` of `generator_level` in the process's published runs.
     """
 
     fake_score_draw: ClassVar[Literal["normal", "uniform"]]
+    default_tmax: ClassVar[int]
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each (B,)."""
@@ -60,6 +62,7 @@ class EDMNoise:
     log_sigma_mean: float = -1.2
     log_sigma_std: float = 1.2
     fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "normal"
+    default_tmax: ClassVar[int] = 800
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each (B,), for sigma `t` of shape (B,)."""
@@ -109,6 +112,7 @@ class DDPMNoise:
     tmax: int = 980
     tau: int = 625
     fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "uniform"
+    default_tmax: ClassVar[int] = 980
 
     def __post_init__(self) -> None:
         abar = self.alphas_cumprod

@@ -1,10 +1,15 @@
-"""The one interface through which every network is used."""
+"""The one interface through which every network is used, and the networks there are."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from torch import Tensor
+
+from raysid.networks.diffusers import DiffusersDenoiser
+from raysid.networks.edm import EDMDenoiser
+
+Network = EDMDenoiser | DiffusersDenoiser
 
 
 class Denoiser(Protocol):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raysid.errors import UserError
+from raysid.networks.settings import DiffusersSettings
 from raysid.noise import DDPMNoise
 from raysid.predictions import PredictionType, clean_image
 
@@ -38,6 +39,7 @@ class DiffusersDenoiser(nn.Module):
 
     Attributes:
         label_dim: number of classes, without the one for "no class"; 0 for a network without.
+        settings: what `build_diffusers` made it of.
 
     Raises:
         UserError: the U-Net needs what a denoiser is not given, or predicts something else.
@@ -46,6 +48,7 @@ class DiffusersDenoiser(nn.Module):
 
     model: Any  # to type checkers diffusers shows its classes as empty placeholders
     null_text: Tensor | None
+    settings: DiffusersSettings
 
     def __init__(
         self,
@@ -162,6 +165,25 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"a network that predicts {kind!r} cannot be used: only epsilon and v_prediction can")
     return noise, kind
+
+
+def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
+    """The denoiser that settings describe, in train mode, on torch's default device.
+
+    Raises:
+        UserError: diffusers is not installed, or has no such U-Net or schedule.
+    """
+    with torch.device("cpu"):  # the schedule is looked at: it must have numbers on the meta device too
+        noise, prediction_type = read_scheduler(settings.scheduler.model_dump())
+    package = _diffusers()
+    try:
+        model = package.UNet2DModel(**settings.unet)
+    except Exception as error:  # whatever its constructor stumbles over
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"diffusers makes no UNet2DModel of these settings: {reason}") from None
+    network = DiffusersDenoiser(model, noise, prediction_type, null_class=settings.null_class)
+    network.settings = settings
+    return network
 
 
 def _diffusers() -> ModuleType:
