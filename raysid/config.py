@@ -143,8 +143,8 @@ class TeacherSettings(Settings):
     )
     path: str | None = Field(
         None,
-        description="Folder of a teacher of one's own, or a .pkl that EDM published (a path, gs://... or "
-        "https://...); instead of `recipe`.",
+        description="Folder of a teacher of one's own or of diffusers, or a .pkl that EDM published (a path, gs://... "
+        "or https://...); instead of `recipe`.",
     )
     num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
     autoscaling_config: TeacherAutoscaling | None = Field(
@@ -203,8 +203,17 @@ class GuidanceSettings(Settings):
 
 class MethodSettings(Settings):
     alpha: float = Field(1.0, description="SiD's alpha; the papers use 1.0 and 1.2.")
-    sigma_init: float = Field(2.5, gt=0, description="Noise level at which the generator is run.")
-    tmax: int = Field(800, gt=0, le=1000, description="Largest time, of 1000, of theta's noise levels.")
+    sigma_init: float = Field(
+        2.5,
+        gt=0,
+        description="Noise level at which the generator is run; one of diffusers' networks runs at step 625.",
+    )
+    tmax: int | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Largest time, of 1000, of theta's noise levels; when not given 800; diffusers' networks 980.",
+    )
     sid_weight: float = Field(100.0, gt=0, description="Weight of the score-identity loss.")
     adversarial: AdversarialSettings | None = Field(
         None, description="SiDA's adversarial term, which needs real images; `null` is SiD, data-free."

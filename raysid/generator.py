@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.networks import EDMDenoiser
+from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
-from raysid.sampling import one_step
+from raysid.sampling import one_step_from
 
 Which = Literal["last", "best"]
 FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
@@ -25,9 +25,8 @@ class Generator(nn.Module):
         network: the denoiser that is run once.
     """
 
-    def __init__(self, card: NetworkCard, network: EDMDenoiser) -> None:
+    def __init__(self, card: NetworkCard, network: Network) -> None:
         super().__init__()
-        assert card.sigma_init is not None
         self.card = card
         self.network = network
         self.sigma_init = card.sigma_init
@@ -56,7 +55,8 @@ class Generator(nn.Module):
         Raises:
             ValueError: labels are missing, no integers, of another shape, or outside the classes.
         """
-        images = one_step(self.network, self.sigma_init, z, self._condition(class_labels, len(z)))
+        cond = self._condition(class_labels, len(z))
+        images = one_step_from(self.network, self.network.noise, self.card.level, z, cond)
         return images if self.training else images.clamp(-1, 1)
 
     @torch.no_grad()

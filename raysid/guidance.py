@@ -1,7 +1,8 @@
 """Guided prediction and condition dropping (SiD-LSG, arXiv 2406.01561).
 
-Guidance at scale k predicts uncond + k (cond - uncond). For EDM's denoisers the space of prediction is the
-clean image; their unconditional call is an all-zero label.
+Guidance at scale k predicts uncond + k (cond - uncond), in the space the network predicts in: the clean
+image for EDM's denoisers, epsilon or v for those of diffusers. No condition is an all-zero label, or the
+empty prompt's embeddings.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raysid.networks import EDMDenoiser
+from raysid.networks.denoiser import Network
+from raysid.networks.diffusers import DiffusersDenoiser
+from raysid.noise import per_sample
 
 
 def guided(
-    network: EDMDenoiser,
+    network: Network,
     x_t: Tensor,
     t: Tensor,
     cond: Tensor | None,
@@ -24,14 +27,22 @@ def guided(
     """Predict the clean image with guidance.
 
     Args:
-        x_t: noised images (B, C, H, W); t: noise levels (B,); cond: one-hot labels (B, label_dim) or None.
+        x_t: noised images (B, C, H, W); t: noise levels (B,); cond: one-hot labels (B, label_dim), text
+            embeddings (B, tokens, width), or None.
         scale: guidance scale k; at 1, or without conditions, the network runs once.
         with_logits: also return the conditional pass's encoder logits (B, 1, h, w).
         augment_labels: how the images were transformed, (B, augment_dim), for both passes; None: they were not.
 
     Returns:
         (x_hat (B, C, H, W), logits or None).
+
+    Raises:
+        ValueError: logits or augmentation labels with a network of diffusers, which has neither.
     """
+    if isinstance(network, DiffusersDenoiser):
+        if with_logits or augment_labels is not None:
+            raise ValueError("a network of diffusers has no encoder logits and takes no augmentation labels")
+        return network.clean(guided_prediction(network, x_t, t, cond, scale), x_t, t), None
     logits = None
     if with_logits:
         x_hat, logits = network(x_t, t, cond, augment_labels=augment_labels, return_logits=True)
@@ -43,6 +54,23 @@ def guided(
     return unconditional + scale * (x_hat - unconditional), logits
 
 
-def drop_conditions(cond: Tensor, uniform: Tensor, probability: float) -> Tensor:
-    """Zero the conditions (B, label_dim) of the samples whose `uniform` number (B,) is under `probability`."""
-    return torch.where((uniform < probability)[:, None], 0.0, cond)
+def guided_prediction(
+    network: DiffusersDenoiser, x_t: Tensor, t: Tensor, cond: Tensor | None, scale: float
+) -> Tensor:
+    """The guided prediction of epsilon or v, like x_t; arguments as `guided` has them."""
+    prediction = network.predict(x_t, t, cond)
+    if scale == 1.0 or cond is None:
+        return prediction
+    unconditional = network.predict(x_t, t, network.unconditional(cond))
+    return unconditional + scale * (prediction - unconditional)
+
+
+def drop_conditions(
+    cond: Tensor, uniform: Tensor, probability: float, unconditional: Tensor | None = None
+) -> Tensor:
+    """Take the conditions (B, ...) from the samples whose `uniform` number (B,) is under `probability`.
+
+    `unconditional` (like cond, or broadcast to it) takes their place; zeros when None.
+    """
+    dropped = per_sample(uniform < probability, cond).bool()
+    return torch.where(dropped, 0.0 if unconditional is None else unconditional, cond)

@@ -101,7 +101,8 @@ def generator_loss(
 def denoising_loss(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Weighted denoising error of each sample, sum over pixels of weight (x_hat - x)^2: (B,).
 
-    EDM's training loss when `weight` is lambda(sigma) of its table 1, shape (B,).
+    `weight` (B,) is the noise process's: with lambda(sigma) of EDM's table 1 this is EDM's training loss,
+    with DDPM's signal-to-noise ratio it is the squared error in epsilon, and that in v by snr / (snr + 1).
     """
     return weight * image_sum((x_hat - x) ** 2)
 

@@ -6,19 +6,25 @@ import torch
 from torch import Tensor
 
 from raysid.networks import EDMDenoiser
-from raysid.noise import KARRAS_RHO
+from raysid.networks.denoiser import Denoiser
+from raysid.noise import KARRAS_RHO, DDPMNoise, NoiseProcess, per_sample
+from raysid.predictions import prediction_of
 
 
-def one_step(network: EDMDenoiser, sigma_init: float, z: Tensor, cond: Tensor | None) -> Tensor:
-    """x_g = D(sigma_init z, sigma_init, c) (SiD, arXiv 2404.04057).
+def one_step_from(
+    network: Denoiser, noise: NoiseProcess, level: float, z: Tensor, cond: Tensor | None
+) -> Tensor:
+    """x_g = D(s z, level, c), s being the noise process's at that level (SiD, arXiv 2404.04057).
 
     Args:
-        z: standard normal noise (B, C, H, W); cond: one-hot labels (B, label_dim) or None.
+        level: the generator's noise level: sigma_init of EDM's process, step tau (an int) of DDPM's.
+        z: standard normal noise (B, C, H, W); cond: conditions (B, ...) or None.
 
     Returns:
-        Images (B, C, H, W), about [-1, 1].
+        Images or latents (B, C, H, W).
     """
-    return network(sigma_init * z, torch.full(z.shape[:1], sigma_init, device=z.device), cond)
+    t = torch.full(z.shape[:1], level, device=z.device)
+    return network(per_sample(noise.scales(t)[1], z) * z, t, cond)
 
 
 @torch.no_grad()
@@ -51,6 +57,29 @@ def heun(
             x_next = x + (there - here) * (slope + corrected) / 2
         x = x_next
     return x.float()
+
+
+@torch.no_grad()
+def ddim(network: Denoiser, noise: DDPMNoise, z: Tensor, cond: Tensor | None, steps: int = 50) -> Tensor:
+    """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` evaluations.
+
+    The steps are spread evenly over the schedule, from its last one to 0, which is denoised once more.
+
+    Args:
+        z: standard normal noise (B, C, H, W); cond: conditions (B, ...) or None.
+
+    Returns:
+        Images (B, C, H, W), about [-1, 1].
+    """
+    levels = torch.linspace(len(noise.alphas_cumprod) - 1, 0, steps).round().long().tolist()
+    x_t, x_hat = z, z
+    for here, there in zip(levels, [*levels[1:], None], strict=True):
+        t = torch.full(z.shape[:1], here, device=z.device)
+        x_hat = network(x_t, t, cond)
+        if there is not None:
+            eps_hat = prediction_of("epsilon", x_hat, x_t, *noise.scales(t))
+            x_t = noise.add_noise(x_hat, torch.full_like(t, there), eps_hat)
+    return x_hat
 
 
 def _denoise(network: EDMDenoiser, x: Tensor, sigma: float, cond: Tensor | None) -> Tensor:

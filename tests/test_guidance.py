@@ -76,3 +76,10 @@ def test_conditions_are_dropped_where_the_number_is_under_the_probability() -> N
     uniform = torch.tensor([0.0, 0.5, 0.999])
     assert torch.equal(drop_conditions(torch.eye(3), uniform, 0.0), torch.eye(3))
     assert drop_conditions(torch.eye(3), uniform, 1.0).sum() == 0
+
+
+def test_a_dropped_condition_gives_its_place_to_the_unconditional_one() -> None:
+    text, empty = torch.randn(3, 5, 6), torch.randn(5, 6)
+    dropped = drop_conditions(text, torch.tensor([0.05, 0.1, 0.9]), 0.1, empty)
+    assert torch.equal(dropped, torch.stack([empty, text[1], text[2]]))
+    assert torch.equal(drop_conditions(text, torch.full((3,), 0.5), 0.1, empty), text)

@@ -279,7 +279,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"method.tmax": "2000"}, "method.tmax is 2000; allowed: integer above 0, at most 1000"),
         ({"method.tmax": "1.5"}, "method.tmax is 1.5; allowed: integer"),
         ({"method.tmax": "many"}, "method.tmax is 'many'; allowed: integer"),
-        ({"method.tmax": ""}, "method.tmax is null; allowed: integer"),
+        ({"batch_size": ""}, "batch_size is null; allowed: integer"),
         ({"batch_size": "yes"}, "batch_size is 'yes'"),
         ({"seed": "-1"}, "seed is -1; allowed: integer at least 0"),
         ({"generator.lr": ".inf"}, "generator.lr is inf; allowed: a finite number above 0"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysid.sampling import heun, one_step
+from raysid.noise import DDPMNoise, EDMNoise
+from raysid.sampling import ddim, heun, one_step_from
 
 SIGMA_DATA = 0.5
 SIGMA_MAX = 80.0
@@ -85,8 +86,43 @@ def test_heun_hands_the_conditions_to_every_evaluation_and_keeps_no_graph(z: Ten
 
 def test_one_step_is_one_evaluation_at_the_generators_noise_level(z: Tensor) -> None:
     network, cond = GaussianDenoiser(), torch.zeros(len(z), 3)
-    images = one_step(network, 2.5, z, cond)  # type: ignore[arg-type]
+    images = one_step_from(network, EDMNoise(), 2.5, z, cond)  # type: ignore[arg-type]
     ((sigma, x_t, given),) = network.calls
     assert sigma == 2.5 and given is cond
     assert torch.equal(x_t, 2.5 * z)
     torch.testing.assert_close(images, 2.5 * z * 0.25 / (0.25 + 6.25))
+
+
+def test_one_step_of_any_process_starts_from_noise_of_its_level(z: Tensor) -> None:
+    noise = DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0))
+    calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def network(x_t: Tensor, t: Tensor, cond: Tensor | None = None, /) -> Tensor:
+        calls.append((x_t, t, cond))
+        return x_t / 2
+
+    cond = torch.zeros(1000, 5, 6)
+    x_g = one_step_from(network, noise, noise.tau, z, cond)
+    ((x_t, t, given),) = calls
+    assert t.dtype == torch.int64 and t.unique().tolist() == [625] and given is cond
+    torch.testing.assert_close(x_t, (1 - noise.alphas_cumprod[625]).sqrt() * z)
+    assert torch.equal(x_g, x_t / 2)
+
+
+def test_ddims_error_falls_with_the_steps(z: Tensor) -> None:
+    """Data with a standard deviation of a half, from noise alone: as many evaluations as steps, ending at 0."""
+    noise = DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0))
+    cond = torch.zeros(1000, 5)
+    visited: list[int] = []
+
+    def network(x_t: Tensor, t: Tensor, given: Tensor | None = None, /) -> Tensor:
+        visited.append(int(t[0]))
+        assert given is cond and t.dtype == torch.int64
+        a, s = (scale[:, None, None, None] for scale in noise.scales(t))
+        return x_t * a * 0.25 / (a**2 * 0.25 + s**2)
+
+    errors = [(ddim(network, noise, z, cond, n) / (z / 2) - 1).abs().mean().item() for n in (25, 50, 100)]
+    assert errors[-1] < 0.03
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.2) == errors[1] / errors[2]
+    assert len(visited) == 175 and visited[:25] == sorted(set(visited[:25]), reverse=True)
+    assert (visited[0], visited[24]) == (999, 0)

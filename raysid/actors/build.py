@@ -11,7 +11,8 @@ from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
 from raysid.config import Config, LearnerSettings
 from raysid.data import Block, ImageStream
-from raysid.networks import EDMDenoiser
+from raysid.networks import DiffusersSettings, build_denoiser
+from raysid.networks.denoiser import Network
 from raysid.networks.files import load_network
 
 
@@ -78,14 +79,20 @@ def build_generator(inputs: RunInputs) -> GeneratorLearner:
     return learner
 
 
-def learner_network(teacher: str, settings: LearnerSettings) -> EDMDenoiser:
+def learner_network(teacher: str, settings: LearnerSettings) -> Network:
     """A copy of the teacher for a learner: its own dropout, and no label dropout inside the network.
 
     Only guidance's rule drops conditions (method.md, "Names"); a copy that dropped labels by itself would
     learn another distribution than the generator's.
     """
     card, original = load_network(teacher, "teacher")
-    dropout = card.network.dropout if settings.dropout is None else settings.dropout
-    copied = EDMDenoiser(card.network.model_copy(update={"label_dropout": 0.0, "dropout": dropout}))
+    network = card.network
+    dropout = network.dropout if settings.dropout is None else settings.dropout
+    changes = (
+        {"unet": network.unet | {"dropout": dropout}}  # it drops no labels by itself
+        if isinstance(network, DiffusersSettings)
+        else {"label_dropout": 0.0, "dropout": dropout}
+    )
+    copied = build_denoiser(network.model_copy(update=changes))
     copied.load_state_dict(original.state_dict())
     return copied

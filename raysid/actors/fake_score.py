@@ -27,7 +27,8 @@ from raysid.draws import Draws
 from raysid.guidance import drop_conditions, guided
 from raysid.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.networks import EDMDenoiser
-from raysid.noise import EDMNoise
+from raysid.networks.denoiser import Network
+from raysid.noise import NoiseProcess
 
 
 class FakeScoreLearner:
@@ -46,14 +47,14 @@ class FakeScoreLearner:
     def __init__(
         self,
         config: Config,
-        network: EDMDenoiser,
+        network: Network,
         real_images: ImageStream | None = None,
         pixel_max: int = 255,
         draws: DrawsAt | None = None,
     ) -> None:
         self.config = config
         self.network = network
-        self.noise = EDMNoise(sigma_data=network.settings.sigma_data)
+        self.noise: NoiseProcess = network.noise
         self.optimizer = Optimizer(network, config.fake_score, config)
         self.real_images = real_images
         self.pixel_max = pixel_max
@@ -93,7 +94,7 @@ class FakeScoreLearner:
     def accumulate(self, images: Images) -> Token:
         """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
 
-        Loss: lambda(sigma) |D_psi(x_t) - x|^2, plus the discriminator's (method.md, "Fake-score loss",
+        Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (method.md, "Fake-score loss",
         "SiDA"). x is x_g or, where augmentation is on, x_g transformed, of which psi is told; real images
         have transforms of their own. Images with a NaN leave the loss.
         """
@@ -108,16 +109,18 @@ class FakeScoreLearner:
             drops = draws.uniform("fake/condition_drop").to(self.device)
             cond = drop_conditions(cond, drops, guidance.condition_drop)
         x, augment_labels = self._augmented(x_g, draws, "fake/augment")
-        sigma = self.noise.fake_score_level(draws.normal("fake/sigma_normal")).to(self.device)
+        normal = self.noise.fake_score_draw == "normal"
+        draw = draws.normal("fake/sigma_normal") if normal else draws.uniform("fake/t_uniform")
+        t = self.noise.fake_score_level(draw).to(self.device)
         eps = draws.normal("fake/noise", x.shape[1:]).to(self.device)
-        weight = self.noise.loss_weight(sigma)
+        weight = self.noise.loss_weight(t)
 
         self.network.train().requires_grad_(True)
         torch.manual_seed(draws.dropout_seed("fake/dropout"))
         x_hat, logits = guided(
             self.network,
-            self.noise.add_noise(x, sigma, eps),
-            sigma,
+            self.noise.add_noise(x, t, eps),
+            t,
             cond,
             guidance.train_fake,
             with_logits=self.config.method.adversarial is not None,
@@ -127,11 +130,11 @@ class FakeScoreLearner:
         loss, losses = denoising, {"fake_score": denoising.item()}
         adversarial = self.config.method.adversarial
         if adversarial is not None:
-            assert logits is not None
+            assert logits is not None and isinstance(self.network, EDMDenoiser)
             real, real_cond = self._real(at)
             real, real_augment = self._augmented(real, draws, "fake/augment_real")
-            real_x_t = self.noise.add_noise(real, sigma, eps)
-            real_logits = self.network.encode(real_x_t, sigma, real_cond, augment_labels=real_augment)
+            real_x_t = self.noise.add_noise(real, t, eps)
+            real_logits = self.network.encode(real_x_t, t, real_cond, augment_labels=real_augment)
             fake_logits = torch.where(good[:, None, None, None], logits, torch.nan)
             discriminator = discriminator_loss(real_logits, fake_logits, weight, adversarial.group_size)
             loss = loss + adversarial.discriminator_weight * discriminator.sum()

@@ -18,10 +18,10 @@ from raysid.config import Config
 from raysid.draws import Draws
 from raysid.guidance import drop_conditions
 from raysid.losses import finite_samples, generator_loss
-from raysid.networks import EDMDenoiser
+from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, network_files
-from raysid.noise import EDMNoise, per_sample
-from raysid.sampling import one_step
+from raysid.noise import NoiseProcess, per_sample
+from raysid.sampling import one_step_from
 from raysid.schedules import adversary_acts, ema_beta
 
 RECOMPUTED = "teacher_recomputes"
@@ -50,14 +50,16 @@ class GeneratorLearner:
     def __init__(
         self,
         config: Config,
-        network: EDMDenoiser,
+        network: Network,
         label_frequencies: Sequence[float] = (1.0,),
         draws: DrawsAt | None = None,
     ) -> None:
         self.config = config
         self.network = network.train().requires_grad_(True)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
-        self.noise = EDMNoise(sigma_data=network.settings.sigma_data)
+        self.noise: NoiseProcess = network.noise
+        self.level = NetworkCard.of_generator(network.settings, config.method.sigma_init, {}).level
+        self.tmax = config.method.tmax or self.noise.default_tmax
         self.optimizer = Optimizer(network, config.generator, config)
         self.label_frequencies = label_frequencies
         self.draws = draws or partial(Draws, config.seed)
@@ -79,7 +81,7 @@ class GeneratorLearner:
         good = finite_samples(x_g)
         draws = self.draws(at.step, at.start, at.count)
         uniform = draws.uniform("generator/t_uniform")
-        t = self.noise.generator_level(uniform, self.config.method.tmax).to(self.device)
+        t = self.noise.generator_level(uniform, self.tmax).to(self.device)
         eps = draws.normal("generator/noise", x_g.shape[1:]).to(self.device)
         x_t = self.noise.add_noise(x_g.detach(), t, eps)
         self.pending[at] = _Pending(x_g, self.noise.scales(t)[0], good)
@@ -155,12 +157,7 @@ class GeneratorLearner:
 
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
         """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""
-        card = NetworkCard(
-            kind="generator",
-            network=self.network.settings,
-            sigma_init=self.config.method.sigma_init,
-            trained=trained,
-        )
+        card = NetworkCard.of_generator(self.network.settings, self.config.method.sigma_init, trained)
         return network_files(card, self.ema)
 
     def state(self) -> dict[str, Any]:
@@ -198,12 +195,12 @@ class GeneratorLearner:
                 cond = drop_conditions(cond, draws.uniform("fake/condition_drop"), guidance.condition_drop)
             cond = cond.to(self.device)
         torch.manual_seed(draws.dropout_seed(f"{purpose}/dropout"))
-        x_g = one_step(self.network, self.config.method.sigma_init, z, cond)
+        x_g = one_step_from(self.network, self.noise, self.level, z, cond)
         good = finite_samples(x_g)
         if not good.all():
             # NaN activations of one sample would make the weights' gradient NaN for all. Run again with
             # that sample's noise at zero: its image stays marked bad, and its seeds and pulls are zero.
             torch.manual_seed(draws.dropout_seed(f"{purpose}/dropout"))
-            x_g = one_step(self.network, self.config.method.sigma_init, where_good(good, z), cond)
+            x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
             x_g = torch.where(good[:, None, None, None], x_g, torch.nan)
         return x_g, cond

@@ -11,7 +11,7 @@ from torch import Tensor
 from raysid.actors.busy import busy
 from raysid.actors.messages import Noised, Prediction, Pull, Seed, Slice
 from raysid.guidance import guided
-from raysid.networks import EDMDenoiser
+from raysid.networks.denoiser import Network
 
 ABSENT_SECONDS = 60.0  # a run that has not called for so long has ended, or been killed
 
@@ -33,7 +33,7 @@ class TeacherScorer:
         runs_kept: runs that graphs are kept for, the longest silent evicted.
     """
 
-    def __init__(self, network: EDMDenoiser, graphs_kept: int = 2, runs_kept: int = 1) -> None:
+    def __init__(self, network: Network, graphs_kept: int = 2, runs_kept: int = 1) -> None:
         self.network = network.eval().requires_grad_(False)
         self.graphs_kept = graphs_kept
         self.runs_kept = runs_kept

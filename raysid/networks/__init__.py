@@ -1,19 +1,36 @@
-"""EDM's U-Nets as denoisers: DDPM++, NCSN++ and ADM under EDM's own parameter names and settings."""
+"""Denoisers: EDM's U-Nets (DDPM++, NCSN++, ADM) under its own parameter names and settings, and diffusers'."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from raysid.networks.settings import NetworkSettings
+from raysid.networks.settings import DiffusersSettings, NetworkSettings
 
 if TYPE_CHECKING:
+    from raysid.networks.diffusers import DiffusersDenoiser
     from raysid.networks.edm import EDMDenoiser
 
-__all__ = ["EDMDenoiser", "NetworkSettings", "build_denoiser"]
+__all__ = ["DiffusersSettings", "EDMDenoiser", "NetworkSettings", "build_denoiser"]
 
 
-def build_denoiser(settings: NetworkSettings) -> EDMDenoiser:
-    """A denoiser with EDM's initial weights, in train mode, on torch's default device."""
+@overload
+def build_denoiser(settings: NetworkSettings) -> EDMDenoiser: ...
+
+
+@overload
+def build_denoiser(settings: DiffusersSettings) -> DiffusersDenoiser: ...
+
+
+def build_denoiser(settings: NetworkSettings | DiffusersSettings) -> EDMDenoiser | DiffusersDenoiser:
+    """A denoiser with EDM's initial weights, or diffusers', in train mode, on torch's default device.
+
+    Raises:
+        UserError: diffusers is not installed, or has no such U-Net.
+    """
+    if isinstance(settings, DiffusersSettings):
+        from raysid.networks.diffusers import build_diffusers
+
+        return build_diffusers(settings)
     from raysid.networks.edm import EDMDenoiser
 
     return EDMDenoiser(settings)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raysid.networks.dhariwal import DhariwalUNet
 from raysid.networks.settings import NetworkSettings
 from raysid.networks.song import SongUNet
+from raysid.noise import EDMNoise
 
 
 class EDMDenoiser(nn.Module):
@@ -33,6 +34,11 @@ class EDMDenoiser(nn.Module):
         self.model: SongUNet | DhariwalUNet = (
             SongUNet(settings) if settings.model_type == "SongUNet" else DhariwalUNet(settings)
         )
+
+    @property
+    def noise(self) -> EDMNoise:
+        """The noise process it was trained with."""
+        return EDMNoise(sigma_data=self.settings.sigma_data)
 
     @overload
     def forward(

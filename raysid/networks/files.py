@@ -6,20 +6,33 @@ Teachers and generators are both kept so. Nothing in such a folder is ever execu
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.networks.edm import EDMDenoiser
-from raysid.networks.settings import NetworkSettings
+from raysid.networks import build_denoiser
+from raysid.networks.denoiser import Network
+from raysid.networks.settings import DiffusersSettings, NetworkSettings
+from raysid.noise import DDPMNoise
 from raysid.storage import is_local, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_EDM, _DIFFUSERS = "edm", "diffusers"
+
+AnySettings = NetworkSettings | DiffusersSettings
+
+
+def _library(network: Any) -> str:
+    """Whose network settings are, before they are checked: those of diffusers have a U-Net inside."""
+    if isinstance(network, DiffusersSettings) or (isinstance(network, Mapping) and "unet" in network):
+        return _DIFFUSERS
+    return _EDM
 
 
 class NetworkCard(BaseModel):
@@ -29,23 +42,47 @@ class NetworkCard(BaseModel):
 
     format: Literal["raysid-1"] = "raysid-1"
     kind: Literal["teacher", "generator"]
-    network: NetworkSettings
+    network: Annotated[
+        Annotated[NetworkSettings, Tag(_EDM)] | Annotated[DiffusersSettings, Tag(_DIFFUSERS)],
+        Discriminator(_library),
+    ]
     sigma_init: float | None = Field(None, gt=0, description="Noise level at which a generator runs.")
+    tau: int | None = Field(
+        None,
+        ge=0,
+        lt=DDPMNoise.tmax,
+        description="Step at which a generator runs, instead of `sigma_init` for a network of diffusers.",
+    )
     trained: dict[str, Any] = Field({}, description="How it came to be: step, images, settings, figures.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "generator" and self.sigma_init is None:
-            raise ValueError("a generator needs sigma_init, the noise level at which it runs")
+        level = "tau" if isinstance(self.network, DiffusersSettings) else "sigma_init"
+        if self.kind == "generator" and getattr(self, level) is None:
+            raise ValueError(f"a generator needs {level}, the noise level at which it runs")
         return self
 
+    @property
+    def level(self) -> float:
+        """The noise level at which a generator runs, in its process's own measure."""
+        level = self.tau if isinstance(self.network, DiffusersSettings) else self.sigma_init
+        assert level is not None
+        return level
 
-def save_network(folder: str | UPath, card: NetworkCard, network: EDMDenoiser) -> None:
+    @classmethod
+    def of_generator(cls, network: AnySettings, sigma_init: float, trained: dict[str, Any]) -> Self:
+        """The card of a generator that runs at `sigma_init`, or at its process's tau."""
+        if isinstance(network, DiffusersSettings):
+            return cls(kind="generator", network=network, tau=DDPMNoise.tau, trained=trained)
+        return cls(kind="generator", network=network, sigma_init=sigma_init, trained=trained)
+
+
+def save_network(folder: str | UPath, card: NetworkCard, network: Network) -> None:
     """Write a network's folder. Each file appears whole or not at all, the weights first."""
     write_network(folder, network_files(card, network))
 
 
-def network_files(card: NetworkCard, network: EDMDenoiser) -> dict[str, bytes]:
+def network_files(card: NetworkCard, network: Network) -> dict[str, bytes]:
     """The files of a network's folder as they are now, by name, the weights first."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     return {
@@ -86,16 +123,14 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
         card = NetworkCard.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = ".".join(str(part) for part in first["loc"] if part not in (_EDM, _DIFFUSERS)) or "the file"
         raise UserError(f"{folder / CONFIG} does not describe a network: {where}: {first['msg']}") from None
     if kind is not None and card.kind != kind:
         raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")
     return card
 
 
-def load_network(
-    folder: str | UPath, kind: Literal["teacher", "generator"]
-) -> tuple[NetworkCard, EDMDenoiser]:
+def load_network(folder: str | UPath, kind: Literal["teacher", "generator"]) -> tuple[NetworkCard, Network]:
     """Build the network a folder describes, with its weights.
 
     Raises:
@@ -120,12 +155,12 @@ def load_network(
         raise UserError(
             f"{file} does not fit the network of {CONFIG}: {odd[0]} and {len(odd) - 1} more differ"
         )
-    network = EDMDenoiser(card.network)
+    network = build_denoiser(card.network)
     network.load_state_dict(weights)
     return card, network
 
 
-def weight_shapes(settings: NetworkSettings) -> dict[str, tuple[int, ...]]:
+def weight_shapes(settings: AnySettings) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of a network, without making it.
 
     Raises:
@@ -133,8 +168,9 @@ def weight_shapes(settings: NetworkSettings) -> dict[str, tuple[int, ...]]:
     """
     try:
         with torch.device("meta"):
-            return {name: tuple(value.shape) for name, value in EDMDenoiser(settings).state_dict().items()}
-    except (RuntimeError, TypeError, OverflowError) as error:  # not even its size can be written down
+            return {name: tuple(value.shape) for name, value in build_denoiser(settings).state_dict().items()}
+    except (UserError, RuntimeError, TypeError, OverflowError) as error:
+        # UserError comes of diffusers; the others where not even a network's size can be written down.
         raise ValueError(str(error).splitlines()[0]) from None
 
 

@@ -1,11 +1,11 @@
-"""Settings of EDM's U-Nets, under the names EDM's own constructors and checkpoints use.
+"""Settings of EDM's U-Nets, under the names EDM's own constructors and checkpoints use, and of diffusers'.
 
-Source: arXiv 2206.00364 (EDM), Table 1 (preconditioning) and Appendix F (network configurations).
+Source of the former: arXiv 2206.00364 (EDM), Table 1 (preconditioning) and Appendix F (network configurations).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -128,3 +128,75 @@ class NetworkSettings(BaseModel):
             if foreign:
                 raise ValueError(f"DhariwalUNet has no setting {', '.join(foreign)}")
         return self
+
+
+class ScheduleSettings(BaseModel):
+    """What a network of diffusers was trained with, as its scheduler's config names it; not how to sample."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    beta_schedule: str = Field("linear", description="How the betas rise, by diffusers' name for it.")
+    beta_start: PositiveFloat = Field(0.0001, description="The first beta.")
+    beta_end: PositiveFloat = Field(0.02, description="The last beta.")
+    trained_betas: tuple[float, ...] | None = Field(None, description="All betas, instead of these three.")
+    num_train_timesteps: int = Field(1000, ge=980, le=100_000, description="Steps of the noise process.")
+    rescale_betas_zero_snr: bool = Field(False, description="The last step is noise alone.")
+    prediction_type: Literal["epsilon", "v_prediction"] = Field(
+        "epsilon", description="What the network predicts."
+    )
+
+
+class DiffusersSettings(BaseModel):
+    """One U-Net of diffusers with its noise process; what it has in common with EDM's goes by EDM's names.
+
+    Raises:
+        pydantic.ValidationError: a name is unknown, or the U-Net does not say for which images and classes it is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    unet: dict[str, Any] = Field(description="The settings of its UNet2DModel, by diffusers' names.")
+    scheduler: ScheduleSettings
+    null_class: bool = Field(False, description='The last class stands for "no class".')
+
+    @property
+    def img_resolution(self) -> int:
+        """Height and width of the images."""
+        size = self.unet.get("sample_size")
+        return size if isinstance(size, int) else size[0]  # type: ignore[index]
+
+    @property
+    def img_channels(self) -> int:
+        return self.unet.get("in_channels", 3)
+
+    @property
+    def label_dim(self) -> int:
+        """Classes, without the one for "no class"; 0 is unconditional."""
+        return (self.unet.get("num_class_embeds") or 0) - self.null_class
+
+    @property
+    def augment_dim(self) -> int:
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        return self.unet.get("dropout", 0.0)
+
+    @model_validator(mode="after")
+    def _check(self) -> DiffusersSettings:
+        size = self.unet.get("sample_size")
+        height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+        if not (_is_count(height) and height == width):
+            raise ValueError(f"unet.sample_size is {size!r}; allowed: the images' one height and width")
+        if not _is_count(self.img_channels):
+            raise ValueError(f"unet.in_channels is {self.img_channels!r}; allowed: integer above 0")
+        classes = self.unet.get("num_class_embeds")
+        if classes is not None and not _is_count(classes):
+            raise ValueError(f"unet.num_class_embeds is {classes!r}; allowed: null, integer above 0")
+        if self.null_class and (classes or 0) < 2:
+            raise ValueError("null_class is for a network with classes")
+        return self
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

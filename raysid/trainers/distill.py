@@ -17,7 +17,9 @@ from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
+from raysid.networks import DiffusersSettings
 from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest
+from raysid.noise import DDPMNoise, EDMNoise
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
@@ -35,7 +37,7 @@ from raysid.trainers.summary import (
     show_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Teacher, find_teacher, trained_teacher
+from raysid.trainers.teachers import Found, Teacher, find_teacher, settings_of, trained_teacher
 
 if TYPE_CHECKING:
     from raysid.actors.remote import Within
@@ -94,6 +96,7 @@ def distill(
     with reaching(config.storage):
         branch = find_checkpoint(resume_from) if resume_from else None
         found = find_teacher(config, source)
+    config = _with_tmax(config, found)
     with RunFolder(config, fresh) as folder:
         if branch is not None:
             with reaching(config.storage):
@@ -113,6 +116,13 @@ def distill(
                 f"{folder.path} cannot be reached: {explain(error)}; the same command goes on from the newest "
                 "checkpoint"
             ) from error
+
+
+def _with_tmax(config: Config, found: Found) -> Config:
+    """The config with the tmax of the teacher's noise process where none is given: a run records what it did."""
+    noise = DDPMNoise if isinstance(settings_of(found), DiffusersSettings) else EDMNoise
+    tmax = config.method.tmax or noise.default_tmax
+    return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
 
 
 def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:

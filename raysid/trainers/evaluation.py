@@ -19,9 +19,11 @@ from raysid.draws import Draws
 from raysid.errors import UserError
 from raysid.generator import FOLDERS, Generator, Which, generator_folder, load_generator
 from raysid.metrics import Evaluator, load_digits_classifier
-from raysid.networks import EDMDenoiser
+from raysid.networks import build_denoiser
+from raysid.networks.denoiser import Network
+from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.networks.files import NetworkCard, load_network
-from raysid.sampling import heun
+from raysid.sampling import ddim, heun
 
 BATCH = 500
 GRID_ROWS = 10
@@ -145,14 +147,16 @@ def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:
     return torch.tensor(chosen)
 
 
-def teacher_sampler(network: EDMDenoiser, steps: int) -> MakeImages:
-    """The teacher's Heun sampler as a maker of images."""
+def teacher_sampler(network: Network, steps: int) -> MakeImages:
+    """The teacher's sampler as a maker of images: Heun's, and DDIM for a network of diffusers."""
     network.eval()
 
     def make(z: Tensor, labels: Tensor | None) -> Tensor:
         cond = None
         if labels is not None:
             cond = torch.nn.functional.one_hot(labels, network.settings.label_dim).float()
+        if isinstance(network, DiffusersDenoiser):
+            return ddim(network, network.noise, z, cond, steps)
         return heun(network, z, cond, steps)
 
     return make
@@ -191,7 +195,7 @@ def _sample_chunk(
 ) -> tuple[np.ndarray, float]:
     """The teacher's images of samples `start` to `start + count`, and the CPU seconds they took."""
     torch.set_num_threads(1)
-    network = EDMDenoiser(card.network)
+    network = build_denoiser(card.network)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     classes = card.network.label_dim
     shape = (card.network.img_channels, card.network.img_resolution, card.network.img_resolution)
@@ -203,10 +207,9 @@ def _sample_chunk(
 
 
 def generator_before(teacher: str, sigma_init: float) -> Generator:
-    """The generator as a distillation finds it: the teacher's network, run once at `sigma_init`."""
+    """The generator as a distillation finds it: the teacher's network, run once at `sigma_init` (or tau)."""
     card, network = load_network(teacher, "teacher")
-    card = card.model_copy(update={"kind": "generator", "sigma_init": sigma_init})
-    return Generator(card, network).eval()
+    return Generator(NetworkCard.of_generator(card.network, sigma_init, card.trained), network).eval()
 
 
 def evaluate_generator_path(path: str, which: Which, num_samples: int, seed: int) -> dict[str, Any]:

@@ -11,13 +11,22 @@ from typing import Any
 from upath import UPath
 
 from raysid.augment import LABEL_DIM
-from raysid.config import Config, PretrainConfig
+from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.download import file_name, local_copy
 from raysid.errors import UserError
-from raysid.networks import NetworkSettings
-from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network, weight_shapes
+from raysid.networks import DiffusersSettings
+from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
+from raysid.networks.files import (
+    CONFIG,
+    AnySettings,
+    NetworkCard,
+    load_network,
+    save_network,
+    weight_shapes,
+)
 from raysid.networks.published import Published, read_published
+from raysid.noise import DDPMNoise
 from raysid.recipes import load_recipe
 from raysid.storage import reaching, storage_folder
 from raysid.trainers.evaluation import measure, teacher_sampler
@@ -37,8 +46,13 @@ class Teacher:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of its sampler."""
-        return 2 * int(self.card.trained.get("sampler_steps", SAMPLER_STEPS)) - 1
+        """Network evaluations of its sampler: DDIM's for a network of diffusers, else Heun's."""
+        steps = self.sampler_steps
+        return steps if isinstance(self.card.network, DiffusersSettings) else 2 * steps - 1
+
+    @property
+    def sampler_steps(self) -> int:
+        return int(self.card.trained.get("sampler_steps", SAMPLER_STEPS))
 
     def figures(self, config: Config, seed: int) -> dict[str, Any]:
         """How good it is at `evaluations`: as measured when it was trained, else measured now."""
@@ -46,17 +60,21 @@ class Teacher:
         if isinstance(known, dict) and known.get("num_samples") == config.evaluation.num_samples:
             return known
         card, network = load_network(self.path, "teacher")
-        sampler = teacher_sampler(network, (self.evaluations + 1) // 2)
+        sampler = teacher_sampler(network, self.sampler_steps)
         return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
 
 
 @dataclass(frozen=True)
 class PublishedTeacher:
-    """A teacher read from a .pkl file, and the folder where every later run will find it."""
+    """A teacher read from a .pkl file or a folder of diffusers, and the folder where every later run will find it."""
 
     folder: UPath
     card: NetworkCard
-    published: Published
+    published: Published | DiffusersNetwork
+
+
+Found = Teacher | PublishedTeacher | PretrainConfig
+"""A teacher, or what to make it of: a file, a recipe."""
 
 
 def teacher_folder(config: PretrainConfig) -> UPath:
@@ -75,25 +93,28 @@ def teacher_digest(config: PretrainConfig) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def find_teacher(config: Config, source: ImageSource) -> Teacher | PublishedTeacher | PretrainConfig:
-    """The teacher that `config` names, or what to make it of where the storage has none yet: a file, a recipe.
+def find_teacher(config: Config, source: ImageSource) -> Found:
+    """The teacher that `config` names, or what to make it of where the storage has none yet.
 
     Raises:
         UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels; or
-            psi, a copy of it, could not be told of augmentation.
+            the method asks for what the network cannot do.
     """
-    if config.teacher.path is not None and file_name(config.teacher.path).lower().endswith(".pkl"):
-        published = _find_published(config.teacher.path, config.storage, source)
-        check_augment(config, published)
-        return published
-    if config.teacher.path is not None:
-        teacher = load_teacher(config.teacher.path, source)
-        check_augment(config, teacher)
-        return teacher
+    found = _find(config, source)
+    check_method(config, found)
+    return found
+
+
+def _find(config: Config, source: ImageSource) -> Found:
+    path = config.teacher.path
+    if path is not None and file_name(path).lower().endswith(".pkl"):
+        return _find_published(path, config.storage, source)
+    if path is not None:
+        unet = find_unet(UPath(path))
+        return load_teacher(path, source) if unet is None else _find_diffusers(unet, config, source)
     assert config.teacher.recipe is not None
     recipe = load_recipe(config.teacher.recipe, {"storage": config.storage}, kind="pretrain")
     check_fits(recipe.network, f"teacher.recipe {config.teacher.recipe}", source)
-    check_augment(config, recipe)
     folder = teacher_folder(recipe)
     return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
 
@@ -104,15 +125,29 @@ def _find_published(path: str, storage: str, source: ImageSource) -> Teacher | P
     published = read_published(file, path)
     check_fits(published.settings, f"teacher {path}", source)
     name = file_name(path)
-    folder = storage_folder(storage) / "teachers" / f"{PurePath(name).stem}-{published.sha256[:16]}"
+    return _kept(published, name, PurePath(name).stem, storage, source)
+
+
+def _find_diffusers(unet: UPath, config: Config, source: ImageSource) -> Teacher | PublishedTeacher:
+    """The teacher in a folder of diffusers, as `_find_published`."""
+    path = str(config.teacher.path)
+    network = read_diffusers(unet, source.num_classes)
+    check_fits(network.settings, f"teacher {path}", source)
+    name = UPath(path).name
+    return _kept(network, name, name, config.storage, source)
+
+
+def _kept(
+    published: Published | DiffusersNetwork, name: str, stem: str, storage: str, source: ImageSource
+) -> Teacher | PublishedTeacher:
+    """The folder made of a network from elsewhere before, or what to make one of."""
+    folder = storage_folder(storage) / "teachers" / f"{stem}-{published.sha256[:16]}"
     if (folder / CONFIG).exists():
         return load_teacher(folder, source)
     return PublishedTeacher(folder, published.card(name), published)
 
 
-def trained_teacher(
-    config: Config, found: Teacher | PublishedTeacher | PretrainConfig, source: ImageSource
-) -> Teacher:
+def trained_teacher(config: Config, found: Found, source: ImageSource) -> Teacher:
     """What `find_teacher` found for `config`, in a folder; where that is a recipe, the teacher it trains.
 
     Says so where one is trained.
@@ -143,14 +178,18 @@ def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
     return Teacher(UPath(folder), card)
 
 
-def check_augment(config: Config, found: Teacher | PublishedTeacher | PretrainConfig) -> None:
-    """Refuse augmentation where psi, a copy of the teacher, has no place for its labels."""
-    if not config.fake_score.augment:
-        return
-    network = found.network if isinstance(found, PretrainConfig) else found.card.network
-    if network.augment_dim != LABEL_DIM:
-        teacher = config.teacher
-        what = f"teacher {teacher.path}" if teacher.path else f"teacher.recipe {teacher.recipe}"
+def settings_of(found: Found) -> AnySettings:
+    """The settings of a teacher's network."""
+    return found.network if isinstance(found, PretrainConfig) else found.card.network
+
+
+def check_method(config: Config, found: Found) -> None:
+    """Refuse a method that psi and theta, copies of the teacher, cannot follow."""
+    network, teacher = settings_of(found), config.teacher
+    what = f"teacher {teacher.path}" if teacher.path else f"teacher.recipe {teacher.recipe}"
+    if isinstance(network, DiffusersSettings):
+        _check_diffusers(config.method, network, what)
+    if config.fake_score.augment and network.augment_dim != LABEL_DIM:
         raise UserError(
             f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
             f"{network.augment_dim}: give a teacher whose network has augment_dim {LABEL_DIM}, or "
@@ -158,7 +197,27 @@ def check_augment(config: Config, found: Teacher | PublishedTeacher | PretrainCo
         )
 
 
-def check_fits(network: NetworkSettings, what: str, source: ImageSource) -> None:
+def _check_diffusers(method: MethodSettings, network: DiffusersSettings, what: str) -> None:
+    """Refuse what a network of diffusers has no place for."""
+    if method.adversarial is not None:
+        raise UserError(
+            f"method.adversarial (SiDA) is not for {what}: a network of diffusers has no encoder logits; give "
+            "method.adversarial null (SiD)"
+        )
+    steps = network.scheduler.num_train_timesteps
+    if method.tmax is not None and not DDPMNoise.tmin < method.tmax <= steps:
+        raise UserError(
+            f"method.tmax is {method.tmax}; allowed for {what}: integer above {DDPMNoise.tmin}, at most {steps}"
+        )
+    guidance = method.guidance
+    scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
+    if network.label_dim and not network.null_class and scales != (1.0, 1.0, 1.0):
+        raise UserError(
+            f"method.guidance is not for {what}: its network has no class that stands for no class; give scales of 1"
+        )
+
+
+def check_fits(network: AnySettings, what: str, source: ImageSource) -> None:
     """Refuse a network that cannot be built, or is for other images or labels than the source's."""
     try:
         weight_shapes(network)

@@ -54,7 +54,7 @@ from raysid.tracking import TENSORBOARD, read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.search_plots import plot_search
 from raysid.trainers.search_results import TRIALS, TrialResult, collect_trials
-from raysid.trainers.teachers import check_augment, find_teacher, trained_teacher
+from raysid.trainers.teachers import check_method, find_teacher, trained_teacher
 
 SHARED = ".shared"  # written by the search's driver, looked for by every trial
 STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
@@ -99,7 +99,7 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         source = open_source(base.data.source)
         found = find_teacher(base, source)
         for trial in tried:
-            check_augment(trial, found)
+            check_method(trial, found)
         teacher = trained_teacher(base, found, source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))

@@ -106,7 +106,7 @@ def composed(tiny: TinyRoles, theta: EDMDenoiser, keep: Tensor | None = None) ->
     keep = torch.arange(config.batch_size) if keep is None else keep
     z = draws.normal("generator/z", SHAPE)[keep]
     cond = one_hot(draws.labels("generator/labels", FREQUENCIES)[keep], CLASSES)
-    t = tiny.generator.noise.generator_level(draws.uniform("generator/t_uniform")[keep], config.method.tmax)
+    t = tiny.generator.noise.generator_level(draws.uniform("generator/t_uniform")[keep], tiny.generator.tmax)
     eps = draws.normal("generator/noise", SHAPE)[keep]
     sigma_init = config.method.sigma_init
     assert cond is not None

@@ -122,7 +122,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     desk = Desk(tmp_path)
     (desk.root / "ray").mkdir()
     save_teacher(desk.teacher, digits_network(0))
-    write_recipe(tiny_config(str(desk.teacher), desk.storage, "mine"), desk.recipe)
+    # A run records the tmax of its teacher's noise process; the record that `begin_run` makes has it from here.
+    write_recipe(tiny_config(str(desk.teacher), desk.storage, "mine", method__tmax=800), desk.recipe)
     yield desk
     assert not list((desk.root / "ray").iterdir()), "a Ray cluster was started"
 
@@ -358,6 +359,14 @@ def test_a_resume_with_another_teacher(desk: Desk) -> None:
     desk.begin_run()
     other = save_teacher(desk.root / "other", digits_network(9))
     assert "was started with another teacher" in desk.refuses_distilling("--teacher.path", other)
+
+
+def test_the_tmax_that_a_run_recorded_need_not_be_given(desk: Desk) -> None:
+    desk.begin_run()
+    write_recipe(tiny_config(str(desk.teacher), desk.storage, "mine"), desk.recipe)
+    other = save_teacher(desk.root / "other", digits_network(9))  # which is looked at after the settings
+    assert "was started with another teacher" in desk.refuses_distilling("--teacher.path", other)
+    assert "cannot go on with 700" in desk.refuses_distilling("--method.tmax", "700")
 
 
 def test_a_run_whose_record_cannot_be_read(desk: Desk) -> None:

@@ -1,0 +1,232 @@
+"""Diffusers' U-Nets as denoisers, and its schedulers as noise processes.
+
+The package diffusers is an extra (`raysid[diffusers]`): it is imported where it is needed, not with this
+module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysid.errors import UserError
+from raysid.networks.settings import DiffusersSettings
+from raysid.noise import DDPMNoise
+from raysid.predictions import PredictionType, clean_image
+
+
+class DiffusersDenoiser(nn.Module):
+    """A denoiser x_hat = D(x_t, t, c) around a diffusers U-Net that predicts epsilon or v.
+
+    The U-Net is `model` and computes in its own precision, or in autocast's; what surrounds it is computed
+    in float32, or in float64 where x_t is.
+
+    Conditions are text embeddings (B, tokens, width) for a `UNet2DConditionModel` and one-hot labels
+    (B, label_dim) for a `UNet2DModel` with classes, where a row of zeros means "no class". A `UNet2DModel`
+    without classes ignores them.
+
+    Args:
+        model: `UNet2DModel` or `UNet2DConditionModel`.
+        noise: the process it was trained with.
+        prediction_type: what it predicts.
+        null_text: the embeddings of the empty prompt, (tokens, width), or of one for each sample (B,
+            tokens, width); None where the network is never asked for an unconditional prediction.
+        null_class: the network's last class stands for "no class".
+
+    Attributes:
+        label_dim: number of classes, without the one for "no class"; 0 for a network without.
+        settings: what `build_diffusers` made it of.
+
+    Raises:
+        UserError: the U-Net needs what a denoiser is not given, or predicts something else.
+        ValueError: `null_text` or `null_class` for a network that has no place for it.
+    """
+
+    model: Any  # to type checkers diffusers shows its classes as empty placeholders
+    null_text: Tensor | None
+    settings: DiffusersSettings
+
+    def __init__(
+        self,
+        model: nn.Module,
+        noise: DDPMNoise,
+        prediction_type: PredictionType,
+        null_text: Tensor | None = None,
+        null_class: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_model(model)
+        self.takes_text = isinstance(model, _diffusers().UNet2DConditionModel)
+        self.model = model
+        classes = 0 if self.takes_text else self.model.config.num_class_embeds or 0
+        if null_text is not None and not self.takes_text:
+            raise ValueError("null_text is for a network that takes text embeddings")
+        if null_class and classes < 2:
+            raise ValueError("null_class is for a network with classes")
+        self.noise = noise
+        self.prediction_type = prediction_type
+        self.null_class = null_class
+        self.label_dim = classes - null_class
+        # Not a weight: it is given anew wherever the network is built, so no checkpoint has to hold it.
+        self.register_buffer("null_text", null_text, persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The prediction of the clean image, like x_t; arguments and errors as `predict` has them."""
+        return self.clean(self.predict(x_t, t, cond), x_t, t)
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The network's own prediction, epsilon or v, like x_t but in float32 at least.
+
+        Args:
+            x_t: noised images or latents (B, C, H, W).
+            t: steps of the noise process, int64 (B,).
+            cond: text embeddings or one-hot labels; None is the unconditional prediction.
+
+        Raises:
+            ValueError: `cond` has a wrong shape, or an unconditional prediction is asked of a network that
+                has no condition for it.
+        """
+        given: dict[str, Tensor] = {}
+        if self.takes_text:
+            given["encoder_hidden_states"] = self._text(cond, len(x_t)).to(self.model.dtype)
+        elif self.label_dim:
+            given["class_labels"] = self._classes(cond, x_t)
+        output = self.model(x_t.to(self.model.dtype), t, **given, return_dict=False)[0]
+        return output.to(_at_least_float32(x_t))
+
+    def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean image in a prediction at x_t, all (B, C, H, W), in float32 at least."""
+        a_t, s_t = self.noise.scales(t)
+        return clean_image(self.prediction_type, prediction, x_t.to(_at_least_float32(x_t)), a_t, s_t)
+
+    def unconditional(self, cond: Tensor) -> Tensor:
+        """What stands for "no condition" beside `cond`, of the same shape.
+
+        Raises:
+            ValueError: the network takes text, and `null_text` was not given or does not fit.
+        """
+        if not self.takes_text:
+            return torch.zeros_like(cond)
+        null_text = self._text(None, len(cond)).to(cond)
+        if null_text.shape != cond.shape:
+            raise ValueError(f"null_text has shape {tuple(null_text.shape)}, cond {tuple(cond.shape)}")
+        return null_text
+
+    def _text(self, cond: Tensor | None, batch: int) -> Tensor:
+        """Text embeddings (B, tokens, width): those given, or the empty prompt's."""
+        if cond is None:
+            if self.null_text is None:
+                raise ValueError("an unconditional prediction needs null_text, the empty prompt's embeddings")
+            cond = self.null_text if self.null_text.ndim == 3 else self.null_text.expand(batch, -1, -1)
+        if cond.ndim != 3 or len(cond) != batch:
+            raise ValueError(
+                f"text embeddings must have shape ({batch}, tokens, width), not {tuple(cond.shape)}"
+            )
+        return cond
+
+    def _classes(self, cond: Tensor | None, x_t: Tensor) -> Tensor:
+        """Class numbers (B,) of one-hot labels; the last class where the label is all zeros."""
+        shape = (len(x_t), self.label_dim)
+        if cond is None:
+            cond = x_t.new_zeros(shape)
+        if cond.shape != shape:
+            raise ValueError(f"cond must have shape {shape}, not {tuple(cond.shape)}")
+        known = cond.any(1)
+        if self.null_class:
+            return torch.where(known, cond.argmax(1), self.label_dim)
+        if not known.all():
+            raise ValueError("this network has no class that stands for no class")
+        return cond.argmax(1)
+
+
+def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType]:
+    """The noise process of a diffusers scheduler's config, and what its network predicts.
+
+    Only the training schedule is taken from it, as diffusers' `DDPMScheduler` computes it, so the config may
+    be that of any scheduler with discrete steps (`scheduler_config.json` of a Stable Diffusion model).
+
+    Raises:
+        UserError: diffusers is not installed, or the config describes something else.
+    """
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        # diffusers would fill in betas of its own, for a flow model's config too.
+        raise UserError("this scheduler config has no beta_schedule: it is not one with discrete DDPM steps")
+    try:
+        scheduler = _diffusers().DDPMScheduler.from_config(dict(config))
+        noise = DDPMNoise(scheduler.alphas_cumprod)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]  # torch's messages go on with lists of signatures
+        raise UserError(f"this scheduler config describes no noise schedule: {reason}") from None
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise UserError(f"a network that predicts {kind!r} cannot be used: only epsilon and v_prediction can")
+    return noise, kind
+
+
+def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
+    """The denoiser that settings describe, in train mode, on torch's default device.
+
+    Raises:
+        UserError: diffusers is not installed, or has no such U-Net or schedule.
+    """
+    with torch.device("cpu"):  # the schedule is looked at: it must have numbers on the meta device too
+        noise, prediction_type = read_scheduler(settings.scheduler.model_dump())
+    package = _diffusers()
+    try:
+        model = package.UNet2DModel(**settings.unet)
+    except Exception as error:  # whatever its constructor stumbles over
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"diffusers makes no UNet2DModel of these settings: {reason}") from None
+    network = DiffusersDenoiser(model, noise, prediction_type, null_class=settings.null_class)
+    network.settings = settings
+    return network
+
+
+def _diffusers() -> ModuleType:
+    """The package diffusers.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError(
+            f"models of diffusers need that package ({error}): pip install 'raysid[diffusers]'"
+        ) from None
+    return diffusers
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what cannot be called with x_t, t and one condition alone, or predicts something else."""
+    package = _diffusers()
+    if not isinstance(model, (package.UNet2DModel, package.UNet2DConditionModel)):
+        raise UserError(
+            f"a {type(model).__name__} cannot be used: only diffusers' UNet2DModel and UNet2DConditionModel can"
+        )
+    config = model.config
+    if config.in_channels != config.out_channels:
+        raise UserError(
+            f"a U-Net with {config.in_channels} channels in and {config.out_channels} out cannot be used: "
+            "they must be the same (no learned variance, no inpainting mask)"
+        )
+    allowed: dict[str, tuple[Any, ...]] = {"class_embed_type": (None,)}
+    if isinstance(model, package.UNet2DConditionModel):
+        allowed["num_class_embeds"] = (None,)
+        allowed["addition_embed_type"] = (None,)
+        allowed["encoder_hid_dim_type"] = (None, "text_proj")
+    else:
+        allowed["time_embedding_type"] = ("positional", "learned")  # "fourier" is for continuous noise levels
+    for name, values in allowed.items():
+        if config[name] not in values:
+            raise UserError(
+                f"a U-Net with {name} {config[name]!r} cannot be used: raysid has no input for it"
+            )
+
+
+def _at_least_float32(images: Tensor) -> torch.dtype:
+    return torch.promote_types(images.dtype, torch.float32)

@@ -1,0 +1,182 @@
+"""Networks in diffusers' own folders, as `save_pretrained` writes them, for use as teachers.
+
+A pipeline's folder has the U-Net in `unet/` and its scheduler in `scheduler/`; a model's folder has the U-Net's files
+itself and `scheduler_config.json` beside them or in `scheduler/`. Only JSON and safetensors are read: nothing is
+executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers
+from raysid.networks.files import CONFIG, NetworkCard, weight_shapes
+from raysid.networks.settings import DiffusersSettings, ScheduleSettings
+from raysid.storage import BUCKETS, LOCAL, children, read_json, read_whole
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler_config.json"
+SAMPLER_STEPS = 50
+
+# Attention's weights before diffusers 0.12, as many published models still have them.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
+
+
+@dataclass(frozen=True)
+class DiffusersNetwork:
+    """What a folder holds.
+
+    Attributes:
+        settings: the network's.
+        weights: the denoiser's state dict, by name, in the file's precision.
+        sha256: of the weights' file and the settings.
+    """
+
+    settings: DiffusersSettings
+    weights: dict[str, Tensor]
+    sha256: str
+
+    def card(self, name: str) -> NetworkCard:
+        """What it is once it is ours, a teacher; `name` is the folder's."""
+        trained = {"imported_from": name, "sha256": self.sha256, "sampler_steps": SAMPLER_STEPS}
+        return NetworkCard(kind="teacher", network=self.settings, trained=trained)
+
+    def network(self) -> DiffusersDenoiser:
+        """The network, in train mode and float32."""
+        network = build_diffusers(self.settings)
+        network.load_state_dict(self.weights)
+        return network
+
+
+def find_unet(folder: UPath) -> UPath | None:
+    """Where the U-Net of one of diffusers' folders lies; None for a folder of another kind, or none at all."""
+    if folder.protocol not in (*LOCAL, *BUCKETS) or not folder.is_dir():
+        return None
+    names = {path.name for path in children(folder)}
+    if "unet" in names:
+        return folder / "unet"
+    if "model_index.json" in names:
+        return folder
+    try:
+        return folder if "_class_name" in _config(folder / CONFIG) else None
+    except UserError:  # whoever reads it as a network of ours says what is wrong
+        return None
+
+
+def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
+    """Read a U-Net that `find_unet` found, with its scheduler.
+
+    Args:
+        num_classes: of the images; where the U-Net has one class more its last one stands for "no class".
+
+    Raises:
+        UserError: a file is missing or damaged, the weights are a pickle, or it is no network that raysid can use.
+    """
+    settings = _settings(unet, num_classes)
+    content = _weights_file(unet)
+    try:
+        given = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{unet / WEIGHTS} is damaged (truncated or not safetensors): {error}") from None
+    try:
+        expected = weight_shapes(settings)
+        _check_runs(settings)
+    except ValueError as error:
+        raise UserError(f"{unet} cannot be used: {error}") from None
+    weights = {"model." + _OLD_NAME.sub(lambda old: _OLD_NAMES[old[0]], name): v for name, v in given.items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise UserError(
+            f"{unet / WEIGHTS} does not fit the network of {CONFIG}: {odd[0].removeprefix('model.')} and "
+            f"{len(odd) - 1} more differ"
+        )
+    digest = hashlib.sha256(content + settings.model_dump_json().encode()).hexdigest()
+    return DiffusersNetwork(settings, weights, digest)
+
+
+def _check_runs(settings: DiffusersSettings) -> None:
+    """Run the network without computing anything: images that cannot be halved so often are found here.
+
+    Raises:
+        ValueError: it does not run.
+    """
+    with torch.device("meta"):
+        images = torch.empty(1, settings.img_channels, settings.img_resolution, settings.img_resolution)
+        step = torch.zeros(1, dtype=torch.long)
+        labels = {"class_labels": step} if settings.label_dim else {}
+        try:
+            build_diffusers(settings).model(images, step, **labels)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(str(error).partition("\n")[0]) from None
+
+
+def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
+    """What the two configs say, without their notes (`_class_name`, `_diffusers_version`) and how to sample."""
+    config = _config(unet / CONFIG)
+    kind = config.get("_class_name")
+    if kind != "UNet2DModel":
+        raise UserError(f"{unet} holds a {kind}: of diffusers' networks only a UNet2DModel can be a teacher")
+    files = [unet / SCHEDULER, unet / "scheduler" / SCHEDULER]
+    if unet.name == "unet":
+        files.append(unet.parent / "scheduler" / SCHEDULER)
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        raise UserError(f"{unet} has no scheduler: {SCHEDULER} must lie beside it, in scheduler/")
+    scheduler = _config(file)
+    if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
+        raise UserError(f"{file} has no beta_schedule: it is not one with discrete DDPM steps")
+    known = {name: value for name, value in scheduler.items() if name in ScheduleSettings.model_fields}
+    classes = config.get("num_class_embeds")
+    tree = {
+        "unet": {name: value for name, value in config.items() if not name.startswith("_")},
+        "scheduler": known,
+        "null_class": num_classes > 0 and classes == num_classes + 1,
+    }
+    try:
+        return DiffusersSettings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = [str(part) for part in first["loc"]]
+        where = file if at[:1] == ["scheduler"] else unet / CONFIG
+        raise UserError(f"{where} cannot be used: {': '.join([*at[1:], first['msg']])}") from None
+
+
+def _config(file: UPath) -> dict[str, Any]:
+    try:
+        config = read_json(file)
+    except (OSError, RecursionError) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+    if config is None:
+        raise UserError(f"{file} is missing: copy the whole folder")
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is damaged: it holds no settings")
+    return config
+
+
+def _weights_file(unet: UPath) -> bytes:
+    """The content of the weights' file."""
+    try:
+        return read_whole(unet / WEIGHTS)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"cannot read {unet / WEIGHTS}: {error}") from None
+    if pickled := [path.name for path in children(unet) if path.suffix in (".bin", ".pt", ".ckpt")]:
+        raise UserError(
+            f"{unet} has its weights in {pickled[0]}, which is never opened, for it could run a program: save the "
+            "model with save_pretrained(..., safe_serialization=True)"
+        )
+    raise UserError(f"{unet / WEIGHTS} is missing: copy the whole folder")
