@@ -196,7 +196,7 @@ def _diffusers() -> ModuleType:
         import diffusers
     except ImportError as error:
         raise UserError(
-            f"models of diffusers need that package ({error}): pip install 'raysid[diffusers]'"
+            f"models of diffusers need that package ({error}): pip install diffusers"
         ) from None
     return diffusers
 
