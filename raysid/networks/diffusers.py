@@ -195,9 +195,7 @@ def _diffusers() -> ModuleType:
     try:
         import diffusers
     except ImportError as error:
-        raise UserError(
-            f"models of diffusers need that package ({error}): pip install diffusers"
-        ) from None
+        raise UserError(f"models of diffusers need that package ({error}): pip install diffusers") from None
     return diffusers
 
 
