@@ -197,6 +197,7 @@ def test_what_cannot_be_submitted_is_refused(cluster: str, teacher: str, tmp_pat
     assert "raysid submit --address" in one_line(raysid("distill", recipe, "--address", cluster))
 
 
+@pytest.mark.slow
 def test_a_storage_that_a_learner_does_not_share_is_refused(
     cluster: str, teacher: str, tmp_path: Path
 ) -> None:

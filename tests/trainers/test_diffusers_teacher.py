@@ -134,7 +134,7 @@ def find(config: Config) -> Teacher:
     return found
 
 
-@pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[1], pytest.param(NETWORKS[3], marks=SLOW)])
+@pytest.mark.parametrize("network", [NETWORKS[0], *(pytest.param(NETWORKS[i], marks=SLOW) for i in (1, 3))])
 def test_three_actors_come_to_the_same(ray_cluster: None, tmp_path: Path, network: Any) -> None:
     """Bit for bit at equal cut and threads: every weight, every optimizer state, every loss."""
     given, changes = teacher_and_changes(tmp_path / "given", *network)

@@ -53,8 +53,15 @@ WITHOUT_DROPOUT: dict[str, Any] = {"generator__dropout": 0.0, "fake_score__dropo
 # -- local and split ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
-@pytest.mark.parametrize("method", ["sid", "sida"])
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        ("sida", "overlapped"),
+        ("sid", "alternating"),
+        pytest.param("sida", "alternating", marks=SLOW),
+        pytest.param("sid", "overlapped", marks=SLOW),
+    ],
+)
 def test_local_and_split_are_the_same(
     ray_cluster: None, teacher: str, tmp_path: Path, method: str, schedule: str
 ) -> None:

@@ -325,6 +325,7 @@ def test_a_split_run_goes_on_in_one_process(
     assert_same_record(run_of(config), whole_run)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_split(whole_run: Path, teacher: str, tmp_path: Path) -> None:
     """Interrupted in one process (an error here, in the place of a kill), finished by three actors."""
     with pytest.MonkeyPatch.context() as patched:

@@ -106,6 +106,7 @@ def check_tensorboard(folder: Path, search: TuneConfig, trials: list[TrialResult
         assert tried == {tuple(trial.values.values()) for trial in trials}
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: None, tmp_path: Path) -> None:
     search = search_of(
         tmp_path, {"fields": ["generator.lr"], "grid": [1000.0, 1e-3]}, max_concurrent_trials=1
