@@ -26,7 +26,7 @@ print(ray.get(ray.remote(Answer).options(name="answer").remote().get.remote(), t
 """
 
 
-@pytest.mark.parametrize("mode", ["token", "disabled"])
+@pytest.mark.parametrize("mode", ["disabled", pytest.param("token", marks=pytest.mark.slow)])
 def test_a_user_with_a_token_joins_clusters_that_ask_for_it_and_those_that_do_not(
     mode: str, tmp_path: Path
 ) -> None:

@@ -163,7 +163,8 @@ def test_scorers_that_cannot_start_end_the_run(
         start_fleet(str(tmp_path / "gone"), config, threads=1)
 
 
-@pytest.mark.parametrize(("replicas", "seed"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("replicas", "seed"), [(1, 0), (2, 1)])
 def test_a_scorer_dies_in_a_run(
     ray_cluster: None, teacher: str, tmp_path: Path, replicas: int, seed: int
 ) -> None:

@@ -416,6 +416,7 @@ ONE_CPU = """
 """
 
 
+@pytest.mark.slow
 def test_one_cpu_shared_with_three_roles_is_enough_and_ray_data_is_quiet():
     """A quarter of a CPU is left for the read tasks. In a process of its own: the session has its cluster."""
     ran = subprocess.run(

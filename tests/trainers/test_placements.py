@@ -83,10 +83,8 @@ def check_local_and_split(config: Config, folder: Path) -> None:
     assert split_figures == figures
 
 
-@pytest.mark.parametrize(
-    ("microbatches", "replicas"),
-    [(4, 3), *(pytest.param(*cut, marks=SLOW) for cut in [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1)])],
-)
+@SLOW
+@pytest.mark.parametrize(("microbatches", "replicas"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 3)])
 def test_cuts_and_scorers_do_not_matter(
     ray_cluster: None, teacher: str, tmp_path: Path, microbatches: int, replicas: int
 ) -> None:
