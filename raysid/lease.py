@@ -93,11 +93,6 @@ class Lease:
                 "one writes no more; the same command goes on"
             )
 
-    def owner(self) -> str:
-        """Who holds it, as it says itself."""
-        held = self._read() or {}
-        return f"process {held.get('pid', '?')} on {held.get('host', 'another machine')}"
-
     def __enter__(self) -> Self:
         return self.acquire()
 

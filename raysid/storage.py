@@ -82,6 +82,14 @@ def read_whole(path: UPath) -> bytes:
     return path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
 
 
+def holds(path: UPath, content: str) -> bool:
+    """Whether a file, as this process sees it, is there and says `content`."""
+    try:
+        return read_whole(path) == content.encode()
+    except FileNotFoundError:
+        return False
+
+
 def children(folder: UPath) -> list[UPath]:
     """What lies in a folder, in one request of a bucket; nothing where there is no such folder."""
     try:

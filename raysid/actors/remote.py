@@ -30,7 +30,7 @@ from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, UserError
-from raysid.storage import read_whole, remove_file, write_whole
+from raysid.storage import holds, remove_file, write_whole
 
 COLLECT_SECONDS = 2.0
 
@@ -40,7 +40,10 @@ class LearnerActor:
 
     name: str
     role: Any
-    saver: Saver
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.saver = Saver()
 
     def call(self, method: str, *arguments: Any) -> Any:
         try:
@@ -60,11 +63,7 @@ class LearnerActor:
 
     def sees(self, file: str, content: str) -> str | None:
         """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
-        try:
-            found = read_whole(UPath(file)) == content.encode()
-        except FileNotFoundError:
-            found = False
-        return None if found else ray.util.get_node_ip_address()
+        return None if holds(UPath(file), content) else ray.util.get_node_ip_address()
 
 
 class FakeScoreActor(LearnerActor):
@@ -73,8 +72,7 @@ class FakeScoreActor(LearnerActor):
     name = "fake_score"
 
     def __init__(self, inputs: RunInputs, threads: int, dataset: Any) -> None:
-        torch.set_num_threads(threads)
-        self.saver = Saver()
+        super().__init__(threads)
         self.role = build_fake_score(inputs, ray_blocks(dataset) if dataset is not None else None)
 
 
@@ -84,8 +82,7 @@ class GeneratorActor(LearnerActor):
     name = "generator"
 
     def __init__(self, inputs: RunInputs, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.saver = Saver()
+        super().__init__(threads)
         self.role = build_generator(inputs)
 
 
@@ -305,6 +302,8 @@ class SplitPlacement:
                     del asked[learner]  # to be asked again; what has come is kept
             if len(asked) == len(learners):
                 del self._asked[folder]
+                for learner in learners:
+                    del self._begun[folder, learner]
                 return [answers[learner] for learner in learners]
             if not wait:
                 return None

@@ -11,8 +11,6 @@ from raysid.errors import RunFailed
 from raysid.networks.files import write_network
 from raysid.storage import explain
 
-Files = dict[str, bytes]
-
 
 class Saver:
     """Writes files in the order in which they are given, from a thread of its own."""
@@ -26,7 +24,7 @@ class Saver:
         content = state_bytes(state)
         self._begin(folder, name, lambda: write_state(folder, name, content))
 
-    def product(self, folder: str, name: str, files: Files) -> None:
+    def product(self, folder: str, name: str, files: dict[str, bytes]) -> None:
         """Begin to write a network's files."""
         self._begin(folder, name, lambda: write_network(folder, files))
 

@@ -21,7 +21,7 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers
-from raysid.networks.files import CONFIG, NetworkCard, weight_shapes
+from raysid.networks.files import CONFIG, NetworkCard, misfits, shapes_of, weight_shapes
 from raysid.networks.settings import DiffusersSettings, ScheduleSettings
 from raysid.storage import BUCKETS, LOCAL, children, read_json, read_whole
 
@@ -96,9 +96,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
     except ValueError as error:
         raise UserError(f"{unet} cannot be used: {error}") from None
     weights = {"model." + _OLD_NAME.sub(lambda old: _OLD_NAMES[old[0]], name): v for name, v in given.items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if odd := misfits(expected, shapes_of(weights)):
         raise UserError(
             f"{unet / WEIGHTS} does not fit the network of {CONFIG}: {odd[0].removeprefix('model.')} and "
             f"{len(odd) - 1} more differ"

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from torch import Tensor
 from upath import UPath
 
 from raysid.errors import UserError
@@ -26,6 +27,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _EDM, _DIFFUSERS = "edm", "diffusers"
 
 AnySettings = NetworkSettings | DiffusersSettings
+Shapes = dict[str, tuple[int, ...]]
 
 
 def _library(network: Any) -> str:
@@ -149,9 +151,7 @@ def load_network(folder: str | UPath, kind: Literal["teacher", "generator"]) -> 
         expected = weight_shapes(card.network)
     except ValueError as error:
         raise UserError(f"{folder / CONFIG} does not describe a network: {error}") from None
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if odd := misfits(expected, shapes_of(weights)):
         raise UserError(
             f"{file} does not fit the network of {CONFIG}: {odd[0]} and {len(odd) - 1} more differ"
         )
@@ -160,7 +160,7 @@ def load_network(folder: str | UPath, kind: Literal["teacher", "generator"]) -> 
     return card, network
 
 
-def weight_shapes(settings: AnySettings) -> dict[str, tuple[int, ...]]:
+def weight_shapes(settings: AnySettings) -> Shapes:
     """Name and shape of every weight of a network, without making it.
 
     Raises:
@@ -168,10 +168,20 @@ def weight_shapes(settings: AnySettings) -> dict[str, tuple[int, ...]]:
     """
     try:
         with torch.device("meta"):
-            return {name: tuple(value.shape) for name, value in build_denoiser(settings).state_dict().items()}
+            return shapes_of(build_denoiser(settings).state_dict())
     except (UserError, RuntimeError, TypeError, OverflowError) as error:
         # UserError comes of diffusers; the others where not even a network's size can be written down.
         raise ValueError(str(error).splitlines()[0]) from None
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+    """Name and shape of every one of some weights."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def misfits(expected: Shapes, found: Shapes) -> list[str]:
+    """Names of the weights that are only in one, or of another shape in the other; sorted."""
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def weights_digest(folder: str | UPath) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raysid.errors import UserError
 from raysid.networks.edm import EDMDenoiser
-from raysid.networks.files import NetworkCard, weight_shapes
+from raysid.networks.files import NetworkCard, misfits, weight_shapes
 from raysid.networks.pickled_modules import Module, TensorView, read_modules
 from raysid.networks.pickles import BadPickle, PickleStream, shown
 from raysid.networks.settings import NetworkSettings
@@ -184,12 +184,7 @@ def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[
         expected = weight_shapes(settings)
     except ValueError as error:
         raise _Unfit(f"holds no network that can be built: {error}") from None
-    odd = sorted(
-        name
-        for name in expected.keys() | views.keys()
-        if name not in views or expected.get(name) != views[name].size
-    )
-    if odd:
+    if odd := misfits(expected, {name: view.size for name, view in views.items()}):
         raise _Unfit(f"does not fit its own settings: {shown(odd[0])} and {len(odd) - 1} more differ")
     if sum(view.nbytes for view in views.values()) > file_size:
         raise _Unfit("claims more numbers than it holds: its tensors share them")

@@ -18,7 +18,7 @@ from raysid.data import ImageSource, open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
 from raysid.networks import DiffusersSettings
-from raysid.networks.files import CONFIG, WEIGHTS, weight_shapes, weights_digest
+from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, weight_shapes, weights_digest
 from raysid.noise import DDPMNoise, EDMNoise
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
@@ -137,7 +137,7 @@ def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_fro
 
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     weights = read_state(branch.path, "generator")["network"]
-    if {name: tuple(value.shape) for name, value in weights.items()} != weight_shapes(teacher.card.network):
+    if shapes_of(weights) != weight_shapes(teacher.card.network):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )
@@ -189,9 +189,7 @@ class _Distillation:
         self.branch = branch
         self.in_flight: deque[tuple[int, StepResult]] = deque()
         self.evaluation: PendingEvaluation | None = None
-        self.evaluate_next: int | None = (
-            None  # the step whose generator is to be evaluated once it is written
-        )
+        self.evaluate_next: int | None = None  # its generator is to be evaluated once it is written
         self.meter = Meter()
         self.best = math.inf
         self.note = ""
@@ -250,6 +248,7 @@ class _Distillation:
         """From a checkpoint, or the beginning, to the end of the run."""
         step = start.step if start else 0
         self.folder.checkpoints.remove_unfinished(after_step=step)
+        newest = self.folder.checkpoints.newest_step()  # none of its own where it branches from another run
         self.in_flight.clear()
         self.evaluation = self.evaluate_next = None
         self.best = best_distance(self.folder.record)
@@ -257,7 +256,7 @@ class _Distillation:
         placement = self._place(start)
         # Not before: while places are waited for a signal has nothing to save, and acts at once.
         self.stop.enter()
-        self.saver = RunSaver(self.folder, placement, self.config.batch_size)
+        self.saver = RunSaver(self.folder, placement, self.config.batch_size, newest)
         try:
             self._keep(placement, step)
             self.meter.begin(step * self.config.batch_size, placement.report())

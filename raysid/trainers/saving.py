@@ -40,11 +40,12 @@ class RunSaver:
         folder: the run's.
         placement: the learners.
         batch_size: images a step.
+        newest: step of the newest whole checkpoint, as far as there is one.
     """
 
-    def __init__(self, folder: RunFolder, placement: Placement, batch_size: int) -> None:
+    def __init__(self, folder: RunFolder, placement: Placement, batch_size: int, newest: int | None) -> None:
         self.folder, self.placement, self.batch_size = folder, placement, batch_size
-        self.newest = folder.checkpoints.newest_step()  # the newest whole checkpoint's
+        self.newest = newest
         self._under_way: _UnderWay | None = None
         self._looked = 0.0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
