@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import signal
 import tempfile
@@ -18,26 +16,24 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.util import get_current_placement_group
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
-from raysid.actors.placing import NOTICE_SECONDS, demand, report_missing, reserve, wait_for_room
-from raysid.actors.remote import FleetActor, Within
+from raysid.actors.placing import demand, reserve, wait_for_room
+from raysid.actors.remote import FleetActor
 from raysid.actors.results import get
 from raysid.cluster import connect
-from raysid.config import Config, RoleResources, SearchDimension, TuneConfig
+from raysid.config import Config, SearchDimension, TuneConfig
 from raysid.data import open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.lease import still_owned
 from raysid.mirror import Mirror
 from raysid.progress import print_table
-from raysid.recipes import config_yaml, load_recipe, override
+from raysid.recipes import config_yaml, load_recipe
 from raysid.run_folder import LOCK, lock_folder
 from raysid.storage import (
     children,
@@ -50,13 +46,13 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
-from raysid.tracking import TENSORBOARD, read_metrics
-from raysid.trainers.distill import distill
+from raysid.tracking import TENSORBOARD
+from raysid.trainers.search_callbacks import Diverged, Reporter, say
 from raysid.trainers.search_plots import plot_search
-from raysid.trainers.search_results import TRIALS, TrialResult, collect_trials
+from raysid.trainers.search_results import TrialResult, collect_trials
+from raysid.trainers.search_trial import SHARED, by_field, run_trial, service_of, trial_config
 from raysid.trainers.teachers import check_method, find_teacher, trained_teacher
 
-SHARED = ".shared"  # written by the search's driver, looked for by every trial
 STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
 DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
 
@@ -110,17 +106,6 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         lock.release()
 
 
-def trial_config(config: TuneConfig, base: Config, values: Mapping[str, float], name: str) -> Config:
-    """The distillation that a trial runs.
-
-    Args:
-        base: what the trials have in common.
-        values: the values tried, by the first setting of their dimension.
-        name: of the trial's run.
-    """
-    return override(base, {**_by_field(config, values), "run.name": name})
-
-
 def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -> Config:
     """The recipe with a trial's values, at its own length and with its own evaluations, ready to be distilled."""
     own = load_recipe(config.recipe, {}, kind="distill")
@@ -131,31 +116,21 @@ def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -
 
 def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
     """The search's recipe with its settings for all trials, and values of some dimensions."""
-    overrides = {**config.settings, **_by_field(config, values)}
+    overrides = {**config.settings, **by_field(config, values)}
     overrides["storage"] = str(storage_folder(config.storage))
     return load_recipe(config.recipe, overrides, kind="distill")
-
-
-def _by_field(config: TuneConfig, values: Mapping[str, float]) -> dict[str, float]:
-    """Values for every setting of their dimensions: tied ones take the first one's."""
-    return {
-        field: values[dimension.fields[0]]
-        for dimension in config.space
-        if dimension.fields[0] in values
-        for field in dimension.fields
-    }
 
 
 def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -> list[Trial]:
     """Let Ray Tune run what is still to run of the search."""
     timeout = base.failure.placement_timeout_s
     learners = [base.resources.fake_score, base.resources.generator]
-    remove_placement_group(reserve(learners, timeout, _say))  # one trial at least finds its places
+    remove_placement_group(reserve(learners, timeout, say))  # one trial at least finds its places
     # On this node: the service holds no resources, so an autoscaler may take another node from under it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     service: Any = (
         ray.remote(FleetActor)
-        .options(name=_service_of(folder), num_cpus=0, scheduling_strategy=here)
+        .options(name=service_of(folder), num_cpus=0, scheduling_strategy=here)
         .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
     )
     ready = service.__ray_ready__.remote()
@@ -165,7 +140,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
         "the teacher service",
         scorers,
         timeout,
-        _say,
+        say,
     )
     try:
         get(ready)
@@ -176,10 +151,10 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
         bundle_label_selector=[{}, *(role.label_selector for role in learners)],
     )
     shared = uuid.uuid4().hex
-    (folder / SHARED).write_text(shared)
+    write_whole(folder / SHARED, shared.encode())
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trial,
+            run_trial,
             search=config.model_dump(mode="json"),
             recipe=base.model_dump(mode="json"),
             folder=str(folder),
@@ -213,9 +188,9 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
                 name=STATE,
                 storage_path=for_ray(folder)[0],
                 storage_filesystem=filesystem,
-                stop=_Diverged(),
+                stop=Diverged(),
                 callbacks=[
-                    _Reporter(config.metric, _service_of(folder), learners, timeout),
+                    Reporter(config.metric, service_of(folder), learners, timeout),
                     JsonLoggerCallback(),
                 ],
                 verbose=0,
@@ -227,125 +202,10 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
         trials: list[Trial] = list(tuner.fit()._experiment_analysis.trials)
     finally:
         ray.kill(service)
-        _wait_for_its_end(_service_of(folder))
+        _wait_for_its_end(service_of(folder))
     if not all(trial.is_finished() for trial in trials):
         raise RunStopped(f"stopped; the same command goes on with the search in {folder}", signal.SIGINT)
     return trials
-
-
-def _trial(
-    values: dict[str, float],
-    search: dict[str, Any],
-    recipe: dict[str, Any],
-    folder: str,
-    teacher: str,
-    shared: str,
-) -> None:
-    """One trial, in its own process: a distillation that reports its evaluations to Ray Tune.
-
-    The recipe comes as what it says: a trial's node need not have the search's file of it.
-    """
-    probe = UPath(folder) / SHARED
-    if not probe.exists() or probe.read_text() != shared:
-        raise UserError(f"{folder} is not shared: node {ray.util.get_node_ip_address()} does not see it")
-    config = TuneConfig.model_validate(search)
-    base = Config.model_validate(recipe)
-    run = trial_config(config, base, values, tune.get_context().get_trial_id())
-    run = run.model_copy(
-        update={
-            "storage": str(UPath(folder) / TRIALS),
-            "teacher": run.teacher.model_copy(update={"path": teacher, "recipe": None}),
-        }
-    )
-    first: list[float] = [
-        entry["frechet_distance"]
-        for entry in read_metrics(UPath(run.storage) / str(run.run.name))
-        if entry["kind"] == "evaluation"
-    ][:1]
-
-    def report(figures: dict[str, Any]) -> None:
-        distance = figures["frechet_distance"]
-        first[:] = first or [distance]
-        if figures["step"] == 0:
-            return  # nothing that values could have changed
-        exploded = not math.isfinite(distance) or distance > config.diverged_above * first[0]
-        value = figures[config.metric]
-        tune.report(
-            {
-                config.metric: value if value is not None and math.isfinite(value) else math.nan,
-                "images": figures["images"],
-                "diverged": exploded,
-            }
-        )
-
-    group = get_current_placement_group()
-    assert group is not None, "a trial runs within its places"
-    distill(run, within=Within(group, ray.get_actor(_service_of(UPath(folder)))), on_evaluation=report)
-
-
-class _Diverged(tune.Stopper):
-    """Ends trials that have diverged; the search goes on."""
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return bool(result.get("diverged"))
-
-    def stop_all(self) -> bool:
-        return False
-
-
-class _Reporter(Callback):
-    """A line for each thing that happens to a trial, and the service's memory of trials that have ended.
-
-    Args:
-        learners: what a trial needs, to say what is missing where none can go on.
-        timeout: seconds to wait for a trial's places.
-    """
-
-    def __init__(self, metric: str, service: str, learners: list[RoleResources], timeout: float) -> None:
-        self.metric, self.service = metric, service
-        self.learners, self.timeout = learners, timeout
-        self.idle_since: float | None = None
-        self.said = 0.0
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Say what is missing where trials are left and none runs; Ray Tune alone would wait for ever."""
-        statuses = {trial.status for trial in trials}
-        if Trial.PENDING not in statuses or Trial.RUNNING in statuses:
-            self.idle_since = None
-            return
-        now = time.monotonic()
-        if self.idle_since is None:
-            self.idle_since = self.said = now
-        waited = now - self.idle_since
-        if waited >= self.timeout or now - self.said >= NOTICE_SECONDS:
-            self.said = now
-            report_missing("a trial's learners", self.learners, waited, self.timeout, _say)
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._say(trials, trial, "starts")
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        diverged = ", diverged" if result.get("diverged") else ""
-        value = f"{self.metric.replace('_', ' ')} {result[self.metric]:.4g}"
-        self._say(trials, trial, f"{result['images']:,} images, {value}{diverged}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._say(trials, trial, "ends")
-        self._forget(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._say(trials, trial, f"fails; the search goes on. {_why(trial)}")
-        self._forget(trial)
-
-    def _forget(self, trial: Trial) -> None:
-        with suppress(ValueError):  # the service has ended
-            ray.get_actor(self.service).forget.remote(trial.trial_id)
-
-    def _say(self, trials: list[Trial], trial: Trial, what: str) -> None:
-        ended = sum(other.is_finished() for other in trials)
-        _say(f"{ended} trials ended | {trial.trial_id} {_words(trial.config)} | {what}")
 
 
 def _show(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialResult]) -> TuneResult:
@@ -390,12 +250,12 @@ def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
     record = folder / "search.json"
     others = {path.name for path in children(folder)} - {LOCK}
     if fresh and others:
-        if not record.exists():
+        if record.name not in others:
             raise UserError(f"{folder} is not a search's folder, so --fresh does not empty it")
         empty_folder(folder, keep={LOCK})
         others = set()
     what = config.model_dump(mode="json", exclude={"storage"})
-    before = read_json(record) if record.exists() else None
+    before = read_json(record)
     if before is None and others:
         raise UserError(f"{folder} holds something else than a search: give another --run.name")
     if before is not None and before != what:
@@ -405,11 +265,6 @@ def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
             "to start over"
         )
     write_whole(record, (json.dumps(what, indent=2) + "\n").encode())
-
-
-def _service_of(folder: UPath) -> str:
-    """The name under which the trials of a search find its teacher service."""
-    return f"raysid-teacher-service-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 
 
 def _wait_for_its_end(service: str) -> None:
@@ -451,16 +306,6 @@ def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
     )
 
 
-def _why(trial: Trial) -> str:
-    """The last line of what a trial failed of."""
-    file = trial.error_file
-    return Path(file).read_text().strip().splitlines()[-1] if file and Path(file).exists() else ""
-
-
-def _words(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name.rpartition('.')[2]}={value:.4g}" for name, value in values.items())
-
-
 def _quiet() -> None:
     """Keep Ray Tune from printing its own tables, from writing TensorBoard events beside the runs' own, and from
     moving a trial into a folder of its own, where relative paths of the recipe would lead elsewhere."""
@@ -469,7 +314,3 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # A trial that a kill left complete but unreported ends without a report when it is resumed.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-
-
-def _say(message: str) -> None:
-    print(f"tune  {message}", flush=True)
