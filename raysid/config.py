@@ -7,6 +7,7 @@ description and range, and lengths are counted in images, as the papers count th
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -228,6 +229,11 @@ class LearnerSettings(Settings):
     dropout: Fraction | None = Field(
         None, description="Dropout in training; the teacher's own when not given."
     )
+    num_workers: Positive = Field(
+        1,
+        description="Data-parallel workers of this learner (`split`): each holds all of its network, and has as many "
+        "of a step's microbatches as the others.",
+    )
 
 
 class FakeScoreSettings(LearnerSettings):
@@ -274,12 +280,14 @@ class Config(Settings):
     total_images: Positive = Field(description="Length of the distillation, in images.")
     batch_size: Positive = Field(256, description="Images a step.")
     microbatch_size: Positive | None = Field(
-        None, description="Images that travel and are computed together; the whole batch when not given."
+        None,
+        description="Images that travel and are computed together; when not given the whole batch, with several "
+        "workers a learner cut so that each has one microbatch a step.",
     )
     microbatches_in_flight: Positive | None = Field(
         None,
         description="Microbatches of a step that are under way at a time, which takes memory in the learners; when "
-        "not given 1 for `local`, and for `split` as many as there may be scorers, but 2 or more.",
+        "not given 1 for `local`, and for `split` as many as there may be scorers, but 2 or more for each worker.",
     )
     generator: LearnerSettings = LearnerSettings()
     fake_score: FakeScoreSettings = FakeScoreSettings()
@@ -297,9 +305,21 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        size = self.microbatch_size or self.batch_size
+        workers = self.learner_workers
+        said = " and ".join(f"{learner}.num_workers {number}" for learner, number in workers.items())
+        if self.placement == "local" and max(workers.values()) > 1:
+            raise ValueError(f"placement local is one process, not {said}: give placement split")
+        if self.microbatch_size is None and self.batch_size % math.lcm(*workers.values()):
+            raise ValueError(f"batch_size {self.batch_size} does not divide among {said}")
+        size = self.microbatch
         if self.batch_size % size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatch_size {size}")
+        count = self.batch_size // size
+        if any(count % number for number in workers.values()):
+            raise ValueError(
+                f"a batch_size of {self.batch_size} makes {count} microbatches of {size} images, which do not divide "
+                f"among {said}"
+            )
         adversarial = self.method.adversarial
         if adversarial and size % adversarial.group_size:
             raise ValueError(
@@ -309,11 +329,24 @@ class Config(Settings):
         return self
 
     @property
+    def learner_workers(self) -> dict[str, int]:
+        """How many workers each learner has, by role."""
+        return {"generator": self.generator.num_workers, "fake_score": self.fake_score.num_workers}
+
+    @property
+    def microbatch(self) -> int:
+        """Images of a microbatch: when nothing is said, as many as give every worker of a learner one."""
+        return self.microbatch_size or self.batch_size // math.lcm(*self.learner_workers.values())
+
+    @property
     def in_flight(self) -> int:
         """Microbatches of a step that are under way at a time."""
         if self.microbatches_in_flight is not None:
             return self.microbatches_in_flight
-        return 1 if self.placement == "local" else max(2, self.teacher.scaling.max_replicas)
+        if self.placement == "local":
+            return 1
+        # Two for each worker: one travels or is scored while the other is computed.
+        return max(2 * max(self.learner_workers.values()), self.teacher.scaling.max_replicas)
 
     @property
     def graphs_kept(self) -> int:

@@ -31,3 +31,7 @@ class RunStopped(Exception):
 
 class LearnerLost(Exception):
     """A learner's process died: its run must go back to a checkpoint. The run itself catches this."""
+
+
+class PeerLost(LearnerLost):
+    """Another rank of a learner died, or stands still, as the rank that says so has noticed."""

@@ -41,8 +41,9 @@ from raysid.storage import (
 from raysid.tracking import METRICS, SAMPLES, TENSORBOARD
 
 # Changing one of these would make another run of it. Everything else (length, evaluation, placement,
-# resources, replicas, failure) may change when a run goes on.
+# resources, replicas, workers, failure) may change when a run goes on.
 FIXED = ("method", "schedule", "seed", "batch_size", "data", "generator", "fake_score", "ema")
+FREE = {learner: {"num_workers"} for learner in ("generator", "fake_score")}
 LOCK, OWNER = ".lock", "owner.json"
 
 
@@ -186,9 +187,9 @@ class RunFolder:
             raise UserError(
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None
+        then, now = (config.model_dump(mode="json", exclude=FREE) for config in (before, self.config))
         for name in FIXED:
-            then, now = before.model_dump(mode="json")[name], self.config.model_dump(mode="json")[name]
-            if changed := _first_difference(name, then, now):
+            if changed := _first_difference(name, then[name], now[name]):
                 where, old, new = changed
                 raise UserError(
                     f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another "

@@ -12,8 +12,8 @@ from tests.reference_training import RecordedDraws, RecordedStream
 class RecordedFakeScoreActor(FakeScoreActor):
     """The fake-score learner's actor, on the draws and the real images of the run called `name`."""
 
-    def __init__(self, inputs: RunInputs, name: str) -> None:
-        super().__init__(inputs, threads=1, dataset=None)
+    def __init__(self, inputs: RunInputs, name: str, rank: int = 0) -> None:
+        super().__init__(inputs, threads=1, dataset=None, rank=rank)
         self.role.draws = partial(RecordedDraws, name)
         if inputs.config.method.adversarial is not None:
             self.role.real_images = RecordedStream(name, inputs.config.batch_size)
@@ -23,6 +23,6 @@ class RecordedFakeScoreActor(FakeScoreActor):
 class RecordedGeneratorActor(GeneratorActor):
     """The generator learner's actor, on the draws of the run called `name`."""
 
-    def __init__(self, inputs: RunInputs, name: str) -> None:
-        super().__init__(inputs, threads=1)
+    def __init__(self, inputs: RunInputs, name: str, rank: int = 0) -> None:
+        super().__init__(inputs, threads=1, rank=rank)
         self.role.draws = partial(RecordedDraws, name)

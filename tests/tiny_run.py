@@ -156,7 +156,7 @@ def learner_states(checkpoint: Path | UPath) -> Weights:
     """Every tensor and number of a checkpoint's two files, by dotted name."""
     found: Weights = {}
     for name in ("fake_score", "generator"):
-        found |= _leaves(name, read_state(checkpoint, name))
+        found |= leaves(name, read_state(checkpoint, name))
     return found
 
 
@@ -166,7 +166,7 @@ def end_of(run: Path) -> Weights:
     assert newest is not None, f"no whole checkpoint in {run}"
     found = learner_states(Path(str(newest.path))) | {"step": newest.step}
     for folder in ("generator", "generator-best"):
-        found |= _leaves(folder, safetensors.torch.load_file(run / folder / "model.safetensors"))
+        found |= leaves(folder, safetensors.torch.load_file(run / folder / "model.safetensors"))
     return found
 
 
@@ -221,11 +221,12 @@ Weights = dict[str, Any]
 Figures = dict[str, float]
 
 
-def _leaves(prefix: str, tree: Any) -> Weights:
+def leaves(prefix: str, tree: Any) -> Weights:
+    """Every tensor and number of a tree, by dotted name."""
     if isinstance(tree, Mapping):
-        return {k: v for name, part in tree.items() for k, v in _leaves(f"{prefix}.{name}", part).items()}
+        return {k: v for name, part in tree.items() for k, v in leaves(f"{prefix}.{name}", part).items()}
     if isinstance(tree, list | tuple):
-        return _leaves(prefix, dict(enumerate(tree)))
+        return leaves(prefix, dict(enumerate(tree)))
     return {prefix: tree}
 
 

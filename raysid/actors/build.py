@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raysid.actors.fake_score import FakeScoreLearner
 from raysid.actors.generator import GeneratorLearner
+from raysid.actors.ranks import Ranks
 from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
 from raysid.config import Config, LearnerSettings
@@ -42,12 +43,13 @@ def build_teacher(teacher: str, device: str, graphs_kept: int, runs_kept: int = 
 
 
 def build_fake_score(
-    inputs: RunInputs, read_blocks: Callable[[], Iterable[Block]] | None
+    inputs: RunInputs, read_blocks: Callable[[], Iterable[Block]] | None, ranks: Ranks | None = None
 ) -> FakeScoreLearner:
     """The fake-score learner, from the teacher or from a checkpoint.
 
     Args:
         read_blocks: starts a pass over the real images; None when the method needs none.
+        ranks: the learner's other ranks, where it has any.
     """
     config = inputs.config
     stream = None
@@ -63,17 +65,21 @@ def build_fake_score(
             prefetch=inputs.num_real > window,
         )
     network = learner_network(inputs.teacher, config.fake_score).to(config.resources.fake_score.device)
-    learner = FakeScoreLearner(config, network, stream, inputs.pixel_max)
+    learner = FakeScoreLearner(config, network, stream, inputs.pixel_max, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
     return learner
 
 
-def build_generator(inputs: RunInputs) -> GeneratorLearner:
-    """The generator learner, from the teacher or from a checkpoint."""
+def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorLearner:
+    """The generator learner, from the teacher or from a checkpoint.
+
+    Args:
+        ranks: the learner's other ranks, where it has any.
+    """
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator).to(config.resources.generator.device)
-    learner = GeneratorLearner(config, network, inputs.label_frequencies)
+    learner = GeneratorLearner(config, network, inputs.label_frequencies, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "generator"))
     return learner

@@ -20,6 +20,7 @@ from raysid.actors.messages import (
     Token,
     check_tokens,
 )
+from raysid.actors.ranks import Ranks
 from raysid.augment import augment, draw_transforms
 from raysid.config import Config
 from raysid.data import ImageStream, to_unit
@@ -42,6 +43,8 @@ class FakeScoreLearner:
         network: psi's denoiser, a copy of the teacher's at the start of a run.
         real_images: the stream of real images, which the adversarial term needs.
         pixel_max: the stored pixel value that stands for +1 in `real_images`.
+        ranks: the learner's other ranks; None where this is all of it. Each rank holds all weights, and has
+            some of the step's microbatches.
     """
 
     def __init__(
@@ -51,11 +54,12 @@ class FakeScoreLearner:
         real_images: ImageStream | None = None,
         pixel_max: int = 255,
         draws: DrawsAt | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.network = network
         self.noise: NoiseProcess = network.noise
-        self.optimizer = Optimizer(network, config.fake_score, config)
+        self.optimizer = Optimizer(network, config.fake_score, config, ranks)
         self.real_images = real_images
         self.pixel_max = pixel_max
         self.draws = draws or partial(Draws, config.seed)
@@ -63,7 +67,7 @@ class FakeScoreLearner:
         self.busy_seconds = 0.0
 
     @busy
-    def score(self, noised: Noised) -> Prediction:
+    def score(self, at: Slice, noised: Noised) -> Prediction:
         """Predict the clean image of x_t and, with the adversarial term, the encoder's logits."""
         noised = noised.to(self.device)
         self.network.eval().requires_grad_(False)
@@ -76,14 +80,14 @@ class FakeScoreLearner:
             self.config.method.guidance.eval_fake,
             with_logits=self.config.method.adversarial is not None,
         )
-        self.graphs[noised.at] = (x_t, x_hat, logits)
+        self.graphs[at] = (x_t, x_hat, logits)
         return Prediction(x_hat.detach(), None if logits is None else logits.detach())
 
     @busy
-    def pullback(self, noised: Noised, seed: Seed) -> Pull:
+    def pullback(self, at: Slice, noised: Noised, seed: Seed) -> Pull:
         """J^T seed at x_t, through the prediction and, where the seed has them, through the logits."""
         seed = seed.to(self.device)
-        x_t, x_hat, logits = self.graphs.pop(noised.at)
+        x_t, x_hat, logits = self.graphs.pop(at)
         outputs, seeds = [x_hat], [seed.x_hat]
         if seed.logits is not None:
             assert logits is not None
@@ -91,7 +95,7 @@ class FakeScoreLearner:
         return Pull(torch.autograd.grad(outputs, x_t, seeds)[0])
 
     @busy
-    def accumulate(self, images: Images) -> Token:
+    def accumulate(self, at: Slice, images: Images) -> Token:
         """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
 
         Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (method.md, "Fake-score loss",
@@ -99,7 +103,7 @@ class FakeScoreLearner:
         have transforms of their own. Images with a NaN leave the loss.
         """
         images = images.to(self.device)
-        at, guidance = images.at, self.config.method.guidance
+        guidance = self.config.method.guidance
         draws = self.draws(at.step, at.start, at.count)
         good = finite_samples(images.x_g)
         x_g, cond = where_good(good, images.x_g), images.cond
@@ -144,7 +148,10 @@ class FakeScoreLearner:
 
     @busy
     def step(self, step: int, *tokens: Token) -> dict[str, float]:
-        """psi's update, from a token of every microbatch of the step. Returns losses per image and rates."""
+        """psi's update, from a token of every microbatch of the step, whichever rank has it.
+
+        Returns losses per image and rates. Raises PeerLost.
+        """
         size = self.config.batch_size
         sums = check_tokens(step, size, tokens)
         adversarial = self.config.method.adversarial

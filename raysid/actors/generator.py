@@ -14,6 +14,7 @@ from torch import Tensor
 from raysid.actors.busy import busy
 from raysid.actors.learner import DrawsAt, Optimizer, one_hot, where_good
 from raysid.actors.messages import Images, Noised, Prediction, Pull, Seed, Slice, Token, check_tokens
+from raysid.actors.ranks import Ranks
 from raysid.config import Config
 from raysid.draws import Draws
 from raysid.guidance import drop_conditions
@@ -45,6 +46,8 @@ class GeneratorLearner:
         config: the run's settings.
         network: theta's denoiser, a copy of the teacher's at the start of a run.
         label_frequencies: how often each class is drawn; proportional, need not sum to 1.
+        ranks: the learner's other ranks; None where this is all of it. Each rank holds all weights and the
+            average, and has some of the step's microbatches.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class GeneratorLearner:
         network: Network,
         label_frequencies: Sequence[float] = (1.0,),
         draws: DrawsAt | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.network = network.train().requires_grad_(True)
@@ -60,7 +64,7 @@ class GeneratorLearner:
         self.noise: NoiseProcess = network.noise
         self.level = NetworkCard.of_generator(network.settings, config.method.sigma_init, {}).level
         self.tmax = config.method.tmax or self.noise.default_tmax
-        self.optimizer = Optimizer(network, config.generator, config)
+        self.optimizer = Optimizer(network, config.generator, config, ranks)
         self.label_frequencies = label_frequencies
         self.draws = draws or partial(Draws, config.seed)
         self.pending: dict[Slice, _Pending] = {}
@@ -71,7 +75,7 @@ class GeneratorLearner:
         """Fresh images for psi's update (the alternating order): eval mode, no graph."""
         self.network.eval()
         with torch.no_grad():
-            return Images(at, *self._make(at, "fake"))
+            return Images(*self._make(at, "fake"))
 
     @busy
     def generate(self, at: Slice) -> tuple[Noised, Images]:
@@ -85,7 +89,7 @@ class GeneratorLearner:
         eps = draws.normal("generator/noise", x_g.shape[1:]).to(self.device)
         x_t = self.noise.add_noise(x_g.detach(), t, eps)
         self.pending[at] = _Pending(x_g, self.noise.scales(t)[0], good)
-        return Noised(at, x_t, t, cond), Images(at, x_g.detach(), cond)
+        return Noised(at, x_t, t, cond), Images(x_g.detach(), cond)
 
     @busy
     def seeds(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Seed, Seed]:
@@ -141,7 +145,10 @@ class GeneratorLearner:
 
     @busy
     def step(self, step: int, *tokens: Token) -> dict[str, float]:
-        """theta's update and the average's, from a token of every microbatch. Returns losses per image."""
+        """theta's update and the average's, from a token of every microbatch, whichever rank has it.
+
+        Returns losses per image. Raises PeerLost.
+        """
         size = self.config.batch_size
         sums = check_tokens(step, size, tokens)
         recomputed = sums.pop(RECOMPUTED)

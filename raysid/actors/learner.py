@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raysid.actors.ranks import Ranks
 from raysid.config import Config, LearnerSettings
 from raysid.draws import Draws
 from raysid.schedules import learning_rate
@@ -20,18 +21,28 @@ class Optimizer:
     """Adam over a network's parameters, fed by gradients that are cleaned first.
 
     Gradients: NaN becomes 0 and infinities +-1e5, as in the authors' runs; then an optional clip by value.
+    With several ranks their gradients are summed before, so that all of them make the same update.
     """
 
-    def __init__(self, network: nn.Module, settings: LearnerSettings, config: Config) -> None:
+    def __init__(
+        self, network: nn.Module, settings: LearnerSettings, config: Config, ranks: Ranks | None = None
+    ) -> None:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(
             self.parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
         )
         self.settings = settings
         self.config = config
+        self.ranks = ranks
 
     def step(self, images: int, clip: float | None = None) -> dict[str, float]:
-        """Apply the accumulated gradients of the step that began after `images`; clear them."""
+        """Apply the accumulated gradients of the step that began after `images`; clear them.
+
+        Raises:
+            PeerLost: another rank is gone; nothing was applied.
+        """
+        if self.ranks is not None:
+            self._sum_over(self.ranks)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         for gradient in gradients:
             torch.nan_to_num_(gradient, nan=0.0, posinf=1e5, neginf=-1e5)
@@ -44,6 +55,21 @@ class Optimizer:
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return {"lr": rate, "gradient_norm": float(norm)}
+
+    def _sum_over(self, ranks: Ranks) -> None:
+        """Sum the ranks' gradients; a parameter without one counts as zero, and without any keeps none."""
+        alive = torch.tensor([float(p.grad is not None) for p in self.parameters], device=self.device)
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        ranks.all_reduce([alive, *(p.grad for p in self.parameters if p.grad is not None)])
+        for parameter, count in zip(self.parameters, alive.tolist(), strict=True):
+            if count == 0:
+                parameter.grad = None  # Adam keeps no state of it, as in one process
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
 
     def state_dict(self) -> dict[str, Any]:
         return self.adam.state_dict()

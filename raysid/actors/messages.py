@@ -50,6 +50,11 @@ class Slice:
     start: int
     count: int
 
+    @property
+    def index(self) -> int:
+        """Its number among the microbatches of its step, all of which are of one size."""
+        return self.start // self.count
+
     def __str__(self) -> str:
         return f"step {self.step}, samples {self.start} to {self.start + self.count}"
 
@@ -68,7 +73,6 @@ class Noised(Message):
 class Images(Message):
     """Generated images, for the fake score to learn from: x_g (B, C, H, W), cond (B, label_dim) or None."""
 
-    at: Slice
     x_g: Tensor
     cond: Tensor | None
 

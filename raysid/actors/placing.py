@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from raysid.config import RoleResources
+from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 
 NOTICE_SECONDS = 30.0
@@ -22,8 +22,15 @@ def demand(resources: RoleResources) -> dict[str, float]:
     return {name: amount for name, amount in amounts.items() if amount > 0}
 
 
+def learner_places(config: Config) -> list[RoleResources]:
+    """What the learners ask for: a place for each rank of the fake-score learner, then of the generator learner."""
+    resources, workers = config.resources, config.learner_workers
+    fake_score = [resources.fake_score] * workers["fake_score"]
+    return fake_score + [resources.generator] * workers["generator"]
+
+
 def reserve(learners: list[RoleResources], seconds: float, say: Say) -> PlacementGroup:
-    """A placement group with a bundle for each learner.
+    """A placement group with a bundle for each rank of the learners.
 
     Raises:
         RunFailed: the cluster had no room for it in time.

@@ -2,7 +2,7 @@
 
 Each role lives in actors of its own. A handle turns a role's calls into actor calls whose arguments and
 results are object references, so that the controller never holds an image. Scorers are replaceable
-(`raysid.actors.pool`). Learners are not: when one is lost, the run restores both from a checkpoint.
+(`raysid.actors.pool`). Learners are not: when a rank of one is lost, the run restores all from a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from raysid.actors.build import RunInputs, build_fake_score, build_generator
 from raysid.actors.fleet import Asked, Members, ScorerFleet
 from raysid.actors.messages import Slice
 from raysid.actors.placement import Roles
-from raysid.actors.placing import Say, reserve, wait_for_room
+from raysid.actors.placing import Say, learner_places, reserve, wait_for_room
 from raysid.actors.pool import PoolCall, TeacherActor, TeacherPool
-from raysid.actors.results import get, is_ready
+from raysid.actors.ranks import Ranks
+from raysid.actors.results import get, get_ranks, is_ready
 from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, UserError
 from raysid.storage import holds, remove_file, write_whole
-
-COLLECT_SECONDS = 2.0
 
 
 class LearnerActor:
@@ -41,13 +40,28 @@ class LearnerActor:
     name: str
     role: Any
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, config: Config, threads: int, rank: int) -> None:
         torch.set_num_threads(threads)
         self.saver = Saver()
+        size = config.learner_workers[self.name]
+        own_gpus = getattr(config.resources, self.name).num_gpus >= 1  # a part of one is shared
+        self.ranks = Ranks(rank, size, nccl=own_gpus) if size > 1 else None
+
+    def open(self) -> tuple[str, int]:
+        """Where the learner's ranks meet, asked of rank 0."""
+        assert self.ranks is not None
+        return self.ranks.open(ray.util.get_node_ip_address())
+
+    def join(self, place: tuple[str, int]) -> None:
+        """Meet the learner's other ranks, all of which do the same. Raises PeerLost."""
+        assert self.ranks is not None
+        self.ranks.join(place, ray.util.get_node_ip_address())
 
     def call(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.role, method)(*arguments)
+        except LearnerLost:
+            raise
         except Exception as error:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error
@@ -71,9 +85,10 @@ class FakeScoreActor(LearnerActor):
 
     name = "fake_score"
 
-    def __init__(self, inputs: RunInputs, threads: int, dataset: Any) -> None:
-        super().__init__(threads)
-        self.role = build_fake_score(inputs, ray_blocks(dataset) if dataset is not None else None)
+    def __init__(self, inputs: RunInputs, threads: int, dataset: Any, rank: int = 0) -> None:
+        super().__init__(inputs.config, threads, rank)
+        read_blocks = ray_blocks(dataset) if dataset is not None else None
+        self.role = build_fake_score(inputs, read_blocks, self.ranks)
 
 
 class GeneratorActor(LearnerActor):
@@ -81,42 +96,59 @@ class GeneratorActor(LearnerActor):
 
     name = "generator"
 
-    def __init__(self, inputs: RunInputs, threads: int) -> None:
-        super().__init__(threads)
-        self.role = build_generator(inputs)
+    def __init__(self, inputs: RunInputs, threads: int, rank: int = 0) -> None:
+        super().__init__(inputs.config, threads, rank)
+        self.role = build_generator(inputs, self.ranks)
 
 
 class RemoteLearner:
-    """A learner's actor: calls return references."""
+    """A learner's actors, one for each rank: calls return references.
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
+    Microbatch i of a step belongs to rank i mod n: all calls for it go there.
+    """
 
-    def call(self, method: str, *arguments: Any, num_returns: int = 1) -> Any:
-        return self.actor.call.options(num_returns=num_returns).remote(method, *arguments)
+    def __init__(self, *ranks: Any) -> None:
+        self.ranks = ranks
 
-    def report(self) -> Any:
-        return self.call("report")
+    @property
+    def first(self) -> Any:
+        """Rank 0's actor, which writes for all: they hold the same weights."""
+        return self.ranks[0]
+
+    def call(self, method: str, at: Slice, *arguments: Any, num_returns: int = 1) -> Any:
+        rank = self.ranks[at.index % len(self.ranks)]
+        return rank.call.options(num_returns=num_returns).remote(method, at, *arguments)
+
+    def step(self, step: int, *tokens: Any) -> list[Any]:
+        """The update, on every rank; each takes all tokens, so that none steps where another one's is lost."""
+        return [rank.call.remote("step", step, *tokens) for rank in self.ranks]
+
+    def join(self) -> list[Any]:
+        """Have the ranks meet, if there are several: what is ready once they have."""
+        if len(self.ranks) == 1:
+            return []
+        place = self.first.open.remote()
+        return [rank.join.remote(place) for rank in self.ranks]
+
+    def report(self) -> list[Any]:
+        return [rank.call.remote("report") for rank in self.ranks]
 
 
 class RemoteFakeScore(RemoteLearner):
-    """The fake-score learner's actor."""
+    """The fake-score learner's actors."""
 
-    def score(self, noised: Any) -> Any:
-        return self.call("score", noised)
+    def score(self, at: Slice, noised: Any) -> Any:
+        return self.call("score", at, noised)
 
-    def pullback(self, noised: Any, seed: Any) -> Any:
-        return self.call("pullback", noised, seed)
+    def pullback(self, at: Slice, noised: Any, seed: Any) -> Any:
+        return self.call("pullback", at, noised, seed)
 
-    def accumulate(self, images: Any) -> Any:
-        return self.call("accumulate", images)
-
-    def step(self, step: int, *tokens: Any) -> Any:
-        return self.call("step", step, *tokens)
+    def accumulate(self, at: Slice, images: Any) -> Any:
+        return self.call("accumulate", at, images)
 
 
 class RemoteGenerator(RemoteLearner):
-    """The generator learner's actor."""
+    """The generator learner's actors."""
 
     def images(self, at: Slice) -> Any:
         return self.call("images", at)
@@ -133,9 +165,6 @@ class RemoteGenerator(RemoteLearner):
     def discard(self, at: Slice) -> Any:
         return self.call("discard", at)
 
-    def step(self, step: int, *tokens: Any) -> Any:
-        return self.call("step", step, *tokens)
-
 
 def _answered(answer: Any, beside: Any) -> Any:
     """The reference of a scorer's answer; where another scorer could still be asked, once it is there."""
@@ -147,7 +176,7 @@ class Within:
     """What a run finds where it is one of many: places for its learners, a teacher service that all share.
 
     Attributes:
-        group: a placement group whose bundles 1 and 2 are for the fake-score and the generator learner.
+        group: a placement group whose bundles from 1 on are for the learners, as `learner_places` has them.
         service: a `FleetActor`.
     """
 
@@ -169,7 +198,7 @@ class FleetActor:
 
 
 class SplitPlacement:
-    """`placement: split`: a teacher service and two learners as Ray actors.
+    """`placement: split`: a teacher service and two learners of one rank or several, as Ray actors.
 
     The learners sit in a placement group; the scorers outside it, since a group cannot grow.
 
@@ -182,6 +211,7 @@ class SplitPlacement:
 
     Raises:
         RunFailed: the cluster has no room for the roles within `failure.placement_timeout_s`.
+        LearnerLost: one of several ranks died before they had met.
     """
 
     def __init__(
@@ -198,7 +228,7 @@ class SplitPlacement:
         self.run = config.run.name or ""
         self.within = within
         self.fleet: ScorerFleet | None = None
-        learners = [resources.fake_score, resources.generator]
+        learners, workers = learner_places(config), config.learner_workers
         if within is None:
             first, self.group = 0, reserve(learners, timeout, say)
         else:
@@ -206,13 +236,25 @@ class SplitPlacement:
             # Ray looks for another place for a group that has lost its node.
             wait_for_room(self.group.wait, "the learners", learners, timeout, say)
         dataset = source.dataset() if source else None
-        fake_score = self._learner(FakeScoreActor, first, resources.fake_score)
-        generator = self._learner(GeneratorActor, first + 1, resources.generator)
-        self.fake_score = RemoteFakeScore(fake_score.remote(inputs, threads, dataset))
-        self.generator = RemoteGenerator(generator.remote(inputs, threads))
+        self.fake_score = RemoteFakeScore(
+            *(
+                self._learner(FakeScoreActor, first + rank, resources.fake_score).remote(
+                    inputs, threads, dataset, rank
+                )
+                for rank in range(workers["fake_score"])
+            )
+        )
+        first += workers["fake_score"]
+        self.generator = RemoteGenerator(
+            *(
+                self._learner(GeneratorActor, first + rank, resources.generator).remote(inputs, threads, rank)
+                for rank in range(workers["generator"])
+            )
+        )
         self.learners: list[RemoteLearner] = [self.fake_score, self.generator]
         self._begun: dict[tuple[str, RemoteLearner], Any] = {}
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
+        joined = [*self.fake_score.join(), *self.generator.join()]
         try:
             if within is None:
                 self.fleet = start_fleet(inputs.teacher, config, threads, say)
@@ -225,6 +267,7 @@ class SplitPlacement:
                 say=say,
                 stopping=stopping,
             )
+            get_ranks(joined, self.pool.check_alone)
         except BaseException:
             self.close()
             raise
@@ -240,8 +283,8 @@ class SplitPlacement:
         probe = UPath(folder) / f".shared-{content}"
         write_whole(probe, content.encode())
         try:
-            for learner in self.learners:
-                node = get(learner.actor.sees.remote(str(probe), content))
+            ranks = [rank for learner in self.learners for rank in learner.ranks]
+            for node in get([rank.sees.remote(str(probe), content) for rank in ranks]):
                 if node is not None:
                     raise UserError(
                         f"{folder} is not shared: the learner on node {node} does not see what the driver writes "
@@ -251,19 +294,18 @@ class SplitPlacement:
             remove_file(probe)
 
     def collect(self, figures: Any) -> dict[str, float]:
-        while not ray.wait([figures], timeout=COLLECT_SECONDS, fetch_local=False)[0]:
-            self.pool.check_alone()
-        return get(figures)
+        """What a learner's ranks returned: it is the same, each having all tokens."""
+        return get_ranks(figures, self.pool.check_alone)[0]
 
     def save(self, folder: str) -> None:
         for learner in self.learners:
-            self._begun[folder, learner] = learner.actor.save.remote(folder)
+            self._begun[folder, learner] = learner.first.save.remote(folder)
 
     def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
         return self._written(folder, self.learners, wait)
 
     def export(self, folder: str, trained: dict[str, Any]) -> None:
-        self._begun[folder, self.generator] = self.generator.actor.export.remote(folder, trained)
+        self._begun[folder, self.generator] = self.generator.first.export.remote(folder, trained)
 
     def exported(self, folder: str, wait: bool) -> bool:
         return self._written(folder, [self.generator], wait) is not None
@@ -271,15 +313,16 @@ class SplitPlacement:
     def report(self) -> dict[str, dict[str, float]]:
         return {
             "teacher": self.pool.report(),
-            "fake_score": get(self.fake_score.report()),
-            "generator": get(self.generator.report()),
+            "fake_score": _of_the_busiest(get(self.fake_score.report())),
+            "generator": _of_the_busiest(get(self.generator.report())),
         }
 
     def close(self) -> None:
         if self.fleet is not None:
             self.fleet.close()
         for learner in self.learners:
-            ray.kill(learner.actor)
+            for rank in learner.ranks:
+                ray.kill(rank)
         if self.within is None:
             remove_placement_group(self.group)
         else:
@@ -293,7 +336,7 @@ class SplitPlacement:
                 if learner not in asked:
                     # The beginning goes along: where that has failed, this fails for the same reason.
                     begun = self._begun[folder, learner]
-                    asked[learner] = learner.actor.saved.remote(folder, wait, begun)
+                    asked[learner] = learner.first.saved.remote(folder, wait, begun)
             if not (wait or all(map(is_ready, asked.values()))):
                 return None
             answers = {learner: get(answer) for learner, answer in asked.items()}
@@ -353,6 +396,11 @@ def start_fleet(teacher: str, config: Config, threads: int, say: Say = print, ru
         timeout=config.failure.placement_timeout_s,
         say=say,
     )
+
+
+def _of_the_busiest(reports: list[dict[str, float]]) -> dict[str, float]:
+    """A learner's figures from those of its ranks: the largest of each, since a step waits for all of them."""
+    return {name: max(report[name] for report in reports) for name in reports[0]}
 
 
 def _amounts(resources: RoleResources) -> dict[str, float]:

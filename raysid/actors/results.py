@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from raysid.errors import LearnerLost, RunFailed
+from raysid.errors import LearnerLost, PeerLost, RunFailed
+
+LOOK_SECONDS = 2.0
+NAMING_SECONDS = 5.0
 
 
 def get(references: Any) -> Any:
     """Wait for values from the roles.
 
     Raises:
-        LearnerLost: a process that a value depended on died.
+        LearnerLost: a process that a value depended on died, or a rank has lost another.
         RunFailed: a role's own code failed, or it could not start; one line says which and where.
     """
     try:
@@ -25,9 +30,44 @@ def get(references: Any) -> Any:
             raise RunFailed(why_not_started(error)) from error
         raise LearnerLost(_what_died(error)) from error
     except RayTaskError as error:
-        if isinstance(error.cause, RunFailed):
-            raise RunFailed(str(error.cause)) from error
+        if isinstance(error.cause, RunFailed | LearnerLost):
+            raise type(error.cause)(str(error.cause)) from error
         raise RunFailed(f"a role failed: {_first_line(error.cause)}") from error
+
+
+def get_ranks(references: list[Any], meanwhile: Callable[[], None]) -> list[Any]:
+    """Wait for a value from every rank of a learner.
+
+    A failure is raised as soon as it is there: the other ranks may be waiting for the one that failed.
+
+    Args:
+        meanwhile: called now and then while nothing comes.
+
+    Raises:
+        LearnerLost, RunFailed: as `get`. Of a process that died the line says which, where Ray knows it within
+            seconds of another rank having lost it.
+    """
+    pending = list(references)
+    while pending:
+        done, pending = ray.wait(pending, timeout=LOOK_SECONDS, fetch_local=False)
+        if not done:
+            meanwhile()
+        try:
+            get(done)
+        except PeerLost:
+            _raise_who_died(pending)
+            raise
+    return get(references)
+
+
+def _raise_who_died(references: list[Any]) -> None:
+    """Raise LearnerLost with the process that died, if it owed one of these values."""
+    if not references:
+        return
+    ray.wait(references, num_returns=len(references), timeout=NAMING_SECONDS, fetch_local=False)
+    for reference in filter(is_ready, references):
+        with suppress(PeerLost):
+            get(reference)
 
 
 def is_ready(reference: Any) -> bool:

@@ -155,11 +155,15 @@ def headline(config: Config, teacher: Teacher, source: ImageSource) -> str:
     scorers = f"{scaling.min_replicas}"
     if scaling.max_replicas > scaling.min_replicas:
         scorers += f" to {scaling.max_replicas}"
+    workers = config.learner_workers
+    learners = ", ".join(
+        f"a {name} learner" + f" of {workers[role]} ranks" * (workers[role] > 1)
+        for role, name in (("fake_score", "fake-score"), ("generator", "generator"))
+    )
     where = (
         "one process"
         if config.placement == "local"
-        else f"{scorers} teacher scorer{'s' * (scaling.max_replicas > 1)}, a fake-score learner, "
-        "a generator learner as Ray actors"
+        else f"{scorers} teacher scorer{'s' * (scaling.max_replicas > 1)}, {learners} as Ray actors"
     )
     return (
         f"{method}, {config.schedule}: {config.total_images:,} generated images and {data}; {where}; "
@@ -240,7 +244,7 @@ class _Distillation:
                     start = self.folder.checkpoints.newest() or self.branch
                     step = start.step if start else 0
                     self.progress.message(
-                        f"lost a learner ({lost}); restoring both from step {step:,}, failure {failures} of {limit}"
+                        f"lost a learner ({lost}); restoring all from step {step:,}, failure {failures} of {limit}"
                     )
                     self.tracker.cut_back(step)
 

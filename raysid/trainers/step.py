@@ -43,7 +43,7 @@ def overlapped_step(roles: Roles, config: Config, step: int) -> StepResult:
         made = [generator.generate(at) for at in group]
         if learns:
             pulls = scores_and_pulls(roles, config, group, [noised for noised, _ in made])
-        learnt += [fake.accumulate(images) for _, images in made]
+        learnt += [fake.accumulate(at, images) for at, (_, images) in zip(group, made, strict=True)]
         if learns:
             done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
         else:
@@ -58,7 +58,7 @@ def overlapped_step(roles: Roles, config: Config, step: int) -> StepResult:
 def alternating_step(roles: Roles, config: Config, step: int) -> StepResult:
     """The authors' order: psi's whole update on fresh images, then theta's on fresh images again: 11 F."""
     generator, fake = roles.generator, roles.fake_score
-    learnt = [fake.accumulate(generator.images(at)) for at in microbatches(config, step)]
+    learnt = [fake.accumulate(at, generator.images(at)) for at in microbatches(config, step)]
     fake_figures = fake.step(step, *learnt)
     if not theta_learns(config, step):
         return StepResult(generator=None, fake_score=fake_figures)
@@ -78,17 +78,18 @@ def scores_and_pulls(
     All microbatches of the group are with the scorers at the same time.
     """
     teacher, fake, scale = roles.teacher, roles.fake_score, config.method.guidance.eval_teacher
-    predictions = [(teacher.score(batch, scale), fake.score(batch)) for batch in noised]
+    batches = list(zip(group, noised, strict=True))
+    predictions = [(teacher.score(batch, scale), fake.score(at, batch)) for at, batch in batches]
     seeds = [roles.generator.seeds(at, *predicted) for at, predicted in zip(group, predictions, strict=True)]
     return [
-        (teacher.pullback(batch, teacher_seed, scale), fake.pullback(batch, fake_seed))
-        for batch, (teacher_seed, fake_seed) in zip(noised, seeds, strict=True)
+        (teacher.pullback(batch, teacher_seed, scale), fake.pullback(at, batch, fake_seed))
+        for (at, batch), (teacher_seed, fake_seed) in zip(batches, seeds, strict=True)
     ]
 
 
 def microbatches(config: Config, step: int) -> list[Slice]:
     """The step's batch, cut into microbatches."""
-    size = config.microbatch_size or config.batch_size
+    size = config.microbatch
     return [Slice(step, start, size) for start in range(0, config.batch_size, size)]
 
 

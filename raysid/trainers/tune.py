@@ -23,7 +23,7 @@ from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
-from raysid.actors.placing import demand, reserve, wait_for_room
+from raysid.actors.placing import demand, learner_places, reserve, wait_for_room
 from raysid.actors.remote import FleetActor
 from raysid.actors.results import get
 from raysid.cluster import connect
@@ -96,6 +96,11 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         found = find_teacher(base, source)
         for trial in tried:
             check_method(trial, found)
+            if learner_places(trial) != learner_places(base):
+                raise UserError(
+                    "num_workers and resources cannot be searched: the places of all trials are the recipe's. Give "
+                    "them in `settings`"
+                )
         teacher = trained_teacher(base, found, source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))
@@ -124,7 +129,7 @@ def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
 def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -> list[Trial]:
     """Let Ray Tune run what is still to run of the search."""
     timeout = base.failure.placement_timeout_s
-    learners = [base.resources.fake_score, base.resources.generator]
+    learners = learner_places(base)
     remove_placement_group(reserve(learners, timeout, say))  # one trial at least finds its places
     # On this node: the service holds no resources, so an autoscaler may take another node from under it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

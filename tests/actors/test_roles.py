@@ -204,7 +204,7 @@ def test_phi_and_psi_get_no_gradient_from_thetas_loss(config: Config) -> None:
 def test_psis_gradient_does_not_reach_theta_or_phi(config: Config) -> None:
     tiny = tiny_roles(config)
     for at in microbatches(config, STEP):
-        tiny.fake_score.accumulate(tiny.generator.generate(at)[1])
+        tiny.fake_score.accumulate(at, tiny.generator.generate(at)[1])
     assert gradient(tiny.fake_score.network).norm() > 0
     for network in (tiny.generator.network, tiny.teacher.network):
         assert all(p.grad is None for p in network.parameters())
@@ -215,13 +215,13 @@ def test_scoring_between_psis_microbatches_leaves_its_gradient_alone() -> None:
     config = tiny_config({}, batch_size=8, microbatch_size=4)
     apart, between = tiny_roles(config), tiny_roles(config)
     images = [(at, *apart.generator.generate(at)) for at in microbatches(config, STEP)]
-    for _, _, made in images:
-        apart.fake_score.accumulate(made)
+    for at, _, made in images:
+        apart.fake_score.accumulate(at, made)
     for at, noised, made in images:
-        prediction = between.fake_score.score(noised)
+        prediction = between.fake_score.score(at, noised)
         assert prediction.logits is not None
-        between.fake_score.accumulate(made)
-        between.fake_score.pullback(noised, Seed(prediction.x_hat, prediction.logits))
+        between.fake_score.accumulate(at, made)
+        between.fake_score.pullback(at, noised, Seed(prediction.x_hat, prediction.logits))
         assert at not in between.fake_score.graphs
     assert torch.equal(gradient(apart.fake_score.network), gradient(between.fake_score.network))
 
@@ -330,7 +330,7 @@ def test_bad_logits_leave_their_groups_average_and_their_sample_keeps_its_other_
 def test_a_bad_image_leaves_psis_loss_and_the_others_as_they_are(config: Config, bad: float) -> None:
     tiny = tiny_roles(config)
     images = tiny.generator.generate(AT)[1]
-    token = tiny.fake_score.accumulate(spoilt_images(images, bad))
+    token = tiny.fake_score.accumulate(AT, spoilt_images(images, bad))
     assert all(np.isfinite(value) for value in token.sums.values())
     assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, GOOD))
 
@@ -374,7 +374,7 @@ def test_a_batch_of_nothing_but_bad_samples_moves_nothing() -> None:
     before = [p.clone() for p in tiny.generator.network.parameters()]
     at = Slice(STEP, 0, 4)
     noised, _ = tiny.generator.generate(at)
-    nothing = Prediction(torch.full((4, *SHAPE), torch.nan), tiny.fake_score.score(noised).logits)
+    nothing = Prediction(torch.full((4, *SHAPE), torch.nan), tiny.fake_score.score(at, noised).logits)
     seeds = tiny.generator.seeds(at, nothing, nothing)
     assert all(seed.x_hat.abs().sum() == 0 for seed in seeds)
     pulls = [Pull(torch.full((4, *SHAPE), torch.nan)) for _ in range(2)]
@@ -459,7 +459,7 @@ AT = Slice(STEP, 0, 4)
 def dropping_roles() -> TinyRoles:
     """SiDA's roles with dropout 0.5 in all three networks, after a step's worth of mode changes."""
     tiny = tiny_roles(METHODS["sida"], dropout=0.5)
-    tiny.fake_score.accumulate(tiny.generator.generate(AT)[1])
+    tiny.fake_score.accumulate(AT, tiny.generator.generate(AT)[1])
     return tiny
 
 
@@ -473,11 +473,12 @@ def noised_at(at: Slice) -> Noised:
 @pytest.mark.parametrize("role", ["teacher", "fake_score"])
 def test_scorers_drop_nothing(role: str) -> None:
     scorer, noised = getattr(dropping_roles(), role), noised_at(AT)
-    prediction = scorer.score(noised)
+    address = () if role == "teacher" else (AT,)
+    prediction = scorer.score(*address, noised)
     torch.testing.assert_close(
         prediction.x_hat, tiny_network(1 if role == "teacher" else 2)(noised.x_t, noised.t, noised.cond)
     )
-    pull = scorer.pullback(noised, Seed(torch.ones(4, *SHAPE)))
+    pull = scorer.pullback(*address, noised, Seed(torch.ones(4, *SHAPE)))
     x_t = noised.x_t.clone().requires_grad_()
     tiny_network(1 if role == "teacher" else 2)(x_t, noised.t, noised.cond).sum().backward()
     torch.testing.assert_close(pull.x_t, x_t.grad)
@@ -487,7 +488,7 @@ def test_scorers_drop_nothing(role: str) -> None:
 def test_scorers_are_frozen_while_they_score(role: str) -> None:
     """A graph to the weights would cost memory, and every scored microbatch may keep one."""
     scorer = getattr(dropping_roles(), role)
-    scorer.score(noised_at(AT))
+    scorer.score(*(() if role == "teacher" else (AT,)), noised_at(AT))
     assert not scorer.network.training
     assert not any(p.requires_grad for p in scorer.network.parameters())
 
@@ -497,7 +498,7 @@ def test_psi_drops_in_its_own_update() -> None:
     images = plain.generator.generate(AT)[1]
     dropping.fake_score.optimizer.adam.zero_grad()
     for tiny in (dropping, plain):
-        tiny.fake_score.accumulate(images)
+        tiny.fake_score.accumulate(AT, images)
     with_dropout, without = gradient(dropping.fake_score.network), gradient(plain.fake_score.network)
     assert (with_dropout - without).norm() > 0.01 * without.norm()
 
@@ -521,7 +522,7 @@ def test_dropout_masks_are_a_function_of_the_address() -> None:
         noised, images = tiny.generator.generate(at)
         if scramble:
             torch.rand(7)
-        tiny.fake_score.accumulate(images)
+        tiny.fake_score.accumulate(at, images)
         generator_pass(tiny.roles, tiny.generator.config, at, noised)
         return images.x_g, gradient(tiny.fake_score.network), gradient(tiny.generator.network)
 
@@ -651,7 +652,7 @@ def test_the_adversarial_term_joins_thetas_loss_strictly_after_its_phase(images:
     tiny = tiny_roles(phased("alternating", 0, 16))
     at = Slice(images // 4, 0, 4)
     noised, _ = tiny.generator.generate(at)
-    teacher, fake = tiny.teacher.score(noised), tiny.fake_score.score(noised)
+    teacher, fake = tiny.teacher.score(noised), tiny.fake_score.score(at, noised)
     _, fake_seed = tiny.generator.seeds(at, teacher, fake)
     sums = tiny.generator.pending[at].sums
     assert sums is not None
@@ -668,7 +669,7 @@ def test_psi_discriminates_and_clips_from_the_first_image() -> None:
         {"generator_start_images": 100, "adversarial_start_images": 200, "clip_gradient": 1e-3}
     )
     tiny = tiny_roles(config)
-    token = tiny.fake_score.accumulate(tiny.generator.generate(Slice(0, 0, 4))[1])
+    token = tiny.fake_score.accumulate(Slice(0, 0, 4), tiny.generator.generate(Slice(0, 0, 4))[1])
     assert token.sums["discriminator"] > 0
     seen = step_gradients(tiny.fake_score.optimizer, lambda: tiny.fake_score.step(0, token))
     assert max(grad.abs().max().item() for grad in seen) == pytest.approx(1e-3)
@@ -684,7 +685,7 @@ def gradients_of_cut(microbatch_size: int, group_size: int) -> tuple[Tensor, Ten
     for at in microbatches(config, STEP):
         noised, images = tiny.generator.generate(at)
         generator_pass(tiny.roles, config, at, noised)
-        tiny.fake_score.accumulate(images)
+        tiny.fake_score.accumulate(at, images)
     return gradient(tiny.generator.network), gradient(tiny.fake_score.network)
 
 
@@ -708,7 +709,7 @@ def test_real_images_take_their_places_in_the_stream_each_under_its_own_label() 
 
     tiny.fake_score.network.encode = remember  # type: ignore[method-assign, assignment]
     for at in microbatches(config, STEP):
-        tiny.fake_score.accumulate(tiny.generator.generate(at)[1])
+        tiny.fake_score.accumulate(at, tiny.generator.generate(at)[1])
     x_t, sigma, cond = (torch.cat(parts) for parts in zip(*seen, strict=True))
 
     draws = Draws(config.seed, STEP, 0, 8)
@@ -746,7 +747,7 @@ def test_psi_learns_without_a_condition_where_guidance_asks_for_it(schedule: str
     tiny.fake_score.network.forward = remember  # type: ignore[method-assign, assignment]
     at = Slice(STEP, 0, 64)
     images = tiny.generator.images(at) if schedule == "alternating" else tiny.generator.generate(at)[1]
-    tiny.fake_score.accumulate(images)
+    tiny.fake_score.accumulate(at, images)
     assert images.cond is not None
     dropped = (Draws(config.seed, STEP, 0, 64).uniform("fake/condition_drop") < 0.5).tolist()
     assert [row.sum().item() == 0 for row in seen[0]] == dropped
@@ -779,7 +780,7 @@ def test_psi_learns_transformed_images_and_is_told_how(adversarial: dict[str, An
     for keep in ([0, 1, 2, 3], GOOD):
         tiny = augmenting_roles(adversarial)
         images = tiny.generator.generate(AT)[1]
-        tiny.fake_score.accumulate(images if len(keep) == 4 else spoilt_images(images, torch.nan))
+        tiny.fake_score.accumulate(AT, images if len(keep) == 4 else spoilt_images(images, torch.nan))
         assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, keep))
 
 
@@ -788,7 +789,7 @@ def test_psis_gradient_follows_the_probability() -> None:
 
     def encoder_gradient(probability: float) -> Tensor:
         tiny = augmenting_roles({}, fake_score={"augment": probability})
-        tiny.fake_score.accumulate(tiny.generator.generate(AT)[1])
+        tiny.fake_score.accumulate(AT, tiny.generator.generate(AT)[1])
         return gradient(tiny.fake_score.network.model.enc)
 
     gradients = [encoder_gradient(probability) for probability in (0.0, 1e-9, 0.5, 1.0)]
@@ -810,7 +811,7 @@ def test_without_augmentation_psi_is_told_nothing_and_nothing_is_drawn() -> None
 
     tiny.fake_score.draws = partial(Noted, 0)
     images = tiny.generator.generate(AT)[1]
-    tiny.fake_score.accumulate(images)
+    tiny.fake_score.accumulate(AT, images)
     assert not drawn
     told = tiny.fake_score.network.model.map_augment
     assert told is not None and told.weight.grad is None
@@ -821,7 +822,7 @@ def test_augmentation_does_not_follow_the_microbatches() -> None:
     def psi_gradient_of_cut(microbatch_size: int) -> Tensor:
         tiny = augmenting_roles({"group_size": 2}, batch_size=8, microbatch_size=microbatch_size)
         for at in microbatches(tiny.fake_score.config, STEP):
-            tiny.fake_score.accumulate(tiny.generator.generate(at)[1])
+            tiny.fake_score.accumulate(at, tiny.generator.generate(at)[1])
         return gradient(tiny.fake_score.network)
 
     whole = psi_gradient_of_cut(8)
@@ -912,7 +913,7 @@ def test_no_parameter_of_a_scorer_ever_has_a_gradient() -> None:
 RECORDS = [
     Noised(AT, torch.randn(4, 3, 32, 32), torch.rand(4), torch.eye(4)),
     Noised(AT, torch.randn(4, 3, 32, 32), torch.rand(4), None),
-    Images(AT, torch.randn(4, 3, 32, 32).requires_grad_(), torch.eye(4)),
+    Images(torch.randn(4, 3, 32, 32).requires_grad_(), torch.eye(4)),
     Prediction(torch.randn(4, 3, 32, 32), torch.randn(4, 1, 8, 8), recomputed=1),
     Seed(torch.randn(4, 3, 32, 32), None),
     Pull(torch.randn(4, 3, 32, 32).transpose(2, 3), recomputed=1),

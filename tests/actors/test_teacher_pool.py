@@ -143,7 +143,7 @@ def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_p
     """The generator dies under a call on one of two scorers: the learner is lost, not tried on the other."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
     with split_placement(config) as placement:
-        pid = pid_of(placement.generator.actor)
+        pid = pid_of(placement.generator.first)
         os.kill(pid, signal.SIGSTOP)
         noised, _ = placement.generator.generate(Slice(1, 0, 16))
         answer = placement.pool.score(noised, 1.0)

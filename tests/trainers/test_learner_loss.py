@@ -46,7 +46,7 @@ def test_a_lost_learner_is_restored_bit_for_bit(
     assert killings.done == [moment.name]
     said = capsys.readouterr().err.splitlines()
     [line] = [line for line in said if line.startswith("lost a learner")]
-    assert learner in line and "restoring both from step" in line and line.endswith("failure 1 of 3")
+    assert learner in line and "restoring all from step" in line and line.endswith("failure 1 of 3")
     assert_same(end_of(run_of(config)), end_of(whole_run))
     assert_same_record(run_of(config), whole_run)
 

@@ -23,6 +23,7 @@ from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 from raysid.networks import NetworkSettings
 from raysid.networks.files import NetworkCard, load_network, save_network
+from raysid.recipes import override
 from raysid.trainers.step import StepResult, take_step
 from tests.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
 from tests.reference_folder import reference_cases
@@ -165,29 +166,54 @@ def check_rule_2(teacher: str, folder: Path, other: Path) -> None:
 # -- the authors' runs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=[name for name, _ in CASES])
-def test_reference_training_on_three_actors(
-    ray_cluster: None, tmp_path: Path, name: str, settings: dict[str, Any]
+# SiDA's fakeness is averaged over the authors' whole batch: cut among ranks it would be another loss.
+RANKS = [(name, settings, 1) for name, settings in CASES] + [
+    (name, settings, 2)
+    for name, settings in CASES
+    if not settings["adversarial"] and settings["batch"] % 2 == 0
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "ranks"), RANKS, ids=[f"{name}-{ranks}" for name, _, ranks in RANKS]
+)
+def test_reference_training_on_actors(
+    ray_cluster: None, tmp_path: Path, name: str, settings: dict[str, Any], ranks: int
 ) -> None:
-    """Three whole iterations in the authors' order, each role in its own process, give their losses and weights."""
+    """Three whole iterations in the authors' order, each role (or rank) in its own process, give their losses and
+    weights."""
     card = NetworkCard(kind="teacher", network=NetworkSettings.model_validate(settings["network"]))
     save_network(tmp_path / "teacher", card, initial_network(name, settings))
-    config = reference_config(settings)
+    workers = {"generator.num_workers": ranks, "fake_score.num_workers": ranks}
+    config = override(reference_config(settings), workers)
+    assert config.microbatch * ranks == settings["batch"]
     inputs = RunInputs(config, str(tmp_path / "teacher"), label_frequencies=(1.0,))
     fleet = start_fleet(inputs.teacher, config, threads=1)
     pool = TeacherPool("reference", fleet.sync, RoleResources(), timeout=60, alone=True)
-    with actors(
-        ray.remote(RecordedFakeScoreActor).options(num_cpus=0.25).remote(inputs, name),
-        ray.remote(RecordedGeneratorActor).options(num_cpus=0.25).remote(inputs, name),
-        *(scorer.actor for scorer in pool.members.scorers),
-    ) as (fake_score, generator, _):
-        roles = Roles(pool, RemoteFakeScore(fake_score), RemoteGenerator(generator))
+    learners = {
+        role: [ray.remote(actor).options(num_cpus=0.25).remote(inputs, name, rank) for rank in range(ranks)]
+        for role, actor in (("fake_score", RecordedFakeScoreActor), ("generator", RecordedGeneratorActor))
+    }
+    everyone = [*learners["fake_score"], *learners["generator"]]
+    with actors(*everyone, *(scorer.actor for scorer in pool.members.scorers)):
+        fake_score, generator = (
+            RemoteFakeScore(*learners["fake_score"]),
+            RemoteGenerator(*learners["generator"]),
+        )
+        get([*fake_score.join(), *generator.join()])
+        roles = Roles(pool, fake_score, generator)
         results = [take_step(roles, config, step) for step in range(len(settings["losses"]))]
         for result, expected in zip(results, settings["losses"], strict=True):
-            check_losses(StepResult(get(result.fake_score), get(result.generator)), expected)
-        get([learner.save.remote(str(tmp_path / "end")) for learner in (fake_score, generator)])
-    states = (read_state(tmp_path / "end", learner) for learner in ("fake_score", "generator"))
-    check_weights(name, settings, *states)
+            for said in zip(get(result.fake_score), get(result.generator), strict=True):
+                check_losses(StepResult(*said), expected)
+        for actor in everyone:
+            folder = str(tmp_path / f"end-{everyone.index(actor) % ranks}")
+            get(actor.save.remote(folder))
+            get(actor.saved.remote(folder, True, None))
+    for rank in range(ranks):
+        end = tmp_path / f"end-{rank}"
+        check_weights(name, settings, read_state(end, "fake_score"), read_state(end, "generator"))
+        assert_same(learner_states(end), learner_states(tmp_path / "end-0"))
 
 
 @contextmanager
@@ -238,9 +264,9 @@ def test_a_step_whose_token_is_lost_does_not_run(
     first, second = (Slice(0, start, BATCH // 2) for start in (0, BATCH // 2))
     try:
         save_whole(placement, str(tmp_path / "before"))
-        token = fake.accumulate(generator.generate(first)[1])
+        token = fake.accumulate(first, generator.generate(first)[1])
         if split:
-            failed = fake.accumulate(lost())
+            failed = fake.accumulate(second, lost())
             with pytest.raises(RunFailed, match="the machine that made it is gone"):
                 placement.collect(fake.step(0, token, failed))
         with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
@@ -251,7 +277,7 @@ def test_a_step_whose_token_is_lost_does_not_run(
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
 
         # The other microbatch arrives after all: now the step runs.
-        placement.collect(fake.step(0, token, fake.accumulate(generator.generate(second)[1])))
+        placement.collect(fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
         save_whole(placement, str(tmp_path / "stepped"))
         with pytest.raises(AssertionError, match="differ"):
             assert_same(learner_states(tmp_path / "stepped"), learner_states(tmp_path / "before"))

@@ -1,0 +1,130 @@
+"""Learners of several ranks come to what learners of one come to, and are restored when a rank is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysid.actors.messages import Slice
+from raysid.actors.remote import SplitPlacement
+from raysid.actors.results import get
+from raysid.checkpoint import read_state
+from raysid.errors import RunFailed
+from tests.tiny_run import BATCH, Weights, assert_same, inputs_for, leaves, tiny_config
+from tests.trainers.test_placements import WITHOUT_DROPOUT, check_rule_2, ends, lost, whole_batch
+
+SLOW = pytest.mark.slow
+SID: dict[str, Any] = {"method__adversarial": None}
+
+
+def ranks(generator: int, fake_score: int) -> dict[str, int]:
+    """Settings of `tiny_config` for so many ranks of each learner."""
+    return {"generator__num_workers": generator, "fake_score__num_workers": fake_score}
+
+
+# -- the same result ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "generator", "fake_score"),
+    [
+        ("sida", "overlapped", 2, 2),
+        pytest.param("sida", "overlapped", 2, 1, marks=SLOW),
+        pytest.param("sida", "overlapped", 1, 2, marks=SLOW),
+        pytest.param("sida", "alternating", 2, 2, marks=SLOW),
+        pytest.param("sid", "overlapped", 2, 2, marks=SLOW),
+        pytest.param("sid", "alternating", 2, 2, marks=SLOW),
+        pytest.param("sid", "alternating", 1, 2, marks=SLOW),
+    ],
+)
+def test_two_ranks_of_a_microbatch_each_are_one_process(
+    ray_cluster: None,
+    teacher: str,
+    tmp_path: Path,
+    method: str,
+    schedule: str,
+    generator: int,
+    fake_score: int,
+) -> None:
+    """20 steps, with dropout: every weight, optimizer state and loss, bit for bit.
+
+    That much holds where there are two microbatches: a sum of two is the same from either side.
+    """
+    changes = ({} if method == "sida" else SID) | {"schedule": schedule}
+    weights, figures = ends(tiny_config(teacher, tmp_path, **changes), tmp_path / "local")
+    config = tiny_config(teacher, tmp_path, **changes, **ranks(generator, fake_score))
+    ranks_weights, ranks_figures = ends(config, tmp_path / "ranks", split=True)
+    assert_same(ranks_weights, weights)
+    assert ranks_figures == figures
+
+
+@SLOW
+@pytest.mark.parametrize("method", ["sida", "sid"])
+@pytest.mark.parametrize(
+    ("generator", "fake_score", "microbatches", "replicas"),
+    [(2, 2, 2, 1), (2, 2, 4, 3), (2, 1, 4, 1), (1, 2, 4, 1), (4, 2, 4, 1)],
+)
+def test_ranks_cuts_and_scorers_do_not_matter(
+    ray_cluster: None,
+    teacher: str,
+    tmp_path: Path,
+    method: str,
+    generator: int,
+    fake_score: int,
+    microbatches: int,
+    replicas: int,
+) -> None:
+    """Under 2% of the weights' change away from one microbatch in one process, whatever the ranks."""
+    changes = ({} if method == "sida" else SID) | WITHOUT_DROPOUT
+    cut = {"microbatch_size": BATCH // microbatches, "teacher__num_replicas": replicas}
+    config = tiny_config(teacher, tmp_path, **changes, **cut, **ranks(generator, fake_score))
+    ends(config, tmp_path / "ranks", split=True)
+    check_rule_2(teacher, tmp_path / "ranks", whole_batch(teacher, tmp_path, **changes))
+
+
+# -- a lost token ------------------------------------------------------------------------------------------
+
+
+@SLOW
+def test_a_step_whose_token_is_lost_runs_on_no_rank(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
+    """One rank's microbatch never arrives: the rank whose own is there does not step either, and none waits."""
+    config = tiny_config(teacher, tmp_path, **ranks(1, 2))
+    first, second = (Slice(0, start, BATCH // 2) for start in (0, BATCH // 2))
+    placement = SplitPlacement(*inputs_for(config), threads=1)
+    generator, fake = placement.roles.generator, placement.roles.fake_score
+    try:
+        before = states_of(placement.fake_score.ranks, tmp_path / "before")
+        assert_same(before[1], before[0])
+        token = fake.accumulate(first, generator.generate(first)[1])
+        failed = fake.accumulate(second, lost())
+        for step in fake.step(0, token, failed):
+            with pytest.raises(RunFailed, match="the machine that made it is gone"):
+                get(step)
+        for step in fake.step(0, token):
+            with pytest.raises(RunFailed, match="step 0 has microbatches .* one was lost"):
+                get(step)
+        for after in states_of(placement.fake_score.ranks, tmp_path / "after"):
+            assert_same(after, before[0])
+
+        # The other microbatch arrives after all: now the step runs, on both.
+        placement.collect(fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
+        stepped = states_of(placement.fake_score.ranks, tmp_path / "stepped")
+        assert_same(stepped[1], stepped[0])
+        with pytest.raises(AssertionError, match="differ"):
+            assert_same(stepped[0], before[0])
+    finally:
+        placement.close()
+
+
+def states_of(learner: Sequence[Any], folder: Path) -> list[Weights]:
+    """The state of each rank of the fake-score learner, as each has it."""
+    states = []
+    for number, rank in enumerate(learner):
+        end = folder / str(number)
+        get(rank.save.remote(str(end)))
+        get(rank.saved.remote(str(end), True, None))
+        states.append(leaves("fake_score", read_state(end, "fake_score")))
+    return states
