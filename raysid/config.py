@@ -317,8 +317,8 @@ class Config(Settings):
         count = self.batch_size // size
         if any(count % number for number in workers.values()):
             raise ValueError(
-                f"a batch_size of {self.batch_size} makes {count} microbatches of {size} images, which do not divide "
-                f"among {said}"
+                f"batch_size {self.batch_size} in microbatches of {size} is {count} a step, which do not divide among "
+                f"{said}: give another microbatch_size"
             )
         adversarial = self.method.adversarial
         if adversarial and size % adversarial.group_size:

@@ -93,10 +93,13 @@ class Killings:
 
 
 @contextmanager
-def killing(title: str, *moments: Moment, root: int | None = None) -> Iterator[Killings]:
+def killing(title: str, *moments: Moment, root: int | None = None, which: int = 0) -> Iterator[Killings]:
     """Kill the process with this title once at each moment, one after the other, from a thread of its own.
 
     A process that is not there at its moment is killed as soon as it is.
+
+    Args:
+        which: of several with this title, as an index of their pids.
     """
     killings, stopping, began = Killings(), threading.Event(), time.time()
 
@@ -106,13 +109,13 @@ def killing(title: str, *moments: Moment, root: int | None = None) -> Iterator[K
                 if stopping.wait(POLL_SECONDS):
                     return
             time.sleep(moment.delay)
-            while not (pids := find(title, root)):
+            while len(pids := find(title, root)) <= which:
                 if stopping.wait(POLL_SECONDS):
                     return
             if moment.stopped:
-                os.kill(pids[0], signal.SIGSTOP)
+                os.kill(pids[which], signal.SIGSTOP)
                 time.sleep(moment.stopped)
-            kill(pids[0])
+            kill(pids[which])
             killings.done.append(moment.name)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -301,6 +301,23 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"seed": "x" * 10_000}, "seed is 'xxx"),
         # together
         ({"microbatch_size": "48"}, "is not a multiple of microbatch_size 48"),
+        ({"generator.num_workers": "0"}, "generator.num_workers is 0; allowed: integer above 0"),
+        (
+            {"generator.num_workers": "3"},
+            "batch_size 128 does not divide among generator.num_workers 3 and fake_score.num_workers 1",
+        ),
+        (
+            {"fake_score.num_workers": "2", "microbatch_size": "128"},
+            "batch_size 128 in microbatches of 128 is 1 a step, which do not divide among generator.num_workers 1",
+        ),
+        (
+            {"generator.num_workers": "2", "placement": "local"},
+            "placement local is one process, not generator.num_workers 2 and fake_score.num_workers 1",
+        ),
+        (
+            {"method.adversarial.group_size": "32", "fake_score.num_workers": "8"},
+            "a microbatch of 16 images does not divide into groups of method.adversarial.group_size 32",
+        ),
         ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder) or teacher.recipe"),
         ({"seed": "-1", "method.tmax": "0", "storag": "x"}, "did you mean storage? (and 2 more problems)"),
         (

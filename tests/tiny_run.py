@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -215,6 +217,11 @@ def in_a_step(
     step = chance.randrange(first, last)
     delay = chance.uniform(0, 0.1)
     return Moment(f"step {step}", lambda began: step_recorded(run, began) >= step, delay, stopped)
+
+
+def pid_of(actor: Any) -> int:
+    """The process that an actor lives in now."""
+    return int(ray.get(actor.__ray_call__.remote(lambda role: os.getpid()), timeout=60))
 
 
 Weights = dict[str, Any]

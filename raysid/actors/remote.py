@@ -60,8 +60,8 @@ class LearnerActor:
     def call(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.role, method)(*arguments)
-        except LearnerLost:
-            raise
+        except LearnerLost as lost:
+            raise type(lost)(f"{self.name}: {lost}") from lost
         except Exception as error:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error

@@ -81,6 +81,9 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         RunFailed: the teacher service could not start, or no trial came to anything.
     """
     assert config.run.name is not None
+    for field in (field for dimension in config.space for field in dimension.fields):
+        if field.startswith("resources.") or field.endswith(".num_workers"):
+            raise UserError(f"{field} cannot be searched: all trials share its places. Give it in `settings`")
     base = _recipe(config, {})
     tried = [  # what cannot be tried is said before anything starts
         _recipe(config, {dimension.fields[0]: value})
@@ -96,11 +99,6 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         found = find_teacher(base, source)
         for trial in tried:
             check_method(trial, found)
-            if learner_places(trial) != learner_places(base):
-                raise UserError(
-                    "num_workers and resources cannot be searched: the places of all trials are the recipe's. Give "
-                    "them in `settings`"
-                )
         teacher = trained_teacher(base, found, source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))

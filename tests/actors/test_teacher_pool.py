@@ -37,6 +37,7 @@ from tests.tiny_run import (
     learner_states,
     lines_of,
     local_end,
+    pid_of,
     run_of,
     save_whole,
     tiny_config,
@@ -223,8 +224,3 @@ def split_placement(config: Config) -> Iterator[SplitPlacement]:
         yield placement
     finally:
         placement.close()
-
-
-def pid_of(actor: Any) -> int:
-    """The process that an actor lives in now."""
-    return int(ray.get(actor.__ray_call__.remote(lambda role: os.getpid()), timeout=60))

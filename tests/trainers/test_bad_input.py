@@ -319,6 +319,8 @@ ALLOWED = {
     "tracking.log_every_images": "32",
     "checkpoint.every_images": "320",
     "teacher.num_replicas": "3",
+    "generator.num_workers": "2",
+    "fake_score.num_workers": "2",
     "teacher.graphs_kept": "0",
     "failure.max_failures": "0",
     "resources.generator.num_cpus": "1",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,29 @@ from raysid.actors.messages import Slice
 from raysid.actors.remote import SplitPlacement
 from raysid.actors.results import get
 from raysid.checkpoint import read_state
-from raysid.errors import RunFailed
-from tests.tiny_run import BATCH, Weights, assert_same, inputs_for, leaves, tiny_config
+from raysid.config import Config
+from raysid.errors import LearnerLost, PeerLost, RunFailed
+from raysid.recipes import override
+from raysid.trainers.distill import distill
+from raysid.trainers.step import microbatches
+from tests.processes import Moment, kill, killing
+from tests.tiny_run import (
+    BATCH,
+    STEPS,
+    Weights,
+    assert_same,
+    assert_same_record,
+    end_of,
+    in_a_step,
+    inputs_for,
+    leaves,
+    pid_of,
+    run_of,
+    tiny_config,
+)
+from tests.trainers.test_learner_loss import LAST
 from tests.trainers.test_placements import WITHOUT_DROPOUT, check_rule_2, ends, lost, whole_batch
+from tests.trainers.test_resume import continued
 
 SLOW = pytest.mark.slow
 SID: dict[str, Any] = {"method__adversarial": None}
@@ -85,6 +109,16 @@ def test_ranks_cuts_and_scorers_do_not_matter(
     check_rule_2(teacher, tmp_path / "ranks", whole_batch(teacher, tmp_path, **changes))
 
 
+@SLOW
+def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
+    """A checkpoint says nothing of ranks: begun with one of each learner, gone on with two, then with another two."""
+    config = continued(whole_run, whole_config, tmp_path, before=9, placement="split")
+    for generator, fake_score, steps in ((2, 2, 16), (1, 2, STEPS)):
+        workers = {"generator.num_workers": generator, "fake_score.num_workers": fake_score}
+        distill(override(config, workers | {"total_images": steps * BATCH}))
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+
+
 # -- a lost token ------------------------------------------------------------------------------------------
 
 
@@ -128,3 +162,65 @@ def states_of(learner: Sequence[Any], folder: Path) -> list[Weights]:
         get(rank.saved.remote(str(end), True, None))
         states.append(leaves("fake_score", read_state(end, "fake_score")))
     return states
+
+
+# -- a lost rank -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=SLOW)])
+def test_a_rank_that_dies_while_another_waits_for_it_is_named(
+    ray_cluster: None, teacher: str, tmp_path: Path, dies: int
+) -> None:
+    """It stands still, so that the other is in the sum of their gradients when it dies; rank 0 is where they met."""
+    config = tiny_config(teacher, tmp_path, **ranks(1, 2))
+    placement = SplitPlacement(*inputs_for(config), threads=1)
+    generator, fake = placement.generator, placement.fake_score
+    pid = pid_of(fake.ranks[dies])
+    try:
+        tokens = [fake.accumulate(at, generator.generate(at)[1]) for at in microbatches(config, 0)]
+        get(tokens)
+        os.kill(pid, signal.SIGSTOP)
+        figures = fake.step(0, *tokens)
+        time.sleep(1)
+        kill(pid)
+        began = time.monotonic()
+        with pytest.raises(LearnerLost, match=rf"^FakeScoreActor: process {pid} on [\d.]+ died$"):
+            placement.collect(figures)
+        with pytest.raises(PeerLost, match=f"^fake_score: rank {1 - dies} of 2 lost the others: "):
+            get(figures[1 - dies])
+        assert time.monotonic() - began < 10
+
+        # Whoever asks next is told, too, though no step is under way.
+        with pytest.raises(LearnerLost, match=f"process {pid} on"):
+            placement.report()
+    finally:
+        placement.close()
+
+
+@SLOW
+@pytest.mark.parametrize(("learner", "which", "seed"), [("FakeScoreActor", 0, 3), ("GeneratorActor", 1, 9)])
+def test_a_lost_rank_is_restored_bit_for_bit(
+    whole_run: Path,
+    teacher: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    learner: str,
+    which: int,
+    seed: int,
+) -> None:
+    """At its start, in a step and in a checkpoint: the run says which died, restores all, ends as it would have."""
+    config = tiny_config(teacher, tmp_path, **ranks(2, 2))
+    run, chance = run_of(config), random.Random(seed)
+    moments = [
+        Moment("its start", lambda _: (run / "run.json").exists(), chance.uniform(0, 3)),
+        in_a_step(run, chance, last=LAST),
+        Moment("checkpoint 16", lambda _: (run / "checkpoints" / "step-00000016").exists()),
+    ]
+    with killing(f"ray::{learner}", *moments, which=which) as killings:
+        distill(config)
+    assert killings.done == [moment.name for moment in moments]
+    said = capsys.readouterr().err.splitlines()
+    lines = [line for line in said if line.startswith("lost a learner")]
+    assert len(lines) == 3 and all(learner in line and "restoring all from step" in line for line in lines)
+    assert_same(end_of(run), end_of(whole_run))
+    assert_same_record(run, whole_run)

@@ -107,6 +107,24 @@ def check_tensorboard(folder: Path, search: TuneConfig, trials: list[TrialResult
 
 
 @pytest.mark.slow
+def test_trials_have_places_for_every_rank(ray_cluster: None, tmp_path: Path) -> None:
+    """Two ranks of one learner, one of the other: a trial's weights are those of its settings in one process."""
+    search = search_of(
+        tmp_path,
+        {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
+        settings={"fake_score.num_workers": 2},
+    )
+    result = run_search(search)
+    assert {trial.status for trial in result.trials} == {"finished"}
+    for trial in result.trials:
+        config = load_recipe(f"{trial.run}/config.yaml", {}, kind="distill")
+        assert config.learner_workers == {"generator": 1, "fake_score": 2}
+        weights, _ = local_end(config, tmp_path / f"alone-{trial.values}", STEPS)
+        end = end_of(Path(trial.run))
+        assert_same({name: end[name] for name in weights}, weights)
+
+
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: None, tmp_path: Path) -> None:
     search = search_of(
         tmp_path, {"fields": ["generator.lr"], "grid": [1000.0, 1e-3]}, max_concurrent_trials=1
@@ -188,6 +206,9 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fake_score.augment is 0.12, but .* has augment_dim 0"):
         space = {"fields": ["fake_score.augment"], "grid": [0.0, 0.12]}
         run_search(search_of(tmp_path, space, run={"name": "augment"}))
+    for field, value in (("generator.num_workers", 2.0), ("resources.teacher.num_gpus", 0.5)):
+        with pytest.raises(UserError, match=f"{field} cannot be searched: all trials share"):
+            run_search(search_of(tmp_path, {"fields": [field], "grid": [value]}, run={"name": "places"}))
     run = RunFolder(tiny_config("unused", tmp_path / "runs", "search"))
     run.begin("digest")
     run.close()
