@@ -42,8 +42,9 @@ from raysid.tracking import METRICS, SAMPLES, TENSORBOARD
 
 # Changing one of these would make another run of it. Everything else (length, evaluation, placement,
 # resources, replicas, workers, failure) may change when a run goes on.
-FIXED = ("method", "schedule", "seed", "batch_size", "data", "generator", "fake_score", "ema")
-FREE = {learner: {"num_workers"} for learner in ("generator", "fake_score")}
+FIXED = ("method", "schedule", "seed", "batch_size", "precision", "data", "generator", "fake_score", "ema")
+# Of these, what does not change what is computed.
+FREE = {"generator": {"num_workers"}, "fake_score": {"num_workers"}, "data": {"origin"}}
 LOCK, OWNER = ".lock", "owner.json"
 
 

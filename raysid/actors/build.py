@@ -24,7 +24,8 @@ class RunInputs:
     Attributes:
         teacher: folder of the teacher.
         label_frequencies: how often each class is drawn for generated images.
-        checkpoint: folder of the checkpoint to go on from; None starts from the teacher's weights.
+        checkpoint: folder of the checkpoint to go on from; None starts from the beginning.
+        start: folder of the generator that theta begins as; None is the teacher.
         num_real: images in the real set, and the stored pixel value of +1 in them; None is data-free.
         pixel_max: the stored value of +1 in the real images.
     """
@@ -33,13 +34,16 @@ class RunInputs:
     teacher: str
     label_frequencies: Sequence[float]
     checkpoint: str | None = None
+    start: str | None = None
     num_real: int | None = None
     pixel_max: int = 255
 
 
-def build_teacher(teacher: str, device: str, graphs_kept: int, runs_kept: int = 1) -> TeacherScorer:
+def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
     """A scorer of the teacher service, from the teacher's folder."""
-    return TeacherScorer(load_network(teacher, "teacher")[1].to(device), graphs_kept, runs_kept)
+    network = load_network(teacher, "teacher")[1].to(config.resources.teacher.device)
+    network.precision = config.teacher.precision or config.precision
+    return TeacherScorer(network, config.graphs_kept, runs_kept)
 
 
 def build_fake_score(
@@ -65,6 +69,7 @@ def build_fake_score(
             prefetch=inputs.num_real > window,
         )
     network = learner_network(inputs.teacher, config.fake_score).to(config.resources.fake_score.device)
+    network.precision = config.precision
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
@@ -72,13 +77,16 @@ def build_fake_score(
 
 
 def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorLearner:
-    """The generator learner, from the teacher or from a checkpoint.
+    """The generator learner, from the teacher, from a generator (SiD²A) or from a checkpoint.
 
     Args:
         ranks: the learner's other ranks, where it has any.
     """
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator).to(config.resources.generator.device)
+    network.precision = config.precision
+    if inputs.start is not None and inputs.checkpoint is None:
+        network.load_state_dict(load_network(inputs.start, "generator")[1].state_dict())
     learner = GeneratorLearner(config, network, inputs.label_frequencies, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "generator"))

@@ -22,6 +22,7 @@ from raysid.networks.files import (
     AnySettings,
     NetworkCard,
     load_network,
+    misfits,
     save_network,
     weight_shapes,
 )
@@ -33,8 +34,10 @@ from raysid.trainers.evaluation import measure, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 
-# What does not make another teacher: where it is kept and how the work is shared out.
-NOT_ITS_IDENTITY = {"storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"}
+# What does not make another teacher: where it is kept, how the work is shared out, what is said of its data.
+NOT_ITS_IDENTITY: Any = dict.fromkeys(
+    ("storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"), True
+) | {"data": {"origin"}}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Teacher:
             return known
         card, network = load_network(self.path, "teacher")
         sampler = teacher_sampler(network, self.sampler_steps)
+        assert config.data.source is not None
         return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
 
 
@@ -93,10 +97,14 @@ def teacher_digest(config: PretrainConfig) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def find_teacher(config: Config, source: ImageSource) -> Found:
+def find_teacher(config: Config, source: ImageSource | None) -> Found:
     """The teacher that `config` names, or what to make it of where the storage has none yet.
 
+    Args:
+        source: the images that it must be for; None where there are none.
+
     Raises:
+        NotHere: its file is not here and cannot be fetched.
         UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels; or
             the method asks for what the network cannot do.
     """
@@ -105,7 +113,7 @@ def find_teacher(config: Config, source: ImageSource) -> Found:
     return found
 
 
-def _find(config: Config, source: ImageSource) -> Found:
+def _find(config: Config, source: ImageSource | None) -> Found:
     path = config.teacher.path
     if path is not None and file_name(path).lower().endswith(".pkl"):
         return _find_published(path, config.storage, source)
@@ -119,7 +127,7 @@ def _find(config: Config, source: ImageSource) -> Found:
     return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
 
 
-def _find_published(path: str, storage: str, source: ImageSource) -> Teacher | PublishedTeacher:
+def _find_published(path: str, storage: str, source: ImageSource | None) -> Teacher | PublishedTeacher:
     """The teacher in a .pkl file: the folder made of it before, or what to make one of."""
     file = local_copy(path)
     published = read_published(file, path)
@@ -128,17 +136,17 @@ def _find_published(path: str, storage: str, source: ImageSource) -> Teacher | P
     return _kept(published, name, PurePath(name).stem, storage, source)
 
 
-def _find_diffusers(unet: UPath, config: Config, source: ImageSource) -> Teacher | PublishedTeacher:
+def _find_diffusers(unet: UPath, config: Config, source: ImageSource | None) -> Teacher | PublishedTeacher:
     """The teacher in a folder of diffusers, as `_find_published`."""
     path = str(config.teacher.path)
-    network = read_diffusers(unet, source.num_classes)
+    network = read_diffusers(unet, source.num_classes if source else 0)
     check_fits(network.settings, f"teacher {path}", source)
     name = UPath(path).name
     return _kept(network, name, name, config.storage, source)
 
 
 def _kept(
-    published: Published | DiffusersNetwork, name: str, stem: str, storage: str, source: ImageSource
+    published: Published | DiffusersNetwork, name: str, stem: str, storage: str, source: ImageSource | None
 ) -> Teacher | PublishedTeacher:
     """The folder made of a network from elsewhere before, or what to make one of."""
     folder = storage_folder(storage) / "teachers" / f"{stem}-{published.sha256[:16]}"
@@ -147,7 +155,7 @@ def _kept(
     return PublishedTeacher(folder, published.card(name), published)
 
 
-def trained_teacher(config: Config, found: Found, source: ImageSource) -> Teacher:
+def trained_teacher(config: Config, found: Found, source: ImageSource | None) -> Teacher:
     """What `find_teacher` found for `config`, in a folder; where that is a recipe, the teacher it trains.
 
     Says so where one is trained.
@@ -166,7 +174,7 @@ def trained_teacher(config: Config, found: Found, source: ImageSource) -> Teache
     return load_teacher(pretrain(found).path, source)
 
 
-def load_teacher(folder: str | UPath, source: ImageSource) -> Teacher:
+def load_teacher(folder: str | UPath, source: ImageSource | None) -> Teacher:
     """The teacher in `folder`, checked against the images. Raises UserError as `find_teacher`."""
     card, _ = load_network(folder, "teacher")
     check_fits(card.network, f"teacher {folder}", source)
@@ -187,6 +195,11 @@ def check_method(config: Config, found: Found) -> None:
     """Refuse a method that psi and theta, copies of the teacher, cannot follow."""
     network, teacher = settings_of(found), config.teacher
     what = f"teacher {teacher.path}" if teacher.path else f"teacher.recipe {teacher.recipe}"
+    if teacher.network and (odd := misfits(weight_shapes(teacher.network), weight_shapes(network))):
+        raise UserError(
+            f"{what} is another network than teacher.network says: {odd[0]} and {len(odd) - 1} more weights differ; "
+            "give the one that the recipe is for, or null for teacher.network"
+        )
     if isinstance(network, DiffusersSettings):
         _check_diffusers(config.method, network, what)
     if config.fake_score.augment and network.augment_dim != LABEL_DIM:
@@ -217,17 +230,19 @@ def _check_diffusers(method: MethodSettings, network: DiffusersSettings, what: s
         )
 
 
-def check_fits(network: AnySettings, what: str, source: ImageSource) -> None:
-    """Refuse a network that cannot be built, or is for other images or labels than the source's."""
+def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> None:
+    """Refuse a network that cannot be built, or is for other images or labels than the source's, if there is one."""
     try:
         weight_shapes(network)
     except ValueError as error:
         raise UserError(f"{what} cannot be built: {error}") from None
+    if source is None:
+        return
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     if shape != source.image_shape:
         raise UserError(
             f"{what} makes images of shape {shape}, but data.source {source.name} has {source.image_shape}: "
-            "give a teacher for these images"
+            "give a teacher for these images, or other images (`null` for none)"
         )
     if network.label_dim not in (0, source.num_classes):
         raise UserError(
