@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from raysid.cli_bench import bench
 from raysid.cli_jobs import jobs, submit
 from raysid.cli_networks import export, import_network
 from raysid.cli_options import (
@@ -197,7 +198,7 @@ def tune(ctx: click.Context, recipe: str, fresh: bool) -> None:
     run_search(config, fresh=fresh)
 
 
-for _command in (submit, jobs, import_network, export):
+for _command in (bench, submit, jobs, import_network, export):
     cli.add_command(_command)
 
 

@@ -58,16 +58,18 @@ class FieldOption(click.Option):
     The text is not looked at here: `load_recipe` reads it, and reports what is wrong with it.
     """
 
-    def __init__(self, field: ConfigField, only_for: str | None) -> None:
+    def __init__(self, field: ConfigField, only_for: str | None, prefix: str = "") -> None:
         self.field = field
+        self.prefix = prefix
         # click parses values by name, which must be an identifier and unlike all others.
-        name = "setting__" + field.path.replace(".", "__")
+        name = "setting__" + f"{prefix}{field.path}".replace(".", "__")
         super().__init__(
-            [name, f"--{field.path}"],
+            [name, f"--{prefix}{field.path}"],
             expose_value=False,
             callback=_keep,
             metavar=_metavar(field),
             help=_help(field, only_for),
+            hidden=bool(prefix),
         )
 
     @property
@@ -82,11 +84,15 @@ class RecipeCommand(click.Command):
 
     Args:
         kinds: kinds of recipes it takes; with several, it takes the fields of all of them.
+        prefixes: of the options, each of which makes a set of its own; help shows those without one.
     """
 
-    def __init__(self, *args: Any, kinds: Sequence[str], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, kinds: Sequence[str], prefixes: Sequence[str] = ("",), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.kinds = kinds
+        self.prefixes = prefixes
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own parameters, then one option for each field."""
@@ -113,26 +119,26 @@ class RecipeCommand(click.Command):
         from raysid.recipes import config_model
 
         fields = {kind: config_fields(config_model(kind)) for kind in self.kinds}
-        options: dict[str, FieldOption] = {}
+        options: dict[str, list[FieldOption]] = {}
         for kind, of_kind in fields.items():
             for path, field in of_kind.items():
                 # A section that cannot be null is only its fields; the kind is the recipe's own to say.
                 if path in options or path == "kind" or (field.is_section and not field.nullable):
                     continue
-                everywhere = all(path in other for other in fields.values())
-                options[path] = FieldOption(field, only_for=None if everywhere else kind)
-        return list(options.values())
+                only_for = None if all(path in other for other in fields.values()) else kind
+                options[path] = [FieldOption(field, only_for, prefix) for prefix in self.prefixes]
+        return [option for of_path in options.values() for option in of_path]
 
 
-def given_overrides(ctx: click.Context) -> dict[str, str]:
-    """The fields given on the command line as text by dotted name, in the order given."""
-    return ctx.meta.get(_OVERRIDES, {})
+def given_overrides(ctx: click.Context, prefix: str = "") -> dict[str, str]:
+    """The fields given on the command line, with a prefix, as text by dotted name, in the order given."""
+    return ctx.meta.get(_OVERRIDES + prefix, {})
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:
         assert isinstance(param, FieldOption)
-        ctx.meta.setdefault(_OVERRIDES, {})[param.field.path] = value
+        ctx.meta.setdefault(_OVERRIDES + param.prefix, {})[param.field.path] = value
 
 
 def _metavar(field: ConfigField) -> str:

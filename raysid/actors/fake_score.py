@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysid.actors.busy import busy
+from raysid.actors.busy import Stopwatch, busy
 from raysid.actors.learner import DrawsAt, Optimizer, one_hot, where_good
 from raysid.actors.messages import (
     Images,
@@ -64,7 +64,7 @@ class FakeScoreLearner:
         self.pixel_max = pixel_max
         self.draws = draws or partial(Draws, config.seed)
         self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
-        self.busy_seconds = 0.0
+        self.stopwatch = Stopwatch()
 
     @busy
     def score(self, at: Slice, noised: Noised) -> Prediction:
@@ -171,7 +171,7 @@ class FakeScoreLearner:
     def report(self) -> dict[str, float]:
         """Figures since this learner started: busy seconds, seconds spent waiting for real images."""
         waited = self.real_images.wait_seconds if self.real_images else 0.0
-        return {"busy_seconds": self.busy_seconds, "data_wait_seconds": waited}
+        return {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
 
     @property
     def device(self) -> torch.device:

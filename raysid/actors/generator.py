@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysid.actors.busy import busy
+from raysid.actors.busy import Stopwatch, busy
 from raysid.actors.learner import DrawsAt, Optimizer, one_hot, where_good
 from raysid.actors.messages import Images, Noised, Prediction, Pull, Seed, Slice, Token, check_tokens
 from raysid.actors.ranks import Ranks
@@ -68,7 +68,7 @@ class GeneratorLearner:
         self.label_frequencies = label_frequencies
         self.draws = draws or partial(Draws, config.seed)
         self.pending: dict[Slice, _Pending] = {}
-        self.busy_seconds = 0.0
+        self.stopwatch = Stopwatch()
 
     @busy
     def images(self, at: Slice) -> Images:
@@ -182,7 +182,7 @@ class GeneratorLearner:
 
     def report(self) -> dict[str, float]:
         """Figures since this learner started: busy seconds."""
-        return {"busy_seconds": self.busy_seconds}
+        return {"busy_seconds": self.stopwatch.seconds}
 
     @property
     def device(self) -> torch.device:

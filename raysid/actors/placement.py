@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator, build_teacher
 from raysid.actors.messages import Slice
+from raysid.actors.profile import Profile, profile_of
 from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
 from raysid.data import ImageSource
+
+if TYPE_CHECKING:
+    from raysid.actors.remote import Within
 
 
 class TeacherService(Protocol):
@@ -73,8 +79,30 @@ class Placement(Protocol):
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
 
+    def profile(self) -> dict[str, list[Profile]]:
+        """What each role's processes have used since they started."""
+
+    def check_shared(self, folder: str) -> None:
+        """Refuse a run's folder that a role does not share with the driver. Raises UserError."""
+
     def close(self) -> None:
         """End the roles and give back what they held."""
+
+
+def place(
+    inputs: RunInputs,
+    source: ImageSource | None,
+    say: Callable[[str], None] = print,
+    within: Within | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Placement:
+    """The roles where the config wants them; arguments and errors as each placement has them."""
+    threads = inputs.config.torch_threads
+    if inputs.config.placement == "local":
+        return LocalPlacement(inputs, source, threads or os.cpu_count() or 1)
+    from raysid.actors.remote import SplitPlacement
+
+    return SplitPlacement(inputs, source, threads or 1, say, within, stopping)
 
 
 class LocalPlacement:
@@ -97,6 +125,9 @@ class LocalPlacement:
     def collect(self, figures: Any) -> dict[str, float]:
         return figures
 
+    def check_shared(self, folder: str) -> None:
+        pass  # there is one process
+
     def save(self, folder: str) -> None:
         self.saver.state(folder, "fake_score", self.fake_score.state())
         self.saver.state(folder, "generator", self.generator.state())
@@ -116,10 +147,14 @@ class LocalPlacement:
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
-            "teacher": {"busy_seconds": self.teacher.busy_seconds},
+            "teacher": {"busy_seconds": self.teacher.stopwatch.seconds},
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
         }
+
+    def profile(self) -> dict[str, list[Profile]]:
+        roles = {"teacher": self.teacher, "fake_score": self.fake_score, "generator": self.generator}
+        return {name: [profile_of(role)] for name, role in roles.items()}
 
     def close(self) -> None:
         self.saver.close()

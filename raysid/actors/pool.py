@@ -16,6 +16,7 @@ from raysid.actors.build import build_teacher
 from raysid.actors.fleet import Asked, Members, Scorer
 from raysid.actors.messages import Noised, Prediction, Pull, Seed
 from raysid.actors.placing import NOTICE_SECONDS, Say, what_is_missing
+from raysid.actors.profile import Profile, Traffic, profile_of
 from raysid.actors.results import is_ready, why_not_started
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
@@ -41,20 +42,24 @@ class TeacherActor:
     def __init__(self, teacher: str, config: Config, runs_kept: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.role = build_teacher(teacher, config, runs_kept)
+        self.traffic = Traffic()
 
     def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, None]:
-        prediction = self.role.score(noised, scale, run)
+        prediction = self.traffic.call(self.role.score, (noised, scale, run))
         again = moved or _attempts_before() > 0
         return dataclasses.replace(prediction, recomputed=int(again)), None
 
     def pullback(self, noised: Noised, seed: Seed, scale: float, run: str, moved: bool) -> tuple[Pull, None]:
-        return self.role.pullback(noised, seed, scale, run), None
+        return self.traffic.call(self.role.pullback, (noised, seed, scale, run)), None
 
     def forget(self, run: str) -> None:
         self.role.forget(run)
 
     def report(self) -> dict[str, float]:
         return self.role.report()
+
+    def profile(self) -> Profile:
+        return profile_of(self.role, self.traffic)
 
 
 class PoolCall:

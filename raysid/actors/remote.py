@@ -24,6 +24,7 @@ from raysid.actors.messages import Slice
 from raysid.actors.placement import Roles
 from raysid.actors.placing import Say, learner_places, reserve, wait_for_room
 from raysid.actors.pool import PoolCall, TeacherActor, TeacherPool
+from raysid.actors.profile import Profile, Traffic, profile_of
 from raysid.actors.ranks import Ranks
 from raysid.actors.results import get, get_ranks, is_ready
 from raysid.actors.saving import Saver
@@ -43,6 +44,7 @@ class LearnerActor:
     def __init__(self, config: Config, threads: int, rank: int) -> None:
         torch.set_num_threads(threads)
         self.saver = Saver()
+        self.traffic = Traffic()
         size = config.learner_workers[self.name]
         own_gpus = getattr(config.resources, self.name).num_gpus >= 1  # a part of one is shared
         self.ranks = Ranks(rank, size, nccl=own_gpus) if size > 1 else None
@@ -59,12 +61,15 @@ class LearnerActor:
 
     def call(self, method: str, *arguments: Any) -> Any:
         try:
-            return getattr(self.role, method)(*arguments)
+            return self.traffic.call(getattr(self.role, method), arguments)
         except LearnerLost as lost:
             raise type(lost)(f"{self.name}: {lost}") from lost
         except Exception as error:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error
+
+    def profile(self) -> Profile:
+        return profile_of(self.role, self.traffic)
 
     def save(self, folder: str) -> None:
         self.saver.state(folder, self.name, self.role.state())
@@ -316,6 +321,15 @@ class SplitPlacement:
             "fake_score": _of_the_busiest(get(self.fake_score.report())),
             "generator": _of_the_busiest(get(self.generator.report())),
         }
+
+    def profile(self) -> dict[str, list[Profile]]:
+        actors = {
+            "teacher": [scorer.actor for scorer in self.pool.present()],
+            "fake_score": self.fake_score.ranks,
+            "generator": self.generator.ranks,
+        }
+        asked = {name: [actor.profile.remote() for actor in of_role] for name, of_role in actors.items()}
+        return {name: get(answers) for name, answers in asked.items()}
 
     def close(self) -> None:
         if self.fleet is not None:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from raysid.actors.busy import busy
+from raysid.actors.busy import Stopwatch, busy
 from raysid.actors.messages import Noised, Prediction, Pull, Seed, Slice
 from raysid.guidance import guided
 from raysid.networks.denoiser import Network
@@ -39,7 +39,7 @@ class TeacherScorer:
         self.runs_kept = runs_kept
         self.graphs: OrderedDict[str, Graphs] = OrderedDict()  # by run, the one that called last at the end
         self.called: dict[str, float] = {}
-        self.busy_seconds = 0.0
+        self.stopwatch = Stopwatch()
         self.microbatches = 0
 
     @busy
@@ -75,7 +75,7 @@ class TeacherScorer:
     def report(self) -> dict[str, float]:
         """Figures since this scorer started: busy seconds, microbatches scored, graphs kept now."""
         return {
-            "busy_seconds": self.busy_seconds,
+            "busy_seconds": self.stopwatch.seconds,
             "microbatches": self.microbatches,
             "graphs": len(self.kept),
         }

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raysid.actors.build import RunInputs
-from raysid.actors.placement import LocalPlacement, Placement
+from raysid.actors.placement import Placement, place
 from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config
@@ -25,10 +23,10 @@ from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
-from raysid.trainers.inputs import find_inputs
+from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver
-from raysid.trainers.step import StepResult, take_step
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, take_step
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
@@ -42,11 +40,6 @@ from raysid.trainers.teachers import Found, Teacher, settings_of, trained_teache
 
 if TYPE_CHECKING:
     from raysid.actors.remote import Within
-
-STEPS_IN_FLIGHT = (
-    2  # how far the driver submits ahead: enough that no role waits for it, little enough to keep
-)
-
 
 OnEvaluation = Callable[[dict[str, Any]], None]
 
@@ -297,25 +290,14 @@ class _Distillation:
 
     def _place(self, start: Checkpoint | None) -> Placement:
         source = self.source if self.config.method.adversarial is not None else None
-        inputs = RunInputs(
-            config=self.config,
-            teacher=str(self.teacher.path),
-            label_frequencies=tuple(source.label_counts.tolist())
-            if source
-            else (1.0,) * max(self.teacher.card.network.label_dim, 1),
+        inputs = run_inputs(
+            self.config,
+            str(self.teacher.path),
+            source,
             checkpoint=str(start.path) if start else None,
             start=self.start,
-            num_real=source.num_images if source else None,
-            pixel_max=source.pixel_max if source else 255,
         )
-        if self.config.placement == "local":
-            return LocalPlacement(inputs, source, self.config.torch_threads or os.cpu_count() or 1)
-        from raysid.actors.remote import SplitPlacement
-
-        threads = self.config.torch_threads or 1
-        placement = SplitPlacement(
-            inputs, source, threads, self.progress.message, self.within, self.stop.asked
-        )
+        placement = place(inputs, source, self.progress.message, self.within, self.stop.asked)
         try:
             placement.check_shared(str(self.folder.path))
         except BaseException:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from upath import UPath
 
+from raysid.actors.build import RunInputs
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.download import file_name, local_copy
@@ -71,6 +72,32 @@ def find_inputs(config: Config) -> Inputs:
         raise NotHere("\n  ".join(["what this run needs is not here", *lines]), tuple(missing))
     assert teacher is not None
     return Inputs(source, teacher, start)
+
+
+def run_inputs(
+    config: Config,
+    teacher: str,
+    source: ImageSource | None,
+    checkpoint: str | None = None,
+    start: str | None = None,
+) -> RunInputs:
+    """What the roles are made from.
+
+    Args:
+        teacher: its folder.
+        source: the real images that the method needs; None where it needs none.
+        checkpoint, start: as `RunInputs` has them.
+    """
+    classes = load_card(teacher, "teacher").network.label_dim
+    return RunInputs(
+        config=config,
+        teacher=teacher,
+        label_frequencies=tuple(source.label_counts.tolist()) if source else (1.0,) * max(classes, 1),
+        checkpoint=checkpoint,
+        start=start,
+        num_real=source.num_images if source else None,
+        pixel_max=source.pixel_max if source else 255,
+    )
 
 
 def _find_start(config: Config, teacher: Found | None) -> str | None:

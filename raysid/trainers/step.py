@@ -14,6 +14,8 @@ from raysid.actors.placement import Roles
 from raysid.config import Config
 from raysid.schedules import generator_learns
 
+STEPS_IN_FLIGHT = 2  # how far a driver submits ahead: enough that no role waits for it, little enough to keep
+
 
 @dataclass(frozen=True)
 class StepResult:

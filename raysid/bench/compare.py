@@ -1,0 +1,160 @@
+"""Two ways of computing the same steps, in turns, so that what else a machine does falls on both."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from upath import UPath
+
+from raysid.actors.busy import Span
+from raysid.bench.sides import Round, Side
+from raysid.cluster import connect
+from raysid.config import Config
+from raysid.data import open_source
+from raysid.networks import NetworkSettings, build_denoiser
+from raysid.networks.files import NetworkCard, save_network
+from raysid.recipes import load_recipe
+from raysid.storage import reaching, remove_folder, storage_folder
+from raysid.trainers.inputs import run_inputs
+from raysid.trainers.teachers import find_teacher, trained_teacher
+
+NO_RATE = 1e-12  # the weights of a bench's teacher are random: nothing is to be learnt from it
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """One side's config, as it was run, and its rounds."""
+
+    config: Config
+    rounds: list[Round]
+    spans: dict[str, list[tuple[Span, ...]]]
+
+    @property
+    def speeds(self) -> list[float]:
+        """Images a second, by round."""
+        return [one.steps * self.config.batch_size / one.seconds for one in self.rounds]
+
+    @property
+    def images_per_second(self) -> float:
+        """The median over rounds."""
+        return statistics.median(self.speeds)
+
+    @property
+    def middle(self) -> Round:
+        """The round of median speed: its parts belong together."""
+        speeds = self.speeds
+        return self.rounds[speeds.index(statistics.median_low(speeds))]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a bench found; `against` is None where one side was measured alone."""
+
+    this: SideResult
+    against: SideResult | None
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times faster this side was, by round."""
+        if self.against is None:
+            return []
+        return [a / b for a, b in zip(self.this.speeds, self.against.speeds, strict=True)]
+
+
+def compare(
+    config: Config,
+    against: Config | None,
+    rounds: int = 5,
+    seconds: float = 10.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Run steps of one config, or of two in turns, and take what they used.
+
+    Nothing is trained: the teacher is a network of the recipe's settings with random weights (its file where the
+    recipe says no settings), the learning rates are nearly zero, and SiDA's start-up phases are left out.
+
+    Args:
+        rounds: of each side.
+        seconds: about how long a round of a side takes.
+        say: takes a line after every round.
+
+    Raises:
+        UserError: something given cannot be used.
+        RunFailed: the cluster has no room, or a role failed.
+    """
+    configs = [_steady(each) for each in (config, against) if each is not None]
+    if any(each.placement == "split" for each in configs):
+        connect()
+    found: list[list[Round]] = [[] for _ in configs]
+    with ExitStack() as stack:
+        folder = stack.enter_context(_teacher(config))
+        sides: list[Side] = []
+        for each in configs:
+            sides.append(side := _side(each, folder))
+            stack.callback(side.close)
+        steps = [side.warm_up(seconds) for side in sides]
+        for number in range(rounds):
+            for side, count, of_side in zip(sides, steps, found, strict=True):
+                of_side.append(side.round(count))
+            speeds = [
+                of_side[-1].steps * side.config.batch_size / of_side[-1].seconds
+                for side, of_side in zip(sides, found, strict=True)
+            ]
+            say(f"round {number + 1} of {rounds}: {' against '.join(f'{s:,.1f}' for s in speeds)} images/s")
+        spans = [side.spans for side in sides]
+    results = [SideResult(*parts) for parts in zip(configs, found, spans, strict=True)]
+    return Comparison(results[0], results[1] if against is not None else None)
+
+
+def _steady(config: Config) -> Config:
+    """The config in the midst of a run, at no rate."""
+    method = config.method
+    if method.adversarial is not None:
+        no_phases = {"generator_start_images": 0, "adversarial_start_images": 0}
+        method = method.model_copy(update={"adversarial": method.adversarial.model_copy(update=no_phases)})
+    learners = {
+        name: getattr(config, name).model_copy(update={"lr": NO_RATE}) for name in ("generator", "fake_score")
+    }
+    threads = config.torch_threads or (1 if config.placement == "split" else os.cpu_count() or 1)
+    return config.model_copy(update={"method": method, "torch_threads": threads} | learners)
+
+
+def _side(config: Config, teacher: str) -> Side:
+    source = None
+    if config.method.adversarial is not None:
+        assert config.data.source is not None  # the config sees to it
+        source = open_source(config.data.source)
+    return Side(run_inputs(config, teacher, source), source)
+
+
+@contextmanager
+def _teacher(config: Config) -> Iterator[str]:
+    """A folder of a teacher as large as the recipe's, in its storage: all nodes must see it."""
+    settings = config.teacher.network
+    if settings is None and config.teacher.path is None:
+        assert config.teacher.recipe is not None
+        settings = load_recipe(config.teacher.recipe, kind="pretrain").network
+    if settings is None:
+        yield str(trained_teacher(config, find_teacher(config, None), None).path)
+        return
+    folder = storage_folder(config.storage) / f".bench-{uuid.uuid4().hex[:8]}"
+    with reaching(config.storage):
+        _save_random(folder, settings)
+    try:
+        yield str(folder)
+    finally:
+        remove_folder(folder)
+
+
+def _save_random(folder: UPath, settings: NetworkSettings) -> None:
+    network = build_denoiser(settings)
+    with torch.no_grad():
+        for parameter in network.parameters():  # EDM's last layers start at zero, and would pull nothing back
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_network(folder, NetworkCard(kind="teacher", network=settings), network)

@@ -1,0 +1,173 @@
+"""What a bench found: tables for a terminal, JSON for programs, a trace for chrome://tracing or ui.perfetto.dev."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from raysid.bench.compare import Comparison, SideResult
+from raysid.bench.sides import RoleUse, Round
+from raysid.progress import print_table
+
+PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
+ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
+TRACED_STEPS = 3
+
+
+def show(found: Comparison) -> None:
+    """Print what was found."""
+    sides = [side for side in (found.this, found.against) if side is not None]
+    print_table(
+        "images a second, medians over rounds",
+        ["", "images/s", "lowest", "highest", "ms a step"],
+        [
+            [
+                title(side),
+                *(f"{value:,.1f}" for value in (side.images_per_second, min(side.speeds), max(side.speeds))),
+                f"{1000 * side.config.batch_size / side.images_per_second:,.1f}",
+            ]
+            for side in sides
+        ],
+    )
+    for side in sides:
+        _show_roles(side)
+    if ratio := _ratio(found):
+        print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
+        print(f"bound {bound(found):.3f}: a step of the other side over the busiest role's busy time")
+    print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
+    if found.this.config.placement == "split":
+        print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU a microbatch")
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """All of it, in numbers: seconds and bytes a step."""
+    tree: dict[str, Any] = _ratio(found) or {}
+    tree |= {"settings": found.this.config.model_dump(mode="json"), "this": _numbers(found.this)}
+    if found.against is not None:
+        tree |= {
+            "against_settings": found.against.config.model_dump(mode="json"),
+            "against": _numbers(found.against),
+            "bound": bound(found),
+        }
+    return tree
+
+
+def trace(found: Comparison) -> dict[str, Any]:
+    """The last steps of this side's last round, in Chrome's trace format: a process a role, a thread a rank."""
+    spans = found.this.spans
+    steps = [span.began for span in spans["fake_score"][0] if span.name == "step"][-TRACED_STEPS - 1 :]
+    events: list[dict[str, Any]] = []
+    for number, (role, processes) in enumerate(spans.items()):
+        events.append({"ph": "M", "name": "process_name", "pid": number, "args": {"name": ROLES[role]}})
+        for rank, of_rank in enumerate(processes):
+            events += [
+                {
+                    "ph": "X",
+                    "name": span.name,
+                    "cat": role,
+                    "pid": number,
+                    "tid": rank,
+                    "ts": 1e6 * span.began,
+                    "dur": 1e6 * (span.ended - span.began),
+                }
+                for span in of_rank
+                if span.ended >= steps[0]
+            ]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def title(side: SideResult) -> str:
+    """A side in words."""
+    config = side.config
+    threads = f"{config.torch_threads} thread{'s' * (config.torch_threads != 1)}"
+    if config.placement == "local":
+        return f"local, {config.schedule}, {threads}"
+    workers = config.learner_workers
+    scorers = config.teacher.scaling.min_replicas
+    actors = scorers + sum(workers.values())
+    return f"split, {config.schedule}, {actors} actors of {threads}"
+
+
+def bound(found: Comparison) -> float:
+    """How much faster this side could be than the other one, if its busiest role never waited."""
+    assert found.against is not None
+    other = sum(use.busy for use in found.against.middle.roles.values())
+    return other / _busiest(found.this.middle).busy
+
+
+def overhead(side: SideResult) -> float:
+    """The share of the wall time in which the busiest role is not busy; of one process, none of them."""
+    middle = side.middle
+    busy = [use.busy for use in middle.roles.values()]
+    return 1 - (sum(busy) if side.config.placement == "local" else max(busy)) * middle.steps / middle.seconds
+
+
+def driver_seconds(side: SideResult) -> float:
+    """CPU seconds of the driver a microbatch."""
+    microbatches = side.config.batch_size // side.config.microbatch
+    return side.middle.driver_seconds / (side.middle.steps * microbatches)
+
+
+def by_part(use: RoleUse) -> dict[str, float]:
+    """Busy seconds by part; making images for psi's update is generating, too."""
+    parts = dict.fromkeys(PARTS, 0.0)
+    for name, seconds in use.parts.items():
+        parts["generate" if name == "images" else name] += seconds
+    return parts
+
+
+def _busiest(one: Round) -> RoleUse:
+    return max(one.roles.values(), key=lambda use: use.busy)
+
+
+def _ratio(found: Comparison) -> dict[str, float] | None:
+    if found.against is None:
+        return None
+    ratio = found.this.images_per_second / found.against.images_per_second
+    return {"ratio": ratio, "ratio_low": min(found.ratios), "ratio_high": max(found.ratios)}
+
+
+def _show_roles(side: SideResult) -> None:
+    middle = side.middle
+    local = side.config.placement == "local"
+    rows = []
+    for role, name in ROLES.items():
+        use = middle.roles[role]
+        parts = [f"{1000 * seconds:.1f}" if seconds else None for seconds in by_part(use).values()]
+        beside = [None, None] if local else [f"{1000 * use.transport:.1f}", f"{1000 * use.wait:.1f}"]
+        share = f"{use.busy * middle.steps / middle.seconds:.0%}"
+        moved = None if local else f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}"
+        rows.append([name, *parts, *beside, share, moved, f"{use.peak_bytes / 1e6:,.0f}"])
+    print_table(
+        f"{title(side)}: ms a step by role",
+        ["", *PARTS, "transport", "wait", "busy", "MB moved", "peak MB"],
+        rows,
+    )
+
+
+def _numbers(side: SideResult) -> dict[str, Any]:
+    middle = side.middle
+    return {
+        "title": title(side),
+        "images_per_second": side.images_per_second,
+        "images_per_second_by_round": side.speeds,
+        "seconds_per_step": middle.seconds / middle.steps,
+        "overhead": overhead(side),
+        "driver_seconds_per_microbatch": driver_seconds(side),
+        "roles": {role: _role_numbers(use) for role, use in _in_order(middle.roles.items())},
+    }
+
+
+def _role_numbers(use: RoleUse) -> dict[str, float]:
+    return by_part(use) | {
+        "busy": use.busy,
+        "transport": use.transport,
+        "wait": use.wait,
+        "received_bytes": use.received_bytes,
+        "sent_bytes": use.sent_bytes,
+        "peak_bytes": use.peak_bytes,
+    }
+
+
+def _in_order(roles: Iterable[tuple[str, RoleUse]]) -> list[tuple[str, RoleUse]]:
+    return sorted(roles, key=lambda role: list(ROLES).index(role[0]))

@@ -1,0 +1,136 @@
+"""One of the two things that a bench compares: a config's roles, and rounds of steps on them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from raysid.actors.build import RunInputs
+from raysid.actors.busy import Span
+from raysid.actors.placement import Placement, place
+from raysid.actors.profile import Profile
+from raysid.config import Config
+from raysid.data import ImageSource
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, take_step
+
+WARM_STEPS = 3  # the first of them updates psi alone, and allocates
+TIMED_STEPS = 3  # from whose time the length of a round follows
+
+
+@dataclass(frozen=True)
+class RoleUse:
+    """What a role used in a round, a step; of several processes the busiest one.
+
+    Attributes:
+        parts: busy seconds by method.
+        transport: CPU seconds of its process beside them: what comes and goes is taken apart and put together.
+        wait: the rest of the wall time.
+        received_bytes, sent_bytes: of tensors.
+        peak_bytes: the most memory so far.
+    """
+
+    parts: dict[str, float]
+    transport: float
+    wait: float
+    received_bytes: float
+    sent_bytes: float
+    peak_bytes: int
+
+    @property
+    def busy(self) -> float:
+        """Busy seconds a step."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of a side came to.
+
+    Attributes:
+        steps: how many.
+        seconds: wall time of all.
+        driver_seconds: CPU time of the driver's process in it, the roles' own left out.
+        roles: by role.
+    """
+
+    steps: int
+    seconds: float
+    driver_seconds: float
+    roles: dict[str, RoleUse]
+
+
+class Side:
+    """A config's roles, held from its beginning to `close`, so that two sides can take turns.
+
+    Args:
+        inputs: what the roles are made from; its config says where they live.
+        source: the real images, for a method that needs them.
+    """
+
+    def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
+        self.config: Config = inputs.config
+        self.placement: Placement = place(inputs, source)
+        self.next_step = 0
+        self.spans: dict[str, list[tuple[Span, ...]]] = {}
+
+    def warm_up(self, seconds: float) -> int:
+        """Take steps until everything is loaded and allocated; how many make a round of so many seconds."""
+        self._advance(WARM_STEPS)
+        return max(TIMED_STEPS, round(seconds * TIMED_STEPS / self._advance(TIMED_STEPS)))
+
+    def round(self, steps: int) -> Round:
+        """Take steps, and what was used for them."""
+        before, driver = self.placement.profile(), time.process_time()
+        seconds = self._advance(steps)
+        driver = time.process_time() - driver
+        after = self.placement.profile()
+        self.spans = {role: [process.spans for process in of_role] for role, of_role in after.items()}
+        if self.config.placement == "local":
+            # Its threads' time is the process's, and cannot be told from what the driver does.
+            driver = 0.0
+        roles = {role: _use(before[role], after[role], steps, seconds) for role in after}
+        return Round(steps, seconds, driver, roles)
+
+    def close(self) -> None:
+        """End the roles."""
+        self.placement.close()
+
+    def _advance(self, steps: int) -> float:
+        """Take steps as a run does, and wait for them; wall seconds."""
+        began = time.perf_counter()
+        under_way: deque[StepResult] = deque()
+        for step in range(self.next_step, self.next_step + steps):
+            under_way.append(take_step(self.placement.roles, self.config, step))
+            while len(under_way) > STEPS_IN_FLIGHT:
+                self._collect(under_way.popleft())
+        while under_way:
+            self._collect(under_way.popleft())
+        self.next_step += steps
+        return time.perf_counter() - began
+
+    def _collect(self, result: StepResult) -> None:
+        learners: list[Any] = [result.fake_score, result.generator]
+        for figures in learners:
+            if figures is not None:
+                self.placement.collect(figures)
+
+
+def _use(before: list[Profile], after: list[Profile], steps: int, seconds: float) -> RoleUse:
+    uses = [_process_use(b, a, steps, seconds) for b, a in zip(before, after, strict=True)]
+    return max(uses, key=lambda use: use.busy)
+
+
+def _process_use(before: Profile, after: Profile, steps: int, seconds: float) -> RoleUse:
+    parts = {name: (total - before.parts.get(name, 0.0)) / steps for name, total in after.parts.items()}
+    busy = sum(parts.values())
+    transport = max(0.0, (after.process_seconds - before.process_seconds) / steps - busy)
+    return RoleUse(
+        parts=parts,
+        transport=transport,
+        wait=max(0.0, seconds / steps - busy - transport),
+        received_bytes=(after.received_bytes - before.received_bytes) / steps,
+        sent_bytes=(after.sent_bytes - before.sent_bytes) / steps,
+        peak_bytes=after.peak_bytes,
+    )

@@ -1,0 +1,87 @@
+"""`raysid bench`: where the time of a step goes, and how two ways of computing it compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raysid.cli_options import RECIPE_HELP, RecipeCommand, given_overrides
+from raysid.errors import UserError
+from raysid.recipes import load_recipe
+
+if TYPE_CHECKING:
+    from raysid.config import Config
+
+AGAINST = "against."
+# The way the authors' loop computes: one process, fresh images for each update, all cores.
+AUTHORS: dict[str, Any] = {"placement": "local", "schedule": "alternating", "torch_threads": None}
+
+
+def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mapping[str, Any]) -> Config:
+    """The config that a recipe is compared with: its own settings, then what `against` means, then those given."""
+    ways = AUTHORS if against == "local" else {"placement": against}
+    return load_recipe(recipe, {**mine, **ways, **theirs}, kind="distill")
+
+
+@click.command(
+    cls=RecipeCommand,
+    kinds=["distill"],
+    prefixes=["", AGAINST],
+    short_help="Measure where the time of a step goes, and compare.",
+    help="Measure where the time of a step goes, in rounds; with --against of two ways in turns. Nothing is trained "
+    "and no teacher needed: a network of its size with random weights takes its place.\n\nThe other side has the "
+    "settings of this one but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; "
+    f"`--against local` alone is local, alternating, all cores.\n\n{RECIPE_HELP}",
+)
+@click.argument("recipe")
+@click.option(
+    "--against",
+    type=click.Choice(["local", "split"]),
+    help="Where the other side's roles live; one side when not given.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each side.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=10.0,
+    show_default=True,
+    help="About how long a round takes.",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write what was found as JSON.")
+@click.option(
+    "--trace",
+    "trace_file",
+    metavar="FILE",
+    help="Write the last steps as a trace for chrome://tracing or Perfetto.",
+)
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    recipe: str,
+    against: str | None,
+    rounds: int,
+    seconds: float,
+    json_file: str | None,
+    trace_file: str | None,
+) -> None:
+    mine, theirs = given_overrides(ctx), given_overrides(ctx, AGAINST)
+    if theirs and against is None:
+        raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against local or --against split")
+    config = load_recipe(recipe, mine, kind="distill")
+    other = None if against is None else other_side(recipe, mine, against, theirs)
+    for file in (json_file, trace_file):
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise UserError(f"{file} cannot be written: there is no folder {Path(file).parent}")
+    from raysid.bench.compare import compare
+    from raysid.bench.show import as_json, show, trace
+
+    found = compare(config, other, rounds, seconds, say=click.echo)
+    show(found)
+    for file, content in ((json_file, as_json), (trace_file, trace)):
+        if file is not None:
+            Path(file).write_text(json.dumps(content(found), indent=2) + "\n")
+            click.echo(file)
