@@ -147,6 +147,19 @@ def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, t
     assert_same(end_of(run_of(config)), end_of(whole_run))
 
 
+@SLOW
+def test_ranks_that_leave_no_cpu_to_read_with_are_told(
+    ray_cluster: None, teacher: str, tmp_path: Path
+) -> None:
+    """Of 2 CPUs three ranks and a scorer leave 0.2: Ray Data would wait for ever."""
+    places = {f"resources__{role}__num_cpus": 0.45 for role in ("generator", "fake_score", "teacher")}
+    config = tiny_config(teacher, tmp_path, failure__placement_timeout_s=15, **ranks(2, 1), **places)
+    with pytest.raises(
+        RunFailed, match=r"^no place for reading the real images .*: 0.25 CPU asked for, 0.2 of 2 free"
+    ):
+        SplitPlacement(*inputs_for(config), threads=1)
+
+
 # -- a lost token ------------------------------------------------------------------------------------------
 
 
