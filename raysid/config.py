@@ -304,8 +304,8 @@ class Config(Settings):
     batch_size: Positive = Field(256, description="Images a step.")
     microbatch_size: Positive | None = Field(
         None,
-        description="Images that travel and are computed together; when not given the whole batch, with several "
-        "workers a learner cut so that each has one microbatch a step.",
+        description="Images that travel and are computed together; when not given the whole batch, cut among the "
+        "workers where a learner has several.",
     )
     microbatches_in_flight: Positive | None = Field(
         None,
@@ -354,8 +354,9 @@ class Config(Settings):
                 "method.adversarial needs real images: give data.source, or null for method.adversarial"
             )
         if adversarial and size % adversarial.group_size:
+            cut = f" (batch_size {self.batch_size}, {said})" if max(workers.values()) > 1 else ""
             raise ValueError(
-                f"a microbatch of {size} images does not divide into groups of "
+                f"a microbatch of {size} images{cut} does not divide into groups of "
                 f"method.adversarial.group_size {adversarial.group_size}"
             )
         return self

@@ -316,7 +316,8 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ),
         (
             {"method.adversarial.group_size": "32", "fake_score.num_workers": "8"},
-            "a microbatch of 16 images does not divide into groups of method.adversarial.group_size 32",
+            "a microbatch of 16 images (batch_size 128, generator.num_workers 1 and fake_score.num_workers 8) does "
+            "not divide into groups of method.adversarial.group_size 32",
         ),
         ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder) or teacher.recipe"),
         ({"seed": "-1", "method.tmax": "0", "storag": "x"}, "did you mean storage? (and 2 more problems)"),

@@ -31,8 +31,11 @@ from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, ray_blocks
+from raysid.data.source import READ_CPUS
 from raysid.errors import LearnerLost, RunFailed, UserError
 from raysid.storage import holds, remove_file, write_whole
+
+READER = RoleResources(num_cpus=READ_CPUS)
 
 
 class LearnerActor:
@@ -233,7 +236,7 @@ class SplitPlacement:
         self.run = config.run.name or ""
         self.within = within
         self.fleet: ScorerFleet | None = None
-        learners, workers = learner_places(config), config.learner_workers
+        learners = learner_places(config)
         if within is None:
             first, self.group = 0, reserve(learners, timeout, say)
         else:
@@ -241,21 +244,9 @@ class SplitPlacement:
             # Ray looks for another place for a group that has lost its node.
             wait_for_room(self.group.wait, "the learners", learners, timeout, say)
         dataset = source.dataset() if source else None
-        self.fake_score = RemoteFakeScore(
-            *(
-                self._learner(FakeScoreActor, first + rank, resources.fake_score).remote(
-                    inputs, threads, dataset, rank
-                )
-                for rank in range(workers["fake_score"])
-            )
-        )
-        first += workers["fake_score"]
-        self.generator = RemoteGenerator(
-            *(
-                self._learner(GeneratorActor, first + rank, resources.generator).remote(inputs, threads, rank)
-                for rank in range(workers["generator"])
-            )
-        )
+        fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, dataset)
+        generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
+        self.fake_score, self.generator = RemoteFakeScore(*fake_score), RemoteGenerator(*generator)
         self.learners: list[RemoteLearner] = [self.fake_score, self.generator]
         self._begun: dict[tuple[str, RemoteLearner], Any] = {}
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
@@ -273,6 +264,8 @@ class SplitPlacement:
                 stopping=stopping,
             )
             get_ranks(joined, self.pool.check_alone)
+            if dataset is not None:  # last: what it asks for is what the roles have left
+                wait_for_room(start_reading(), "reading the real images", [READER], timeout, say)
         except BaseException:
             self.close()
             raise
@@ -372,15 +365,22 @@ class SplitPlacement:
         except LearnerLost as lost:
             raise RunFailed(f"the teacher service of this search has ended ({lost})") from lost
 
-    def _learner(self, actor: type[LearnerActor], bundle: int, resources: RoleResources) -> Any:
-        place = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
-        return ray.remote(actor).options(
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=place,
-            resources=resources.resources,
-            **_amounts(resources),
-        )
+    def _ranks(self, actor: type[LearnerActor], first: int, config: Config, *arguments: Any) -> list[Any]:
+        """Start a learner's ranks, each in a bundle of its own from the `first` on."""
+        resources: RoleResources = getattr(config.resources, actor.name)
+
+        def started(rank: int) -> Any:
+            place = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=first + rank)
+            learner = ray.remote(actor).options(
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=place,
+                resources=resources.resources,
+                **_amounts(resources),
+            )
+            return learner.remote(*arguments, rank)
+
+        return [started(rank) for rank in range(config.learner_workers[actor.name])]
 
 
 def start_fleet(teacher: str, config: Config, threads: int, say: Say = print, runs: int = 1) -> ScorerFleet:
@@ -415,6 +415,20 @@ def start_fleet(teacher: str, config: Config, threads: int, say: Say = print, ru
 def _of_the_busiest(reports: list[dict[str, float]]) -> dict[str, float]:
     """A learner's figures from those of its ranks: the largest of each, since a step waits for all of them."""
     return {name: max(report[name] for report in reports) for name in reports[0]}
+
+
+def start_reading() -> Callable[[float], bool]:
+    """Start a task that asks for what Ray Data's tasks ask for; what it returns waits for it, so many seconds.
+
+    It tells whether the roles have left room to read the real images: Ray Data would wait for ever, without a word.
+    """
+
+    def nothing() -> None:
+        pass
+
+    # Spread, as Ray Data has it: a trial's own tasks would look for room in the trial's places.
+    task = ray.remote(nothing).options(scheduling_strategy="SPREAD", **_amounts(READER)).remote()
+    return lambda seconds: bool(ray.wait([task], timeout=seconds)[0])
 
 
 def _amounts(resources: RoleResources) -> dict[str, float]:

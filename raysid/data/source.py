@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import ray.data
 
 
+READ_CPUS = 0.25  # CPU slots that a read task of Ray Data asks for when nothing else is said
+
+
 class Block(TypedDict):
     """Some images in a row, each with its own label."""
 
@@ -60,7 +63,7 @@ class ImageSource(ABC):
         for index in range(self.num_shards):
             yield from self.read_shard(index)
 
-    def dataset(self, num_cpus: float = 0.25) -> ray.data.Dataset:
+    def dataset(self, num_cpus: float = READ_CPUS) -> ray.data.Dataset:
         """The same rows in the same order as a Ray Dataset: one read task a shard, nothing read yet.
 
         Args:

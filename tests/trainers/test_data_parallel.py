@@ -86,6 +86,34 @@ def test_two_ranks_of_a_microbatch_each_are_one_process(
 
 
 @SLOW
+def test_ranks_that_skip_each_others_real_images_are_one_process(
+    ray_cluster: None, teacher: str, tmp_path: Path
+) -> None:
+    """A window smaller than the set, so that each rank reads on through what is the other's."""
+    window = {"data__shuffle_window": 200}
+    weights, figures = ends(tiny_config(teacher, tmp_path, **window), tmp_path / "local")
+    config = tiny_config(teacher, tmp_path, **window, **ranks(1, 2))
+    ranks_weights, ranks_figures = ends(config, tmp_path / "ranks", split=True)
+    assert_same(ranks_weights, weights)
+    assert ranks_figures == figures
+
+
+@pytest.mark.parametrize(
+    ("generator", "fake_score", "microbatches_a_step", "under_way"),
+    [(1, 1, 1, 2), (2, 2, 2, 4), (2, 1, 2, 4), (1, 4, 4, 8)],
+)
+def test_the_batch_is_cut_so_that_each_rank_has_a_part(
+    teacher: str, tmp_path: Path, generator: int, fake_score: int, microbatches_a_step: int, under_way: int
+) -> None:
+    """Where no microbatch_size is given; two for each rank are under way at a time."""
+    config = tiny_config(teacher, tmp_path, microbatch_size=None, **ranks(generator, fake_score))
+    cut = microbatches(config, 3)
+    assert [at.index for at in cut] == list(range(microbatches_a_step))
+    assert sum(at.count for at in cut) == BATCH
+    assert config.in_flight == under_way
+
+
+@SLOW
 @pytest.mark.parametrize("method", ["sida", "sid"])
 @pytest.mark.parametrize(
     ("generator", "fake_score", "microbatches", "replicas"),
@@ -117,6 +145,19 @@ def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, t
         workers = {"generator.num_workers": generator, "fake_score.num_workers": fake_score}
         distill(override(config, workers | {"total_images": steps * BATCH}))
     assert_same(end_of(run_of(config)), end_of(whole_run))
+
+
+@SLOW
+def test_ranks_that_leave_no_cpu_to_read_with_are_told(
+    ray_cluster: None, teacher: str, tmp_path: Path
+) -> None:
+    """Of 2 CPUs three ranks and a scorer leave 0.2: Ray Data would wait for ever."""
+    places = {f"resources__{role}__num_cpus": 0.45 for role in ("generator", "fake_score", "teacher")}
+    config = tiny_config(teacher, tmp_path, failure__placement_timeout_s=15, **ranks(2, 1), **places)
+    with pytest.raises(
+        RunFailed, match=r"^no place for reading the real images .*: 0.25 CPU asked for, 0.2 of 2 free"
+    ):
+        SplitPlacement(*inputs_for(config), threads=1)
 
 
 # -- a lost token ------------------------------------------------------------------------------------------

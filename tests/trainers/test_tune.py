@@ -113,6 +113,7 @@ def test_trials_have_places_for_every_rank(ray_cluster: None, tmp_path: Path) ->
         tmp_path,
         {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
         settings={"fake_score.num_workers": 2},
+        max_concurrent_trials=1,
     )
     result = run_search(search)
     assert {trial.status for trial in result.trials} == {"finished"}
