@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raysid.networks.settings import NetworkSettings
+from raysid.networks.settings import FactoryName, NetworkSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -146,6 +146,11 @@ class TeacherSettings(Settings):
         description="Folder of a teacher of one's own or of diffusers, or a .pkl that EDM published (a path, gs://... "
         "or https://...); instead of `recipe`.",
     )
+    factory: FactoryName | None = Field(
+        None,
+        description="Function of one's own, `package.module:function`, that returns a torch module and its noise "
+        "process; instead of `recipe`. With `path`: builds the network of that folder, which a factory made.",
+    )
     num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
     autoscaling_config: TeacherAutoscaling | None = Field(
         None, description="Lets the teacher service grow and shrink during a run; instead of `num_replicas`."
@@ -158,8 +163,11 @@ class TeacherSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.recipe is None and self.path is None:
-            raise ValueError("give teacher.path (a teacher's folder) or teacher.recipe (a pretrain recipe)")
+        if self.recipe is None and self.path is None and self.factory is None:
+            raise ValueError(
+                "give teacher.path (a teacher's folder), teacher.recipe (a pretrain recipe) or teacher.factory (a "
+                "function that makes one)"
+            )
         return self
 
     @property
@@ -206,7 +214,8 @@ class MethodSettings(Settings):
     sigma_init: float = Field(
         2.5,
         gt=0,
-        description="Noise level at which the generator is run; one of diffusers' networks runs at step 625.",
+        description="Noise level at which the generator is run; where levels are steps, as with diffusers' networks, "
+        "it runs at the noise process's own (625).",
     )
     tmax: int | None = Field(
         None,
@@ -226,7 +235,7 @@ class LearnerSettings(Settings):
     betas: tuple[Fraction, Fraction] = Field((0.0, 0.999), description="Adam's betas.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     dropout: Fraction | None = Field(
-        None, description="Dropout in training; the teacher's own when not given."
+        None, description="Dropout in training; the teacher's own when not given. Not for `teacher.factory`."
     )
 
 

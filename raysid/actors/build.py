@@ -11,7 +11,7 @@ from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
 from raysid.config import Config, LearnerSettings
 from raysid.data import Block, ImageStream
-from raysid.networks import DiffusersSettings, build_denoiser
+from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import load_network
 
@@ -36,9 +36,11 @@ class RunInputs:
     pixel_max: int = 255
 
 
-def build_teacher(teacher: str, device: str, graphs_kept: int, runs_kept: int = 1) -> TeacherScorer:
-    """A scorer of the teacher service, from the teacher's folder."""
-    return TeacherScorer(load_network(teacher, "teacher")[1].to(device), graphs_kept, runs_kept)
+def build_teacher(
+    teacher: str, device: str, graphs_kept: int, runs_kept: int = 1, factory: str | None = None
+) -> TeacherScorer:
+    """A scorer of the teacher service, from the teacher's folder; `factory` as in `load_network`."""
+    return TeacherScorer(load_network(teacher, "teacher", factory)[1].to(device), graphs_kept, runs_kept)
 
 
 def build_fake_score(
@@ -62,7 +64,8 @@ def build_fake_score(
             window,
             prefetch=inputs.num_real > window,
         )
-    network = learner_network(inputs.teacher, config.fake_score).to(config.resources.fake_score.device)
+    network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
+    network = network.to(config.resources.fake_score.device)
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
@@ -72,21 +75,26 @@ def build_fake_score(
 def build_generator(inputs: RunInputs) -> GeneratorLearner:
     """The generator learner, from the teacher or from a checkpoint."""
     config = inputs.config
-    network = learner_network(inputs.teacher, config.generator).to(config.resources.generator.device)
+    network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
+    network = network.to(config.resources.generator.device)
     learner = GeneratorLearner(config, network, inputs.label_frequencies)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "generator"))
     return learner
 
 
-def learner_network(teacher: str, settings: LearnerSettings) -> Network:
+def learner_network(teacher: str, settings: LearnerSettings, factory: str | None = None) -> Network:
     """A copy of the teacher for a learner: its own dropout, and no label dropout inside the network.
+
+    A module of the user's own is as its function makes it; `factory` as in `load_network`.
 
     Only guidance's rule drops conditions (method.md, "Names"); a copy that dropped labels by itself would
     learn another distribution than the generator's.
     """
-    card, original = load_network(teacher, "teacher")
+    card, original = load_network(teacher, "teacher", factory)
     network = card.network
+    if isinstance(network, FactorySettings):
+        return original
     dropout = network.dropout if settings.dropout is None else settings.dropout
     changes = (
         {"unet": network.unet | {"dropout": dropout}}  # it drops no labels by itself

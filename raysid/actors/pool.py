@@ -37,11 +37,20 @@ class TeacherActor:
         graphs_kept: microbatches of a run whose graph is kept.
         runs_kept: runs that graphs are kept for.
         threads: torch's threads.
+        factory: the function that makes its network, where that is the user's own.
     """
 
-    def __init__(self, teacher: str, device: str, graphs_kept: int, runs_kept: int, threads: int) -> None:
+    def __init__(
+        self,
+        teacher: str,
+        device: str,
+        graphs_kept: int,
+        runs_kept: int,
+        threads: int,
+        factory: str | None = None,
+    ) -> None:
         torch.set_num_threads(threads)
-        self.role = build_teacher(teacher, device, graphs_kept, runs_kept)
+        self.role = build_teacher(teacher, device, graphs_kept, runs_kept, factory)
 
     def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, None]:
         prediction = self.role.score(noised, scale, run)

@@ -17,9 +17,7 @@ from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
-from raysid.networks import DiffusersSettings
-from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, weight_shapes, weights_digest
-from raysid.noise import DDPMNoise, EDMNoise
+from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
@@ -120,8 +118,7 @@ def distill(
 
 def _with_tmax(config: Config, found: Found) -> Config:
     """The config with the tmax of the teacher's noise process where none is given: a run records what it did."""
-    noise = DDPMNoise if isinstance(settings_of(found), DiffusersSettings) else EDMNoise
-    tmax = config.method.tmax or noise.default_tmax
+    tmax = config.method.tmax or settings_of(found).default_tmax
     return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
 
 
@@ -137,7 +134,7 @@ def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_fro
 
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     weights = read_state(branch.path, "generator")["network"]
-    if shapes_of(weights) != weight_shapes(teacher.card.network):
+    if shapes_of(weights) != stored_shapes(teacher.path):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )

@@ -1,0 +1,104 @@
+"""A user's own module of teachers: denoisers of points in the plane, and functions that make them.
+
+The points lie around four modes. Weights come from the file that POINTS_WEIGHTS names; without it, as in the
+processes that a test's cluster has started before, they are random.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+import raysid
+
+MODES = torch.tensor([[1.5, 1.5], [1.5, -1.5], [-1.5, 1.5], [-1.5, -1.5]])
+SPREAD = 0.2  # standard deviation around a mode
+SIGMA_DATA = 1.5
+EDM = raysid.EDMNoise(sigma_data=SIGMA_DATA, log_sigma_mean=-0.5)
+DDPM = raysid.DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).float())
+
+
+class Points(nn.Module):
+    """EDM's preconditioning around an MLP; with DDPM's noise in its variance-exploding form, x_t / a_t.
+
+    Args:
+        label_dim: classes, one a mode; 0: none.
+    """
+
+    def __init__(self, noise: raysid.NoiseProcess, label_dim: int = 0, width: int = 64) -> None:
+        super().__init__()
+        self.sample_shape = (2,)
+        self.label_dim = label_dim
+        self.noise = noise
+        self.layers = nn.Sequential(
+            nn.Linear(3 + label_dim, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 2),
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        a_t, s_t = self.noise.scales(t)
+        x, sigma = x_t / a_t[:, None], (s_t / a_t)[:, None]
+        scale = (sigma**2 + SIGMA_DATA**2).sqrt()
+        given = [x / scale, sigma.log() / 4] + ([] if cond is None else [cond])
+        output = self.layers(torch.cat(given, 1))
+        return (SIGMA_DATA / scale) ** 2 * x + sigma * SIGMA_DATA / scale * output
+
+
+def draw(count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points (count, 2), and the numbers of their modes (count,)."""
+    mode = torch.randint(len(MODES), (count,), generator=source)
+    return MODES[mode] + SPREAD * torch.randn(count, 2, generator=source), mode
+
+
+def train(model: Points, steps: int = 1000, batch: int = 512, seed: int = 0) -> Points:
+    """Train a denoiser, by EDM's loss in the clean sample, at the noise levels that psi will see."""
+    source = torch.Generator().manual_seed(seed)
+    noise = model.noise
+    adam = torch.optim.Adam(model.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for _ in range(steps):
+        x, mode = draw(batch, source)
+        normal = noise.fake_score_draw == "normal"
+        chance = torch.randn(batch, generator=source) if normal else torch.rand(batch, generator=source)
+        t = noise.fake_score_level(chance)
+        x_t = noise.add_noise(x, t, torch.randn(batch, 2, generator=source))
+        cond = nn.functional.one_hot(mode, model.label_dim).float() if model.label_dim else None
+        error = ((model(x_t, t, cond) - x) ** 2).sum(1)
+        (noise.loss_weight(t) * error).mean().backward()
+        adam.step()
+        adam.zero_grad()
+        schedule.step()
+    return model
+
+
+def near(points: Tensor) -> tuple[float, Tensor]:
+    """The share of points within three standard deviations of a mode, and each mode's share of those (4,)."""
+    distance, mode = torch.cdist(points, MODES).min(1)
+    close = distance < 3 * SPREAD
+    return close.float().mean().item(), mode[close].bincount(minlength=len(MODES)) / close.sum()
+
+
+def _loaded(model: Points) -> Points:
+    file = os.environ.get("POINTS_WEIGHTS")
+    if file is not None:
+        model.load_state_dict(torch.load(file, weights_only=True))
+    return model
+
+
+def make() -> tuple[nn.Module, raysid.NoiseProcess]:
+    return _loaded(Points(EDM)), EDM
+
+
+def make_conditional() -> tuple[nn.Module, raysid.NoiseProcess]:
+    return _loaded(Points(EDM, label_dim=len(MODES))), EDM
+
+
+def make_discrete() -> tuple[nn.Module, raysid.NoiseProcess]:
+    return _loaded(Points(DDPM)), DDPM
