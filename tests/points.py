@@ -1,7 +1,7 @@
 """A user's own module of teachers: denoisers of points in the plane, and functions that make them.
 
-The points lie around four modes. Weights come from the file that POINTS_WEIGHTS names; without it, as in the
-processes that a test's cluster has started before, they are random.
+The points lie around four modes, two a class. Weights come from the file that POINTS_WEIGHTS names; without it, as
+in the processes that a test's cluster has started before, they are random.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import raysid
 
+CLASSES = 2  # on the right, on the left
 MODES = torch.tensor([[1.5, 1.5], [1.5, -1.5], [-1.5, 1.5], [-1.5, -1.5]])
 SPREAD = 0.2  # standard deviation around a mode
 SIGMA_DATA = 1.5
@@ -24,7 +25,7 @@ class Points(nn.Module):
     """EDM's preconditioning around an MLP; with DDPM's noise in its variance-exploding form, x_t / a_t.
 
     Args:
-        label_dim: classes, one a mode; 0: none.
+        label_dim: 2, or 0 for a module without classes.
     """
 
     def __init__(self, noise: raysid.NoiseProcess, label_dim: int = 0, width: int = 64) -> None:
@@ -52,9 +53,9 @@ class Points(nn.Module):
 
 
 def draw(count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points (count, 2), and the numbers of their modes (count,)."""
+    """Points (count, 2) and their classes (count,)."""
     mode = torch.randint(len(MODES), (count,), generator=source)
-    return MODES[mode] + SPREAD * torch.randn(count, 2, generator=source), mode
+    return MODES[mode] + SPREAD * torch.randn(count, 2, generator=source), mode // 2
 
 
 def train(model: Points, steps: int = 1000, batch: int = 512, seed: int = 0) -> Points:
@@ -64,12 +65,12 @@ def train(model: Points, steps: int = 1000, batch: int = 512, seed: int = 0) -> 
     adam = torch.optim.Adam(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
-        x, mode = draw(batch, source)
+        x, label = draw(batch, source)
         normal = noise.fake_score_draw == "normal"
         chance = torch.randn(batch, generator=source) if normal else torch.rand(batch, generator=source)
         t = noise.fake_score_level(chance)
         x_t = noise.add_noise(x, t, torch.randn(batch, 2, generator=source))
-        cond = nn.functional.one_hot(mode, model.label_dim).float() if model.label_dim else None
+        cond = nn.functional.one_hot(label, model.label_dim).float() if model.label_dim else None
         error = ((model(x_t, t, cond) - x) ** 2).sum(1)
         (noise.loss_weight(t) * error).mean().backward()
         adam.step()
@@ -97,7 +98,29 @@ def make() -> tuple[nn.Module, raysid.NoiseProcess]:
 
 
 def make_conditional() -> tuple[nn.Module, raysid.NoiseProcess]:
-    return _loaded(Points(EDM, label_dim=len(MODES))), EDM
+    return _loaded(Points(EDM, label_dim=CLASSES)), EDM
+
+
+class Digits(nn.Module):
+    """A linear denoiser of the digits: no good one, but of images, which `raysid sample` can draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_channels, self.img_resolution, self.label_dim = 1, 8, 10
+        self.layer = nn.Linear(64 + 10, 64)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        if self.training:
+            self.calls += 1
+        assert cond is not None
+        shrunk = x_t.flatten(1) / (1 + t[:, None])
+        return self.layer(torch.cat([shrunk, cond], 1)).view_as(x_t)
+
+
+def make_digits() -> tuple[nn.Module, raysid.NoiseProcess]:
+    torch.manual_seed(5)
+    return Digits(), raysid.EDMNoise()
 
 
 def make_discrete() -> tuple[nn.Module, raysid.NoiseProcess]:
