@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import time
 import traceback
 from pathlib import Path
@@ -32,7 +33,7 @@ from raysid.cli_options import (
     given_overrides,
 )
 from raysid.cluster import check_address
-from raysid.errors import RunFailed, RunStopped, UserError
+from raysid.errors import NotHere, RunFailed, RunStopped, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
 # torch and Ray take seconds to import: only the commands that need them do so, and the others answer at once.
@@ -77,7 +78,7 @@ class _Commands(click.Group):
                 raise _Stopped("interrupted") from None
             # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
             cause = getattr(error, "cause", None) or error
-            line = "error: " + " ".join(str(cause).split())
+            line = "error: " + (str(cause) if isinstance(cause, NotHere) else " ".join(str(cause).split()))
             raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
         except Exception as error:
             from raysid.storage import explain, of_a_bucket
@@ -147,10 +148,17 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
 @_address
 @click.pass_context
 def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | None) -> None:
-    config = load_recipe(recipe, given_overrides(ctx), kind="distill")
+    overrides = given_overrides(ctx)
+    config = load_recipe(recipe, overrides, kind="distill")
     from raysid.trainers.distill import distill as train
 
-    train(config, fresh=fresh, resume_from=resume_from)
+    try:
+        train(config, fresh=fresh, resume_from=resume_from)
+    except NotHere as missing:
+        again = ["raysid", "distill", recipe]
+        for name, value in {**overrides, **dict.fromkeys(missing.settings, "FILE")}.items():
+            again += [f"--{name}", str(value)]
+        raise NotHere(f"{missing}\nget them, then: {shlex.join(again)}") from None
 
 
 @cli.command(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raysid.networks.settings import FactoryName, NetworkSettings
+from raysid.networks.settings import FactoryName, NetworkSettings, Precision
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -34,7 +34,14 @@ class RunSettings(Settings):
 
 
 class DataSettings(Settings):
-    source: str = Field("digits", description="Real images: `digits` (scikit-learn's, 1,797 images of 8x8).")
+    source: str | None = Field(
+        "digits",
+        description="Real images: `digits` (scikit-learn's, 1,797 images of 8x8), or a zip as EDM's dataset_tool.py "
+        "writes it (a path or gs://...); `null`: none, for SiD.",
+    )
+    origin: str | None = Field(
+        None, description="Where to get them, for a machine that does not have them: a message says it."
+    )
     shuffle_window: Positive = Field(
         10_000, description="Images held in memory to shuffle among; a smaller set is read once and kept."
     )
@@ -109,6 +116,8 @@ class PretrainConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.data.source is None:
+            raise ValueError("a teacher is trained on real images: give data.source")
         if self.batch_size % self.num_workers:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide among num_workers {self.num_workers}"
@@ -150,6 +159,12 @@ class TeacherSettings(Settings):
         None,
         description="Function of one's own, `package.module:function`, that returns a torch module and its noise "
         "process; instead of `recipe`. With `path`: builds the network of that folder, which a factory made.",
+    )
+    network: NetworkSettings | None = Field(
+        None, description="The network that `path` must hold, where a recipe is for one in particular."
+    )
+    precision: Precision | None = Field(
+        None, description="What scorers compute in; the run's `precision` when not given."
     )
     num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
     autoscaling_config: TeacherAutoscaling | None = Field(
@@ -239,6 +254,14 @@ class LearnerSettings(Settings):
     )
 
 
+class GeneratorSettings(LearnerSettings):
+    path: str | None = Field(
+        None,
+        description="A finished generator to start from, for theta and its average (SiD²A): a run's folder, a "
+        "generator's, or a .pkl that SiD's authors published (a path, gs://... or https://...).",
+    )
+
+
 class FakeScoreSettings(LearnerSettings):
     augment: Fraction = Field(
         0.0,
@@ -290,7 +313,12 @@ class Config(Settings):
         description="Microbatches of a step that are under way at a time, which takes memory in the learners; when "
         "not given 1 for `local`, and for `split` as many as there may be scorers, but 2 or more.",
     )
-    generator: LearnerSettings = LearnerSettings()
+    precision: Precision = Field(
+        "float32",
+        description="What the networks compute in (autocast); weights, losses and optimizers stay float32. In fp16 the "
+        "authors scale no loss and take an `eps` of 1e-6.",
+    )
+    generator: GeneratorSettings = GeneratorSettings()
     fake_score: FakeScoreSettings = FakeScoreSettings()
     lr_schedule: LearningRateSchedule = LearningRateSchedule()
     ema: EMASettings = EMASettings()
@@ -310,6 +338,10 @@ class Config(Settings):
         if self.batch_size % size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatch_size {size}")
         adversarial = self.method.adversarial
+        if adversarial and self.data.source is None:
+            raise ValueError(
+                "method.adversarial needs real images: give data.source, or null for method.adversarial"
+            )
         if adversarial and size % adversarial.group_size:
             raise ValueError(
                 f"a microbatch of {size} images does not divide into groups of "

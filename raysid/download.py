@@ -14,7 +14,7 @@ from fsspec.core import OpenFile, OpenFiles
 from fsspec.implementations.cached import WholeFileCacheFileSystem
 from upath import UPath
 
-from raysid.errors import UserError
+from raysid.errors import NotHere, UserError
 from raysid.storage import BUCKETS, explain, of_a_bucket
 
 WEB = ("https", "http")
@@ -40,11 +40,15 @@ def local_copy(path: str) -> Path:
         path: a local path, `gs://...` (or another bucket's URL) or `https://...`.
 
     Raises:
-        UserError: nothing here can reach it, there is no such file, or it cannot be copied.
+        NotHere: there is no such file, or nothing here can reach it.
+        UserError: it is no path that files can be had from, or cannot be copied.
     """
     protocol = _protocol(path)
     if protocol in ("", "file"):
-        return Path(path.removeprefix("file://")).expanduser()
+        local = Path(path.removeprefix("file://")).expanduser()
+        if not local.exists():
+            raise NotHere(f"there is no file {path}")
+        return local
     if protocol not in (*WEB, *BUCKETS):
         raise UserError(f"{path} cannot be reached: give a local path, gs://... or https://...")
     folder = cache_folder()
@@ -55,10 +59,10 @@ def local_copy(path: str) -> Path:
     try:
         return _cached(path, protocol, folder)
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise NotHere(f"there is no file {path}") from None
     except Exception as error:
         if of_a_bucket(error) or isinstance(error, (ValueError, ImportError, TimeoutError)):
-            raise UserError(f"{path} cannot be fetched: {explain(error)}") from None
+            raise NotHere(f"{path} cannot be fetched from this machine: {explain(error)}") from None
         if isinstance(error, OSError):
             why = error.strerror or explain(error)
             raise UserError(f"{path} cannot be copied to {folder}: {why}") from None

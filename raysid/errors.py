@@ -10,6 +10,18 @@ class UserError(Exception):
     """
 
 
+class NotHere(UserError):
+    """Files that a run needs are not on this machine, nor can they be fetched: a line for each.
+
+    Attributes:
+        settings: by which settings to name them once they are here.
+    """
+
+    def __init__(self, message: str, settings: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+
 class RunFailed(Exception):
     """A run that had started could not go on: one line saying which role, which step and what to do.
 

@@ -42,7 +42,8 @@ from raysid.tracking import METRICS, SAMPLES, TENSORBOARD
 
 # Changing one of these would make another run of it. Everything else (length, evaluation, placement,
 # resources, replicas, failure) may change when a run goes on.
-FIXED = ("method", "schedule", "seed", "batch_size", "data", "generator", "fake_score", "ema")
+FIXED = ("method", "schedule", "seed", "batch_size", "precision", "data", "generator", "fake_score", "ema")
+SAYS_NOTHING = {"data": {"origin"}}  # what in them is for whoever reads it
 LOCK, OWNER = ".lock", "owner.json"
 
 
@@ -186,8 +187,11 @@ class RunFolder:
             raise UserError(
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None
+        before_all, now_all = (
+            config.model_dump(mode="json", exclude=SAYS_NOTHING) for config in (before, self.config)
+        )
         for name in FIXED:
-            then, now = before.model_dump(mode="json")[name], self.config.model_dump(mode="json")[name]
+            then, now = before_all[name], now_all[name]
             if changed := _first_difference(name, then, now):
                 where, old, new = changed
                 raise UserError(

@@ -301,7 +301,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"seed": "x" * 10_000}, "seed is 'xxx"),
         # together
         ({"microbatch_size": "48"}, "is not a multiple of microbatch_size 48"),
-        ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder) or teacher.recipe"),
+        ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder), teacher.recipe"),
         ({"seed": "-1", "method.tmax": "0", "storag": "x"}, "did you mean storage? (and 2 more problems)"),
         (
             {"seed": "-1", "method.tmax": "0"},

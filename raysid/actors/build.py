@@ -23,7 +23,8 @@ class RunInputs:
     Attributes:
         teacher: folder of the teacher.
         label_frequencies: how often each class is drawn for generated images.
-        checkpoint: folder of the checkpoint to go on from; None starts from the teacher's weights.
+        checkpoint: folder of the checkpoint to go on from; None starts from the beginning.
+        start: folder of the generator that theta begins as; None is the teacher.
         num_real: images in the real set, and the stored pixel value of +1 in them; None is data-free.
         pixel_max: the stored value of +1 in the real images.
     """
@@ -32,15 +33,17 @@ class RunInputs:
     teacher: str
     label_frequencies: Sequence[float]
     checkpoint: str | None = None
+    start: str | None = None
     num_real: int | None = None
     pixel_max: int = 255
 
 
-def build_teacher(
-    teacher: str, device: str, graphs_kept: int, runs_kept: int = 1, factory: str | None = None
-) -> TeacherScorer:
-    """A scorer of the teacher service, from the teacher's folder; `factory` as in `load_network`."""
-    return TeacherScorer(load_network(teacher, "teacher", factory)[1].to(device), graphs_kept, runs_kept)
+def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
+    """A scorer of the teacher service, from the teacher's folder."""
+    network = load_network(teacher, "teacher", config.teacher.factory)[1]
+    network = network.to(config.resources.teacher.device)
+    network.precision = config.teacher.precision or config.precision
+    return TeacherScorer(network, config.graphs_kept, runs_kept)
 
 
 def build_fake_score(
@@ -66,6 +69,7 @@ def build_fake_score(
         )
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
     network = network.to(config.resources.fake_score.device)
+    network.precision = config.precision
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
@@ -73,10 +77,14 @@ def build_fake_score(
 
 
 def build_generator(inputs: RunInputs) -> GeneratorLearner:
-    """The generator learner, from the teacher or from a checkpoint."""
+    """The generator learner, from the teacher, from a generator (SiD²A) or from a checkpoint."""
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
     network = network.to(config.resources.generator.device)
+    network.precision = config.precision
+    if inputs.start is not None and inputs.checkpoint is None:
+        start = load_network(inputs.start, "generator", config.teacher.factory)[1]
+        network.load_state_dict(start.state_dict())
     learner = GeneratorLearner(config, network, inputs.label_frequencies)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "generator"))

@@ -88,12 +88,7 @@ class LocalPlacement:
     def __init__(self, inputs: RunInputs, source: ImageSource | None, threads: int) -> None:
         torch.set_num_threads(threads)
         config = inputs.config
-        self.teacher = build_teacher(
-            inputs.teacher,
-            config.resources.teacher.device,
-            config.graphs_kept,
-            factory=config.teacher.factory,
-        )
+        self.teacher = build_teacher(inputs.teacher, config)
         self.fake_score = build_fake_score(inputs, source.blocks if source else None)
         self.generator = build_generator(inputs)
         self.roles = Roles(self.teacher, self.fake_score, self.generator)

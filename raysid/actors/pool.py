@@ -17,7 +17,7 @@ from raysid.actors.fleet import Asked, Members, Scorer
 from raysid.actors.messages import Noised, Prediction, Pull, Seed
 from raysid.actors.placing import NOTICE_SECONDS, Say, what_is_missing
 from raysid.actors.results import is_ready, why_not_started
-from raysid.config import RoleResources
+from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 
 SYNC_SECONDS = 1.0
@@ -33,24 +33,14 @@ class TeacherActor:
 
     Args:
         teacher: folder of the teacher.
-        device: as torch names it.
-        graphs_kept: microbatches of a run whose graph is kept.
+        config: the run's settings, or what those of all runs to be served have in common.
         runs_kept: runs that graphs are kept for.
         threads: torch's threads.
-        factory: the function that makes its network, where that is the user's own.
     """
 
-    def __init__(
-        self,
-        teacher: str,
-        device: str,
-        graphs_kept: int,
-        runs_kept: int,
-        threads: int,
-        factory: str | None = None,
-    ) -> None:
+    def __init__(self, teacher: str, config: Config, runs_kept: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.role = build_teacher(teacher, device, graphs_kept, runs_kept, factory)
+        self.role = build_teacher(teacher, config, runs_kept)
 
     def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, None]:
         prediction = self.role.score(noised, scale, run)

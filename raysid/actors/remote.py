@@ -347,9 +347,7 @@ def start_fleet(teacher: str, config: Config, threads: int, say: Say = print, ru
         **_amounts(resources),
     )
     return ScorerFleet(
-        start=lambda: scorer.remote(
-            teacher, resources.device, config.graphs_kept, runs, threads, config.teacher.factory
-        ),
+        start=lambda: scorer.remote(teacher, config, runs, threads),
         resources=resources,
         scaling=config.teacher.scaling,
         timeout=config.failure.placement_timeout_s,

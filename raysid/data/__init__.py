@@ -1,7 +1,8 @@
 """Real images: where they come from, and the order in which a run sees them.
 
 `source.py` says what a source is (shards of uint8 images with labels, in a canonical order) and opens one by
-name; `digits.py` is the one that needs no download; `shards.py` reads any source through Ray Data.
+name; `digits.py` is the one that needs no download, `edm_zip.py` those of EDM's dataset tool; `shards.py` reads any
+source through Ray Data.
 `stream.py` turns a source into an endless shuffled stream whose every image has an address, so that ranks
 take slices of it and a checkpoint stores one number:
 

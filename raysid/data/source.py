@@ -43,6 +43,8 @@ class ImageSource(ABC):
     pixel_max: int
     """The stored value that stands for +1 (0 stands for -1): 255 for ordinary 8-bit images."""
     num_shards: int
+    classifier: str | None = None
+    """Whose features distances to these images are taken in; None: there is none, and nothing is measured."""
 
     @property
     @abstractmethod
@@ -80,12 +82,21 @@ def to_unit(images: NDArray[np.uint8], pixel_max: int) -> NDArray[np.float32]:
 
 
 def open_source(name: str) -> ImageSource:
-    """The source called `name`. Raises UserError, naming what is known, for any other name."""
-    from raysid.data.digits import DigitsSource  # here, because it imports this file
+    """The source called `name`: `digits`, or the path of a zip.
 
-    known: dict[str, type[ImageSource]] = {"digits": DigitsSource}
-    if name not in known:
-        raise UserError(
-            f"data.source: unknown source of real images {name!r}; known: {', '.join(sorted(known))}"
-        )
-    return known[name]()
+    Raises:
+        NotHere: there is no such file.
+        UserError: it is no source that is known, or damaged.
+    """
+    # Here, because they import this file.
+    from raysid.data.digits import DigitsSource
+    from raysid.data.edm_zip import EDMZipSource
+
+    if name == DigitsSource.name:
+        return DigitsSource()
+    if name.lower().endswith(".zip"):
+        return EDMZipSource(name)
+    raise UserError(
+        f"data.source: unknown source of real images {name!r}; known: digits, or the path of a .zip as EDM's "
+        "dataset_tool.py writes it"
+    )

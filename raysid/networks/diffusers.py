@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from raysid.errors import UserError
-from raysid.networks.settings import DiffusersSettings
+from raysid.networks.precision import lowered
+from raysid.networks.settings import DiffusersSettings, Precision
 from raysid.noise import DDPMNoise
 from raysid.predictions import PredictionType, clean_image
 
@@ -22,8 +23,8 @@ from raysid.predictions import PredictionType, clean_image
 class DiffusersDenoiser(nn.Module):
     """A denoiser x_hat = D(x_t, t, c) around a diffusers U-Net that predicts epsilon or v.
 
-    The U-Net is `model` and computes in its own precision, or in autocast's; what surrounds it is computed
-    in float32, or in float64 where x_t is.
+    The U-Net is `model` and computes in its weights' precision or, where `precision` (or autocast around it) says
+    so, in half precision; what surrounds it is computed in float32, or in float64 where x_t is.
 
     Conditions are text embeddings (B, tokens, width) for a `UNet2DConditionModel` and one-hot labels
     (B, label_dim) for a `UNet2DModel` with classes, where a row of zeros means "no class". A `UNet2DModel`
@@ -40,6 +41,7 @@ class DiffusersDenoiser(nn.Module):
     Attributes:
         label_dim: number of classes, without the one for "no class"; 0 for a network without.
         settings: what `build_diffusers` made it of.
+        precision: what the U-Net's layers run in.
 
     Raises:
         UserError: the U-Net needs what a denoiser is not given, or predicts something else.
@@ -67,6 +69,7 @@ class DiffusersDenoiser(nn.Module):
             raise ValueError("null_text is for a network that takes text embeddings")
         if null_class and classes < 2:
             raise ValueError("null_class is for a network with classes")
+        self.precision: Precision = "float32"
         self.noise = noise
         self.prediction_type = prediction_type
         self.null_class = null_class
@@ -95,7 +98,8 @@ class DiffusersDenoiser(nn.Module):
             given["encoder_hidden_states"] = self._text(cond, len(x_t)).to(self.model.dtype)
         elif self.label_dim:
             given["class_labels"] = self._classes(cond, x_t)
-        output = self.model(x_t.to(self.model.dtype), t, **given, return_dict=False)[0]
+        with lowered(self.precision, x_t.device):
+            output = self.model(x_t.to(self.model.dtype), t, **given, return_dict=False)[0]
         return output.to(_at_least_float32(x_t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from raysid.networks.dhariwal import DhariwalUNet
-from raysid.networks.settings import NetworkSettings
+from raysid.networks.precision import lowered
+from raysid.networks.settings import NetworkSettings, Precision
 from raysid.networks.song import SongUNet
 from raysid.noise import EDMNoise
 
@@ -17,8 +18,8 @@ from raysid.noise import EDMNoise
 class EDMDenoiser(nn.Module):
     """A denoiser D(x_t, sigma, c) = c_skip x_t + c_out F(c_in x_t, c_noise, c), F being one of EDM's U-Nets.
 
-    The U-Net is `model`, so the state dict has EDM's own keys (`model.enc.8x8_conv.weight`, …). Outside
-    autocast it computes in the weights' precision; under autocast the U-Net's layers run in the lower
+    The U-Net is `model`, so the state dict has EDM's own keys (`model.enc.8x8_conv.weight`, …). It computes in
+    the weights' precision or, where `precision` (or autocast around it) says so, its layers run in half
     precision, while the noise and label embedding, the preconditioning and the results stay in float32.
 
     In train mode, with `label_dropout` in the settings, every call zeroes each sample's whole label with
@@ -26,11 +27,13 @@ class EDMDenoiser(nn.Module):
 
     Attributes:
         settings: the `NetworkSettings` it was built from.
+        precision: what the U-Net's layers run in.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.precision: Precision = "float32"
         self.model: SongUNet | DhariwalUNet = (
             SongUNet(settings) if settings.model_type == "SongUNet" else DhariwalUNet(settings)
         )
@@ -86,7 +89,8 @@ class EDMDenoiser(nn.Module):
             ValueError: `cond` has another shape than (B, label_dim).
         """
         x_t, sigma, emb, maps = self._encode(x_t, t, cond, augment_labels)
-        output = self.model.decode(maps, emb)
+        with lowered(self.precision, x_t.device):
+            output = self.model.decode(maps, emb)
         variance = self.settings.sigma_data**2
         c_skip = variance / (sigma.square() + variance)
         c_out = sigma * self.settings.sigma_data * (sigma.square() + variance).rsqrt()
@@ -113,11 +117,12 @@ class EDMDenoiser(nn.Module):
         c_in = (sigma.square() + self.settings.sigma_data**2).rsqrt()
         device = x_t.device.type
         # The embedding is cheap and is where half precision would blur neighbouring noise levels.
-        lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if lowered else nullcontext():
+        outer = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if outer else nullcontext():
             augment = None if augment_labels is None else augment_labels.to(dtype)
             emb = self.model.embed(sigma.flatten().log() / 4, self._labels(cond, x_t), augment)
-        return x_t, sigma, emb, self.model.encode(c_in * x_t, emb)
+        with lowered(self.precision, x_t.device):
+            return x_t, sigma, emb, self.model.encode(c_in * x_t, emb)
 
     def _labels(self, cond: Tensor | None, x_t: Tensor) -> Tensor | None:
         """The labels (B, label_dim) the network sees, after label dropout; None where it has none."""

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from raysid.errors import UserError
-from raysid.networks.settings import FactorySettings
+from raysid.networks.precision import lowered
+from raysid.networks.settings import FactorySettings, Precision
 from raysid.noise import DDPMNoise, NoiseProcess
 
 MESSAGE_LENGTH = 300  # of what a user's own code says, in an error's one line
@@ -29,13 +30,14 @@ MESSAGE_LENGTH = 300  # of what a user's own code says, in an error's one line
 class FactoryDenoiser(nn.Module):
     """A denoiser x_hat = D(x_t, t, c) around a module of the user's own, which predicts the clean sample.
 
-    The module is `model`, so the names of the state dict begin with `model.`. It computes as it likes; the result is
-    in float32 at least. Parameters that it froze stay frozen in the copies that learn; one that is frozen as a whole
-    was made ready to be a teacher, and its copies learn all of it.
+    The module is `model`, so the names of the state dict begin with `model.`. It computes as it likes, within autocast
+    where `precision` says so; the result is in float32 at least. Parameters that it froze stay frozen in the copies
+    that learn; one that is frozen as a whole was made ready to be a teacher, and its copies learn all of it.
 
     Attributes:
         settings: what the module says of itself.
         noise: the process it was trained with.
+        precision: what autocast makes of its layers.
     """
 
     def __init__(self, settings: FactorySettings, model: nn.Module, noise: NoiseProcess) -> None:
@@ -43,6 +45,7 @@ class FactoryDenoiser(nn.Module):
         self.settings = settings
         self.model = model
         self.noise = noise
+        self.precision: Precision = "float32"
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self._frozen = frozen if len(frozen) < len([*self.parameters()]) else set()
         self.requires_grad_(True)
@@ -58,7 +61,8 @@ class FactoryDenoiser(nn.Module):
         Raises:
             ValueError: the module returns no tensor of this shape.
         """
-        x_hat = self.model(x_t, t, cond)
+        with lowered(self.precision, x_t.device):
+            x_hat = self.model(x_t, t, cond)
         if not isinstance(x_hat, Tensor) or x_hat.shape != x_t.shape:
             given = (
                 f"shape {tuple(x_hat.shape)}" if isinstance(x_hat, Tensor) else f"a {type(x_hat).__name__}"

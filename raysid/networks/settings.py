@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+Precision = Literal["float32", "bf16", "fp16"]
+
 # Only SongUNet (DDPM++ and NCSN++) has these; ADM has one fixed choice for each.
 _SONG_ONLY = ("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter")
 

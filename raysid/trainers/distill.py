@@ -14,15 +14,17 @@ from raysid.actors.placement import LocalPlacement, Placement
 from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config
-from raysid.data import ImageSource, open_source
+from raysid.data import ImageSource
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
+from raysid.image_grid import is_picture
 from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
 from raysid.tracking import Tracker, read_metrics
-from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
+from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
+from raysid.trainers.inputs import find_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver
 from raysid.trainers.step import StepResult, take_step
@@ -35,7 +37,7 @@ from raysid.trainers.summary import (
     show_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Found, Teacher, find_teacher, settings_of, trained_teacher
+from raysid.trainers.teachers import Found, Teacher, settings_of, trained_teacher
 
 if TYPE_CHECKING:
     from raysid.actors.remote import Within
@@ -55,7 +57,7 @@ class DistillResult:
     Attributes:
         path: the run's folder; `load_generator(path)` loads its product.
         checkpoint: folder of the last training state.
-        metrics: the last evaluation's figures, the best distance, and the final table's rows.
+        metrics: the last evaluation's figures and the best distance, where there are any, and the final table's rows.
     """
 
     path: str
@@ -84,27 +86,29 @@ def distill(
         on_evaluation: called with each evaluation's figures, `step` and `images` among them.
 
     Raises:
+        NotHere: the teacher or the real images are to be got first; says from where.
         UserError: something given cannot be used; nothing was started.
         RunFailed: the run stopped; its checkpoints are whole, and the same call goes on from the newest.
         RunStopped: SIGTERM or SIGINT asked for it; a checkpoint of that step is written.
     """
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
-    source = open_source(config.data.source)
     with reaching(config.storage):
         branch = find_checkpoint(resume_from) if resume_from else None
-        found = find_teacher(config, source)
-    config = _with_tmax(config, found)
+        inputs = find_inputs(config)
+    config = _with_tmax(config, inputs.teacher)
     with RunFolder(config, fresh) as folder:
         if branch is not None:
             with reaching(config.storage):
                 _check_branch(folder, branch, fresh, str(resume_from))
-        teacher = trained_teacher(config, found, source)
+        teacher = trained_teacher(config, inputs.teacher, inputs.source)
         with reaching(config.storage):
             if branch is not None:
                 _check_network(branch, teacher)
             folder.begin(weights_digest(teacher.path), resume_from)
-        run = _Distillation(config, folder, teacher, source, branch, within, on_evaluation)
+        run = _Distillation(
+            config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation
+        )
         try:
             return run.run()
         except Exception as error:
@@ -140,14 +144,14 @@ def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
         )
 
 
-def headline(config: Config, teacher: Teacher, source: ImageSource) -> str:
+def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> str:
     """What is about to be done, in one line."""
-    method = "SiDA" if config.method.adversarial else "SiD"
-    data = (
-        f"{source.num_images:,} real images of {source.name}"
-        if config.method.adversarial
-        else "no real images"
-    )
+    method, data = "SiD", "no real images"
+    if config.method.adversarial:
+        assert source is not None
+        method, data = "SiDA", f"{source.num_images:,} real images of {source.name}"
+        if config.generator.path:
+            method = f"SiD²A from {config.generator.path}"
     scaling = config.teacher.scaling
     scorers = f"{scaling.min_replicas}"
     if scaling.max_replicas > scaling.min_replicas:
@@ -172,7 +176,8 @@ class _Distillation:
         config: Config,
         folder: RunFolder,
         teacher: Teacher,
-        source: ImageSource,
+        source: ImageSource | None,
+        start: str | None,
         branch: Checkpoint | None,
         within: Within | None,
         on_evaluation: OnEvaluation | None,
@@ -183,6 +188,7 @@ class _Distillation:
         self.folder = folder
         self.teacher = teacher
         self.source = source
+        self.start = start  # folder of the generator that theta begins as
         self.branch = branch
         self.in_flight: deque[tuple[int, StepResult]] = deque()
         self.evaluation: PendingEvaluation | None = None
@@ -198,7 +204,7 @@ class _Distillation:
         if (
             start is not None
             and start.step >= self.config.total_steps
-            and (rows := finished_rows(self.folder.record))
+            and (rows := finished_rows(self.folder.record)) is not None
         ):
             print(f"{self.folder.path} is finished already; --fresh starts it over")
         else:
@@ -207,7 +213,7 @@ class _Distillation:
             settings, name = self.config.model_dump(mode="json"), str(self.folder.path)
             with Tracker(self.folder.record, settings, step, name) as self.tracker:
                 self._train_restoring(start)
-                rows = summary_rows(self.config, self.folder.path, self.teacher)
+                rows = summary_rows(self.config, self.folder.path, self.teacher, self.start)
                 self.tracker.table(rows)
         self.folder.sync()
         show_summary(self.folder.path, rows)
@@ -284,17 +290,17 @@ class _Distillation:
             self.saver.close()
 
     def _place(self, start: Checkpoint | None) -> Placement:
-        adversarial = self.config.method.adversarial is not None
-        source = self.source if adversarial else None
+        source = self.source if self.config.method.adversarial is not None else None
         inputs = RunInputs(
             config=self.config,
             teacher=str(self.teacher.path),
-            label_frequencies=tuple(self.source.label_counts.tolist())
-            if adversarial
+            label_frequencies=tuple(source.label_counts.tolist())
+            if source
             else (1.0,) * max(self.teacher.card.network.label_dim, 1),
             checkpoint=str(start.path) if start else None,
-            num_real=self.source.num_images if adversarial else None,
-            pixel_max=self.source.pixel_max,
+            start=self.start,
+            num_real=source.num_images if source else None,
+            pixel_max=source.pixel_max if source else 255,
         )
         if self.config.placement == "local":
             return LocalPlacement(inputs, source, self.config.torch_threads or os.cpu_count() or 1)
@@ -362,7 +368,9 @@ class _Distillation:
         A checkpoint goes before every evaluation, so that the best generator is never one whose training
         state is gone. The generator's folder stays as it is until its evaluation has read it.
         """
+        source, shape = self.config.data.source, self.teacher.card.network.sample_shape
         evaluate = step == 0 or self._due(self.config.evaluation.every_images, step)
+        evaluate = evaluate and (measures(source) or is_picture(shape))  # or there is nothing to show
         if not (evaluate or self._due(self.config.checkpoint.every_images, step)):
             return
         self._finish_steps(placement)
@@ -373,10 +381,10 @@ class _Distillation:
             "step": step,
             "images": images,
             "run": self.config.run.name,
-            "data": self.config.data.source,
+            "data": source,
         }
         self.saver.begin(step, trained)
-        if evaluate and not has_evaluation(self.folder.record, step):
+        if evaluate and not has_evaluation(self.folder.record, step, source):
             self.evaluate_next = step
 
     def _finish_saving(self, wait: bool = True) -> None:
@@ -392,12 +400,15 @@ class _Distillation:
         step, (figures, grids) = self.evaluation.step, self.evaluation.result()
         self.evaluation = None
         self.folder.check()
+        images = step * self.config.batch_size
+        if figures is None:
+            self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
+            return
         if figures["frechet_distance"] < self.best:
             # Before its figures are recorded: what is recorded is not evaluated again after a kill.
             self.best = figures["frechet_distance"]
             for name in (WEIGHTS, CONFIG):
                 copy_file(*(self.folder.path / FOLDERS[which] / name for which in ("last", "best")))
-        images = step * self.config.batch_size
         self.tracker.sample_grid(step, images, grids.generated, grids.real, GRID_COLUMNS)
         self.tracker.evaluation(step, images, figures)
         if self.on_evaluation is not None:
@@ -416,10 +427,14 @@ class _Distillation:
 
     def _result(self, rows: list[dict[str, Any]]) -> DistillResult:
         newest = self.folder.checkpoints.newest()
-        last = [entry for entry in read_metrics(self.folder.record) if entry["kind"] == "evaluation"][-1]
+        measured = [entry for entry in read_metrics(self.folder.record) if entry["kind"] == "evaluation"]
+        metrics: dict[str, Any] = {"table": rows}
+        if measured:
+            metrics |= {
+                key: measured[-1][key] for key in ("frechet_distance", "label_accuracy", "step", "images")
+            } | {"best_frechet_distance": best_distance(self.folder.record)}
         return DistillResult(
             path=str(self.folder.path),
             checkpoint=str(newest.path) if newest else None,
-            metrics={key: last[key] for key in ("frechet_distance", "label_accuracy", "step", "images")}
-            | {"best_frechet_distance": best_distance(self.folder.record), "table": rows},
+            metrics=metrics,
         )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from raysid.sampling import ddim, heun
 BATCH = 500
 GRID_ROWS = 10
 GRID_COLUMNS = 8
+GRID_SHARDS = 4  # from which the real ones beside them are taken
 
 MakeImages = Callable[[Tensor, Tensor | None], Tensor]
 """Noise (B, C, H, W) and class indices (B,) or None to images (B, C, H, W)."""
@@ -35,10 +37,15 @@ MakeImages = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Grids:
-    """Pictures at a fixed z, a row a class, and as many real ones: (N, C, H, W) in [-1, 1]."""
+    """Pictures at a fixed z, a row a class, and as many real ones if there are any: (N, C, H, W) in [-1, 1]."""
 
     generated: np.ndarray
-    real: np.ndarray
+    real: np.ndarray | None
+
+
+def measures(source: str | None) -> bool:
+    """Whether images can be compared with those of a source: there are any, and features to compare them in."""
+    return source is not None and open_source(source).classifier is not None
 
 
 def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, seed: int) -> dict[str, Any]:
@@ -60,15 +67,16 @@ def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, 
 
 @cache
 def evaluator(source: str) -> Evaluator:
-    """The evaluator of a source, its real images' features computed once a process."""
+    """The evaluator of a source that `measures` knows, its real images' features computed once a process."""
     images, labels = real_images(source)
     return Evaluator(images, load_digits_classifier(), labels)
 
 
-def real_images(source: str) -> tuple[Tensor, Tensor]:
-    """All real images of a source (N, C, H, W) in [-1, 1] and their labels (N,)."""
+def real_images(source: str, shards: int | None = None) -> tuple[Tensor, Tensor]:
+    """Real images of a source (N, C, H, W) in [-1, 1] and their labels (N,): all, or those of its first shards."""
     opened = open_source(source)
-    blocks = list(opened.blocks())
+    read = range(opened.num_shards)[:shards]
+    blocks = [block for index in read for block in opened.read_shard(index)]
     pixels = np.concatenate([block["image"] for block in blocks])
     labels = np.concatenate([block["label"] for block in blocks])
     return torch.from_numpy(to_unit(pixels, opened.pixel_max)), torch.from_numpy(labels)
@@ -76,17 +84,19 @@ def real_images(source: str) -> tuple[Tensor, Tensor]:
 
 def evaluate_folder(
     folder: str,
-    source: str,
+    source: str | None,
     num_samples: int,
     seed: int,
     threads: int | None = None,
     factory: str | None = None,
-) -> tuple[dict[str, Any], Grids]:
-    """Measure the generator in `folder`, and draw its grid at a fixed z. Runs in any process."""
+) -> tuple[dict[str, Any] | None, Grids]:
+    """Measure the generator in `folder`, where that can be, and draw its grid at a fixed z. Runs in any process."""
     if threads is not None:
         torch.set_num_threads(threads)
     generator = Generator.from_pretrained(folder, factory)
-    figures = measure(generator, generator.card, source, num_samples, seed)
+    figures = None
+    if source is not None and measures(source):
+        figures = measure(generator, generator.card, source, num_samples, seed)
     return figures, draw_grids(generator, source)
 
 
@@ -120,8 +130,8 @@ class PendingEvaluation:
 
         return is_ready(self._answer)
 
-    def result(self) -> tuple[dict[str, Any], Grids]:
-        """Figures and grids, waiting for them where they are not there yet."""
+    def result(self) -> tuple[dict[str, Any] | None, Grids]:
+        """Figures, where there are any, and grids, waiting for them where they are not there yet."""
         if self._local:
             return self._answer
         from raysid.actors.results import get
@@ -129,25 +139,31 @@ class PendingEvaluation:
         return get(self._answer)
 
 
-def draw_grids(generator: Generator, source: str) -> Grids:
+def draw_grids(generator: Generator, source: str | None) -> Grids:
     """A grid of generated images at a z that never changes, and one of real images with the same labels."""
     classes = generator.num_classes
     count = GRID_ROWS * GRID_COLUMNS
     labels = torch.arange(count) // GRID_COLUMNS % classes if classes else None
     with torch.no_grad():
         images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.sample_shape), labels)
-    real, real_labels = real_images(source)
+    if source is None:
+        return Grids(images.numpy(), None)
+    real, real_labels = real_images(source, GRID_SHARDS)
     chosen = torch.arange(count) % len(real) if labels is None else _of_classes(real_labels, labels)
     return Grids(images.numpy(), real[chosen].numpy())
 
 
 def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:
-    """Indices of real images with the labels `wanted`, no image twice while its class lasts."""
+    """Indices of real images with the labels `wanted`, no image twice while its class lasts.
+
+    Where a class has none among them, of any other: a picture has no holes.
+    """
     taken: dict[int, Iterator[int]] = {}
     chosen = []
     for label in wanted.tolist():
         if label not in taken:
-            taken[label] = iter(torch.nonzero(real_labels == label).flatten().tolist() * len(wanted))
+            of_label = torch.nonzero(real_labels == label).flatten().tolist() or range(len(real_labels))
+            taken[label] = cycle(of_label)
         chosen.append(next(taken[label]))
     return torch.tensor(chosen)
 
@@ -213,8 +229,17 @@ def _sample_chunk(
     return images.numpy(), time.thread_time() - began
 
 
-def generator_before(teacher: str, sigma_init: float, factory: str | None = None) -> Generator:
-    """The generator as a distillation finds it: the teacher's network, run once at `sigma_init` (or tau)."""
+def generator_before(
+    teacher: str, sigma_init: float, start: str | None = None, factory: str | None = None
+) -> Generator:
+    """The generator as a distillation finds it: the teacher's network, run once at `sigma_init` (or tau).
+
+    Args:
+        start: folder of a generator that it starts from instead.
+        factory: as in `load_network`.
+    """
+    if start is not None:
+        return Generator.from_pretrained(start, factory)
     card, network = load_network(teacher, "teacher", factory)
     return Generator(NetworkCard.of_generator(network, sigma_init, card.trained), network).eval()
 
@@ -232,6 +257,11 @@ def evaluate_generator_path(
     if source is None:
         raise UserError(
             f"{UPath(path)} does not say which real images it was made for: its config.json has no data"
+        )
+    if not measures(str(source)):
+        raise UserError(
+            f"{UPath(path)} was made for {source}, and raysid has no features to compare such images in: draw some "
+            "with `raysid sample` and measure those"
         )
     real = open_source(str(source)).image_shape
     if generator.sample_shape != real:

@@ -30,7 +30,7 @@ from raysid.noise import EDMNoise
 from raysid.progress import ProgressLine
 from raysid.schedules import ema_beta, learning_rate
 from raysid.storage import for_ray, is_local, reaching, remove_folder, storage_folder
-from raysid.trainers.evaluation import measure_on_cluster
+from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
@@ -56,6 +56,7 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
         RunFailed: training stopped; the same call goes on from its last checkpoint.
     """
     folder = storage_folder(out) if out else teacher_folder(config)
+    assert config.data.source is not None  # the config sees to it
     source = open_source(config.data.source)
     check_fits(config.network, "network", source)
     with reaching(str(folder.parent)):
@@ -132,8 +133,7 @@ def _train(
         fitting = pool.submit(trainer.fit)
         while not fitting.done():
             try:
-                images, figures = progress.get(timeout=0.5)
-                line.update(images, figures)
+                line.update(*progress.get(timeout=0.5))
             except Empty:
                 continue
         try:
@@ -148,8 +148,10 @@ def _train(
         network = EDMDenoiser(config.network)
         network.load_state_dict(state["ema"])
         card = NetworkCard(kind="teacher", network=config.network)
-        line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
-        figures = measure_on_cluster(card, state["ema"], source.name, config)
+        figures: dict[str, Any] = {}
+        if measures(source.name):
+            line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
+            figures = measure_on_cluster(card, state["ema"], source.name, config)
     trained = {
         "config": teacher_identity(config),
         "data": source.name,

@@ -16,7 +16,7 @@ from raysid.generator import FOLDERS, load_generator
 from raysid.progress import print_table
 from raysid.storage import is_local
 from raysid.tracking import read_metrics
-from raysid.trainers.evaluation import evaluator, generator_before, measure
+from raysid.trainers.evaluation import evaluator, generator_before, measure, measures
 from raysid.trainers.teachers import Teacher
 
 TEACHER, BEFORE = "teacher", "generator before"
@@ -35,9 +35,10 @@ def best_distance(run: Path) -> float:
     return min(distances, default=math.inf)
 
 
-def has_evaluation(run: Path, step: int) -> bool:
-    """Whether the run has recorded an evaluation after `step` steps."""
-    return any(e["kind"] == "evaluation" and e["step"] == step for e in read_metrics(run))
+def has_evaluation(run: Path, step: int, source: str | None) -> bool:
+    """Whether the run has recorded an evaluation after `step` steps; where nothing is measured, its pictures."""
+    kind = "evaluation" if measures(source) else "samples"
+    return any(e["kind"] == kind and e["step"] == step for e in read_metrics(run))
 
 
 def recomputes_so_far(run: Path) -> float:
@@ -46,21 +47,28 @@ def recomputes_so_far(run: Path) -> float:
     return counts[-1] if counts else 0
 
 
-def summary_rows(config: Config, run: UPath, teacher: Teacher) -> list[dict[str, Any]]:
+def summary_rows(
+    config: Config, run: UPath, teacher: Teacher, start: str | None = None
+) -> list[dict[str, Any]]:
     """Measure the teacher, the generator before, and the two products, all on the same noise.
+
+    No rows where there is nothing to measure them by.
 
     The seed is another than that of the evaluations in training, so that choosing the best of these does not
     flatter it.
     """
+    source = config.data.source
+    if source is None or not measures(source):
+        return []
     seed, samples = config.evaluation.seed + 1, config.evaluation.num_samples
     factory = config.teacher.factory
-    before = generator_before(str(teacher.path), config.method.sigma_init, factory)
+    before = generator_before(str(teacher.path), config.method.sigma_init, start, factory)
     rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
     makers = [(BEFORE, before)] + [(name, load_generator(run, which, factory)) for name, which in _PRODUCTS]
     for name, generator in makers:
-        figures = measure(generator, generator.card, config.data.source, samples, seed)
+        figures = measure(generator, generator.card, source, samples, seed)
         rows.append({"name": name, "evaluations": 1, **figures})
-    halves = evaluator(config.data.source).reference_figures()["halves_distance"]
+    halves = evaluator(source).reference_figures()["halves_distance"]
     rows.append({"name": "real images, one half against the other", "frechet_distance": halves})
     return rows
 
@@ -70,16 +78,17 @@ _PRODUCTS: list[tuple[str, Any]] = [(LAST, "last"), (BEST, "best")]
 
 def show_summary(run: UPath, rows: list[dict[str, Any]]) -> None:
     """Print the table of a finished run, and where its results lie."""
-    samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)
-    print_table(
-        f"Fréchet distance of {samples:,} samples to all real images",
-        ["", "network evaluations", "Fréchet distance", "label accuracy", "ms per image"],
-        [[_text(row, key) for key in _COLUMNS] for row in rows],
-    )
+    if rows:
+        samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)
+        print_table(
+            f"Fréchet distance of {samples:,} samples to all real images",
+            ["", "network evaluations", "Fréchet distance", "label accuracy", "ms per image"],
+            [[_text(row, key) for key in _COLUMNS] for row in rows],
+        )
     grids = sorted((run / "samples").glob("step-*.png"))
     print(f"samples      {_shown(grids[-1]) if grids else '-'}")
     print(f"run          {_shown(run)}")
-    print(f"generator    {_shown(run / FOLDERS['best'])}")
+    print(f"generator    {_shown(run / FOLDERS['best' if rows else 'last'])}")
     print(f"TensorBoard  {_tensorboard()} --logdir {_shown(run)}")
 
 

@@ -26,6 +26,7 @@ from raysid.networks.files import (
     AnySettings,
     NetworkCard,
     load_network,
+    misfits,
     network_files,
     save_network,
     weight_shapes,
@@ -34,12 +35,14 @@ from raysid.networks.published import Published, read_published
 from raysid.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
 from raysid.storage import reaching, storage_folder
-from raysid.trainers.evaluation import measure, teacher_sampler
+from raysid.trainers.evaluation import measure, measures, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 
-# What does not make another teacher: where it is kept and how the work is shared out.
-NOT_ITS_IDENTITY = {"storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"}
+# What does not make another teacher: where it is kept, how the work is shared out, what is said of its data.
+NOT_ITS_IDENTITY: Any = dict.fromkeys(
+    ("storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"), True
+) | {"data": {"origin"}}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Teacher:
             return known
         card, network = load_network(self.path, "teacher", config.teacher.factory)
         sampler = teacher_sampler(network, self.sampler_steps)
+        assert config.data.source is not None
         return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
 
 
@@ -102,10 +106,14 @@ def teacher_digest(config: PretrainConfig) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def find_teacher(config: Config, source: ImageSource) -> Found:
+def find_teacher(config: Config, source: ImageSource | None) -> Found:
     """The teacher that `config` names, or what to make it of where the storage has none yet.
 
+    Args:
+        source: the images that it must be for; None where there are none.
+
     Raises:
+        NotHere: its file is not here and cannot be fetched.
         UserError: there is no such teacher or recipe, it is damaged, or it is for other images or labels; or
             the method asks for what the network cannot do.
     """
@@ -114,7 +122,7 @@ def find_teacher(config: Config, source: ImageSource) -> Found:
     return found
 
 
-def _find(config: Config, source: ImageSource) -> Found:
+def _find(config: Config, source: ImageSource | None) -> Found:
     path = config.teacher.path
     if path is not None and file_name(path).lower().endswith(".pkl"):
         return _find_published(path, config.storage, source)
@@ -132,7 +140,7 @@ def _find(config: Config, source: ImageSource) -> Found:
     return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
 
 
-def _find_published(path: str, storage: str, source: ImageSource) -> Teacher | PublishedTeacher:
+def _find_published(path: str, storage: str, source: ImageSource | None) -> Teacher | PublishedTeacher:
     """The teacher in a .pkl file: the folder made of it before, or what to make one of."""
     file = local_copy(path)
     published = read_published(file, path)
@@ -141,17 +149,17 @@ def _find_published(path: str, storage: str, source: ImageSource) -> Teacher | P
     return _kept(published, name, PurePath(name).stem, storage, source)
 
 
-def _find_diffusers(unet: UPath, config: Config, source: ImageSource) -> Teacher | PublishedTeacher:
+def _find_diffusers(unet: UPath, config: Config, source: ImageSource | None) -> Teacher | PublishedTeacher:
     """The teacher in a folder of diffusers, as `_find_published`."""
     path = str(config.teacher.path)
-    network = read_diffusers(unet, source.num_classes)
+    network = read_diffusers(unet, source.num_classes if source else 0)
     check_fits(network.settings, f"teacher {path}", source)
     name = UPath(path).name
     return _kept(network, name, name, config.storage, source)
 
 
 def _kept(
-    published: Published | DiffusersNetwork, name: str, stem: str, storage: str, source: ImageSource
+    published: Published | DiffusersNetwork, name: str, stem: str, storage: str, source: ImageSource | None
 ) -> Teacher | PublishedTeacher:
     """The folder made of a network from elsewhere before, or what to make one of."""
     folder = storage_folder(storage) / "teachers" / f"{stem}-{published.sha256[:16]}"
@@ -160,15 +168,15 @@ def _kept(
     return PublishedTeacher(folder, published.card(name), published.network)
 
 
-def _find_factory(name: str, config: Config, source: ImageSource) -> Teacher | PublishedTeacher:
+def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teacher | PublishedTeacher:
     """The teacher that a function makes: the folder that holds these weights of it already, or what to make one of."""
     network = build_factory(name)
     check_fits(network.settings, f"teacher.factory {name}", source)
     check_factory(network, config.method.sigma_init, config.method.tmax)
-    if not isinstance(network.noise, EDMNoise | DDPMNoise):
+    if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
         raise UserError(
-            f"teacher.factory {name} cannot be measured against data.source {source.name}: there is no sampler for its "
-            f"noise process {type(network.noise).__name__}; give data.source null"
+            f"teacher.factory {name} cannot be measured by data.source {config.data.source}: there is no sampler for "
+            f"its noise process {type(network.noise).__name__}; give data.source null"
         )
     steps = {"sampler_steps": DDIM_STEPS} if network.settings.discrete_levels else {}
     card = NetworkCard(kind="teacher", network=network.settings, trained=steps)
@@ -179,7 +187,7 @@ def _find_factory(name: str, config: Config, source: ImageSource) -> Teacher | P
     return PublishedTeacher(folder, card, lambda: network)
 
 
-def trained_teacher(config: Config, found: Found, source: ImageSource) -> Teacher:
+def trained_teacher(config: Config, found: Found, source: ImageSource | None) -> Teacher:
     """What `find_teacher` found for `config`, in a folder; where that is a recipe, the teacher it trains.
 
     Says so where one is trained.
@@ -198,7 +206,7 @@ def trained_teacher(config: Config, found: Found, source: ImageSource) -> Teache
     return load_teacher(pretrain(found).path, source)
 
 
-def load_teacher(folder: str | UPath, source: ImageSource, factory: str | None = None) -> Teacher:
+def load_teacher(folder: str | UPath, source: ImageSource | None, factory: str | None = None) -> Teacher:
     """The teacher in `folder`, checked against the images; `factory` as in `load_network`.
 
     Raises:
@@ -225,10 +233,15 @@ def check_method(config: Config, found: Found) -> None:
     what = f"teacher.factory {teacher.factory}" if teacher.factory else f"teacher.recipe {teacher.recipe}"
     if teacher.path:
         what = f"teacher {teacher.path}"
-    if isinstance(network, DiffusersSettings):
-        _check_diffusers(config.method, network, what)
     if isinstance(network, FactorySettings):
         _check_own(config, network, what)
+    elif teacher.network and (odd := misfits(weight_shapes(teacher.network), weight_shapes(network))):
+        raise UserError(
+            f"{what} is another network than teacher.network says: {odd[0]} and {len(odd) - 1} more weights differ; "
+            "give the one that the recipe is for, or null for teacher.network"
+        )
+    if isinstance(network, DiffusersSettings):
+        _check_diffusers(config.method, network, what)
     if config.fake_score.augment and network.augment_dim != LABEL_DIM:
         raise UserError(
             f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
@@ -259,6 +272,11 @@ def _check_diffusers(method: MethodSettings, network: DiffusersSettings, what: s
 
 def _check_own(config: Config, network: FactorySettings, what: str) -> None:
     """Refuse what a module of the user's own has no place for."""
+    if config.teacher.network is not None:
+        raise UserError(
+            f"{what} makes a module of one's own, and teacher.network asks for one of EDM's: give null for "
+            "teacher.network"
+        )
     if config.method.adversarial is not None:
         raise UserError(
             f"method.adversarial (SiDA) is not for {what}: a module of one's own has no encoder logits; give "
@@ -271,27 +289,26 @@ def _check_own(config: Config, network: FactorySettings, what: str) -> None:
                 f"its module's dropout; leave {learner}.dropout out, or null"
             )
     guidance = config.method.guidance
-    if not network.label_dim and (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher) != (
-        1,
-        1,
-        1,
-    ):
+    scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
+    if not network.label_dim and scales != (1.0, 1.0, 1.0):
         raise UserError(
             f"method.guidance is not for {what}: its module has no classes (label_dim 0); give scales of 1"
         )
 
 
-def check_fits(network: AnySettings, what: str, source: ImageSource) -> None:
-    """Refuse a network that cannot be built, or is for other images or labels than the source's."""
+def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> None:
+    """Refuse a network that cannot be built, or is for other images or labels than the source's, if there is one."""
     if not isinstance(network, FactorySettings):  # which has been built already, and is built nowhere unasked
         try:
             weight_shapes(network)
         except ValueError as error:
             raise UserError(f"{what} cannot be built: {error}") from None
+    if source is None:
+        return
     if network.sample_shape != source.image_shape:
         raise UserError(
             f"{what} makes images of shape {network.sample_shape}, but data.source {source.name} has "
-            f"{source.image_shape}: give a teacher for these images"
+            f"{source.image_shape}: give a teacher for these images, or other images (`null` for none)"
         )
     if network.label_dim not in (0, source.num_classes):
         raise UserError(

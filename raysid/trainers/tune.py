@@ -28,7 +28,6 @@ from raysid.actors.remote import FleetActor
 from raysid.actors.results import get
 from raysid.cluster import connect
 from raysid.config import Config, SearchDimension, TuneConfig
-from raysid.data import open_source
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.lease import still_owned
 from raysid.mirror import Mirror
@@ -47,11 +46,13 @@ from raysid.storage import (
     write_whole,
 )
 from raysid.tracking import TENSORBOARD
+from raysid.trainers.evaluation import measures
+from raysid.trainers.inputs import find_inputs
 from raysid.trainers.search_callbacks import Diverged, Reporter, say
 from raysid.trainers.search_plots import plot_search
 from raysid.trainers.search_results import TrialResult, collect_trials
 from raysid.trainers.search_trial import SHARED, by_field, run_trial, service_of, trial_config
-from raysid.trainers.teachers import check_method, find_teacher, trained_teacher
+from raysid.trainers.teachers import check_method, trained_teacher
 
 STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
 DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
@@ -92,11 +93,15 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     try:
         with reaching(config.storage):
             _begin(folder, config, fresh)
-        source = open_source(base.data.source)
-        found = find_teacher(base, source)
+        if not measures(base.data.source):
+            raise UserError(
+                f"a search compares figures, and {base.data.source or 'a run without real images'} gives none: "
+                "data.source must be digits"
+            )
+        inputs = find_inputs(base)
         for trial in tried:
-            check_method(trial, found)
-        teacher = trained_teacher(base, found, source)
+            check_method(trial, inputs.teacher)
+        teacher = trained_teacher(base, inputs.teacher, inputs.source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))
         still_owned(lock)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from raysid.networks import EDMDenoiser, NetworkSettings, build_denoiser, layers
+from raysid.networks.settings import Precision
 from tests.reference_folder import reference_cases, reference_folder
 
 CASES = reference_cases("network_")
@@ -214,18 +215,28 @@ def test_fused_attention_equals_the_plain_products(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(denoiser(x, sigma), plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("precision", "rtol"), [("bf16", 0.05), ("fp16", 0.006)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_autocast_returns_float32_near_full_precision(variant: str) -> None:
+def test_half_precision_returns_float32_near_full_precision(
+    variant: str, precision: Precision, rtol: float
+) -> None:
     torch.manual_seed(0)
     denoiser = with_random_weights(VARIANTS[variant])
     x, sigma = noisy_batch(VARIANTS[variant])
     expected, expected_logits = denoiser(x, sigma, return_logits=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        x_hat, logits = denoiser(x, sigma, return_logits=True)
+    denoiser.precision = precision
+    x_hat, logits = denoiser(x, sigma, return_logits=True)
     assert x_hat.dtype == logits.dtype == torch.float32
-    assert_close_to_largest(x_hat, expected, rtol=0.05)
-    assert_close_to_largest(logits, expected_logits, rtol=0.05)
+    assert not torch.equal(x_hat, expected)
+    assert_close_to_largest(x_hat, expected, rtol=rtol)
+    assert_close_to_largest(logits, expected_logits, rtol=rtol)
     x_hat.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in denoiser.parameters() if p.grad is not None)
+    # Autocast that a user has around it does the same, and full precision is as it was.
+    denoiser.precision = "float32"
+    with torch.autocast("cpu", torch.bfloat16 if precision == "bf16" else torch.float16):
+        torch.testing.assert_close(denoiser(x, sigma), x_hat)
+    assert torch.equal(denoiser(x, sigma), expected)
 
 
 def test_settings_survive_json() -> None:

@@ -70,6 +70,14 @@ def test_local_and_split_are_the_same(
     check_local_and_split(tiny_config(teacher, tmp_path, schedule=schedule, **changes), tmp_path)
 
 
+@SLOW
+def test_local_and_split_are_the_same_in_half_precision(
+    ray_cluster: None, teacher: str, tmp_path: Path
+) -> None:
+    config = tiny_config(teacher, tmp_path, precision="bf16", teacher__precision="float32")
+    check_local_and_split(config, tmp_path)
+
+
 def test_local_and_split_augment_the_same(ray_cluster: None, tmp_path: Path) -> None:
     teacher = tiny_teacher(tmp_path / "teacher", augment_dim=LABEL_DIM)
     check_local_and_split(tiny_config(teacher, tmp_path, fake_score__augment=0.3), tmp_path)

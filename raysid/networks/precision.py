@@ -1,0 +1,18 @@
+"""What a network computes in: float32, or half precision by autocast, its weights staying float32."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from raysid.networks.settings import Precision
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The region in which a network's layers run in `precision`; for float32 as it is around it."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, _DTYPES[precision])

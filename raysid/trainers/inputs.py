@@ -1,0 +1,116 @@
+"""What a run is made from: real images, a teacher, a generator to start from; and what to get where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TypeVar
+
+from upath import UPath
+
+from raysid.config import Config
+from raysid.data import ImageSource, open_source
+from raysid.download import file_name, local_copy
+from raysid.errors import NotHere, UserError
+from raysid.generator import generator_folder
+from raysid.networks import FactorySettings
+from raysid.networks.files import (
+    CONFIG,
+    NetworkCard,
+    load_card,
+    misfits,
+    save_network,
+    weight_shapes,
+)
+from raysid.networks.published import SIGMA_INIT, read_published
+from raysid.storage import reaching, storage_folder
+from raysid.trainers.teachers import Found, find_teacher, settings_of
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `find_inputs` found.
+
+    Attributes:
+        source: the real images, if the config names any.
+        teacher: the teacher, or what to make it of.
+        start: folder of the generator to start from, if the config names one.
+    """
+
+    source: ImageSource | None
+    teacher: Found
+    start: str | None
+
+
+def find_inputs(config: Config) -> Inputs:
+    """All that a run needs, checked; nothing is trained yet.
+
+    Raises:
+        NotHere: files are missing; lists all of them, where to get them, and the settings to name them by.
+        UserError: what is there cannot be used.
+    """
+    missing: dict[str, NotHere] = {}
+
+    def look(setting: str, find: Callable[[], Value]) -> Value | None:
+        try:
+            return find()
+        except NotHere as error:
+            missing[setting] = error
+            return None
+
+    name = config.data.source
+    source = look("data.source", lambda: None if name is None else open_source(name))
+    teacher = look("teacher.path", lambda: find_teacher(config, source))
+    start = look("generator.path", lambda: _find_start(config, teacher))
+    if missing:
+        lines = [f"{setting}: {error}" for setting, error in missing.items()]
+        if "data.source" in missing and config.data.origin:
+            lines[list(missing).index("data.source")] += f"; it is {config.data.origin}"
+        raise NotHere("\n  ".join(["what this run needs is not here", *lines]), tuple(missing))
+    assert teacher is not None
+    return Inputs(source, teacher, start)
+
+
+def _find_start(config: Config, teacher: Found | None) -> str | None:
+    """The folder of the generator that `generator.path` names; made of a .pkl where there is none yet."""
+    path = config.generator.path
+    if path is None:
+        return None
+    if not file_name(path).lower().endswith(".pkl"):
+        if not UPath(path).exists():
+            raise NotHere(f"no run and no generator at {path}")
+        folder = generator_folder(path)
+        _check_start(config, load_card(folder, "generator"), teacher)
+        return str(folder)
+    published = read_published(local_copy(path), path)
+    name = file_name(path)
+    card = published.card(name, "generator", SIGMA_INIT)
+    _check_start(config, card, teacher)
+    folder = storage_folder(config.storage) / "generators" / f"{PurePath(name).stem}-{published.sha256[:16]}"
+    with reaching(config.storage):
+        if not (folder / CONFIG).exists():
+            save_network(folder, card, published.network())
+    return str(folder)
+
+
+def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> None:
+    """Refuse a generator that is no generator of this teacher, or runs at another noise level."""
+    what, sigma_init = f"generator.path {config.generator.path}", config.method.sigma_init
+    if card.sigma_init is not None and card.sigma_init != sigma_init:
+        raise UserError(
+            f"{what} runs at sigma_init {card.sigma_init:g}, and method.sigma_init is {sigma_init:g}: give the same"
+        )
+    network = card.network if teacher is None else settings_of(teacher)
+    if isinstance(network, FactorySettings) or isinstance(card.network, FactorySettings):
+        if network != card.network:
+            raise UserError(f"{what} is another network than the teacher: give a generator of that teacher")
+        return  # its weights are compared where a function of the user's may be called
+    expected = weight_shapes(network)
+    if odd := misfits(expected, weight_shapes(card.network)):
+        raise UserError(
+            f"{what} is another network than the teacher: {odd[0]} and {len(odd) - 1} more weights differ; give a "
+            "generator of that teacher"
+        )

@@ -1,0 +1,148 @@
+"""Zips as EDM's dataset tool writes them: every image with its label, read in place, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+
+from raysid.data import ImageStream, open_source, ray_blocks
+from raysid.data.edm_zip import EDMZipSource
+from raysid.errors import NotHere, UserError
+from tests.bucket_server import BUCKET, bucket_server, in_bucket
+
+
+def colour(number: int) -> np.ndarray:
+    """An image of one colour that tells its number: (3, 4, 4) uint8."""
+    return np.broadcast_to(np.array([number, 255 - number, 7], np.uint8)[:, None, None], (3, 4, 4))
+
+
+def png(image: np.ndarray, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    picture = Image.fromarray(image.transpose(1, 2, 0) if image.ndim == 3 else image)
+    picture.convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_zip(path: Path, count: int = 40, labels: Any = "classes", **files: bytes) -> str:
+    """As EDM's dataset tool: uncompressed pictures by fives in folders, image i of class i % 3, or `labels`."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        names = [f"{i // 5:05d}/img{i:08d}.png" for i in range(count)]
+        for i, name in enumerate(names):
+            archive.writestr(name, png(colour(i)))
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/") + ".png", content)
+        if labels == "classes":
+            labels = [[name, i % 3] for i, name in enumerate(names)]
+        if labels != "no file":
+            archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return str(path)
+
+
+def rows(source: EDMZipSource) -> list[tuple[int, int]]:
+    """The number and the label of every image, in the canonical order."""
+    blocks = list(source.blocks())
+    for block in blocks:
+        assert block["image"].dtype == np.uint8
+        for image in block["image"]:
+            np.testing.assert_array_equal(image, colour(int(image[0, 0, 0])))
+    return [
+        (int(image[0, 0, 0]), int(label))
+        for block in blocks
+        for image, label in zip(block["image"], block["label"], strict=True)
+    ]
+
+
+def test_every_image_comes_once_with_its_label(tmp_path: Path) -> None:
+    source = open_source(write_zip(tmp_path / "c.zip"))
+    assert isinstance(source, EDMZipSource)
+    assert (source.num_images, source.num_classes, source.image_shape) == (40, 3, (3, 4, 4))
+    assert source.label_counts.tolist() == [14, 13, 13]
+    read = rows(source)
+    assert sorted(read) == [(i, i % 3) for i in range(40)]
+    assert read != sorted(read)  # such zips lie sorted by class
+    assert read == rows(EDMZipSource(str(tmp_path / "c.zip"), images_per_shard=7))
+    assert len(pickle.dumps(source)) < 1000
+
+
+@pytest.mark.parametrize("labels", [None, "no file"])
+def test_without_labels(tmp_path: Path, labels: Any) -> None:
+    source = open_source(write_zip(tmp_path / "c.zip", labels=labels))
+    assert source.num_classes == 0
+    assert {label for _, label in rows(source)} == {0}  # type: ignore[arg-type]
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    with zipfile.ZipFile(tmp_path / "g.zip", "w") as archive:
+        archive.writestr("a.png", png(grey, "L"))
+    source = open_source(str(tmp_path / "g.zip"))
+    assert source.image_shape == (1, 4, 4)
+    np.testing.assert_array_equal(next(source.blocks())["image"], grey[None, None])
+
+
+def test_ray_data_reads_it_in_the_same_order(ray_cluster: None, tmp_path: Path) -> None:
+    source = EDMZipSource(write_zip(tmp_path / "c.zip"), images_per_shard=7)
+    streams = [
+        ImageStream(blocks, source.num_images, seed=3, window=16)
+        for blocks in (source.blocks, ray_blocks(source.dataset()))
+    ]
+    try:
+        for start in range(0, 100, 20):  # over the end of two epochs
+            (here, here_labels), (there, there_labels) = (stream.read(start, 20) for stream in streams)
+            np.testing.assert_array_equal(here, there)
+            np.testing.assert_array_equal(here_labels, there_labels)
+    finally:
+        for stream in streams:
+            stream.close()
+    assert ray.is_initialized()
+
+
+def test_a_zip_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = write_zip(tmp_path / "c.zip")
+    with bucket_server() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        url = f"gs://{BUCKET}/data/c.zip"
+        in_bucket(server, url).write_bytes(Path(local).read_bytes())
+        assert rows(open_source(url)) == rows(open_source(local))  # type: ignore[arg-type]
+
+
+def refused(path: Any) -> str:
+    """What is said of a file, in one line that names it."""
+    with pytest.raises(UserError) as caught:
+        list(open_source(str(path)).blocks())
+    line = str(caught.value)
+    assert str(path) in line and "\n" not in line
+    return line
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(NotHere, match="there is no file"):
+        open_source(str(tmp_path / "none.zip"))
+    (tmp_path / "text.zip").write_text("no zip")
+    assert "cannot be read as a zip" in refused(tmp_path / "text.zip")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    assert "holds no images" in refused(tmp_path / "empty.zip")
+    assert "no label for" in refused(write_zip(tmp_path / "l.zip", labels=[["00000/img00000000.png", 1]]))
+    assert "classes are integers" in refused(
+        write_zip(tmp_path / "v.zip", 1, labels=[["00000/img00000000.png", [0, 1]]])
+    )
+    assert "classes are integers" in refused(
+        write_zip(tmp_path / "n.zip", 1, labels=[["00000/img00000000.png", -1]])
+    )
+    assert "dataset.json" in refused(write_zip(tmp_path / "d.zip", 1, labels=7))
+    assert "zz/cut.png" in refused(write_zip(tmp_path / "c.zip", labels=None, zz__cut=png(colour(1))[:40]))
+    large = np.zeros((3, 8, 8), np.uint8)
+    assert "has shape (3, 8, 8), the others (3, 4, 4)" in refused(
+        write_zip(tmp_path / "s.zip", labels=None, zz__large=png(large))
+    )
