@@ -28,11 +28,13 @@ class NoiseProcess(Protocol):
 
     Attributes:
         fake_score_draw: which random number `fake_score_level` makes a noise level of.
-        default_tmax: the `tmax` of `generator_level` in the process's published runs.
+        default_tmax: the `tmax` of `generator_level` where a run gives none.
     """
 
     fake_score_draw: ClassVar[Literal["normal", "uniform"]]
-    default_tmax: ClassVar[int]
+
+    @property
+    def default_tmax(self) -> int: ...
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each (B,)."""
@@ -121,7 +123,6 @@ class DDPMNoise:
     tmax: int = 980
     tau: int = 625
     fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "uniform"
-    default_tmax: ClassVar[int] = 980
 
     def __post_init__(self) -> None:
         abar = self.alphas_cumprod
@@ -131,6 +132,11 @@ class DDPMNoise:
             raise ValueError(
                 f"a schedule of {len(abar)} steps has no steps {self.tmin} to {self.tmax - 1} and {self.tau}"
             )
+
+    @property
+    def default_tmax(self) -> int:
+        """Its own `tmax`."""
+        return self.tmax
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each float32 (B,), for steps `t`, int64 (B,)."""

@@ -21,8 +21,37 @@ EDM = raysid.EDMNoise(sigma_data=SIGMA_DATA, log_sigma_mean=-0.5)
 DDPM = raysid.DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).float())
 
 
+class Flow:
+    """A noise process of the user's own: flow matching's straight line, a_t = 1 - t, s_t = t, t in (0, 1)."""
+
+    fake_score_draw = "uniform"
+    default_tmax = 980
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        t = t.reshape(-1, *[1] * (x.ndim - 1))
+        return (1 - t) * x + t * eps
+
+    def start_level(self, sigma_init: float) -> float:
+        return sigma_init / (1 + sigma_init)
+
+    def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
+        return 0.02 + (tmax / 1000 - 0.02) * uniform
+
+    def fake_score_level(self, uniform: Tensor) -> Tensor:
+        return 0.02 + 0.96 * uniform
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        return 1 / t**2  # of a squared error in the velocity
+
+
+FLOW = Flow()
+
+
 class Points(nn.Module):
-    """EDM's preconditioning around an MLP; with DDPM's noise in its variance-exploding form, x_t / a_t.
+    """EDM's preconditioning around an MLP; with other noise than EDM's in its variance-exploding form, x_t / a_t.
 
     Args:
         label_dim: 2, or 0 for a module without classes.
@@ -121,6 +150,14 @@ class Digits(nn.Module):
 def make_digits() -> tuple[nn.Module, raysid.NoiseProcess]:
     torch.manual_seed(5)
     return Digits(), raysid.EDMNoise()
+
+
+def make_digits_flow() -> tuple[nn.Module, raysid.NoiseProcess]:
+    return Digits(), FLOW
+
+
+def make_flow() -> tuple[nn.Module, raysid.NoiseProcess]:
+    return _loaded(Points(FLOW)), FLOW
 
 
 def make_discrete() -> tuple[nn.Module, raysid.NoiseProcess]:

@@ -46,8 +46,11 @@ class FactoryDenoiser(nn.Module):
         self.model = model
         self.noise = noise
         self.precision: Precision = "float32"
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        self._frozen = frozen if len(frozen) < len([*self.parameters()]) else set()
+        named = dict(self.named_parameters())
+        trainable = {name for name, parameter in named.items() if parameter.requires_grad}
+        self._learns = trainable or {
+            name for name, parameter in named.items() if parameter.is_floating_point()
+        }
         self.requires_grad_(True)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -75,7 +78,7 @@ class FactoryDenoiser(nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As any module's, without the parameters that are frozen."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(requires_grad and name not in self._frozen)
+            parameter.requires_grad_(requires_grad and name in self._learns)
         return self
 
 
@@ -133,45 +136,46 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
         tried = copy.deepcopy(network).eval()  # what it keeps of this call is not the teacher's
     except Exception as error:
         raise UserError(_failure(f"{what} makes a module that copy.deepcopy cannot copy", error)) from error
-    if (
-        isinstance(noise, DDPMNoise)
-        and tmax is not None
-        and not noise.tmin < tmax <= len(noise.alphas_cumprod)
-    ):
+    tmax = noise.default_tmax if tmax is None else tmax
+    if isinstance(noise, DDPMNoise) and not noise.tmin < tmax <= len(noise.alphas_cumprod):
         raise UserError(
             f"method.tmax is {tmax}; allowed for {what}: integer above {noise.tmin}, at most "
             f"{len(noise.alphas_cumprod)}"
         )
     try:
-        levels = _levels(noise, sigma_init, noise.default_tmax if tmax is None else tmax)
+        noised = _noised(noise, sigma_init, tmax, settings.sample_shape)
     except Exception as error:
-        raise UserError(
-            _failure(f"{what}: its noise process {type(noise).__name__} failed", error)
-        ) from error
-    parameters = [parameter for parameter in tried.parameters() if parameter.requires_grad]
+        name = type(noise).__name__
+        raise UserError(_failure(f"{what}: its noise process {name} failed", error)) from error
+    for x_t, t in noised:
+        _check_gradients(what, tried, x_t, t)
+
+
+def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
+    """Refuse a network that fails on noised samples (2, ...), or whose output depends on no input or no weight."""
+    classes = network.settings.label_dim
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     device = parameters[0].device
-    cond = torch.eye(settings.label_dim, device=device)[[0, -1]] if settings.label_dim else None
-    source = torch.Generator().manual_seed(0)
-    x, eps = torch.randn(2, 2, *settings.sample_shape, generator=source)
-    for t in levels:
-        x_t = noise.add_noise(x, t, eps).to(device).requires_grad_()
-        try:
-            x_hat = tried(x_t, t.to(device), cond)
-        except Exception as error:
-            label = None if cond is None else tuple(cond.shape)
-            given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)} of {t.dtype}, cond {label}"
-            raise UserError(_failure(f"{what}: its module failed on {given}", error)) from error
-        reached = (
-            torch.autograd.grad(x_hat.sum(), [x_t, *parameters], allow_unused=True)
-            if x_hat.requires_grad
-            else (None, None)
+    x_t = x_t.to(device).requires_grad_()
+    cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
+    try:
+        x_hat = network(x_t, t.to(device), cond)
+    except Exception as error:
+        label = None if cond is None else tuple(cond.shape)
+        given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)} of {t.dtype}, cond {label}"
+        raise UserError(_failure(f"{what}: its module failed on {given}", error)) from error
+    inputs = [x_t, *parameters]
+    reached = (
+        torch.autograd.grad(x_hat.sum(), inputs, allow_unused=True)
+        if x_hat.requires_grad
+        else (None,) * len(inputs)
+    )
+    if reached[0] is None or all(gradient is None for gradient in reached[1:]):
+        to = "x_t" if reached[0] is None else "its parameters"
+        raise UserError(
+            f"{what}: no gradient flows from its module's output to {to}: it must not compute under torch.no_grad, or "
+            "detach"
         )
-        if reached[0] is None or all(gradient is None for gradient in reached[1:]):
-            to = "x_t" if reached[0] is None else "its parameters"
-            raise UserError(
-                f"{what}: no gradient flows from its module's output to {to}: it must not compute under "
-                "torch.no_grad, or detach"
-            )
 
 
 def _function(name: str) -> Callable[[], Any]:
@@ -233,12 +237,22 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
         raise UserError(f"factory {name}: {field} is {value!r}: {said}") from None
 
 
-def _levels(noise: NoiseProcess, sigma_init: float, tmax: int) -> list[Tensor]:
-    """Noise levels as the three places that draw them have them, each (2,): where they start, theta's, psi's.
+def _noised(
+    noise: NoiseProcess, sigma_init: float, tmax: int, shape: tuple[int, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """Noised samples (2, *shape) and their noise levels (2,) from the three places that draw them.
 
     Raises:
-        ValueError: one is of another shape, or has scales or a weight of another shape, or that are not finite.
+        ValueError: levels, scales, a weight or noised samples are of another shape, or not finite.
     """
+
+    def checked(member: str, value: Tensor, wanted: tuple[int, ...] = (2,)) -> Tensor:
+        if value.shape != wanted:
+            raise ValueError(f"{member} gives shape {tuple(value.shape)}, not {wanted}")
+        if not value.isfinite().all():
+            raise ValueError(f"{member} gives numbers that are not finite")
+        return value
+
     uniform = torch.tensor([0.0, 0.999])
     draw = torch.tensor([-2.0, 2.0]) if noise.fake_score_draw == "normal" else uniform
     levels = {
@@ -246,15 +260,14 @@ def _levels(noise: NoiseProcess, sigma_init: float, tmax: int) -> list[Tensor]:
         "generator_level": noise.generator_level(uniform, tmax),
         "fake_score_level": noise.fake_score_level(draw),
     }
-    for name, t in levels.items():
-        a_t, s_t = noise.scales(t)
-        given = [(name, t), ("scales", a_t), ("scales", s_t)]
-        if name == "fake_score_level":
-            given.append(("loss_weight", noise.loss_weight(t)))
-        for member, value in given:
-            if value.shape != (2,) or not value.isfinite().all():
-                raise ValueError(f"{member} gives {value.tolist()} for two samples")
-    return [*levels.values()]
+    checked("loss_weight", noise.loss_weight(checked("fake_score_level", levels["fake_score_level"])))
+    x, eps = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
+    noised = []
+    for member, t in levels.items():
+        for scale in noise.scales(checked(member, t)):
+            checked("scales", scale)
+        noised.append((checked("add_noise", noise.add_noise(x, t, eps), tuple(x.shape)), t))
+    return noised
 
 
 def _check_weights(what: str, model: nn.Module) -> None:

@@ -203,7 +203,7 @@ class DiffusersSettings(BaseModel):
         """The `method.tmax` of a run that gives none."""
         from raysid.noise import DDPMNoise
 
-        return DDPMNoise.default_tmax
+        return DDPMNoise.tmax
 
     @property
     def label_dim(self) -> int:
@@ -265,7 +265,7 @@ class FactorySettings(BaseModel):
     )
     label_dim: int = Field(0, ge=0, description="Number of class labels, 0 or more; 0 is unconditional.")
     discrete_levels: bool = Field(False, description="Noise levels are steps' numbers, not real numbers.")
-    default_tmax: int = Field(gt=0, description="The `method.tmax` of a run that gives none.")
+    default_tmax: int = Field(gt=0, le=1000, description="The `method.tmax` of a run that gives none.")
 
     @property
     def augment_dim(self) -> int:

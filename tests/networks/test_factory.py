@@ -199,23 +199,28 @@ def test_a_module_that_is_no_denoiser(here: Path, old: str, new: str, words: str
 @pytest.mark.parametrize(
     ("noise", "words"),
     [
-        (
-            "def scales(self, t): return t.sum(), t.sum()",
-            "its noise process Other failed: ValueError: scales gives",
-        ),
-        ("def generator_level(self, u, tmax): return u[:1]", "generator_level gives [0.0] for two samples"),
-        ("def loss_weight(self, t): return 1 / (t - t)", "loss_weight gives [inf, inf] for two samples"),
-        (
-            "def start_level(self, sigma): raise KeyError('sigma')",
-            "Other.start_level failed: KeyError: 'sigma'",
-        ),
+        ("def scales(self, t): return t.sum(), t.sum()", "Other failed: ValueError: scales gives shape (), not (2,)"),
+        ("def generator_level(self, u, tmax): return u[:1]", "generator_level gives shape (1,), not (2,)"),
+        ("def loss_weight(self, t): return 1 / (t - t)", "loss_weight gives numbers that are not finite"),
+        ("def add_noise(self, x, t, eps): return t * x[0]", "add_noise gives shape (2,), not (2, 2)"),
+        ("def add_noise(self, x, t): return x", "its noise process Other failed: TypeError: Other.add_noise() takes"),
+        ("def start_level(self, sigma): raise KeyError('sigma')", "Other.start_level failed: KeyError: 'sigma'"),
         ("default_tmax = None", "default_tmax is None"),
+        ("default_tmax = 2000", "default_tmax is 2000"),
     ],
-)
+)  # fmt: skip
 def test_a_noise_process_that_is_none(here: Path, noise: str, words: str) -> None:
     text = f"class Other(raysid.EDMNoise):\n    {noise}\n"
     name = module(here, HEAD + MODULE + text + MAKE.replace("raysid.EDMNoise()", "Other()"))
     assert words in complaint(f"{name}:make")
+
+
+def test_a_short_schedule_is_drawn_from_as_it_says(here: Path) -> None:
+    noise = "raysid.DDPMNoise(torch.linspace(0.99, 0.01, 400), tmax=380, tau=200)"
+    name = module(here, HEAD + MODULE + MAKE.replace("raysid.EDMNoise()", noise))
+    network = build_factory(f"{name}:make")
+    assert network.settings.default_tmax == 380 and network.settings.discrete_levels
+    check_factory(network, 2.5, None)
 
 
 def test_times_that_its_steps_do_not_have() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +46,33 @@ MODELS = {
     "make": lambda: points.Points(points.EDM),
     "make_conditional": lambda: points.Points(points.EDM, label_dim=points.CLASSES),
     "make_discrete": lambda: points.Points(points.DDPM),
+    "make_flow": lambda: points.Points(points.FLOW),
 }
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the weights of a trained MLP for each function of `tests.points`."""
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The file of an MLP's weights for a function of `tests.points`, trained when it is first asked for."""
     folder = tmp_path_factory.mktemp("points")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        for name, make in MODELS.items():
-            torch.manual_seed(0)
-            torch.save(points.train(make()).state_dict(), folder / f"{name}.pt")
-    torch.set_num_threads(threads)
-    return folder
+
+    def file(name: str) -> Path:
+        found = folder / f"{name}.pt"
+        if not found.exists():
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                torch.save(points.train(MODELS[name]()).state_dict(), found)
+            torch.set_num_threads(threads)
+        return found
+
+    return file
 
 
 @pytest.fixture
-def trained(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def trained(weights: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes a function of `tests.points` load what was trained, in this process."""
-    return lambda name: monkeypatch.setenv("POINTS_WEIGHTS", str(weights / f"{name}.pt"))
+    return lambda name: monkeypatch.setenv("POINTS_WEIGHTS", str(weights(name)))
 
 
 def sid(name: str, storage: Path, steps: int = STEPS, **changes: Any) -> Config:
@@ -98,8 +105,10 @@ def drawn(generator: Generator, count: int = 4000) -> tuple[torch.Tensor, torch.
     return generator.sample(count, labels, torch.Generator().manual_seed(1)), labels
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_points_are_distilled(trained: Any, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["make", "make_conditional", "make_discrete", pytest.param("make_flow", marks=SLOW)]
+)
+def test_points_are_distilled(trained: Callable[[str], None], tmp_path: Path, name: str) -> None:
     """The share near the modes, over seeds 0 to 2: at most 0.31 before, at least 0.62 after."""
     trained(name)
     config = sid(name, tmp_path)
@@ -115,7 +124,7 @@ def test_points_are_distilled(trained: Any, tmp_path: Path, name: str) -> None:
     if labels is not None:
         assert ((after[:, 0] < 0) == (labels == 1)).float().mean() > 0.97
     recorded = yaml.safe_load((run_of(config) / "config.yaml").read_text())
-    assert recorded["method"]["tmax"] == (980 if name == "make_discrete" else 800)
+    assert recorded["method"]["tmax"] == (980 if name in ("make_discrete", "make_flow") else 800)
     assert [entry["step"] for entry in lines_of(run_of(config), "train")] == [STEPS // 2, STEPS]
     assert not [*(run_of(config) / "samples").glob("*")]  # points are no pictures
 
@@ -123,7 +132,9 @@ def test_points_are_distilled(trained: Any, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["make", *(pytest.param(name, marks=SLOW) for name in ("make_conditional", "make_discrete"))]
 )
-def test_three_actors_come_to_the_same(ray_cluster: None, trained: Any, tmp_path: Path, name: str) -> None:
+def test_three_actors_come_to_the_same(
+    ray_cluster: None, trained: Callable[[str], None], tmp_path: Path, name: str
+) -> None:
     """Bit for bit at equal cut and threads, though in the actors the function itself makes random weights."""
     trained(name)
     config = sid(name, tmp_path, steps=6)
@@ -146,7 +157,43 @@ def test_three_actors_come_to_the_same(ray_cluster: None, trained: Any, tmp_path
         assert all(0 < change.abs().max() < 0.1 for change in moved)  # so it began at the teacher's
 
 
-def test_weights_that_changed_are_another_teacher(trained: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_run_begins_from_a_generator_that_the_same_function_builds(
+    trained: Callable[[str], None], tmp_path: Path
+) -> None:
+    trained("make")
+    first = sid("make", tmp_path, steps=4)
+    distill(first)
+    # Its only step is psi's, so theta and its average stay what they began as.
+    second = sid("make", tmp_path, steps=1, run__name="second", generator__path=str(run_of(first)))
+    distill(second)
+    one, other = (
+        load_generator(run_of(c), factory="tests.points:make").state_dict() for c in (first, second)
+    )
+    assert_same(one, other)
+    trained("make_discrete")
+    with pytest.raises(UserError, match="is another network than the teacher"):
+        distill(sid("make_discrete", tmp_path, run__name="third", generator__path=str(run_of(first))))
+
+
+def test_its_layers_run_in_half_precision_where_asked(trained: Callable[[str], None], tmp_path: Path) -> None:
+    trained("make")
+    config = sid("make", tmp_path, steps=2, precision="bf16")
+    teacher = trained_teacher(config, find_inputs(config).teacher, None)
+    placement = LocalPlacement(RunInputs(config, str(teacher.path), (1.0,)), None, 1)
+    x_t, t = torch.randn(4, 2), torch.ones(4)
+    network = placement.teacher.network
+    with torch.no_grad():
+        lowered = network(x_t, t)
+        network.precision = "float32"
+        full = network(x_t, t)
+    assert lowered.dtype == torch.float32 and 0 < (lowered - full).abs().max() < 0.1
+    take_steps(placement, config, last=2)
+    placement.close()
+
+
+def test_weights_that_changed_are_another_teacher(
+    trained: Callable[[str], None], tmp_path: Path, monkeypatch: Any
+) -> None:
     trained("make")
     distill(sid("make", tmp_path, steps=2))
     assert len([*(tmp_path / "teachers").iterdir()]) == 1
@@ -252,6 +299,10 @@ SIDA = {
         ({"fake_score__dropout": 0.0}, "fake_score.dropout is 0, which cannot be set for teacher.factory"),
         ({"method__guidance__eval_teacher": 2.0}, "method.guidance is not for teacher.factory tests.points:make: its"),
         ({"data__source": "digits"}, "makes images of shape (2,), but data.source digits has (1, 8, 8)"),
+        (
+            {"data__source": "digits", "teacher__factory": "tests.points:make_digits_flow"},
+            "cannot be measured by data.source digits: there is no sampler for its noise process Flow; give",
+        ),
         ({"teacher__factory": "tests.points:gone"}, "tests/points.py has no function gone"),
         ({"teacher__network": {"img_resolution": 8, "img_channels": 1}}, "teacher.network asks for one of EDM's"),
     ],
