@@ -20,6 +20,7 @@ from raysid.cli_jobs import jobs, submit
 from raysid.cli_networks import export, import_network
 from raysid.cli_options import (
     EVALUATION_SEED,
+    FACTORY,
     FRESH_RUN,
     FRESH_SEARCH,
     NUM_SAMPLES,
@@ -207,12 +208,13 @@ for _command in (bench, submit, jobs, import_network, export):
 @WHICH
 @NUM_SAMPLES
 @EVALUATION_SEED
-def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
+@FACTORY
+def evaluate(run: str, which: Which, num_samples: int, seed: int, factory: str | None) -> None:
     from raysid.generator import generator_folder
     from raysid.trainers.evaluation import evaluate_generator_path
 
     folder = generator_folder(run, which)
-    _print_figures(str(folder), evaluate_generator_path(run, which, num_samples, seed))
+    _print_figures(str(folder), evaluate_generator_path(run, which, num_samples, seed, factory))
 
 
 @cli.command(help=f"Draw images from a generator into a PNG.\n\n{RUN_HELP}")
@@ -230,13 +232,22 @@ def evaluate(run: str, which: Which, num_samples: int, seed: int) -> None:
 )
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the noise.")
 @WHICH
+@FACTORY
 @click.option("--out", required=True, metavar="PNG", help="The picture to write; replaced if it exists.")
-def sample(run: str, labels: str | None, count: int, seed: int, which: Which, out: str) -> None:
+def sample(
+    run: str, labels: str | None, count: int, seed: int, which: Which, factory: str | None, out: str
+) -> None:
     classes = None if labels is None else _parse_labels(labels)
     _check_writable(Path(out))
     from raysid.generator import load_generator
+    from raysid.image_grid import is_picture
 
-    generator = load_generator(run, which)
+    generator = load_generator(run, which, factory)
+    if not is_picture(generator.sample_shape):
+        raise UserError(
+            f"{run} makes samples of shape {generator.sample_shape}, which are no pictures (1 or 3, height, width): "
+            "draw them in Python, with raysid.load_generator"
+        )
     images, columns = _draw(generator, classes, count, seed)
     from raysid.image_grid import save_grid
 

@@ -11,6 +11,7 @@ import click
 
 from raysid.cli_options import (
     EVALUATION_SEED,
+    FACTORY,
     FRESH_RUN,
     FRESH_SEARCH,
     NUM_SAMPLES,
@@ -101,13 +102,24 @@ _submit_recipe(
 @WHICH
 @NUM_SAMPLES
 @EVALUATION_SEED
+@FACTORY
 @_address
 @_no_follow
-def evaluate(run: str, which: str, num_samples: int, seed: int, address: str | None, no_follow: bool) -> None:
+def evaluate(
+    run: str,
+    which: str,
+    num_samples: int,
+    seed: int,
+    factory: str | None,
+    address: str | None,
+    no_follow: bool,
+) -> None:
     from raysid.submit import check_absolute
 
     check_absolute("RUN", run)
     options = {"--which": which, "--num-samples": str(num_samples), "--seed": str(seed)}
+    if factory is not None:
+        options["--factory"] = factory
     _run(address, ["evaluate", run, *chain.from_iterable(options.items())], {}, no_follow)
 
 

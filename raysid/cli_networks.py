@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from raysid.cli_options import WHICH
+from raysid.cli_options import FACTORY, WHICH
 
 if TYPE_CHECKING:
     from raysid.generator import Which
@@ -70,7 +70,10 @@ def import_network(
 )
 @click.option("--out", required=True, metavar="PATH", help="What to write; it must not be there yet.")
 @WHICH
-def export(run: str, form: Literal["safetensors", "torch"], out: str, which: Which) -> None:
+@FACTORY
+def export(
+    run: str, form: Literal["safetensors", "torch"], out: str, which: Which, factory: str | None
+) -> None:
     """Write a run's generator for use elsewhere.
 
     RUN is a run's folder, as in `runs/digits-sida`, or the folder of a generator or a teacher.
@@ -81,5 +84,5 @@ def export(run: str, form: Literal["safetensors", "torch"], out: str, which: Whi
 
     folder = generator_folder(run, which)
     with reaching(out):
-        for path in export_network(folder, form, storage_folder(out)):
+        for path in export_network(folder, form, storage_folder(out), factory):
             click.echo(path)

@@ -38,6 +38,12 @@ WHICH = click.option(
     help="Of a run's generators: the last EMA, or the best evaluated one.",
 )
 
+FACTORY = click.option(
+    "--factory",
+    metavar="MODULE:FUNCTION",
+    help="For a generator that a function of your own built: imports and calls it, where the folder says this one.",
+)
+
 SEEDS = click.IntRange(0, 2**63 - 1)  # the largest that torch takes
 NUM_SAMPLES = click.option(
     "--num-samples",

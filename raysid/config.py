@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raysid.networks.settings import NetworkSettings, Precision
+from raysid.networks.settings import FactoryName, NetworkSettings, Precision
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -156,6 +156,11 @@ class TeacherSettings(Settings):
         description="Folder of a teacher of one's own or of diffusers, or a .pkl that EDM published (a path, gs://... "
         "or https://...); instead of `recipe`.",
     )
+    factory: FactoryName | None = Field(
+        None,
+        description="Function of one's own, `package.module:function`, that returns a torch module and its noise "
+        "process; instead of `recipe`. With `path`: builds the network of that folder, which a factory made.",
+    )
     network: NetworkSettings | None = Field(
         None, description="The network that `path` must hold, where a recipe is for one in particular."
     )
@@ -174,8 +179,11 @@ class TeacherSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.recipe is None and self.path is None:
-            raise ValueError("give teacher.path (a teacher's folder) or teacher.recipe (a pretrain recipe)")
+        if self.recipe is None and self.path is None and self.factory is None:
+            raise ValueError(
+                "give teacher.path (a teacher's folder), teacher.recipe (a pretrain recipe) or teacher.factory (a "
+                "function that makes one)"
+            )
         return self
 
     @property
@@ -222,7 +230,8 @@ class MethodSettings(Settings):
     sigma_init: float = Field(
         2.5,
         gt=0,
-        description="Noise level at which the generator is run; one of diffusers' networks runs at step 625.",
+        description="Noise level at which the generator is run; where levels are steps, as with diffusers' networks, "
+        "it runs at the noise process's own (625).",
     )
     tmax: int | None = Field(
         None,
@@ -242,7 +251,7 @@ class LearnerSettings(Settings):
     betas: tuple[Fraction, Fraction] = Field((0.0, 0.999), description="Adam's betas.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     dropout: Fraction | None = Field(
-        None, description="Dropout in training; the teacher's own when not given."
+        None, description="Dropout in training; the teacher's own when not given. Not for `teacher.factory`."
     )
     num_workers: Positive = Field(
         1,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.networks import FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
 from raysid.sampling import one_step_from
@@ -18,7 +19,7 @@ FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
 
 
 class Generator(nn.Module):
-    """Makes an image from noise in one network evaluation.
+    """Makes an image, or another sample, from noise in one network evaluation.
 
     Attributes:
         card: what it is: its network's settings, its noise level, how it was trained.
@@ -37,27 +38,27 @@ class Generator(nn.Module):
         return self.card.network.label_dim
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of its images."""
-        size = self.card.network.img_resolution
-        return self.card.network.img_channels, size, size
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of a sample: (C, H, W) of its images."""
+        return self.card.network.sample_shape
 
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Images in [-1, 1] from standard normal noise.
+        """Images in [-1, 1], or a user's own module's samples in their own units, from standard normal noise.
 
         Args:
-            z: noise (B, C, H, W).
+            z: noise (B, *sample_shape).
             class_labels: class indices (B,), each in 0 to num_classes - 1; None when it has no classes.
 
         Returns:
-            Images (B, C, H, W), clamped to [-1, 1] outside training.
+            Samples like z; images clamped to [-1, 1] outside training, a user's own as they are.
 
         Raises:
             ValueError: labels are missing, no integers, of another shape, or outside the classes.
         """
         cond = self._condition(class_labels, len(z))
-        images = one_step_from(self.network, self.network.noise, self.card.level, z, cond)
-        return images if self.training else images.clamp(-1, 1)
+        samples = one_step_from(self.network, self.network.noise, self.card.level, z, cond)
+        unbounded = isinstance(self.card.network, FactorySettings)
+        return samples if self.training or unbounded else samples.clamp(-1, 1)
 
     @torch.no_grad()
     def sample(
@@ -66,7 +67,7 @@ class Generator(nn.Module):
         class_labels: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw noise (and labels, uniformly, when not given) and make images (num_images, C, H, W).
+        """Draw noise (and labels, uniformly, when not given) and make samples (num_images, *sample_shape).
 
         Args:
             class_labels: class indices (num_images,) or one index for all.
@@ -74,7 +75,7 @@ class Generator(nn.Module):
         """
         where = next(self.network.parameters()).device
         source = generator.device if generator is not None else where
-        z = torch.randn(num_images, *self.image_shape, generator=generator, device=source).to(where)
+        z = torch.randn(num_images, *self.sample_shape, generator=generator, device=source).to(where)
         if class_labels is None and self.num_classes:
             class_labels = torch.randint(self.num_classes, (num_images,), generator=generator, device=source)
         elif class_labels is not None:
@@ -88,9 +89,9 @@ class Generator(nn.Module):
         save_network(folder, self.card, self.network)
 
     @classmethod
-    def from_pretrained(cls, folder: str | UPath) -> Self:
-        """Read a folder that `save_pretrained` wrote. Raises UserError where there is none."""
-        return cls(*load_network(folder, "generator")).eval()
+    def from_pretrained(cls, folder: str | UPath, factory: str | None = None) -> Self:
+        """Read a folder that `save_pretrained` wrote; `factory` as in `load_generator`. Raises UserError."""
+        return cls(*load_network(folder, "generator", factory)).eval()
 
     def _condition(self, class_labels: Tensor | None, count: int) -> Tensor | None:
         if self.num_classes == 0:
@@ -127,6 +128,15 @@ def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
     raise UserError(f"{root} holds no generator: give a run's folder, or a folder with {CONFIG}")
 
 
-def load_generator(path: str | UPath, which: Which = "last") -> Generator:
-    """Load a generator, in eval mode, from its folder or a run's (`which`: the last or the best evaluated)."""
-    return Generator.from_pretrained(generator_folder(path, which))
+def load_generator(path: str | UPath, which: Which = "last", factory: str | None = None) -> Generator:
+    """Load a generator, in eval mode, from its folder or a run's.
+
+    Args:
+        which: of a run's generators, the last or the best evaluated.
+        factory: the function that a network of one's own is built by, as `package.module:function`: it is imported
+            and called where the folder says the same one, and nothing is where it is not given.
+
+    Raises:
+        UserError: there is no generator, it is damaged, or another factory's.
+    """
+    return Generator.from_pretrained(generator_folder(path, which), factory)

@@ -1,17 +1,20 @@
 """Guided prediction and condition dropping (SiD-LSG, arXiv 2406.01561).
 
 Guidance at scale k predicts uncond + k (cond - uncond), in the space the network predicts in: the clean
-image for EDM's denoisers, epsilon or v for those of diffusers. No condition is an all-zero label, or the
-empty prompt's embeddings.
+sample for EDM's denoisers and modules of one's own, epsilon or v for those of diffusers. No condition is an
+all-zero label, or the empty prompt's embeddings.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser
+from raysid.networks.factory import FactoryDenoiser
 from raysid.noise import per_sample
 
 
@@ -27,30 +30,33 @@ def guided(
     """Predict the clean image with guidance.
 
     Args:
-        x_t: noised images (B, C, H, W); t: noise levels (B,); cond: one-hot labels (B, label_dim), text
+        x_t: noised samples (B, ...); t: noise levels (B,); cond: one-hot labels (B, label_dim), text
             embeddings (B, tokens, width), or None.
         scale: guidance scale k; at 1, or without conditions, the network runs once.
         with_logits: also return the conditional pass's encoder logits (B, 1, h, w).
         augment_labels: how the images were transformed, (B, augment_dim), for both passes; None: they were not.
 
     Returns:
-        (x_hat (B, C, H, W), logits or None).
+        (x_hat like x_t, logits or None).
 
     Raises:
-        ValueError: logits or augmentation labels with a network of diffusers, which has neither.
+        ValueError: logits or augmentation labels with another network than EDM's, which has neither.
     """
+    if isinstance(network, DiffusersDenoiser | FactoryDenoiser) and (
+        with_logits or augment_labels is not None
+    ):
+        raise ValueError("this network has no encoder logits and takes no augmentation labels: EDM's do")
     if isinstance(network, DiffusersDenoiser):
-        if with_logits or augment_labels is not None:
-            raise ValueError("a network of diffusers has no encoder logits and takes no augmentation labels")
         return network.clean(guided_prediction(network, x_t, t, cond, scale), x_t, t), None
+    labels: dict[str, Any] = {} if augment_labels is None else {"augment_labels": augment_labels}
     logits = None
     if with_logits:
-        x_hat, logits = network(x_t, t, cond, augment_labels=augment_labels, return_logits=True)
+        x_hat, logits = network(x_t, t, cond, **labels, return_logits=True)
     else:
-        x_hat = network(x_t, t, cond, augment_labels=augment_labels)
+        x_hat = network(x_t, t, cond, **labels)
     if scale == 1.0 or cond is None:
         return x_hat, logits
-    unconditional = network(x_t, t, torch.zeros_like(cond), augment_labels=augment_labels)
+    unconditional = network(x_t, t, torch.zeros_like(cond), **labels)
     return unconditional + scale * (x_hat - unconditional), logits
 
 

@@ -18,6 +18,11 @@ BACKGROUND = 0.0
 """Shade of that line, and of cells left over, in the images' own range: the grey between black and white."""
 
 
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape can be laid out as images: (1 or 3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) -> Image.Image:
     """Lay images out in rows.
 

@@ -1,4 +1,4 @@
-"""Noise processes: how an image becomes a noised image, x_t = a_t x + s_t eps.
+"""Noise processes: how an image, or another sample, becomes a noised one, x_t = a_t x + s_t eps.
 
 A process supplies a_t and s_t for a batch of noise levels `t`, and the distributions from which the two
 learners draw theirs. Draws come in as uniform or normal numbers of one per sample, so that they can be
@@ -24,19 +24,26 @@ def per_sample(value: Tensor, images: Tensor) -> Tensor:
 class NoiseProcess(Protocol):
     """What the roles need of a noise process. `t` is a noise level in the process's own measure, (B,).
 
+    A level is a real number (float32), or the number of a step (int64): `start_level` says which.
+
     Attributes:
         fake_score_draw: which random number `fake_score_level` makes a noise level of.
-        default_tmax: the `tmax` of `generator_level` in the process's published runs.
+        default_tmax: the `tmax` of `generator_level` where a run gives none.
     """
 
     fake_score_draw: ClassVar[Literal["normal", "uniform"]]
-    default_tmax: ClassVar[int]
+
+    @property
+    def default_tmax(self) -> int: ...
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each (B,)."""
 
     def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = a_t x + s_t eps, for images (B, ...), eps like x."""
+
+    def start_level(self, sigma_init: float) -> float:
+        """The level at which the generator runs: `sigma_init` where levels are sigmas; an int is a step's number."""
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
         """Noise levels (B,) for the generator's loss from numbers (B,) in [0, 1); `tmax`: the largest, of 1000."""
@@ -71,6 +78,10 @@ class EDMNoise:
     def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = x + sigma eps, for images (B, C, H, W), sigma (B,), eps like x."""
         return x + per_sample(t, x) * eps
+
+    def start_level(self, sigma_init: float) -> float:
+        """Levels are sigmas: `sigma_init` itself."""
+        return sigma_init
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
         """Sigma (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1).
@@ -112,7 +123,6 @@ class DDPMNoise:
     tmax: int = 980
     tau: int = 625
     fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "uniform"
-    default_tmax: ClassVar[int] = 980
 
     def __post_init__(self) -> None:
         abar = self.alphas_cumprod
@@ -123,6 +133,11 @@ class DDPMNoise:
                 f"a schedule of {len(abar)} steps has no steps {self.tmin} to {self.tmax - 1} and {self.tau}"
             )
 
+    @property
+    def default_tmax(self) -> int:
+        """Its own `tmax`."""
+        return self.tmax
+
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each float32 (B,), for steps `t`, int64 (B,)."""
         abar = self.alphas_cumprod.to(t.device)[t]
@@ -132,6 +147,10 @@ class DDPMNoise:
         """x_t = a_t x + s_t eps, for images (B, C, H, W), steps (B,), eps like x."""
         a_t, s_t = self.scales(t)
         return per_sample(a_t, x) * x + per_sample(s_t, x) * eps
+
+    def start_level(self, sigma_init: float) -> int:
+        """Step `tau`, whatever the sigma."""
+        return self.tau
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
         """Steps (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1): even over [tmin, tmax)."""

@@ -1,11 +1,10 @@
-"""Making images: the generator's one step, and the teacher's sampler."""
+"""Making samples: the generator's one step, and the teacher's sampler."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from raysid.networks import EDMDenoiser
 from raysid.networks.denoiser import Denoiser
 from raysid.noise import KARRAS_RHO, DDPMNoise, NoiseProcess, per_sample
 from raysid.predictions import prediction_of
@@ -18,10 +17,10 @@ def one_step_from(
 
     Args:
         level: the generator's noise level: sigma_init of EDM's process, step tau (an int) of DDPM's.
-        z: standard normal noise (B, C, H, W); cond: conditions (B, ...) or None.
+        z: standard normal noise (B, *sample_shape); cond: conditions (B, ...) or None.
 
     Returns:
-        Images or latents (B, C, H, W).
+        Samples like z: images, latents, points.
     """
     t = torch.full(z.shape[:1], level, device=z.device)
     return network(per_sample(noise.scales(t)[1], z) * z, t, cond)
@@ -29,7 +28,7 @@ def one_step_from(
 
 @torch.no_grad()
 def heun(
-    network: EDMDenoiser,
+    network: Denoiser,
     z: Tensor,
     cond: Tensor | None,
     steps: int = 18,
@@ -82,6 +81,6 @@ def ddim(network: Denoiser, noise: DDPMNoise, z: Tensor, cond: Tensor | None, st
     return x_hat
 
 
-def _denoise(network: EDMDenoiser, x: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+def _denoise(network: Denoiser, x: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
     t = torch.full(x.shape[:1], sigma, device=x.device, dtype=torch.float32)
     return network(x.float(), t, cond).double()

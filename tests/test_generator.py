@@ -38,7 +38,7 @@ def test_an_image_is_one_network_evaluation_at_sigma_init_clamped() -> None:
 
 
 def test_it_says_what_it_makes() -> None:
-    assert (tiny_generator().num_classes, tiny_generator().image_shape) == (CLASSES, SHAPE)
+    assert (tiny_generator().num_classes, tiny_generator().sample_shape) == (CLASSES, SHAPE)
     assert tiny_generator(label_dim=0).num_classes == 0
 
 

@@ -293,7 +293,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"run.name": "a/b"}, "run.name is 'a/b'; allowed: text that matches"),
         ({"run.name": ".."}, "run.name is '..'"),
         ({"run.name": ""}, "run.name is ''"),
-        ({"data.source": 3}, "data.source is 3; allowed: text; quote it"),
+        ({"data.source": 3}, "data.source is 3; allowed: text, or null; quote it"),
         ({"generator.betas": "[0.9]"}, "generator.betas.1 is missing; allowed in generator.betas: list of 2"),
         ({"generator.betas": "[0.9, 2]"}, "generator.betas.1 is 2; allowed in generator.betas: list of 2"),
         ({"resources.teacher.resources": "{a: b}"}, "resources.teacher.resources.a is 'b'"),
@@ -319,7 +319,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
             "a microbatch of 16 images (batch_size 128, generator.num_workers 1 and fake_score.num_workers 8) does "
             "not divide into groups of method.adversarial.group_size 32",
         ),
-        ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder) or teacher.recipe"),
+        ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder), teacher.recipe"),
         ({"seed": "-1", "method.tmax": "0", "storag": "x"}, "did you mean storage? (and 2 more problems)"),
         (
             {"seed": "-1", "method.tmax": "0"},

@@ -12,7 +12,7 @@ from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
 from raysid.config import Config, LearnerSettings
 from raysid.data import Block, ImageStream
-from raysid.networks import DiffusersSettings, build_denoiser
+from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import load_network
 
@@ -41,7 +41,8 @@ class RunInputs:
 
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
     """A scorer of the teacher service, from the teacher's folder."""
-    network = load_network(teacher, "teacher")[1].to(config.resources.teacher.device)
+    network = load_network(teacher, "teacher", config.teacher.factory)[1]
+    network = network.to(config.resources.teacher.device)
     network.precision = config.teacher.precision or config.precision
     return TeacherScorer(network, config.graphs_kept, runs_kept)
 
@@ -68,7 +69,8 @@ def build_fake_score(
             window,
             prefetch=inputs.num_real > window,
         )
-    network = learner_network(inputs.teacher, config.fake_score).to(config.resources.fake_score.device)
+    network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
+    network = network.to(config.resources.fake_score.device)
     network.precision = config.precision
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max, ranks=ranks)
     if inputs.checkpoint is not None:
@@ -83,24 +85,30 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
         ranks: the learner's other ranks, where it has any.
     """
     config = inputs.config
-    network = learner_network(inputs.teacher, config.generator).to(config.resources.generator.device)
+    network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
+    network = network.to(config.resources.generator.device)
     network.precision = config.precision
     if inputs.start is not None and inputs.checkpoint is None:
-        network.load_state_dict(load_network(inputs.start, "generator")[1].state_dict())
+        start = load_network(inputs.start, "generator", config.teacher.factory)[1]
+        network.load_state_dict(start.state_dict())
     learner = GeneratorLearner(config, network, inputs.label_frequencies, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "generator"))
     return learner
 
 
-def learner_network(teacher: str, settings: LearnerSettings) -> Network:
+def learner_network(teacher: str, settings: LearnerSettings, factory: str | None = None) -> Network:
     """A copy of the teacher for a learner: its own dropout, and no label dropout inside the network.
+
+    A module of the user's own is as its function makes it; `factory` as in `load_network`.
 
     Only guidance's rule drops conditions (method.md, "Names"); a copy that dropped labels by itself would
     learn another distribution than the generator's.
     """
-    card, original = load_network(teacher, "teacher")
+    card, original = load_network(teacher, "teacher", factory)
     network = card.network
+    if isinstance(network, FactorySettings):
+        return original
     dropout = network.dropout if settings.dropout is None else settings.dropout
     changes = (
         {"unet": network.unet | {"dropout": dropout}}  # it drops no labels by itself

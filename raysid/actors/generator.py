@@ -62,7 +62,7 @@ class GeneratorLearner:
         self.network = network.train().requires_grad_(True)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.noise: NoiseProcess = network.noise
-        self.level = NetworkCard.of_generator(network.settings, config.method.sigma_init, {}).level
+        self.level = self.noise.start_level(config.method.sigma_init)
         self.tmax = config.method.tmax or self.noise.default_tmax
         self.optimizer = Optimizer(network, config.generator, config, ranks)
         self.label_frequencies = label_frequencies
@@ -156,6 +156,8 @@ class GeneratorLearner:
         beta = ema_beta(self.config.ema, step * size, size)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
+            for average, buffer in zip(self.ema.buffers(), self.network.buffers(), strict=True):
+                average.copy_(buffer)  # statistics that a module of the user's own keeps
         return (
             {name: total / size for name, total in sums.items()}
             | {f"generator/{name}": value for name, value in figures.items()}
@@ -164,7 +166,7 @@ class GeneratorLearner:
 
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
         """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""
-        card = NetworkCard.of_generator(self.network.settings, self.config.method.sigma_init, trained)
+        card = NetworkCard.of_generator(self.network, self.config.method.sigma_init, trained)
         return network_files(card, self.ema)
 
     def state(self) -> dict[str, Any]:
@@ -192,8 +194,7 @@ class GeneratorLearner:
         """x_g (with its graph when gradients are on) and its conditions, from the draws of `purpose`."""
         settings, guidance = self.network.settings, self.config.method.guidance
         draws = self.draws(at.step, at.start, at.count)
-        shape = (settings.img_channels, settings.img_resolution, settings.img_resolution)
-        z = draws.normal(f"{purpose}/z", shape).to(self.device)
+        z = draws.normal(f"{purpose}/z", settings.sample_shape).to(self.device)
         cond = None
         if settings.label_dim:
             cond = one_hot(draws.labels(f"{purpose}/labels", self.label_frequencies), settings.label_dim)
@@ -209,5 +210,5 @@ class GeneratorLearner:
             # that sample's noise at zero: its image stays marked bad, and its seeds and pulls are zero.
             torch.manual_seed(draws.dropout_seed(f"{purpose}/dropout"))
             x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
-            x_g = torch.where(good[:, None, None, None], x_g, torch.nan)
+            x_g = torch.where(per_sample(good, x_g).bool(), x_g, torch.nan)
         return x_g, cond

@@ -61,7 +61,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Noised(Message):
-    """Noised generated images, for the two scorers: x_t (B, C, H, W), t (B,), cond (B, label_dim) or None."""
+    """Noised generated images, for the two scorers: x_t (B, ...), t (B,), cond (B, label_dim) or None."""
 
     at: Slice
     x_t: Tensor
@@ -71,7 +71,7 @@ class Noised(Message):
 
 @dataclass(frozen=True)
 class Images(Message):
-    """Generated images, for the fake score to learn from: x_g (B, C, H, W), cond (B, label_dim) or None."""
+    """Generated images, for the fake score to learn from: x_g (B, ...), cond (B, label_dim) or None."""
 
     x_g: Tensor
     cond: Tensor | None
@@ -79,7 +79,7 @@ class Images(Message):
 
 @dataclass(frozen=True)
 class Prediction(Message):
-    """A scorer's clean image x_hat (B, C, H, W); the fake score adds its encoder's logits (B, 1, h, w).
+    """A scorer's clean image x_hat, like x_t; the fake score adds its encoder's logits (B, 1, h, w).
 
     `recomputed` is 1 where a lost scorer's work had to be done again, so that a run can count it.
     """
@@ -99,7 +99,7 @@ class Seed(Message):
 
 @dataclass(frozen=True)
 class Pull(Message):
-    """A scorer's vector-Jacobian product: the loss's gradient at x_t through that scorer, (B, C, H, W).
+    """A scorer's vector-Jacobian product: the loss's gradient at x_t through that scorer, like x_t.
 
     `recomputed` is 1 where the graph of the `score` before was gone and had to be made again.
     """

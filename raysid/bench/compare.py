@@ -137,8 +137,7 @@ def _side(config: Config, teacher: str) -> Side:
 def _teacher(config: Config) -> Iterator[str]:
     """A folder of a teacher as large as the recipe's, in its storage: all nodes must see it."""
     settings = config.teacher.network
-    if settings is None and config.teacher.path is None:
-        assert config.teacher.recipe is not None
+    if settings is None and config.teacher.recipe is not None:
         settings = load_recipe(config.teacher.recipe, kind="pretrain").network
     if settings is None:
         yield str(trained_teacher(config, find_teacher(config, None), None).path)

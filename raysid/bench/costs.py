@@ -18,10 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from raysid.networks import EDMDenoiser, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import AnySettings
-from raysid.networks.settings import Precision
 
 BATCH = 2  # counted on so many images, for there is little that does not grow with them
-BYTES = {"float32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ def network_costs(settings: AnySettings) -> NetworkCosts:
     """
     with torch.device("meta"):
         network = build_denoiser(settings)
-        shape = (settings.img_channels, settings.img_resolution, settings.img_resolution)
-        x_t = torch.empty(BATCH, *shape)
+        x_t = torch.empty(BATCH, *settings.sample_shape)
         t = torch.ones(BATCH, dtype=torch.long if network.noise.fake_score_draw == "uniform" else None)
         cond = torch.empty(BATCH, settings.label_dim) if settings.label_dim else None
     network.train()

@@ -112,7 +112,7 @@ def _check_runs(settings: DiffusersSettings) -> None:
         ValueError: it does not run.
     """
     with torch.device("meta"):
-        images = torch.empty(1, settings.img_channels, settings.img_resolution, settings.img_resolution)
+        images = torch.empty(1, *settings.sample_shape)
         step = torch.zeros(1, dtype=torch.long)
         labels = {"class_labels": step} if settings.label_dim else {}
         try:

@@ -21,12 +21,15 @@ from raysid.networks.files import (
 from raysid.storage import is_local, write_whole
 
 
-def export_network(folder: UPath, form: Literal["safetensors", "torch"], out: UPath) -> list[UPath]:
+def export_network(
+    folder: UPath, form: Literal["safetensors", "torch"], out: UPath, factory: str | None = None
+) -> list[UPath]:
     """Write the network in `folder` as it is, bit for bit; what was written.
 
     Args:
         form: safetensors makes the folder `out`; torch makes the file `out` of the state dict, its names those of
             EDM, and beside it a JSON file of what is otherwise `config.json`.
+        factory: as in `load_network`.
 
     Raises:
         UserError: there is no whole network in `folder`, or `out` is there already.
@@ -34,7 +37,7 @@ def export_network(folder: UPath, form: Literal["safetensors", "torch"], out: UP
     kind = load_card(folder).kind
     if form == "safetensors":
         check_free(out)
-        write_network(out, network_files(*load_network(folder, kind)))
+        write_network(out, network_files(*load_network(folder, kind, factory)))
         return [out]
     settings = out.with_suffix(".json")
     if settings == out:
@@ -44,7 +47,7 @@ def export_network(folder: UPath, form: Literal["safetensors", "torch"], out: UP
     for path in (out, settings):
         if path.exists():
             raise UserError(f"{path} is there already: give another --out")
-    card, network = load_network(folder, kind)
+    card, network = load_network(folder, kind, factory)
     content = io.BytesIO()
     torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, content)
     if is_local(out):

@@ -1,6 +1,7 @@
 """Networks on disk: a folder of `model.safetensors` (the weights) and `config.json` (what they are).
 
-Teachers and generators are both kept so. Nothing in such a folder is ever executed or unpickled.
+Teachers and generators are both kept so. Nothing in such a folder is ever executed or unpickled; a network of the
+user's own is built by a function that whoever reads its folder must name.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from upath import UPath
 from raysid.errors import UserError
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
-from raysid.networks.settings import DiffusersSettings, NetworkSettings
-from raysid.noise import DDPMNoise
+from raysid.networks.settings import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.storage import is_local, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_EDM, _DIFFUSERS = "edm", "diffusers"
+_EDM, _DIFFUSERS, _FACTORY = "edm", "diffusers", "factory"
 
-AnySettings = NetworkSettings | DiffusersSettings
+_LIBRARIES = (_EDM, _DIFFUSERS, _FACTORY)
+
+AnySettings = NetworkSettings | DiffusersSettings | FactorySettings
 Shapes = dict[str, tuple[int, ...]]
 
 
 def _library(network: Any) -> str:
-    """Whose network settings are, before they are checked: those of diffusers have a U-Net inside."""
+    """Whose network settings are, before they are checked: diffusers' have a U-Net inside, the user's a factory."""
     if isinstance(network, DiffusersSettings) or (isinstance(network, Mapping) and "unet" in network):
         return _DIFFUSERS
+    if isinstance(network, FactorySettings) or (isinstance(network, Mapping) and "factory" in network):
+        return _FACTORY
     return _EDM
 
 
@@ -45,38 +49,43 @@ class NetworkCard(BaseModel):
     format: Literal["raysid-1"] = "raysid-1"
     kind: Literal["teacher", "generator"]
     network: Annotated[
-        Annotated[NetworkSettings, Tag(_EDM)] | Annotated[DiffusersSettings, Tag(_DIFFUSERS)],
+        Annotated[NetworkSettings, Tag(_EDM)]
+        | Annotated[DiffusersSettings, Tag(_DIFFUSERS)]
+        | Annotated[FactorySettings, Tag(_FACTORY)],
         Discriminator(_library),
     ]
     sigma_init: float | None = Field(None, gt=0, description="Noise level at which a generator runs.")
     tau: int | None = Field(
         None,
         ge=0,
-        lt=DDPMNoise.tmax,
-        description="Step at which a generator runs, instead of `sigma_init` for a network of diffusers.",
+        description="Step at which a generator runs, instead of `sigma_init` where noise levels are steps.",
     )
     trained: dict[str, Any] = Field({}, description="How it came to be: step, images, settings, figures.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        level = "tau" if isinstance(self.network, DiffusersSettings) else "sigma_init"
+        level = "tau" if self.network.discrete_levels else "sigma_init"
         if self.kind == "generator" and getattr(self, level) is None:
             raise ValueError(f"a generator needs {level}, the noise level at which it runs")
+        if isinstance(self.network, DiffusersSettings) and self.tau is not None:
+            steps = self.network.scheduler.num_train_timesteps
+            if self.tau >= steps:
+                raise ValueError(f"tau is {self.tau}; allowed: below {steps}, the steps of the noise process")
         return self
 
     @property
     def level(self) -> float:
         """The noise level at which a generator runs, in its process's own measure."""
-        level = self.tau if isinstance(self.network, DiffusersSettings) else self.sigma_init
+        level = self.tau if self.network.discrete_levels else self.sigma_init
         assert level is not None
         return level
 
     @classmethod
-    def of_generator(cls, network: AnySettings, sigma_init: float, trained: dict[str, Any]) -> Self:
-        """The card of a generator that runs at `sigma_init`, or at its process's tau."""
-        if isinstance(network, DiffusersSettings):
-            return cls(kind="generator", network=network, tau=DDPMNoise.tau, trained=trained)
-        return cls(kind="generator", network=network, sigma_init=sigma_init, trained=trained)
+    def of_generator(cls, network: Network, sigma_init: float, trained: dict[str, Any]) -> Self:
+        """The card of a generator that runs where its noise process has it start, at `sigma_init` or a step."""
+        settings, level = network.settings, network.noise.start_level(sigma_init)
+        at: dict[str, Any] = {"tau" if settings.discrete_levels else "sigma_init": level}
+        return cls(kind="generator", network=settings, **at, trained=trained)
 
 
 def save_network(folder: str | UPath, card: NetworkCard, network: Network) -> None:
@@ -125,21 +134,30 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
         card = NetworkCard.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in (_EDM, _DIFFUSERS)) or "the file"
+        # A tag stands behind `network`; it is the name of a field, too.
+        path = [part for place, part in enumerate(first["loc"]) if place != 1 or part not in _LIBRARIES]
+        where = ".".join(map(str, path)) or "the file"
         raise UserError(f"{folder / CONFIG} does not describe a network: {where}: {first['msg']}") from None
     if kind is not None and card.kind != kind:
         raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")
     return card
 
 
-def load_network(folder: str | UPath, kind: Literal["teacher", "generator"]) -> tuple[NetworkCard, Network]:
+def load_network(
+    folder: str | UPath, kind: Literal["teacher", "generator"], factory: str | None = None
+) -> tuple[NetworkCard, Network]:
     """Build the network a folder describes, with its weights.
 
+    Args:
+        factory: as `build_denoiser`.
+
     Raises:
-        UserError: as `load_card`; or the weights are missing, damaged, or belong to another network.
+        UserError: as `load_card` and `build_denoiser`; or the weights are missing, damaged, or belong to another
+            network.
     """
     folder = UPath(folder)
     card = load_card(folder, kind)
+    own = build_denoiser(card.network, factory) if isinstance(card.network, FactorySettings) else None
     file = folder / WEIGHTS
     try:
         weights = safetensors.torch.load(read_whole(file))
@@ -148,20 +166,20 @@ def load_network(folder: str | UPath, kind: Literal["teacher", "generator"]) -> 
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
     try:
-        expected = weight_shapes(card.network)
+        expected = shapes_of(own.state_dict()) if own else weight_shapes(card.network)
     except ValueError as error:
         raise UserError(f"{folder / CONFIG} does not describe a network: {error}") from None
     if odd := misfits(expected, shapes_of(weights)):
         raise UserError(
             f"{file} does not fit the network of {CONFIG}: {odd[0]} and {len(odd) - 1} more differ"
         )
-    network = build_denoiser(card.network)
+    network = own or build_denoiser(card.network)
     network.load_state_dict(weights)
     return card, network
 
 
 def weight_shapes(settings: AnySettings) -> Shapes:
-    """Name and shape of every weight of a network, without making it.
+    """Name and shape of every weight of a network that settings describe, without making it.
 
     Raises:
         ValueError: there is no such network: channels that do not divide into groups or heads, too large.
@@ -177,6 +195,11 @@ def weight_shapes(settings: AnySettings) -> Shapes:
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
     """Name and shape of every one of some weights."""
     return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def stored_shapes(folder: str | UPath) -> Shapes:
+    """Name and shape of every weight in a network's folder."""
+    return shapes_of(safetensors.torch.load(read_whole(UPath(folder) / WEIGHTS)))
 
 
 def misfits(expected: Shapes, found: Shapes) -> list[str]:

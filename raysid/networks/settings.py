@@ -1,4 +1,4 @@
-"""Settings of EDM's U-Nets, under the names EDM's own constructors and checkpoints use, and of diffusers'.
+"""Settings of EDM's U-Nets, under the names EDM's own constructors and checkpoints use, and of other networks.
 
 Source of the former: arXiv 2206.00364 (EDM), Table 1 (preconditioning) and Appendix F (network configurations).
 """
@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -111,6 +119,23 @@ class NetworkSettings(BaseModel):
         default=None, description="Highest noise level supported, in pixel units, above 0; null is unbounded."
     )
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images."""
+        return self.img_channels, self.img_resolution, self.img_resolution
+
+    @property
+    def discrete_levels(self) -> bool:
+        """Whether noise levels are steps' numbers."""
+        return False
+
+    @property
+    def default_tmax(self) -> int:
+        """The `method.tmax` of a run that gives none."""
+        from raysid.noise import EDMNoise  # here, because it imports torch
+
+        return EDMNoise.default_tmax
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> NetworkSettings:
         halvings = len(self.channel_mult) - 1
@@ -162,14 +187,23 @@ class DiffusersSettings(BaseModel):
     null_class: bool = Field(False, description='The last class stands for "no class".')
 
     @property
-    def img_resolution(self) -> int:
-        """Height and width of the images."""
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images."""
         size = self.unet.get("sample_size")
-        return size if isinstance(size, int) else size[0]  # type: ignore[index]
+        resolution = size if isinstance(size, int) else size[0]  # type: ignore[index]
+        return self.unet.get("in_channels", 3), resolution, resolution
 
     @property
-    def img_channels(self) -> int:
-        return self.unet.get("in_channels", 3)
+    def discrete_levels(self) -> bool:
+        """Whether noise levels are steps' numbers."""
+        return True
+
+    @property
+    def default_tmax(self) -> int:
+        """The `method.tmax` of a run that gives none."""
+        from raysid.noise import DDPMNoise
+
+        return DDPMNoise.tmax
 
     @property
     def label_dim(self) -> int:
@@ -190,14 +224,52 @@ class DiffusersSettings(BaseModel):
         height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
         if not (_is_count(height) and height == width):
             raise ValueError(f"unet.sample_size is {size!r}; allowed: the images' one height and width")
-        if not _is_count(self.img_channels):
-            raise ValueError(f"unet.in_channels is {self.img_channels!r}; allowed: integer above 0")
+        channels = self.unet.get("in_channels", 3)
+        if not _is_count(channels):
+            raise ValueError(f"unet.in_channels is {channels!r}; allowed: integer above 0")
         classes = self.unet.get("num_class_embeds")
         if classes is not None and not _is_count(classes):
             raise ValueError(f"unet.num_class_embeds is {classes!r}; allowed: null, integer above 0")
         if self.null_class and (classes or 0) < 2:
             raise ValueError("null_class is for a network with classes")
         return self
+
+
+def _check_name(name: str) -> str:
+    module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), function]):
+        raise ValueError(
+            f"{name!r} does not name a function; allowed: package.module:function, as in points:make"
+        )
+    return name
+
+
+FactoryName = Annotated[str, AfterValidator(_check_name)]
+"""`package.module:function`."""
+
+
+class FactorySettings(BaseModel):
+    """A network of the user's own: the function that makes it, and what it says of itself.
+
+    Nothing here lets the function be called: whoever has the network built must name it, too.
+
+    Raises:
+        pydantic.ValidationError: a name is unknown, or a value is out of range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    factory: FactoryName = Field(description="The function that makes it, as `package.module:function`.")
+    sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        description="Shape of a sample, as in [2] for points and [3, 32, 32] for images."
+    )
+    label_dim: int = Field(0, ge=0, description="Number of class labels, 0 or more; 0 is unconditional.")
+    discrete_levels: bool = Field(False, description="Noise levels are steps' numbers, not real numbers.")
+    default_tmax: int = Field(gt=0, le=1000, description="The `method.tmax` of a run that gives none.")
+
+    @property
+    def augment_dim(self) -> int:
+        return 0
 
 
 def _is_count(value: Any) -> bool:

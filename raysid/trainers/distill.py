@@ -15,14 +15,13 @@ from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.generator import FOLDERS
-from raysid.networks import DiffusersSettings
-from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, weight_shapes, weights_digest
-from raysid.noise import DDPMNoise, EDMNoise
+from raysid.image_grid import is_picture
+from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
 from raysid.tracking import Tracker, read_metrics
-from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation
+from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver
@@ -116,8 +115,7 @@ def distill(
 
 def _with_tmax(config: Config, found: Found) -> Config:
     """The config with the tmax of the teacher's noise process where none is given: a run records what it did."""
-    noise = DDPMNoise if isinstance(settings_of(found), DiffusersSettings) else EDMNoise
-    tmax = config.method.tmax or noise.default_tmax
+    tmax = config.method.tmax or settings_of(found).default_tmax
     return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
 
 
@@ -133,7 +131,7 @@ def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_fro
 
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     weights = read_state(branch.path, "generator")["network"]
-    if shapes_of(weights) != weight_shapes(teacher.card.network):
+    if shapes_of(weights) != stored_shapes(teacher.path):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )
@@ -356,7 +354,9 @@ class _Distillation:
         A checkpoint goes before every evaluation, so that the best generator is never one whose training
         state is gone. The generator's folder stays as it is until its evaluation has read it.
         """
+        source, shape = self.config.data.source, self.teacher.card.network.sample_shape
         evaluate = step == 0 or self._due(self.config.evaluation.every_images, step)
+        evaluate = evaluate and (measures(source) or is_picture(shape))  # or there is nothing to show
         if not (evaluate or self._due(self.config.checkpoint.every_images, step)):
             return
         self._finish_steps(placement)
@@ -367,10 +367,10 @@ class _Distillation:
             "step": step,
             "images": images,
             "run": self.config.run.name,
-            "data": self.config.data.source,
+            "data": source,
         }
         self.saver.begin(step, trained)
-        if evaluate and not has_evaluation(self.folder.record, step, self.config.data.source):
+        if evaluate and not has_evaluation(self.folder.record, step, source):
             self.evaluate_next = step
 
     def _finish_saving(self, wait: bool = True) -> None:

@@ -18,12 +18,12 @@ from raysid.config import Config, PretrainConfig
 from raysid.data import open_source, to_unit
 from raysid.draws import Draws
 from raysid.errors import UserError
-from raysid.generator import FOLDERS, Generator, Which, generator_folder, load_generator
+from raysid.generator import FOLDERS, Generator, Which, load_generator
 from raysid.metrics import Evaluator, load_digits_classifier
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
-from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.networks.files import NetworkCard, load_network
+from raysid.noise import DDPMNoise, EDMNoise
 from raysid.sampling import ddim, heun
 
 BATCH = 500
@@ -55,7 +55,7 @@ def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, 
     whatever is measured with the same seed is measured on the same noise.
     """
     classes = card.network.label_dim
-    shape = (card.network.img_channels, card.network.img_resolution, card.network.img_resolution)
+    shape = card.network.sample_shape
 
     def generate(start: int, count: int) -> tuple[Tensor, Tensor | None]:
         z = Draws(seed, 0, start, count).normal("evaluation/z", shape)
@@ -83,12 +83,17 @@ def real_images(source: str, shards: int | None = None) -> tuple[Tensor, Tensor]
 
 
 def evaluate_folder(
-    folder: str, source: str | None, num_samples: int, seed: int, threads: int | None = None
+    folder: str,
+    source: str | None,
+    num_samples: int,
+    seed: int,
+    threads: int | None = None,
+    factory: str | None = None,
 ) -> tuple[dict[str, Any] | None, Grids]:
     """Measure the generator in `folder`, where that can be, and draw its grid at a fixed z. Runs in any process."""
     if threads is not None:
         torch.set_num_threads(threads)
-    generator = Generator.from_pretrained(folder)
+    generator = Generator.from_pretrained(folder, factory)
     figures = None
     if source is not None and measures(source):
         figures = measure(generator, generator.card, source, num_samples, seed)
@@ -107,7 +112,7 @@ class PendingEvaluation:
         arguments = (str(run / FOLDERS["last"]), config.data.source, settings.num_samples, settings.seed)
         self._local = config.placement == "local"
         if self._local:
-            self._answer: Any = evaluate_folder(*arguments)
+            self._answer: Any = evaluate_folder(*arguments, factory=config.teacher.factory)
         else:
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -115,7 +120,7 @@ class PendingEvaluation:
             # Anywhere on the cluster: a trial of a search has places for its learners alone.
             anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
             task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=anywhere)
-            self._answer = task.remote(*arguments, threads=1)
+            self._answer = task.remote(*arguments, threads=1, factory=config.teacher.factory)
 
     def done(self) -> bool:
         """Whether the result is there."""
@@ -140,7 +145,7 @@ def draw_grids(generator: Generator, source: str | None) -> Grids:
     count = GRID_ROWS * GRID_COLUMNS
     labels = torch.arange(count) // GRID_COLUMNS % classes if classes else None
     with torch.no_grad():
-        images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.image_shape), labels)
+        images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.sample_shape), labels)
     if source is None:
         return Grids(images.numpy(), None)
     real, real_labels = real_images(source, GRID_SHARDS)
@@ -164,16 +169,18 @@ def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:
 
 
 def teacher_sampler(network: Network, steps: int) -> MakeImages:
-    """The teacher's sampler as a maker of images: Heun's, and DDIM for a network of diffusers."""
+    """The teacher's sampler as a maker of images: Heun's for EDM's noise, DDIM for DDPM's."""
     network.eval()
+    noise = network.noise
 
     def make(z: Tensor, labels: Tensor | None) -> Tensor:
         cond = None
         if labels is not None:
             cond = torch.nn.functional.one_hot(labels, network.settings.label_dim).float()
-        if isinstance(network, DiffusersDenoiser):
-            return ddim(network, network.noise, z, cond, steps)
-        return heun(network, z, cond, steps)
+        if isinstance(noise, DDPMNoise):
+            return ddim(network, noise, z, cond, steps)
+        assert isinstance(noise, EDMNoise)
+        return heun(network, z, cond, steps, noise.sigma_min, noise.sigma_max)
 
     return make
 
@@ -214,7 +221,7 @@ def _sample_chunk(
     network = build_denoiser(card.network)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     classes = card.network.label_dim
-    shape = (card.network.img_channels, card.network.img_resolution, card.network.img_resolution)
+    shape = card.network.sample_shape
     z = Draws(seed, 0, start, count).normal("evaluation/z", shape)
     labels = torch.arange(start, start + count) % classes if classes else None
     began = time.thread_time()
@@ -222,25 +229,30 @@ def _sample_chunk(
     return images.numpy(), time.thread_time() - began
 
 
-def generator_before(teacher: str, sigma_init: float, start: str | None = None) -> Generator:
+def generator_before(
+    teacher: str, sigma_init: float, start: str | None = None, factory: str | None = None
+) -> Generator:
     """The generator as a distillation finds it: the teacher's network, run once at `sigma_init` (or tau).
 
     Args:
         start: folder of a generator that it starts from instead.
+        factory: as in `load_network`.
     """
     if start is not None:
-        return Generator.from_pretrained(start)
-    card, network = load_network(teacher, "teacher")
-    return Generator(NetworkCard.of_generator(card.network, sigma_init, card.trained), network).eval()
+        return Generator.from_pretrained(start, factory)
+    card, network = load_network(teacher, "teacher", factory)
+    return Generator(NetworkCard.of_generator(network, sigma_init, card.trained), network).eval()
 
 
-def evaluate_generator_path(path: str, which: Which, num_samples: int, seed: int) -> dict[str, Any]:
-    """What `raysid evaluate` shows of a run's generator, or of a generator's folder.
+def evaluate_generator_path(
+    path: str, which: Which, num_samples: int, seed: int, factory: str | None = None
+) -> dict[str, Any]:
+    """What `raysid evaluate` shows of a run's generator, or of a generator's folder; `factory` as `load_generator`.
 
     Raises:
         UserError: no generator there, or none whose images can be compared with its source's.
     """
-    generator = load_generator(generator_folder(path, which))
+    generator = load_generator(path, which, factory)
     source = generator.card.trained.get("data")
     if source is None:
         raise UserError(
@@ -252,9 +264,9 @@ def evaluate_generator_path(path: str, which: Which, num_samples: int, seed: int
             "with `raysid sample` and measure those"
         )
     real = open_source(str(source)).image_shape
-    if generator.image_shape != real:
+    if generator.sample_shape != real:
         raise UserError(
-            f"{UPath(path)} makes images of shape {generator.image_shape}, but {source}, which it says it was made "
+            f"{UPath(path)} makes images of shape {generator.sample_shape}, but {source}, which it says it was made "
             f"for, has {real}"
         )
     figures = measure(generator, generator.card, source, num_samples, seed)

@@ -15,6 +15,7 @@ from raysid.data import ImageSource, open_source
 from raysid.download import file_name, local_copy
 from raysid.errors import NotHere, UserError
 from raysid.generator import generator_folder
+from raysid.networks import FactorySettings
 from raysid.networks.files import (
     CONFIG,
     NetworkCard,
@@ -129,7 +130,12 @@ def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> No
         raise UserError(
             f"{what} runs at sigma_init {card.sigma_init:g}, and method.sigma_init is {sigma_init:g}: give the same"
         )
-    expected = weight_shapes(card.network if teacher is None else settings_of(teacher))
+    network = card.network if teacher is None else settings_of(teacher)
+    if isinstance(network, FactorySettings) or isinstance(card.network, FactorySettings):
+        if network != card.network:
+            raise UserError(f"{what} is another network than the teacher: give a generator of that teacher")
+        return  # its weights are compared where a function of the user's may be called
+    expected = weight_shapes(network)
     if odd := misfits(expected, weight_shapes(card.network)):
         raise UserError(
             f"{what} is another network than the teacher: {odd[0]} and {len(odd) - 1} more weights differ; give a "

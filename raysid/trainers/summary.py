@@ -61,9 +61,10 @@ def summary_rows(
     if source is None or not measures(source):
         return []
     seed, samples = config.evaluation.seed + 1, config.evaluation.num_samples
-    before = generator_before(str(teacher.path), config.method.sigma_init, start)
+    factory = config.teacher.factory
+    before = generator_before(str(teacher.path), config.method.sigma_init, start, factory)
     rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
-    makers = [(BEFORE, before)] + [(name, load_generator(run, which)) for name, which in _PRODUCTS]
+    makers = [(BEFORE, before)] + [(name, load_generator(run, which, factory)) for name, which in _PRODUCTS]
     for name, generator in makers:
         figures = measure(generator, generator.card, source, samples, seed)
         rows.append({"name": name, "evaluations": 1, **figures})

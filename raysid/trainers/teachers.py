@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -15,22 +16,26 @@ from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.download import file_name, local_copy
 from raysid.errors import UserError
-from raysid.networks import DiffusersSettings
+from raysid.networks import DiffusersSettings, FactorySettings
+from raysid.networks.denoiser import Network
+from raysid.networks.diffusers_folder import SAMPLER_STEPS as DDIM_STEPS
 from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
+from raysid.networks.factory import build_factory, check_factory
 from raysid.networks.files import (
     CONFIG,
     AnySettings,
     NetworkCard,
     load_network,
     misfits,
+    network_files,
     save_network,
     weight_shapes,
 )
 from raysid.networks.published import Published, read_published
-from raysid.noise import DDPMNoise
+from raysid.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
 from raysid.storage import reaching, storage_folder
-from raysid.trainers.evaluation import measure, teacher_sampler
+from raysid.trainers.evaluation import measure, measures, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 
@@ -49,9 +54,9 @@ class Teacher:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of its sampler: DDIM's for a network of diffusers, else Heun's."""
+        """Network evaluations of its sampler: DDIM's where noise levels are steps, else Heun's."""
         steps = self.sampler_steps
-        return steps if isinstance(self.card.network, DiffusersSettings) else 2 * steps - 1
+        return steps if self.card.network.discrete_levels else 2 * steps - 1
 
     @property
     def sampler_steps(self) -> int:
@@ -62,7 +67,7 @@ class Teacher:
         known = self.card.trained.get("evaluation")
         if isinstance(known, dict) and known.get("num_samples") == config.evaluation.num_samples:
             return known
-        card, network = load_network(self.path, "teacher")
+        card, network = load_network(self.path, "teacher", config.teacher.factory)
         sampler = teacher_sampler(network, self.sampler_steps)
         assert config.data.source is not None
         return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
@@ -70,15 +75,19 @@ class Teacher:
 
 @dataclass(frozen=True)
 class PublishedTeacher:
-    """A teacher read from a .pkl file or a folder of diffusers, and the folder where every later run will find it."""
+    """A teacher from a .pkl file, a folder of diffusers or a factory, and the folder where later runs will find it.
+
+    Attributes:
+        network: makes it, with its weights.
+    """
 
     folder: UPath
     card: NetworkCard
-    published: Published | DiffusersNetwork
+    network: Callable[[], Network]
 
 
 Found = Teacher | PublishedTeacher | PretrainConfig
-"""A teacher, or what to make it of: a file, a recipe."""
+"""A teacher, or what to make it of: a file, a factory, a recipe."""
 
 
 def teacher_folder(config: PretrainConfig) -> UPath:
@@ -119,7 +128,11 @@ def _find(config: Config, source: ImageSource | None) -> Found:
         return _find_published(path, config.storage, source)
     if path is not None:
         unet = find_unet(UPath(path))
-        return load_teacher(path, source) if unet is None else _find_diffusers(unet, config, source)
+        if unet is not None:
+            return _find_diffusers(unet, config, source)
+        return load_teacher(path, source, config.teacher.factory)
+    if config.teacher.factory is not None:
+        return _find_factory(config.teacher.factory, config, source)
     assert config.teacher.recipe is not None
     recipe = load_recipe(config.teacher.recipe, {"storage": config.storage}, kind="pretrain")
     check_fits(recipe.network, f"teacher.recipe {config.teacher.recipe}", source)
@@ -152,7 +165,26 @@ def _kept(
     folder = storage_folder(storage) / "teachers" / f"{stem}-{published.sha256[:16]}"
     if (folder / CONFIG).exists():
         return load_teacher(folder, source)
-    return PublishedTeacher(folder, published.card(name), published)
+    return PublishedTeacher(folder, published.card(name), published.network)
+
+
+def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teacher | PublishedTeacher:
+    """The teacher that a function makes: the folder that holds these weights of it already, or what to make one of."""
+    network = build_factory(name)
+    check_fits(network.settings, f"teacher.factory {name}", source)
+    check_factory(network, config.method.sigma_init, config.method.tmax)
+    if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
+        raise UserError(
+            f"teacher.factory {name} cannot be measured by data.source {config.data.source}: there is no sampler for "
+            f"its noise process {type(network.noise).__name__}; give data.source null"
+        )
+    steps = {"sampler_steps": DDIM_STEPS} if network.settings.discrete_levels else {}
+    card = NetworkCard(kind="teacher", network=network.settings, trained=steps)
+    digest = hashlib.sha256(b"".join(network_files(card, network).values())).hexdigest()[:16]
+    folder = storage_folder(config.storage) / "teachers" / f"{name.replace(':', '-')}-{digest}"
+    if (folder / CONFIG).exists():
+        return load_teacher(folder, source, name)
+    return PublishedTeacher(folder, card, lambda: network)
 
 
 def trained_teacher(config: Config, found: Found, source: ImageSource | None) -> Teacher:
@@ -164,8 +196,8 @@ def trained_teacher(config: Config, found: Found, source: ImageSource | None) ->
         return found
     if isinstance(found, PublishedTeacher):
         with reaching(config.storage):
-            save_network(found.folder, found.card, found.published.network())
-        return load_teacher(found.folder, source)
+            save_network(found.folder, found.card, found.network())
+        return load_teacher(found.folder, source, config.teacher.factory)
     from raysid.trainers.pretrain import pretrain
 
     print(
@@ -174,9 +206,13 @@ def trained_teacher(config: Config, found: Found, source: ImageSource | None) ->
     return load_teacher(pretrain(found).path, source)
 
 
-def load_teacher(folder: str | UPath, source: ImageSource | None) -> Teacher:
-    """The teacher in `folder`, checked against the images. Raises UserError as `find_teacher`."""
-    card, _ = load_network(folder, "teacher")
+def load_teacher(folder: str | UPath, source: ImageSource | None, factory: str | None = None) -> Teacher:
+    """The teacher in `folder`, checked against the images; `factory` as in `load_network`.
+
+    Raises:
+        UserError: as `find_teacher`.
+    """
+    card, _ = load_network(folder, "teacher", factory)
     check_fits(card.network, f"teacher {folder}", source)
     steps = card.trained.get("sampler_steps", SAMPLER_STEPS)
     if not isinstance(steps, int) or steps < 2:
@@ -194,8 +230,12 @@ def settings_of(found: Found) -> AnySettings:
 def check_method(config: Config, found: Found) -> None:
     """Refuse a method that psi and theta, copies of the teacher, cannot follow."""
     network, teacher = settings_of(found), config.teacher
-    what = f"teacher {teacher.path}" if teacher.path else f"teacher.recipe {teacher.recipe}"
-    if teacher.network and (odd := misfits(weight_shapes(teacher.network), weight_shapes(network))):
+    what = f"teacher.factory {teacher.factory}" if teacher.factory else f"teacher.recipe {teacher.recipe}"
+    if teacher.path:
+        what = f"teacher {teacher.path}"
+    if isinstance(network, FactorySettings):
+        _check_own(config, network, what)
+    elif teacher.network and (odd := misfits(weight_shapes(teacher.network), weight_shapes(network))):
         raise UserError(
             f"{what} is another network than teacher.network says: {odd[0]} and {len(odd) - 1} more weights differ; "
             "give the one that the recipe is for, or null for teacher.network"
@@ -230,19 +270,45 @@ def _check_diffusers(method: MethodSettings, network: DiffusersSettings, what: s
         )
 
 
+def _check_own(config: Config, network: FactorySettings, what: str) -> None:
+    """Refuse what a module of the user's own has no place for."""
+    if config.teacher.network is not None:
+        raise UserError(
+            f"{what} makes a module of one's own, and teacher.network asks for one of EDM's: give null for "
+            "teacher.network"
+        )
+    if config.method.adversarial is not None:
+        raise UserError(
+            f"method.adversarial (SiDA) is not for {what}: a module of one's own has no encoder logits; give "
+            "method.adversarial null (SiD)"
+        )
+    for learner in ("generator", "fake_score"):
+        if (dropout := getattr(config, learner).dropout) is not None:
+            raise UserError(
+                f"{learner}.dropout is {dropout:g}, which cannot be set for {what}: the function itself decides about "
+                f"its module's dropout; leave {learner}.dropout out, or null"
+            )
+    guidance = config.method.guidance
+    scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
+    if not network.label_dim and scales != (1.0, 1.0, 1.0):
+        raise UserError(
+            f"method.guidance is not for {what}: its module has no classes (label_dim 0); give scales of 1"
+        )
+
+
 def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> None:
     """Refuse a network that cannot be built, or is for other images or labels than the source's, if there is one."""
-    try:
-        weight_shapes(network)
-    except ValueError as error:
-        raise UserError(f"{what} cannot be built: {error}") from None
+    if not isinstance(network, FactorySettings):  # which has been built already, and is built nowhere unasked
+        try:
+            weight_shapes(network)
+        except ValueError as error:
+            raise UserError(f"{what} cannot be built: {error}") from None
     if source is None:
         return
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    if shape != source.image_shape:
+    if network.sample_shape != source.image_shape:
         raise UserError(
-            f"{what} makes images of shape {shape}, but data.source {source.name} has {source.image_shape}: "
-            "give a teacher for these images, or other images (`null` for none)"
+            f"{what} makes images of shape {network.sample_shape}, but data.source {source.name} has "
+            f"{source.image_shape}: give a teacher for these images, or other images (`null` for none)"
         )
     if network.label_dim not in (0, source.num_classes):
         raise UserError(

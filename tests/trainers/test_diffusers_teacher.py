@@ -240,7 +240,7 @@ def test_attention_under_its_old_names_is_read(folder: Path, tmp_path: Path) -> 
     assert old.keys() != new.keys()
     safetensors.torch.save_file(old, file)
     found = find_teacher(sid(folder, tmp_path / "runs"), open_source("digits"))
-    weights = found.published.network().state_dict()  # type: ignore[union-attr]
+    weights = found.network().state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(weights[f"model.{name}"], value) for name, value in new.items())
 
 
