@@ -69,7 +69,7 @@ def test_shards_out_of_range():
 def test_open_source():
     assert isinstance(open_source("digits"), DigitsSource)
     with pytest.raises(
-        UserError, match=r"^data.source: unknown source of real images 'digit'; known: digits$"
+        UserError, match=r"^data.source: unknown source of real images 'digit'; known: digits, or the path"
     ):
         open_source("digit")
 
