@@ -141,7 +141,8 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     cls=RecipeCommand,
     kinds=["distill"],
     short_help="Distil a teacher into a one-step generator.",
-    help=f"Distil a teacher into a one-step generator. The same command again resumes.\n\n{RECIPE_HELP}",
+    help="Distil a teacher into a one-step generator. The same command again resumes. In the settings theta is the "
+    f"generator, psi the fake score, phi the teacher.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe")
 @FRESH_RUN
@@ -157,9 +158,12 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
         train(config, fresh=fresh, resume_from=resume_from)
     except NotHere as missing:
         again = ["raysid", "distill", recipe]
-        for name, value in {**overrides, **dict.fromkeys(missing.settings, "FILE")}.items():
+        files = {name: name.upper().replace(".", "_") for name in missing.settings}
+        for name, value in {**overrides, **files}.items():
             again += [f"--{name}", str(value)]
-        raise NotHere(f"{missing}\nget them, then: {shlex.join(again)}") from None
+        raise NotHere(
+            f"{missing}\nget them, then the same command again, or with paths of your own: {shlex.join(again)}"
+        ) from None
 
 
 @cli.command(
@@ -184,7 +188,7 @@ def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
 @cli.command(
     cls=RecipeCommand,
     kinds=["tune"],
-    short_help="Search alpha and guidance scales with Ray Tune.",
+    short_help="Search settings of a distillation with Ray Tune.",
     help="Search settings of a distillation with Ray Tune: every trial is a run, all share one teacher service. "
     f"The same command again finishes what was left.\n\n{RECIPE_HELP}",
 )

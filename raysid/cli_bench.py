@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from raysid.config import Config
 
 AGAINST = "against."
-# The way the authors' loop computes: one process, fresh images for each update, all cores.
-AUTHORS: dict[str, Any] = {"placement": "local", "schedule": "alternating", "torch_threads": None}
+WAYS: dict[str, dict[str, Any]] = {
+    # The way the authors' loop computes: one process, fresh images for each update, all cores.
+    "local": {"placement": "local", "schedule": "alternating", "torch_threads": None},
+    "split": {"placement": "split", "torch_threads": None},
+}
 
 
 def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mapping[str, Any]) -> Config:
     """The config that a recipe is compared with: its own settings, then what `against` means, then those given."""
-    ways = AUTHORS if against == "local" else {"placement": against}
-    return load_recipe(recipe, {**mine, **ways, **theirs}, kind="distill")
+    return load_recipe(recipe, {**mine, **WAYS[against], **theirs}, kind="distill")
 
 
 @click.command(
@@ -32,16 +34,17 @@ def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mappi
     kinds=["distill"],
     prefixes=["", AGAINST],
     short_help="Measure where the time of a step goes, and compare.",
-    help="Measure where the time of a step goes, in rounds; with --against of two ways in turns. Nothing is trained "
-    "and no teacher needed: a network of its size with random weights takes its place.\n\nThe other side has the "
-    "settings of this one but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; "
-    f"`--against local` alone is local, alternating, all cores.\n\n{RECIPE_HELP}",
+    help="Measure where the time of a step goes, in rounds; with --against of two ways in turns. Nothing is trained, "
+    "and where the recipe says the teacher's network one with random weights stands in for it.\n\nThe other side has "
+    "the settings of this one but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; "
+    "`--against local` means placement local, schedule alternating and all cores, unless given otherwise. theta is "
+    f"the generator, psi the fake score, phi the teacher.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe")
 @click.option(
     "--against",
     type=click.Choice(["local", "split"]),
-    help="Where the other side's roles live; one side when not given.",
+    help="Compare with another way: where the other side's roles live. Without it one way is measured alone.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each side.")
 @click.option(

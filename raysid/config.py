@@ -41,7 +41,7 @@ class DataSettings(Settings):
         "writes it (a path or gs://...); `null`: none, for SiD.",
     )
     origin: str | None = Field(
-        None, description="Where to get them, for a machine that does not have them: a message says it."
+        None, description="Where to get the images of `source`; told where they are missing."
     )
     shuffle_window: Positive = Field(
         10_000, description="Images held in memory to shuffle among; a smaller set is read once and kept."
@@ -165,7 +165,7 @@ class TeacherSettings(Settings):
         None, description="The network that `path` must hold, where a recipe is for one in particular."
     )
     precision: Precision | None = Field(
-        None, description="What scorers compute in; the run's `precision` when not given."
+        None, description="What the teacher's scorers compute in; the run's `precision` when not given."
     )
     num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
     autoscaling_config: TeacherAutoscaling | None = Field(
@@ -237,7 +237,8 @@ class MethodSettings(Settings):
         None,
         gt=0,
         le=1000,
-        description="Largest time, of 1000, of theta's noise levels; when not given 800; diffusers' networks 980.",
+        description="Largest time, of 1000, of theta's noise levels; when not given the noise process's own: 800 of "
+        "EDM's, 980 of diffusers'.",
     )
     sid_weight: float = Field(100.0, gt=0, description="Weight of the score-identity loss.")
     adversarial: AdversarialSettings | None = Field(

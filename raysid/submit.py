@@ -211,9 +211,13 @@ def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
     """The config as the job will read it; a file that its teacher's recipe is goes along in `files`."""
     from raysid.recipes import config_yaml, load_recipe, packaged_recipes
 
-    teacher = config.teacher
+    teacher, source = config.teacher, config.data.source
     if teacher.path is not None:
         check_absolute("teacher.path", teacher.path)
+    if config.generator.path is not None:
+        check_absolute("generator.path", config.generator.path)
+    if source is not None and source.lower().endswith(".zip"):
+        check_absolute("data.source", source)
     if teacher.recipe is None or teacher.recipe in packaged_recipes():
         return config
     files["teacher.yaml"] = config_yaml(load_recipe(teacher.recipe, {}, kind="pretrain")).encode()

@@ -22,7 +22,7 @@ class Profile:
 
     Attributes:
         parts: busy seconds by method.
-        process_seconds: CPU seconds of the whole process; beside the parts that is transport.
+        process_seconds: CPU seconds of the whole process, beyond the parts transport; the parts' own on a GPU.
         received_bytes, sent_bytes: of tensors in messages.
         peak_bytes: the most memory it has had: the GPU's where it computes there, resident otherwise.
         spans: its last calls.
@@ -57,7 +57,8 @@ def profile_of(role: Any, traffic: Traffic | None = None) -> Profile:
     parts = role.stopwatch.parts
     return Profile(
         parts=parts,
-        process_seconds=time.process_time() if traffic else sum(parts.values()),
+        # Beside a GPU's time its process's says nothing.
+        process_seconds=time.process_time() if traffic and role.device.type == "cpu" else sum(parts.values()),
         received_bytes=traffic.received_bytes if traffic else 0,
         sent_bytes=traffic.sent_bytes if traffic else 0,
         peak_bytes=_peak_bytes(role.device),

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from upath import UPath
@@ -17,6 +18,7 @@ from raysid.bench.sides import Round, Side
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import open_source
+from raysid.errors import UserError
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
@@ -76,8 +78,8 @@ def compare(
 ) -> Comparison:
     """Run steps of one config, or of two in turns, and take what they used.
 
-    Nothing is trained: the teacher is a network of the recipe's settings with random weights (its file where the
-    recipe says no settings), the learning rates are nearly zero, and SiDA's start-up phases are left out.
+    Nothing is trained: where the recipe says the teacher's network one with random weights stands in for it, the
+    learning rates are nearly zero, and SiDA's start-up phases are left out.
 
     Args:
         rounds: of each side.
@@ -88,6 +90,10 @@ def compare(
         UserError: something given cannot be used.
         RunFailed: the cluster has no room, or a role failed.
     """
+    if against is not None and _network(against) != _network(config):
+        raise UserError(
+            "both sides of a bench have the same teacher: give no --against.teacher.path or the like"
+        )
     configs = [_steady(each) for each in (config, against) if each is not None]
     if any(each.placement == "split" for each in configs):
         connect()
@@ -110,6 +116,12 @@ def compare(
         spans = [side.spans for side in sides]
     results = [SideResult(*parts) for parts in zip(configs, found, spans, strict=True)]
     return Comparison(results[0], results[1] if against is not None else None)
+
+
+def _network(config: Config) -> tuple[Any, ...]:
+    """What says which network the roles have."""
+    teacher = config.teacher
+    return teacher.path, teacher.factory, teacher.recipe, teacher.network
 
 
 def _steady(config: Config) -> Config:
@@ -136,9 +148,10 @@ def _side(config: Config, teacher: str) -> Side:
 @contextmanager
 def _teacher(config: Config) -> Iterator[str]:
     """A folder of a teacher as large as the recipe's, in its storage: all nodes must see it."""
-    settings = config.teacher.network
-    if settings is None and config.teacher.recipe is not None:
-        settings = load_recipe(config.teacher.recipe, kind="pretrain").network
+    settings, teacher = config.teacher.network, config.teacher
+    if settings is None and teacher.path is None and teacher.factory is None:
+        assert teacher.recipe is not None
+        settings = load_recipe(teacher.recipe, kind="pretrain").network
     if settings is None:
         yield str(trained_teacher(config, find_teacher(config, None), None).path)
         return

@@ -33,7 +33,7 @@ def show(found: Comparison) -> None:
         _show_roles(side)
     if ratio := _ratio(found):
         print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
-        print(f"bound {bound(found):.3f}: a step of the other side over the busiest role's busy time")
+        print(f"bound {bound(found):.3f}: the other side's busy time over that of the busiest role here")
     print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
     if found.this.config.placement == "split":
         print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU a microbatch")
@@ -89,7 +89,7 @@ def title(side: SideResult) -> str:
 
 
 def bound(found: Comparison) -> float:
-    """How much faster this side could be than the other one, if its busiest role never waited."""
+    """The ratio if neither this side's busiest role nor the other side ever waited."""
     assert found.against is not None
     other = sum(use.busy for use in found.against.middle.roles.values())
     return other / _busiest(found.this.middle).busy

@@ -129,7 +129,7 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
     what = f"factory {settings.factory}"
     if not [*network.parameters()]:
         raise UserError(
-            f"{what} makes a module without parameters: psi and theta are copies of it that learn"
+            f"{what} makes a module without parameters: the fake score and the generator are copies of it that learn"
         )
     _check_weights(what, network.model)
     try:
@@ -192,7 +192,7 @@ def _function(name: str) -> Callable[[], Any]:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(
                 f"factory {name}: there is no module {error.name}; it must be in the folder where the command is "
-                "started, or on PYTHONPATH, and so for all nodes"
+                "started, or on PYTHONPATH, on every node"
             ) from None
         raise UserError(_failure(f"factory {name}: {module_name} cannot be imported", error)) from error
     except (Exception, SystemExit) as error:

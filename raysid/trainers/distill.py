@@ -151,7 +151,7 @@ def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> st
         scorers += f" to {scaling.max_replicas}"
     workers = config.learner_workers
     learners = ", ".join(
-        f"a {name} learner" + f" of {workers[role]} ranks" * (workers[role] > 1)
+        f"a {name} learner" + f" of {workers[role]} workers" * (workers[role] > 1)
         for role, name in (("fake_score", "fake-score"), ("generator", "generator"))
     )
     where = (

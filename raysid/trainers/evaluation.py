@@ -260,8 +260,8 @@ def evaluate_generator_path(
         )
     if not measures(str(source)):
         raise UserError(
-            f"{UPath(path)} was made for {source}, and raysid has no features to compare such images in: draw some "
-            "with `raysid sample` and measure those"
+            f"{UPath(path)} was made for {source}, and raysid has no features to compare such images in: make some in "
+            "Python, by raysid.load_generator(...).sample(...), and measure those"
         )
     real = open_source(str(source)).image_shape
     if generator.sample_shape != real:

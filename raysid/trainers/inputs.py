@@ -69,7 +69,7 @@ def find_inputs(config: Config) -> Inputs:
     if missing:
         lines = [f"{setting}: {error}" for setting, error in missing.items()]
         if "data.source" in missing and config.data.origin:
-            lines[list(missing).index("data.source")] += f"; it is {config.data.origin}"
+            lines[list(missing).index("data.source")] += f"; to get it: {config.data.origin}"
         raise NotHere("\n  ".join(["what this run needs is not here", *lines]), tuple(missing))
     assert teacher is not None
     return Inputs(source, teacher, start)
@@ -138,6 +138,6 @@ def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> No
     expected = weight_shapes(network)
     if odd := misfits(expected, weight_shapes(card.network)):
         raise UserError(
-            f"{what} is another network than the teacher: {odd[0]} and {len(odd) - 1} more weights differ; give a "
+            f"{what} is another network than the teacher ({len(odd)} weights differ, {odd[0]} the first): give a "
             "generator of that teacher"
         )

@@ -237,7 +237,7 @@ def check_method(config: Config, found: Found) -> None:
         _check_own(config, network, what)
     elif teacher.network and (odd := misfits(weight_shapes(teacher.network), weight_shapes(network))):
         raise UserError(
-            f"{what} is another network than teacher.network says: {odd[0]} and {len(odd) - 1} more weights differ; "
+            f"{what} is another network than teacher.network says ({len(odd)} weights differ, {odd[0]} the first): "
             "give the one that the recipe is for, or null for teacher.network"
         )
     if isinstance(network, DiffusersSettings):

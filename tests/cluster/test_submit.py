@@ -192,6 +192,9 @@ def test_what_cannot_be_submitted_is_refused(cluster: str, teacher: str, tmp_pat
     )
     submit = ("submit", "distill", "digits-sid", "--address", cluster)
     assert "storage ./runs would lie in the job's temporary folder" in one_line(raysid(*submit))
+    shared = (*submit, "--storage", str(tmp_path))
+    for setting, path in (("data.source", "images.zip"), ("generator.path", "runs/sid")):
+        assert f"{setting} {path} would lie in" in one_line(raysid(*shared, f"--{setting}", path))
     assert "did you mean" in one_line(raysid("submit", "distill", "digit-sid", "--address", cluster))
     recipe = write_recipe(tiny_config(teacher, tmp_path), tmp_path / "mine.yaml")
     assert "raysid submit --address" in one_line(raysid("distill", recipe, "--address", cluster))

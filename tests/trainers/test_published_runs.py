@@ -74,12 +74,17 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
     for setting, line in (("teacher.path", teacher), ("generator.path", generator)):
         assert f"{setting}: {NOWHERE} cannot be fetched from this machine" in line
     # The last line goes on, once its files are named.
-    assert last.startswith("get them, then: raysid distill cifar10-uncond-sid2a ")
+    assert last.startswith(
+        "get them, then the same command again, or with paths of your own: raysid distill "
+    )
     command = shlex.split(last.partition(": ")[2])
+    assert command[2] == "cifar10-uncond-sid2a"
     options = dict(zip(command[3::2], command[4::2], strict=True))
-    assert options["--seed"] == "3"
-    assert {name for name, value in options.items() if value == "FILE"} == {
-        f"--{name}" for name in files(tmp_path)
+    assert options == {
+        "--seed": "3",
+        "--data.source": "DATA_SOURCE",
+        "--teacher.path": "TEACHER_PATH",
+        "--generator.path": "GENERATOR_PATH",
     }
     assert not (tmp_path / "runs").exists()
 
