@@ -161,6 +161,9 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
         files = {name: name.upper().replace(".", "_") for name in missing.settings}
         for name, value in {**overrides, **files}.items():
             again += [f"--{name}", str(value)]
+        if resume_from is not None:
+            again += ["--resume-from", resume_from]
+        again += ["--fresh"] * fresh
         raise NotHere(
             f"{missing}\nget them, then the same command again, or with paths of your own: {shlex.join(again)}"
         ) from None

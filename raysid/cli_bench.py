@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 AGAINST = "against."
 WAYS: dict[str, dict[str, Any]] = {
     # The way the authors' loop computes: one process, fresh images for each update, all cores.
-    "local": {"placement": "local", "schedule": "alternating", "torch_threads": None},
-    "split": {"placement": "split", "torch_threads": None},
+    "local": {
+        "placement": "local",
+        "schedule": "alternating",
+        "torch_threads": None,
+        "generator.num_workers": 1,
+        "fake_score.num_workers": 1,
+    },
+    "split": {"placement": "split"},
 }
 
 

@@ -189,7 +189,9 @@ class RunFolder:
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None
         then, now = (config.model_dump(mode="json", exclude=FREE) for config in (before, self.config))
-        for name in FIXED:
+        for each in (then, now):  # of the teacher's settings this one changes what is computed
+            each["teacher.precision"] = each["teacher"]["precision"]
+        for name in (*FIXED, "teacher.precision"):
             if changed := _first_difference(name, then[name], now[name]):
                 where, old, new = changed
                 raise UserError(

@@ -216,7 +216,7 @@ def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
         check_absolute("teacher.path", teacher.path)
     if config.generator.path is not None:
         check_absolute("generator.path", config.generator.path)
-    if source is not None and source.lower().endswith(".zip"):
+    if source is not None and source.endswith(".zip"):
         check_absolute("data.source", source)
     if teacher.recipe is None or teacher.recipe in packaged_recipes():
         return config

@@ -156,8 +156,6 @@ class GeneratorLearner:
         beta = ema_beta(self.config.ema, step * size, size)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
-            for average, buffer in zip(self.ema.buffers(), self.network.buffers(), strict=True):
-                average.copy_(buffer)  # statistics that a module of the user's own keeps
         return (
             {name: total / size for name, total in sums.items()}
             | {f"generator/{name}": value for name, value in figures.items()}

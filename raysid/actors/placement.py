@@ -79,8 +79,8 @@ class Placement(Protocol):
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
 
-    def profile(self) -> dict[str, list[Profile]]:
-        """What each role's processes have used since they started."""
+    def profile(self) -> dict[str, dict[int, Profile]]:
+        """What each role's processes have used since they started, by role and number."""
 
     def check_shared(self, folder: str) -> None:
         """Refuse a run's folder that a role does not share with the driver. Raises UserError."""
@@ -99,10 +99,15 @@ def place(
     """The roles where the config wants them; arguments and errors as each placement has them."""
     threads = inputs.config.torch_threads
     if inputs.config.placement == "local":
-        return LocalPlacement(inputs, source, threads or os.cpu_count() or 1)
+        return LocalPlacement(inputs, source, threads or all_cores())
     from raysid.actors.remote import SplitPlacement
 
     return SplitPlacement(inputs, source, threads or 1, say, within, stopping)
+
+
+def all_cores() -> int:
+    """Cores that this process may run on; in a container that is often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalPlacement:
@@ -152,9 +157,9 @@ class LocalPlacement:
             "generator": self.generator.report(),
         }
 
-    def profile(self) -> dict[str, list[Profile]]:
+    def profile(self) -> dict[str, dict[int, Profile]]:
         roles = {"teacher": self.teacher, "fake_score": self.fake_score, "generator": self.generator}
-        return {name: [profile_of(role)] for name, role in roles.items()}
+        return {name: {0: profile_of(role)} for name, role in roles.items()}
 
     def close(self) -> None:
         self.saver.close()

@@ -243,15 +243,18 @@ class SplitPlacement:
             first, self.group = 1, within.group
             # Ray looks for another place for a group that has lost its node.
             wait_for_room(self.group.wait, "the learners", learners, timeout, say)
-        dataset = source.dataset() if source else None
-        fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, dataset)
-        generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
-        self.fake_score, self.generator = RemoteFakeScore(*fake_score), RemoteGenerator(*generator)
-        self.learners: list[RemoteLearner] = [self.fake_score, self.generator]
+        self.learners: list[RemoteLearner] = []
         self._begun: dict[tuple[str, RemoteLearner], Any] = {}
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
-        joined = [*self.fake_score.join(), *self.generator.join()]
         try:
+            dataset = source.dataset() if source else None
+            fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, dataset)
+            self.fake_score = RemoteFakeScore(*fake_score)
+            self.learners.append(self.fake_score)
+            generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
+            self.generator = RemoteGenerator(*generator)
+            self.learners.append(self.generator)
+            joined = [*self.fake_score.join(), *self.generator.join()]
             if within is None:
                 self.fleet = start_fleet(inputs.teacher, config, threads, say)
             self.pool = TeacherPool(
@@ -265,7 +268,7 @@ class SplitPlacement:
             )
             get_ranks(joined, self.pool.check_alone)
             if dataset is not None:  # last: what it asks for is what the roles have left
-                wait_for_room(start_reading(), "reading the real images", [READER], timeout, say)
+                _wait_for_reading(timeout, say)
         except BaseException:
             self.close()
             raise
@@ -315,14 +318,14 @@ class SplitPlacement:
             "generator": _of_the_busiest(get(self.generator.report())),
         }
 
-    def profile(self) -> dict[str, list[Profile]]:
-        actors = {
-            "teacher": [scorer.actor for scorer in self.pool.present()],
-            "fake_score": self.fake_score.ranks,
-            "generator": self.generator.ranks,
+    def profile(self) -> dict[str, dict[int, Profile]]:
+        actors: dict[str, dict[int, Any]] = {
+            "teacher": {scorer.number: scorer.actor for scorer in self.pool.present()},
+            "fake_score": dict(enumerate(self.fake_score.ranks)),
+            "generator": dict(enumerate(self.generator.ranks)),
         }
-        asked = {name: [actor.profile.remote() for actor in of_role] for name, of_role in actors.items()}
-        return {name: get(answers) for name, answers in asked.items()}
+        asked = {role: {k: actor.profile.remote() for k, actor in of.items()} for role, of in actors.items()}
+        return {role: {k: get(answer) for k, answer in of.items()} for role, of in asked.items()}
 
     def close(self) -> None:
         if self.fleet is not None:
@@ -417,10 +420,11 @@ def _of_the_busiest(reports: list[dict[str, float]]) -> dict[str, float]:
     return {name: max(report[name] for report in reports) for name in reports[0]}
 
 
-def start_reading() -> Callable[[float], bool]:
-    """Start a task that asks for what Ray Data's tasks ask for; what it returns waits for it, so many seconds.
+def _wait_for_reading(timeout: float, say: Say) -> None:
+    """Wait until the roles have left room to read the real images: Ray Data would wait for ever, without a word.
 
-    It tells whether the roles have left room to read the real images: Ray Data would wait for ever, without a word.
+    Raises:
+        RunFailed: they have not, in time.
     """
 
     def nothing() -> None:
@@ -428,7 +432,16 @@ def start_reading() -> Callable[[float], bool]:
 
     # Spread, as Ray Data has it: a trial's own tasks would look for room in the trial's places.
     task = ray.remote(nothing).options(scheduling_strategy="SPREAD", **_amounts(READER)).remote()
-    return lambda seconds: bool(ray.wait([task], timeout=seconds)[0])
+    try:
+        wait_for_room(
+            lambda seconds: bool(ray.wait([task], timeout=seconds)[0]),
+            "reading the real images",
+            [READER],
+            timeout,
+            say,
+        )
+    finally:
+        ray.cancel(task)
 
 
 def _amounts(resources: RoleResources) -> dict[str, float]:

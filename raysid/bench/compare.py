@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import torch
 from upath import UPath
 
 from raysid.actors.busy import Span
+from raysid.actors.placement import all_cores
 from raysid.bench.sides import Round, Side
 from raysid.cluster import connect
 from raysid.config import Config
@@ -133,7 +133,7 @@ def _steady(config: Config) -> Config:
     learners = {
         name: getattr(config, name).model_copy(update={"lr": NO_RATE}) for name in ("generator", "fake_score")
     }
-    threads = config.torch_threads or (1 if config.placement == "split" else os.cpu_count() or 1)
+    threads = config.torch_threads or (1 if config.placement == "split" else all_cores())
     return config.model_copy(update={"method": method, "torch_threads": threads} | learners)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raysid.bench.compare import Comparison, SideResult
-from raysid.bench.sides import RoleUse, Round
+from raysid.bench.sides import RoleUse
 from raysid.progress import print_table
 
 PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
@@ -33,7 +33,7 @@ def show(found: Comparison) -> None:
         _show_roles(side)
     if ratio := _ratio(found):
         print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
-        print(f"bound {bound(found):.3f}: the other side's busy time over that of the busiest role here")
+        print(f"bound {bound(found):.3f}: what the ratio would be if neither side ever waited")
     print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
     if found.this.config.placement == "split":
         print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU a microbatch")
@@ -89,17 +89,18 @@ def title(side: SideResult) -> str:
 
 
 def bound(found: Comparison) -> float:
-    """The ratio if neither this side's busiest role nor the other side ever waited."""
+    """The ratio if neither side ever waited: the other's busy time for an image over that of this one."""
     assert found.against is not None
-    other = sum(use.busy for use in found.against.middle.roles.values())
-    return other / _busiest(found.this.middle).busy
+    return (
+        _busy(found.against)
+        / found.against.config.batch_size
+        / (_busy(found.this) / found.this.config.batch_size)
+    )
 
 
 def overhead(side: SideResult) -> float:
     """The share of the wall time in which the busiest role is not busy; of one process, none of them."""
-    middle = side.middle
-    busy = [use.busy for use in middle.roles.values()]
-    return 1 - (sum(busy) if side.config.placement == "local" else max(busy)) * middle.steps / middle.seconds
+    return 1 - _busy(side) * side.middle.steps / side.middle.seconds
 
 
 def driver_seconds(side: SideResult) -> float:
@@ -116,8 +117,10 @@ def by_part(use: RoleUse) -> dict[str, float]:
     return parts
 
 
-def _busiest(one: Round) -> RoleUse:
-    return max(one.roles.values(), key=lambda use: use.busy)
+def _busy(side: SideResult) -> float:
+    """Busy seconds of a step that nothing can hide: of one process all roles', of several the busiest role's."""
+    busy = [use.busy for use in side.middle.roles.values()]
+    return sum(busy) if side.config.placement == "local" else max(busy)
 
 
 def _ratio(found: Comparison) -> dict[str, float] | None:

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from raysid.actors.build import RunInputs
 from raysid.actors.busy import Span
 from raysid.actors.placement import Placement, place
@@ -86,7 +88,9 @@ class Side:
         seconds = self._advance(steps)
         driver = time.process_time() - driver
         after = self.placement.profile()
-        self.spans = {role: [process.spans for process in of_role] for role, of_role in after.items()}
+        self.spans = {
+            role: [process.spans for process in of_role.values()] for role, of_role in after.items()
+        }
         if self.config.placement == "local":
             # Its threads' time is the process's, and cannot be told from what the driver does.
             driver = 0.0
@@ -99,6 +103,8 @@ class Side:
 
     def _advance(self, steps: int) -> float:
         """Take steps as a run does, and wait for them; wall seconds."""
+        if self.config.placement == "local" and self.config.torch_threads:
+            torch.set_num_threads(self.config.torch_threads)  # of the whole process, whose sides may differ
         began = time.perf_counter()
         under_way: deque[StepResult] = deque()
         for step in range(self.next_step, self.next_step + steps):
@@ -117,9 +123,11 @@ class Side:
                 self.placement.collect(figures)
 
 
-def _use(before: list[Profile], after: list[Profile], steps: int, seconds: float) -> RoleUse:
-    uses = [_process_use(b, a, steps, seconds) for b, a in zip(before, after, strict=True)]
-    return max(uses, key=lambda use: use.busy)
+def _use(before: dict[int, Profile], after: dict[int, Profile], steps: int, seconds: float) -> RoleUse:
+    # A scorer that came or left meanwhile was there for a part of the round alone.
+    stayed = before.keys() & after.keys()
+    uses = [_process_use(before[number], after[number], steps, seconds) for number in stayed]
+    return max(uses, key=lambda use: use.busy, default=RoleUse({}, 0.0, seconds / steps, 0.0, 0.0, 0))
 
 
 def _process_use(before: Profile, after: Profile, steps: int, seconds: float) -> RoleUse:

@@ -23,7 +23,6 @@ class DigitsSource(ImageSource):
     num_images = 1797
     num_classes = 10
     pixel_max = 16
-    classifier = "digits"
 
     def __init__(self, images_per_shard: int = 1024) -> None:
         if images_per_shard < 1:

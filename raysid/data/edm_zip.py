@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from raysid.data.source import Block, ImageSource
+from raysid.data.source import Block, ImageSource, located
 from raysid.errors import NotHere, UserError
 
 LABELS = "dataset.json"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")  # what is decoded: not whatever a file turns out to be
 ORDER_SEED = 0  # of the canonical order: such zips often lie sorted by class
+MAX_PICTURE = 1 << 26  # bytes of a file, and as many pixels: far above what is trained on
+MAX_LABELS = 1 << 30  # bytes of dataset.json; ImageNet's has 50 million
+
+_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,12 @@ class _Index:
     """What a zip holds, in the canonical order.
 
     Attributes:
-        names: of the pictures, (n,) text.
+        names: of the pictures, (n,) str.
         labels: class of each, int64 (n,); zeros where there are none.
         num_classes: 0 where there are no labels.
     """
 
-    names: NDArray[np.str_]
+    names: NDArray[np.object_]
     labels: NDArray[np.int64]
     num_classes: int
 
@@ -54,16 +61,17 @@ class EDMZipSource(ImageSource):
 
     def __init__(self, path: str, images_per_shard: int = 1024) -> None:
         self.name = path
+        self.path = located(path)
         self.images_per_shard = images_per_shard
-        index = _index(path)
+        index = _index(self.path)
         self.num_images, self.num_classes = len(index.names), index.num_classes
         self.num_shards = -(-self.num_images // images_per_shard)
-        self.image_shape = _decoded(path, str(index.names[0])).shape  # type: ignore[assignment]
+        self.image_shape = _decoded(self.path, index.names[0]).shape  # type: ignore[assignment]
 
     @property
     def label_counts(self) -> NDArray[np.int64]:
         """Images of each class, (num_classes,); all in one where there are no labels."""
-        return np.bincount(_index(self.name).labels, minlength=self.num_classes).astype(np.int64)
+        return np.bincount(_index(self.path).labels, minlength=self.num_classes).astype(np.int64)
 
     def read_shard(self, index: int) -> Iterator[Block]:
         """The images of one shard, in one block.
@@ -73,11 +81,11 @@ class EDMZipSource(ImageSource):
         """
         if not 0 <= index < self.num_shards:
             raise IndexError(f"{self.name} has shards 0..{self.num_shards - 1}, not {index}")
-        listed = _index(self.name)
+        listed = _index(self.path)
         rows = slice(index * self.images_per_shard, (index + 1) * self.images_per_shard)
         images = []
         for name in listed.names[rows]:
-            images.append(image := _decoded(self.name, str(name)))
+            images.append(image := _decoded(self.path, name))
             if image.shape != self.image_shape:
                 raise UserError(
                     f"{name} in {self.name} has shape {image.shape}, the others {self.image_shape}: "
@@ -93,7 +101,7 @@ def _open(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(UPath(path).open("rb"))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
-    except (OSError, zipfile.BadZipFile, ValueError, ImportError) as error:
+    except (*_DAMAGED, ImportError) as error:
         raise UserError(f"data.source {path} cannot be read as a zip of images: {error}") from None
 
 
@@ -105,10 +113,11 @@ def _index(path: str) -> _Index:
     if not names:
         raise UserError(f"data.source {path} holds no images: a zip of {', '.join(PICTURES)} is needed")
     labels = _labels(path, archive, names)
-    order = np.random.default_rng(ORDER_SEED).permutation(len(names))
+    # Not Generator.permutation: NumPy keeps the raw words the same across versions, not its methods.
+    order = np.argsort(np.random.Philox(ORDER_SEED).random_raw(len(names)), kind="stable")
     classes = 0 if labels is None else int(labels.max()) + 1
     numbers = np.zeros(len(names), np.int64) if labels is None else labels
-    return _Index(np.array(names)[order], numbers[order], classes)
+    return _Index(np.array(names, dtype=object)[order], numbers[order], classes)
 
 
 def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np.int64] | None:
@@ -117,11 +126,11 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np
         return None
     where = f"{LABELS} in {path}"
     try:
-        listed: Any = json.loads(archive.read(LABELS))["labels"]
+        listed: Any = json.loads(_content(archive, LABELS, MAX_LABELS))["labels"]
         if listed is None:
             return None
         by_name = {str(name): label for name, label in listed}
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError) as error:
+    except (*_DAMAGED, KeyError, TypeError) as error:
         raise UserError(f"{where} is damaged: {error!r}") from None
     lacking = next((name for name in names if name not in by_name), None)
     if lacking is not None:
@@ -133,13 +142,24 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np
     return np.array(labels, np.int64)
 
 
+def _content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A file of the zip. Raises ValueError where it says that it is larger than `limit` bytes."""
+    size = archive.getinfo(name).file_size
+    if size > limit:
+        raise ValueError(f"it has {size:,} bytes, and at most {limit:,} are read")
+    return archive.read(name)
+
+
 def _decoded(path: str, name: str) -> NDArray[np.uint8]:
     """A picture as (C, H, W): grey as one channel, everything else as RGB."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(_open(path).read(name))) as picture:
-            image = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-    except (OSError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        content = io.BytesIO(_content(_open(path), name, MAX_PICTURE))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(content, formats=FORMATS) as picture:
+                image = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} in {path} cannot be read as an image: {error}") from None
     return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))

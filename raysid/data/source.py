@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -46,8 +47,6 @@ class ImageSource(ABC):
     pixel_max: int
     """The stored value that stands for +1 (0 stands for -1): 255 for ordinary 8-bit images."""
     num_shards: int
-    classifier: str | None = None
-    """Whose features distances to these images are taken in; None: there is none, and nothing is measured."""
 
     @property
     @abstractmethod
@@ -84,6 +83,11 @@ def to_unit(images: NDArray[np.uint8], pixel_max: int) -> NDArray[np.float32]:
     return images.astype(np.float32) / np.float32(pixel_max / 2) - np.float32(1)
 
 
+def located(name: str) -> str:
+    """A source's name as any process of this machine finds it: a file's path from the root, all else as it is."""
+    return str(Path(name).expanduser().absolute()) if name.endswith(".zip") and "://" not in name else name
+
+
 def open_source(name: str) -> ImageSource:
     """The source called `name`: `digits`, or the path of a zip.
 
@@ -97,7 +101,7 @@ def open_source(name: str) -> ImageSource:
 
     if name == DigitsSource.name:
         return DigitsSource()
-    if name.lower().endswith(".zip"):
+    if name.endswith(".zip"):
         return EDMZipSource(name)
     raise UserError(
         f"data.source: unknown source of real images {name!r}; known: digits, or the path of a .zip as EDM's "

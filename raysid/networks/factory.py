@@ -10,7 +10,6 @@ import copy
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
@@ -149,13 +148,34 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
         raise UserError(_failure(f"{what}: its noise process {name} failed", error)) from error
     for x_t, t in noised:
         _check_gradients(what, tried, x_t, t)
+    _check_buffers(what, tried, *noised[-1])
+
+
+def _check_buffers(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
+    """Refuse a network whose buffers change as it trains: psi has one version a step, on every worker of it."""
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    device = next(network.parameters()).device
+    classes = network.settings.label_dim
+    with torch.no_grad():
+        network.train()(
+            x_t.to(device), t.to(device), torch.eye(classes, device=device)[[0, -1]] if classes else None
+        )
+    after = dict(network.named_buffers())
+    changed = before.keys() ^ after.keys() or {
+        name for name, value in before.items() if not torch.equal(value, after[name])
+    }
+    if changed:
+        raise UserError(
+            f"{what}: its module changes {min(changed)} when it is trained, as batch normalisation does: use a module "
+            "without running statistics (group or layer normalisation)"
+        )
 
 
 def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
     """Refuse a network that fails on noised samples (2, ...), or whose output depends on no input or no weight."""
     classes = network.settings.label_dim
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    device = parameters[0].device
+    device = next(network.parameters()).device
     x_t = x_t.to(device).requires_grad_()
     cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
     try:
@@ -199,7 +219,7 @@ def _function(name: str) -> Callable[[], Any]:
         raise UserError(_failure(f"factory {name}: {module_name} cannot be imported", error)) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"factory {name}: {module.__file__} has no function {function_name}")
+        raise UserError(f"factory {name}: the module {module_name} has no function {function_name}")
     return function
 
 
@@ -288,7 +308,7 @@ def _check_weights(what: str, model: nn.Module) -> None:
 
 def _failure(what: str, error: BaseException) -> str:
     """What failed, and how, in one line."""
-    said = " ".join(traceback.format_exception_only(error)[-1].split())
+    said = " ".join(f"{type(error).__name__}: {error}".split())
     short = said if len(said) <= MESSAGE_LENGTH else said[:MESSAGE_LENGTH] + "…"
     return f"{what}: {short} (RAYSID_DEBUG=1 shows where)"
 

@@ -54,7 +54,9 @@ class NetworkCard(BaseModel):
         | Annotated[FactorySettings, Tag(_FACTORY)],
         Discriminator(_library),
     ]
-    sigma_init: float | None = Field(None, gt=0, description="Noise level at which a generator runs.")
+    sigma_init: float | None = Field(
+        None, description="Noise level at which a generator runs; EDM's is above 0."
+    )
     tau: int | None = Field(
         None,
         ge=0,
@@ -67,6 +69,9 @@ class NetworkCard(BaseModel):
         level = "tau" if self.network.discrete_levels else "sigma_init"
         if self.kind == "generator" and getattr(self, level) is None:
             raise ValueError(f"a generator needs {level}, the noise level at which it runs")
+        own = isinstance(self.network, FactorySettings)  # whose measure may be another one
+        if not own and self.sigma_init is not None and self.sigma_init <= 0:
+            raise ValueError(f"sigma_init is {self.sigma_init}; allowed: number above 0")
         if isinstance(self.network, DiffusersSettings) and self.tau is not None:
             steps = self.network.scheduler.num_train_timesteps
             if self.tau >= steps:

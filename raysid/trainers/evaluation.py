@@ -15,7 +15,9 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.config import Config, PretrainConfig
-from raysid.data import open_source, to_unit
+from raysid.data import Block, ImageSource, open_source, to_unit
+from raysid.data.digits import DigitsSource
+from raysid.data.source import located
 from raysid.draws import Draws
 from raysid.errors import UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator
@@ -44,8 +46,11 @@ class Grids:
 
 
 def measures(source: str | None) -> bool:
-    """Whether images can be compared with those of a source: there are any, and features to compare them in."""
-    return source is not None and open_source(source).classifier is not None
+    """Whether images can be compared with those of a source: there are features for digits alone.
+
+    By its name: what a generator's folder says of its data is not opened to find out.
+    """
+    return source == DigitsSource.name
 
 
 def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, seed: int) -> dict[str, Any]:
@@ -72,14 +77,18 @@ def evaluator(source: str) -> Evaluator:
     return Evaluator(images, load_digits_classifier(), labels)
 
 
-def real_images(source: str, shards: int | None = None) -> tuple[Tensor, Tensor]:
-    """Real images of a source (N, C, H, W) in [-1, 1] and their labels (N,): all, or those of its first shards."""
+def real_images(source: str) -> tuple[Tensor, Tensor]:
+    """All real images of a source (N, C, H, W) in [-1, 1] and their labels (N,)."""
     opened = open_source(source)
-    read = range(opened.num_shards)[:shards]
-    blocks = [block for index in read for block in opened.read_shard(index)]
+    blocks = _blocks(opened, opened.num_shards)
     pixels = np.concatenate([block["image"] for block in blocks])
     labels = np.concatenate([block["label"] for block in blocks])
     return torch.from_numpy(to_unit(pixels, opened.pixel_max)), torch.from_numpy(labels)
+
+
+def _blocks(source: ImageSource, shards: int) -> list[Block]:
+    """What the first shards hold."""
+    return [block for index in range(min(shards, source.num_shards)) for block in source.read_shard(index)]
 
 
 def evaluate_folder(
@@ -109,7 +118,8 @@ class PendingEvaluation:
     def __init__(self, config: Config, run: UPath, step: int) -> None:
         self.step = step
         settings = config.evaluation
-        arguments = (str(run / FOLDERS["last"]), config.data.source, settings.num_samples, settings.seed)
+        source = None if config.data.source is None else located(config.data.source)
+        arguments = (str(run / FOLDERS["last"]), source, settings.num_samples, settings.seed)
         self._local = config.placement == "local"
         if self._local:
             self._answer: Any = evaluate_folder(*arguments, factory=config.teacher.factory)
@@ -148,9 +158,12 @@ def draw_grids(generator: Generator, source: str | None) -> Grids:
         images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.sample_shape), labels)
     if source is None:
         return Grids(images.numpy(), None)
-    real, real_labels = real_images(source, GRID_SHARDS)
-    chosen = torch.arange(count) % len(real) if labels is None else _of_classes(real_labels, labels)
-    return Grids(images.numpy(), real[chosen].numpy())
+    opened = open_source(source)
+    blocks = _blocks(opened, GRID_SHARDS)
+    real_labels = torch.from_numpy(np.concatenate([block["label"] for block in blocks]))
+    chosen = torch.arange(count) % len(real_labels) if labels is None else _of_classes(real_labels, labels)
+    pixels = np.concatenate([block["image"] for block in blocks])[chosen.numpy()]
+    return Grids(images.numpy(), to_unit(pixels, opened.pixel_max))
 
 
 def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:

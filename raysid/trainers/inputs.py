@@ -22,11 +22,10 @@ from raysid.networks.files import (
     load_card,
     misfits,
     save_network,
-    weight_shapes,
 )
 from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.storage import reaching, storage_folder
-from raysid.trainers.teachers import Found, find_teacher, settings_of
+from raysid.trainers.teachers import Found, find_teacher, settings_of, shapes_or_refuse
 
 Value = TypeVar("Value")
 
@@ -109,7 +108,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
     if not file_name(path).lower().endswith(".pkl"):
         if not UPath(path).exists():
             raise NotHere(f"no run and no generator at {path}")
-        folder = generator_folder(path)
+        folder = storage_folder(str(generator_folder(path)))
         _check_start(config, load_card(folder, "generator"), teacher)
         return str(folder)
     published = read_published(local_copy(path), path)
@@ -126,17 +125,17 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
 def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> None:
     """Refuse a generator that is no generator of this teacher, or runs at another noise level."""
     what, sigma_init = f"generator.path {config.generator.path}", config.method.sigma_init
-    if card.sigma_init is not None and card.sigma_init != sigma_init:
-        raise UserError(
-            f"{what} runs at sigma_init {card.sigma_init:g}, and method.sigma_init is {sigma_init:g}: give the same"
-        )
     network = card.network if teacher is None else settings_of(teacher)
     if isinstance(network, FactorySettings) or isinstance(card.network, FactorySettings):
         if network != card.network:
             raise UserError(f"{what} is another network than the teacher: give a generator of that teacher")
-        return  # its weights are compared where a function of the user's may be called
-    expected = weight_shapes(network)
-    if odd := misfits(expected, weight_shapes(card.network)):
+        # Its weights and its noise level are compared where a function of the user's may be called.
+        return
+    if card.sigma_init is not None and card.sigma_init != sigma_init:
+        raise UserError(
+            f"{what} runs at sigma_init {card.sigma_init:g}, and method.sigma_init is {sigma_init:g}: give the same"
+        )
+    if odd := misfits(shapes_or_refuse(network, "the teacher"), shapes_or_refuse(card.network, what)):
         raise UserError(
             f"{what} is another network than the teacher ({len(odd)} weights differ, {odd[0]} the first): give a "
             "generator of that teacher"

@@ -25,6 +25,7 @@ from raysid.networks.files import (
     CONFIG,
     AnySettings,
     NetworkCard,
+    Shapes,
     load_network,
     misfits,
     network_files,
@@ -34,7 +35,7 @@ from raysid.networks.files import (
 from raysid.networks.published import Published, read_published
 from raysid.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
-from raysid.storage import reaching, storage_folder
+from raysid.storage import is_local, reaching, storage_folder
 from raysid.trainers.evaluation import measure, measures, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
@@ -130,7 +131,11 @@ def _find(config: Config, source: ImageSource | None) -> Found:
         unet = find_unet(UPath(path))
         if unet is not None:
             return _find_diffusers(unet, config, source)
-        return load_teacher(path, source, config.teacher.factory)
+        found = load_teacher(path, source, config.teacher.factory)
+        if isinstance(found.card.network, FactorySettings):
+            network = load_network(found.path, "teacher", config.teacher.factory)[1]
+            _check_made(network, config)
+        return found
     if config.teacher.factory is not None:
         return _find_factory(config.teacher.factory, config, source)
     assert config.teacher.recipe is not None
@@ -172,12 +177,7 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
     """The teacher that a function makes: the folder that holds these weights of it already, or what to make one of."""
     network = build_factory(name)
     check_fits(network.settings, f"teacher.factory {name}", source)
-    check_factory(network, config.method.sigma_init, config.method.tmax)
-    if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
-        raise UserError(
-            f"teacher.factory {name} cannot be measured by data.source {config.data.source}: there is no sampler for "
-            f"its noise process {type(network.noise).__name__}; give data.source null"
-        )
+    _check_made(network, config)
     steps = {"sampler_steps": DDIM_STEPS} if network.settings.discrete_levels else {}
     card = NetworkCard(kind="teacher", network=network.settings, trained=steps)
     digest = hashlib.sha256(b"".join(network_files(card, network).values())).hexdigest()[:16]
@@ -185,6 +185,16 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
     if (folder / CONFIG).exists():
         return load_teacher(folder, source, name)
     return PublishedTeacher(folder, card, lambda: network)
+
+
+def _check_made(network: Any, config: Config) -> None:
+    """Refuse what a function of the user's made where the roles could not run it, or nothing could measure it."""
+    check_factory(network, config.method.sigma_init, config.method.tmax)
+    if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
+        raise UserError(
+            f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source}: there "
+            f"is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
+        )
 
 
 def trained_teacher(config: Config, found: Found, source: ImageSource | None) -> Teacher:
@@ -219,7 +229,8 @@ def load_teacher(folder: str | UPath, source: ImageSource | None, factory: str |
         raise UserError(
             f"{UPath(folder) / CONFIG}: trained.sampler_steps is {steps!r}; allowed: integer at least 2"
         )
-    return Teacher(UPath(folder), card)
+    whole = UPath(folder)
+    return Teacher(storage_folder(str(whole)) if is_local(whole) else whole, card)
 
 
 def settings_of(found: Found) -> AnySettings:
@@ -235,7 +246,9 @@ def check_method(config: Config, found: Found) -> None:
         what = f"teacher {teacher.path}"
     if isinstance(network, FactorySettings):
         _check_own(config, network, what)
-    elif teacher.network and (odd := misfits(weight_shapes(teacher.network), weight_shapes(network))):
+    elif teacher.network and (
+        odd := misfits(shapes_or_refuse(teacher.network, "teacher.network"), shapes_or_refuse(network, what))
+    ):
         raise UserError(
             f"{what} is another network than teacher.network says ({len(odd)} weights differ, {odd[0]} the first): "
             "give the one that the recipe is for, or null for teacher.network"
@@ -296,13 +309,18 @@ def _check_own(config: Config, network: FactorySettings, what: str) -> None:
         )
 
 
+def shapes_or_refuse(network: AnySettings, what: str) -> Shapes:
+    """Name and shape of every weight of a network. Raises UserError where it cannot be built."""
+    try:
+        return weight_shapes(network)
+    except ValueError as error:
+        raise UserError(f"{what} cannot be built: {error}") from None
+
+
 def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> None:
     """Refuse a network that cannot be built, or is for other images or labels than the source's, if there is one."""
     if not isinstance(network, FactorySettings):  # which has been built already, and is built nowhere unasked
-        try:
-            weight_shapes(network)
-        except ValueError as error:
-            raise UserError(f"{what} cannot be built: {error}") from None
+        shapes_or_refuse(network, what)
     if source is None:
         return
     if network.sample_shape != source.image_shape:

@@ -140,7 +140,9 @@ def test_against_local_alone_is_the_authors_way() -> None:
     )
     given = other_side("digits-sid", mine, "local", {"schedule": "overlapped", "torch_threads": "2"})
     assert (given.schedule, given.torch_threads) == ("overlapped", 2)
-    assert other_side("digits-sid", mine, "split", {}) == load_recipe("digits-sid", {"seed": 3})
+    assert other_side("digits-sid", mine, "split", {}) == load_recipe("digits-sid", mine)
+    workers = {"generator.num_workers": "2", "fake_score.num_workers": "2"}
+    assert other_side("digits-sid", workers, "local", {}).learner_workers == {"generator": 1, "fake_score": 1}
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,18 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     )
     assert "dataset.json" in refused(write_zip(tmp_path / "d.zip", 1, labels=7))
     assert "zz/cut.png" in refused(write_zip(tmp_path / "c.zip", labels=None, zz__cut=png(colour(1))[:40]))
+    # What a picture says it is decides nothing: PostScript, for one, would be given to another program.
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n"
+    assert "zz/script.png" in refused(write_zip(tmp_path / "p.zip", labels=None, zz__script=postscript))
+    bomb = png(np.zeros((9_500, 9_500), np.uint8), "L")
+    assert "zz/bomb.png" in refused(write_zip(tmp_path / "b.zip", labels=None, zz__bomb=bomb))
+    damaged = tmp_path / "z.zip"
+    with zipfile.ZipFile(damaged, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png(colour(1)) + bytes(1000))
+    content = bytearray(damaged.read_bytes())
+    content[45:80] = bytes(35)
+    damaged.write_bytes(content)
+    assert "a.png" in refused(damaged)
     large = np.zeros((3, 8, 8), np.uint8)
     assert "has shape (3, 8, 8), the others (3, 4, 4)" in refused(
         write_zip(tmp_path / "s.zip", labels=None, zz__large=png(large))

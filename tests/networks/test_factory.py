@@ -120,7 +120,7 @@ def test_a_module_that_is_not_there(here: Path) -> None:
     assert line.startswith(
         "factory nowhere_at_all:make: there is no module nowhere_at_all; it must be in the folder"
     )
-    assert "for all nodes" in line
+    assert "on every node" in line
     assert "there is no module tests.nowhere;" in complaint("tests.nowhere:make")
 
 
@@ -189,6 +189,11 @@ def test_a_function_that_makes_something_else(here: Path, body: str, words: str)
             "_extra_state of its state_dict",
         ),
         (LAYER, f"{LAYER}; self.file = open(__file__)", "that copy.deepcopy cannot copy"),
+        (
+            LAYER,
+            f"nn.Sequential({LAYER}, nn.BatchNorm1d(2))",
+            "changes model.layer.1.num_batches_tracked when",
+        ),
     ],
 )
 def test_a_module_that_is_no_denoiser(here: Path, old: str, new: str, words: str) -> None:

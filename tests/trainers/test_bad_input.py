@@ -306,6 +306,7 @@ FORBIDDEN = [
     ("seed", "1", "seed = 0 and cannot go on with 1"),
     ("batch_size", "64", "batch_size = 32 and cannot go on with 64"),
     ("precision", "bf16", "precision = float32 and cannot go on with bf16"),
+    ("teacher.precision", "bf16", "teacher.precision = None and cannot go on with bf16"),
     ("data.shuffle_window", "500", "data.shuffle_window = 10000 and cannot go on with 500"),
     ("generator.lr", "1e-5", "generator.lr = 0.001 and cannot go on with 1e-05"),
     ("generator.dropout", "null", "generator.dropout = 0.1 and cannot go on with None"),
@@ -314,7 +315,6 @@ FORBIDDEN = [
 ]
 ALLOWED = {
     "data.origin": "elsewhere",
-    "teacher.precision": "bf16",
     "total_images": "6400",
     "microbatch_size": "null",
     "placement": "local",
