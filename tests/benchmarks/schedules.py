@@ -119,12 +119,12 @@ def plot(curves: Mapping[str, list[Curve]], speeds: Mapping[str, float], file: P
     """The distance against images and against seconds, a line a run."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for schedule, colour in zip(SCHEDULES, ("tab:blue", "tab:orange"), strict=True):
-        for axes, scale in zip(panels, (1.0, speeds[schedule]), strict=True):
+        for axes, scale in zip(panels, (1000.0, speeds[schedule]), strict=True):
             for number, curve in enumerate(curves[schedule]):
                 images, distances = zip(*curve[1:], strict=True)
                 label = schedule if number == 0 else None
                 axes.plot([i / scale for i in images], distances, color=colour, alpha=0.7, label=label)
-    for axes, label in zip(panels, ("images", "seconds"), strict=True):
+    for axes, label in zip(panels, ("thousand images", "seconds"), strict=True):
         axes.set_xlabel(label)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
