@@ -440,8 +440,10 @@ def _wait_for_reading(timeout: float, say: Say) -> None:
             timeout,
             say,
         )
-    finally:
+    except BaseException:
+        # Not otherwise: Ray 2.60 aborts the driver where a task is cancelled just as it completes.
         ray.cancel(task)
+        raise
 
 
 def _amounts(resources: RoleResources) -> dict[str, float]:
