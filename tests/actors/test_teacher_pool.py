@@ -111,7 +111,7 @@ class MortalPool:
         self.moment = None
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_scorer_dies_at_every_moment_of_a_step(
     ray_cluster: None,
     teacher: str,

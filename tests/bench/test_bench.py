@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raysid.bench.compare import compare
+from raysid.bench.compare import Comparison, compare
 from raysid.bench.show import PARTS, as_json, bound, trace
 from raysid.cli import cli
 from raysid.config import Config
@@ -22,9 +22,26 @@ ROUND = 0.1  # seconds: as few steps as a round may have
 FLOAT = 4
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path / "runs")
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("bench")
+    return tiny_config(tiny_teacher(folder / "teacher"), folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What `found` said of its rounds."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(ray_cluster: None, config: Config, said: list[str]) -> Comparison:
+    """Three actors against one process."""
+    before = torch.get_num_threads()
+    try:
+        return compare(config, local(config), rounds=3, seconds=ROUND, say=said.append)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +57,8 @@ def local(config: Config) -> Config:
 
 
 def test_two_sides_take_turns_and_their_parts_add_up(
-    ray_cluster: None, config: Config, tmp_path: Path
+    found: Comparison, said: list[str], config: Config
 ) -> None:
-    said: list[str] = []
-    found = compare(config, local(config), rounds=3, seconds=ROUND, say=said.append)
     assert len(said) == 3 and all("against" in line for line in said)
     tree = json.loads(json.dumps(as_json(found)))
     assert tree["ratio_low"] <= tree["ratio"] <= tree["ratio_high"]
@@ -69,12 +84,13 @@ def test_two_sides_take_turns_and_their_parts_add_up(
     assert all(fake[part] > 0 for part in ("score", "pullback", "accumulate", "step"))
     assert bound(found) > 0 and tree["this"]["driver_seconds_per_microbatch"] > 0
     # Nothing is left where the runs are kept.
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+    runs = Path(config.storage)
+    assert not runs.exists() or not list(runs.iterdir())
 
 
-def test_what_travels_is_counted_in_bytes(ray_cluster: None, config: Config) -> None:
+def test_what_travels_is_counted_in_bytes(found: Comparison, config: Config) -> None:
     """Images, never weights: x_t, t and labels to the teacher, a prediction back; a seed there, a pull back."""
-    tree = as_json(compare(config, None, rounds=1, seconds=ROUND))
+    tree = as_json(found)
     image, labels = 8 * 8 * FLOAT, 10 * FLOAT
     noised, batch = image + FLOAT + labels, config.batch_size
     teacher, generator = tree["this"]["roles"]["teacher"], tree["this"]["roles"]["generator"]
@@ -84,11 +100,16 @@ def test_what_travels_is_counted_in_bytes(ray_cluster: None, config: Config) -> 
     # Noised images for the scorers, images for psi; two seeds, one with the logits'.
     assert generator["sent_bytes"] == batch * (noised + image + labels + 2 * image + logits)
     assert generator["received_bytes"] == batch * (4 * image + logits)  # two predictions, two pulls
-    assert "ratio" not in tree and "against" not in tree
+    assert tree["against"]["roles"]["teacher"]["received_bytes"] == 0  # within one process nothing travels
 
 
-def test_a_trace_shows_the_last_steps_of_every_role(ray_cluster: None, config: Config) -> None:
-    events = trace(compare(config, None, rounds=1, seconds=ROUND))["traceEvents"]
+def test_one_side_alone_has_no_ratio(config: Config) -> None:
+    tree = as_json(compare(local(config), None, rounds=1, seconds=ROUND))
+    assert "ratio" not in tree and "against" not in tree and tree["this"]["images_per_second"] > 0
+
+
+def test_a_trace_shows_the_last_steps_of_every_role(found: Comparison) -> None:
+    events = trace(found)["traceEvents"]
     roles = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     assert sorted(roles.values()) == ["fake score", "generator", "teacher scorer"]
     calls: dict[str, list[dict[str, Any]]] = {name: [] for name in roles.values()}

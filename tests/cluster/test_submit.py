@@ -88,6 +88,7 @@ def test_a_submitted_run_is_followed_to_its_end(cluster: str, teacher: str, tmp_
     assert "distill 100%" in said(raysid("jobs", "logs", job, "--address", cluster))
 
 
+@pytest.mark.slow
 def test_a_stopped_job_checkpoints_leaves_nothing_and_goes_on(
     cluster: str, teacher: str, tmp_path: Path
 ) -> None:

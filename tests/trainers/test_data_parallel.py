@@ -208,7 +208,8 @@ def states_of(learner: Sequence[Any], folder: Path) -> list[Weights]:
 # -- a lost rank -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("dies", [0, 1])
 def test_a_rank_that_dies_while_another_waits_for_it_is_named(
     ray_cluster: None, teacher: str, tmp_path: Path, dies: int
 ) -> None:

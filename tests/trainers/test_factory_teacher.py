@@ -374,6 +374,7 @@ CONSOLE = str(
 )  # unlike `python -m raysid` it has no folder on its path
 
 
+@SLOW
 def test_the_installed_command_and_its_actors_import_a_module_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("from tests.points import make\n")
     config = sid("make", Path("runs"), steps=2, teacher__factory="beside:make", placement="split")

@@ -27,7 +27,8 @@ LAST = 12  # a learner that dies in the last steps may have nothing left to do t
 
 # With these seeds more than the checkpoint's own steps is recorded when the learner dies.
 @pytest.mark.parametrize(
-    ("learner", "replicas", "seed"), [("FakeScoreActor", 1, 3), ("GeneratorActor", 2, 9)]
+    ("learner", "replicas", "seed"),
+    [("FakeScoreActor", 1, 3), pytest.param("GeneratorActor", 2, 9, marks=pytest.mark.slow)],
 )
 def test_a_lost_learner_is_restored_bit_for_bit(
     whole_run: Path,

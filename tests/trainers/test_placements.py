@@ -104,7 +104,9 @@ def test_cuts_and_scorers_do_not_matter(
     check_rule_2(teacher, tmp_path / "split", whole_batch(teacher, tmp_path))
 
 
-@pytest.mark.parametrize(("method", "schedule"), [("sida", "overlapped"), ("sid", "alternating")])
+@pytest.mark.parametrize(
+    ("method", "schedule"), [("sida", "overlapped"), pytest.param("sid", "alternating", marks=SLOW)]
+)
 def test_the_cut_does_not_matter(teacher: str, tmp_path: Path, method: str, schedule: str) -> None:
     """One, two and four microbatches in one process."""
     changes: dict[str, Any] = WITHOUT_DROPOUT | {"schedule": schedule}
@@ -127,7 +129,7 @@ def test_threads_do_not_matter(ray_cluster: None, teacher: str, tmp_path: Path) 
     check_rule_2(teacher, tmp_path / "local", whole_batch(teacher, tmp_path))
 
 
-@pytest.mark.parametrize("graphs_kept", [0, 1])
+@pytest.mark.parametrize("graphs_kept", [0, pytest.param(1, marks=SLOW)])
 def test_kept_graphs_do_not_matter(teacher: str, tmp_path: Path, graphs_kept: int) -> None:
     """Two microbatches are under way; what a scorer keeps no graph of it recomputes: the same bits."""
     kept, figures = ends(tiny_config(teacher, tmp_path), tmp_path / "kept")

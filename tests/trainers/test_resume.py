@@ -273,7 +273,7 @@ def test_fresh_starts_over(whole_run: Path, whole_config: Config, tmp_path: Path
         assert_same(end_of(run_of(config)), end_of(whole_run))
 
 
-@pytest.mark.parametrize("whence", ["run", "checkpoint"])
+@pytest.mark.parametrize("whence", [pytest.param("run", marks=pytest.mark.slow), "checkpoint"])
 def test_a_branch_leaves_its_origin_alone(
     whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path, whence: str
 ) -> None:
