@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from raysid.actors.build import RunInputs
-from raysid.actors.remote import FakeScoreActor, GeneratorActor
+from raysid.actors.remote_learners import FakeScoreActor, GeneratorActor
 from tests.reference_training import RecordedDraws, RecordedStream
 
 

@@ -2,6 +2,6 @@
 
 `teacher.py`, `fake_score.py` and `generator.py` are the roles: plain classes that run in any process.
 `messages.py` says what they exchange. `placement.py` assembles them, in one process (`local`) or as Ray
-actors (`split`), behind the same calls; `remote.py` holds the actors. A learner may have several ranks there,
-which add up their gradients in `ranks.py`.
+actors (`split`), behind the same calls; `remote.py` starts the actors, `remote_learners.py` has those of the
+learners, of which each may have several ranks: `ranks.py` adds up their gradients.
 """

@@ -1,0 +1,166 @@
+"""The learners as Ray actors: an actor for each rank, and the handle by which a controller calls all of them.
+
+A handle turns a role's calls into actor calls whose arguments and results are object references, so that the
+controller never holds an image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from upath import UPath
+
+from raysid.actors.build import RunInputs, build_fake_score, build_generator
+from raysid.actors.messages import Slice
+from raysid.actors.pool import PoolCall
+from raysid.actors.profile import Profile, Traffic, profile_of
+from raysid.actors.ranks import Ranks
+from raysid.actors.saving import Saver
+from raysid.checkpoint import StateFile
+from raysid.config import Config
+from raysid.data import ray_blocks
+from raysid.errors import LearnerLost, RunFailed
+from raysid.storage import holds
+
+
+class LearnerActor:
+    """Base of the learners' actors. A learner writes its own state and product: weights never travel."""
+
+    name: str
+    role: Any
+
+    def __init__(self, config: Config, threads: int, rank: int) -> None:
+        torch.set_num_threads(threads)
+        self.saver = Saver()
+        self.traffic = Traffic()
+        size = config.learner_workers[self.name]
+        own_gpus = getattr(config.resources, self.name).num_gpus >= 1  # a part of one is shared
+        self.ranks = Ranks(rank, size, nccl=own_gpus) if size > 1 else None
+
+    def open(self) -> tuple[str, int]:
+        """Where the learner's ranks meet, asked of rank 0."""
+        assert self.ranks is not None
+        return self.ranks.open(ray.util.get_node_ip_address())
+
+    def join(self, place: tuple[str, int]) -> None:
+        """Meet the learner's other ranks, all of which do the same. Raises PeerLost."""
+        assert self.ranks is not None
+        self.ranks.join(place, ray.util.get_node_ip_address())
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return self.traffic.call(getattr(self.role, method), arguments)
+        except LearnerLost as lost:
+            raise type(lost)(f"{self.name}: {lost}") from lost
+        except Exception as error:
+            at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
+            raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error
+
+    def profile(self) -> Profile:
+        return profile_of(self.role, self.traffic)
+
+    def save(self, folder: str) -> None:
+        self.saver.state(folder, self.name, self.role.state())
+
+    def export(self, folder: str, trained: dict[str, Any]) -> None:
+        self.saver.product(folder, self.name, self.role.product(trained))
+
+    def saved(self, folder: str, wait: bool, begun: None) -> StateFile | bool | None:
+        return self.saver.saved(folder, self.name, wait)
+
+    def sees(self, file: str, content: str) -> str | None:
+        """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
+        return None if holds(UPath(file), content) else ray.util.get_node_ip_address()
+
+
+class FakeScoreActor(LearnerActor):
+    """The fake-score learner; it streams the real images itself, through Ray Data."""
+
+    name = "fake_score"
+
+    def __init__(self, inputs: RunInputs, threads: int, dataset: Any, rank: int = 0) -> None:
+        super().__init__(inputs.config, threads, rank)
+        read_blocks = ray_blocks(dataset) if dataset is not None else None
+        self.role = build_fake_score(inputs, read_blocks, self.ranks)
+
+
+class GeneratorActor(LearnerActor):
+    """The generator learner."""
+
+    name = "generator"
+
+    def __init__(self, inputs: RunInputs, threads: int, rank: int = 0) -> None:
+        super().__init__(inputs.config, threads, rank)
+        self.role = build_generator(inputs, self.ranks)
+
+
+class RemoteLearner:
+    """A learner's actors, one for each rank: calls return references.
+
+    Microbatch i of a step belongs to rank i mod n: all calls for it go there.
+    """
+
+    def __init__(self, *ranks: Any) -> None:
+        self.ranks = ranks
+
+    @property
+    def first(self) -> Any:
+        """Rank 0's actor, which writes for all: they hold the same weights."""
+        return self.ranks[0]
+
+    def call(self, method: str, at: Slice, *arguments: Any, num_returns: int = 1) -> Any:
+        rank = self.ranks[at.index % len(self.ranks)]
+        return rank.call.options(num_returns=num_returns).remote(method, at, *arguments)
+
+    def step(self, step: int, *tokens: Any) -> list[Any]:
+        """The update, on every rank; each takes all tokens, so that none steps where another one's is lost."""
+        return [rank.call.remote("step", step, *tokens) for rank in self.ranks]
+
+    def join(self) -> list[Any]:
+        """Have the ranks meet, if there are several: what is ready once they have."""
+        if len(self.ranks) == 1:
+            return []
+        place = self.first.open.remote()
+        return [rank.join.remote(place) for rank in self.ranks]
+
+    def report(self) -> list[Any]:
+        return [rank.call.remote("report") for rank in self.ranks]
+
+
+class RemoteFakeScore(RemoteLearner):
+    """The fake-score learner's actors."""
+
+    def score(self, at: Slice, noised: Any) -> Any:
+        return self.call("score", at, noised)
+
+    def pullback(self, at: Slice, noised: Any, seed: Any) -> Any:
+        return self.call("pullback", at, noised, seed)
+
+    def accumulate(self, at: Slice, images: Any) -> Any:
+        return self.call("accumulate", at, images)
+
+
+class RemoteGenerator(RemoteLearner):
+    """The generator learner's actors."""
+
+    def images(self, at: Slice) -> Any:
+        return self.call("images", at)
+
+    def generate(self, at: Slice) -> tuple[Any, Any]:
+        return self.call("generate", at, num_returns=2)
+
+    def seeds(self, at: Slice, teacher: Any, fake: Any) -> tuple[Any, Any]:
+        return self.call("seeds", at, _answered(teacher, fake), fake, num_returns=2)
+
+    def accumulate(self, at: Slice, teacher: Any, fake: Any) -> Any:
+        return self.call("accumulate", at, _answered(teacher, fake), fake)
+
+    def discard(self, at: Slice) -> Any:
+        return self.call("discard", at)
+
+
+def _answered(answer: Any, beside: Any) -> Any:
+    """The reference of a scorer's answer; where another scorer could still be asked, once it is there."""
+    return answer.settle(beside) if isinstance(answer, PoolCall) else answer
