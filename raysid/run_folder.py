@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from operator import getitem
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +44,18 @@ from raysid.tracking import METRICS, SAMPLES, TENSORBOARD
 
 # Changing one of these would make another run of it. Everything else (length, evaluation, placement,
 # resources, replicas, workers, failure) may change when a run goes on.
-FIXED = ("method", "schedule", "seed", "batch_size", "precision", "data", "generator", "fake_score", "ema")
+FIXED = (
+    "method",
+    "schedule",
+    "seed",
+    "batch_size",
+    "precision",
+    "teacher.precision",
+    "data",
+    "generator",
+    "fake_score",
+    "ema",
+)
 # Of these, what does not change what is computed.
 FREE = {"generator": {"num_workers"}, "fake_score": {"num_workers"}, "data": {"origin"}}
 LOCK, OWNER = ".lock", "owner.json"
@@ -189,10 +202,9 @@ class RunFolder:
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None
         then, now = (config.model_dump(mode="json", exclude=FREE) for config in (before, self.config))
-        for each in (then, now):  # of the teacher's settings this one changes what is computed
-            each["teacher.precision"] = each["teacher"]["precision"]
-        for name in (*FIXED, "teacher.precision"):
-            if changed := _first_difference(name, then[name], now[name]):
+        for name in FIXED:
+            old_value, new_value = (functools.reduce(getitem, name.split("."), tree) for tree in (then, now))
+            if changed := _first_difference(name, old_value, new_value):
                 where, old, new = changed
                 raise UserError(
                     f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another "

@@ -140,11 +140,20 @@ def take_steps(placement: Placement, config: Config, first: int = 0, last: int =
 def local_end(config: Config, folder: Path, steps: int = STEPS) -> tuple[Weights, list[Figures]]:
     """The learners' states after a run's first steps in this process, and what they said of each."""
     threads = torch.get_num_threads()
-    placement = LocalPlacement(*inputs_for(config), threads=1)
-    figures = take_steps(placement, config, last=steps)
-    save_whole(placement, str(folder))
-    placement.close()
+    end = placement_end(LocalPlacement(*inputs_for(config), threads=1), config, folder, steps)
     torch.set_num_threads(threads)
+    return end
+
+
+def placement_end(
+    placement: Placement, config: Config, folder: Path, steps: int = STEPS
+) -> tuple[Weights, list[Figures]]:
+    """The learners' states after a run's first steps, kept in `folder`, and what they said; ends the placement."""
+    try:
+        figures = take_steps(placement, config, last=steps)
+        save_whole(placement, str(folder))
+    finally:
+        placement.close()
     return learner_states(folder), figures
 
 

@@ -58,7 +58,8 @@ class Optimizer:
 
     def _sum_over(self, ranks: Ranks) -> None:
         """Sum the ranks' gradients; a parameter without one counts as zero, and without any keeps none."""
-        alive = torch.tensor([float(p.grad is not None) for p in self.parameters], device=self.device)
+        counts = [float(p.grad is not None) for p in self.parameters]
+        alive = torch.tensor(counts, device=self.parameters[0].device)
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -66,10 +67,6 @@ class Optimizer:
         for parameter, count in zip(self.parameters, alive.tolist(), strict=True):
             if count == 0:
                 parameter.grad = None  # Adam keeps no state of it, as in one process
-
-    @property
-    def device(self) -> torch.device:
-        return self.parameters[0].device
 
     def state_dict(self) -> dict[str, Any]:
         return self.adam.state_dict()

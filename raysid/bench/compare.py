@@ -40,7 +40,7 @@ class SideResult:
     @property
     def speeds(self) -> list[float]:
         """Images a second, by round."""
-        return [one.steps * self.config.batch_size / one.seconds for one in self.rounds]
+        return [one.images_per_second for one in self.rounds]
 
     @property
     def images_per_second(self) -> float:
@@ -108,11 +108,8 @@ def compare(
         for number in range(rounds):
             for side, count, of_side in zip(sides, steps, found, strict=True):
                 of_side.append(side.round(count))
-            speeds = [
-                of_side[-1].steps * side.config.batch_size / of_side[-1].seconds
-                for side, of_side in zip(sides, found, strict=True)
-            ]
-            say(f"round {number + 1} of {rounds}: {' against '.join(f'{s:,.1f}' for s in speeds)} images/s")
+            speeds = " against ".join(f"{of_side[-1].images_per_second:,.1f}" for of_side in found)
+            say(f"round {number + 1} of {rounds}: {speeds} images/s")
         spans = [side.spans for side in sides]
     results = [SideResult(*parts) for parts in zip(configs, found, spans, strict=True)]
     return Comparison(results[0], results[1] if against is not None else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from raysid.bench.compare import Comparison, SideResult
@@ -157,7 +156,7 @@ def _numbers(side: SideResult) -> dict[str, Any]:
         "seconds_per_step": middle.seconds / middle.steps,
         "overhead": overhead(side),
         "driver_seconds_per_microbatch": driver_seconds(side),
-        "roles": {role: _role_numbers(use) for role, use in _in_order(middle.roles.items())},
+        "roles": {role: _role_numbers(middle.roles[role]) for role in ROLES},
     }
 
 
@@ -170,7 +169,3 @@ def _role_numbers(use: RoleUse) -> dict[str, float]:
         "sent_bytes": use.sent_bytes,
         "peak_bytes": use.peak_bytes,
     }
-
-
-def _in_order(roles: Iterable[tuple[str, RoleUse]]) -> list[tuple[str, RoleUse]]:
-    return sorted(roles, key=lambda role: list(ROLES).index(role[0]))

@@ -52,15 +52,21 @@ class Round:
 
     Attributes:
         steps: how many.
+        images: made in all of them.
         seconds: wall time of all.
         driver_seconds: CPU time of the driver's process in it, the roles' own left out.
         roles: by role.
     """
 
     steps: int
+    images: int
     seconds: float
     driver_seconds: float
     roles: dict[str, RoleUse]
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
 
 
 class Side:
@@ -95,7 +101,7 @@ class Side:
             # Its threads' time is the process's, and cannot be told from what the driver does.
             driver = 0.0
         roles = {role: _use(before[role], after[role], steps, seconds) for role in after}
-        return Round(steps, seconds, driver, roles)
+        return Round(steps, steps * self.config.batch_size, seconds, driver, roles)
 
     def close(self) -> None:
         """End the roles."""

@@ -154,12 +154,8 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
 def _check_buffers(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
     """Refuse a network whose buffers change as it trains: psi has one version a step, on every worker of it."""
     before = {name: value.clone() for name, value in network.named_buffers()}
-    device = next(network.parameters()).device
-    classes = network.settings.label_dim
     with torch.no_grad():
-        network.train()(
-            x_t.to(device), t.to(device), torch.eye(classes, device=device)[[0, -1]] if classes else None
-        )
+        network.train()(*_arguments(network, x_t, t))
     after = dict(network.named_buffers())
     changed = before.keys() ^ after.keys() or {
         name for name, value in before.items() if not torch.equal(value, after[name])
@@ -173,13 +169,11 @@ def _check_buffers(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) 
 
 def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
     """Refuse a network that fails on noised samples (2, ...), or whose output depends on no input or no weight."""
-    classes = network.settings.label_dim
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    device = next(network.parameters()).device
-    x_t = x_t.to(device).requires_grad_()
-    cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
+    x_t, t, cond = _arguments(network, x_t, t)
+    x_t.requires_grad_()
     try:
-        x_hat = network(x_t, t.to(device), cond)
+        x_hat = network(x_t, t, cond)
     except Exception as error:
         label = None if cond is None else tuple(cond.shape)
         given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)} of {t.dtype}, cond {label}"
@@ -196,6 +190,13 @@ def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor
             f"{what}: no gradient flows from its module's output to {to}: it must not compute under torch.no_grad, or "
             "detach"
         )
+
+
+def _arguments(network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x_t (2, ...), t and labels of the first and the last class, where the network is; x_t without a graph."""
+    device, classes = next(network.parameters()).device, network.settings.label_dim
+    cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
+    return x_t.detach().to(device), t.to(device), cond
 
 
 def _function(name: str) -> Callable[[], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
@@ -15,7 +15,7 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.config import Config, PretrainConfig
-from raysid.data import Block, ImageSource, open_source, to_unit
+from raysid.data import Block, open_source, to_unit
 from raysid.data.digits import DigitsSource
 from raysid.data.source import located
 from raysid.draws import Draws
@@ -80,15 +80,14 @@ def evaluator(source: str) -> Evaluator:
 def real_images(source: str) -> tuple[Tensor, Tensor]:
     """All real images of a source (N, C, H, W) in [-1, 1] and their labels (N,)."""
     opened = open_source(source)
-    blocks = _blocks(opened, opened.num_shards)
-    pixels = np.concatenate([block["image"] for block in blocks])
-    labels = np.concatenate([block["label"] for block in blocks])
+    pixels, labels = _stored(opened.blocks())
     return torch.from_numpy(to_unit(pixels, opened.pixel_max)), torch.from_numpy(labels)
 
 
-def _blocks(source: ImageSource, shards: int) -> list[Block]:
-    """What the first shards hold."""
-    return [block for index in range(min(shards, source.num_shards)) for block in source.read_shard(index)]
+def _stored(blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, C, H, W) as they are stored, and labels (N,), of some blocks."""
+    images, labels = zip(*((block["image"], block["label"]) for block in blocks), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def evaluate_folder(
@@ -159,11 +158,11 @@ def draw_grids(generator: Generator, source: str | None) -> Grids:
     if source is None:
         return Grids(images.numpy(), None)
     opened = open_source(source)
-    blocks = _blocks(opened, GRID_SHARDS)
-    real_labels = torch.from_numpy(np.concatenate([block["label"] for block in blocks]))
+    first_shards = range(min(GRID_SHARDS, opened.num_shards))
+    pixels, stored = _stored(block for index in first_shards for block in opened.read_shard(index))
+    real_labels = torch.from_numpy(stored)
     chosen = torch.arange(count) % len(real_labels) if labels is None else _of_classes(real_labels, labels)
-    pixels = np.concatenate([block["image"] for block in blocks])[chosen.numpy()]
-    return Grids(images.numpy(), to_unit(pixels, opened.pixel_max))
+    return Grids(images.numpy(), to_unit(pixels[chosen.numpy()], opened.pixel_max))
 
 
 def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:

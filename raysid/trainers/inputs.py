@@ -20,12 +20,13 @@ from raysid.networks.files import (
     CONFIG,
     NetworkCard,
     load_card,
+    load_network,
     misfits,
     save_network,
 )
 from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.storage import reaching, storage_folder
-from raysid.trainers.teachers import Found, find_teacher, settings_of, shapes_or_refuse
+from raysid.trainers.teachers import Found, find_teacher, kept_folder, settings_of, shapes_or_refuse
 
 Value = TypeVar("Value")
 
@@ -66,9 +67,11 @@ def find_inputs(config: Config) -> Inputs:
     teacher = look("teacher.path", lambda: find_teacher(config, source))
     start = look("generator.path", lambda: _find_start(config, teacher))
     if missing:
-        lines = [f"{setting}: {error}" for setting, error in missing.items()]
-        if "data.source" in missing and config.data.origin:
-            lines[list(missing).index("data.source")] += f"; to get it: {config.data.origin}"
+        origins = {"data.source": config.data.origin}
+        lines = [
+            f"{setting}: {error}" + (f"; to get it: {origin}" if (origin := origins.get(setting)) else "")
+            for setting, error in missing.items()
+        ]
         raise NotHere("\n  ".join(["what this run needs is not here", *lines]), tuple(missing))
     assert teacher is not None
     return Inputs(source, teacher, start)
@@ -109,13 +112,16 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
         if not UPath(path).exists():
             raise NotHere(f"no run and no generator at {path}")
         folder = storage_folder(str(generator_folder(path)))
-        _check_start(config, load_card(folder, "generator"), teacher)
+        card = load_card(folder, "generator")
+        _check_start(config, card, teacher)
+        if isinstance(card.network, FactorySettings):
+            _check_own_level(config, folder)
         return str(folder)
     published = read_published(local_copy(path), path)
     name = file_name(path)
     card = published.card(name, "generator", SIGMA_INIT)
     _check_start(config, card, teacher)
-    folder = storage_folder(config.storage) / "generators" / f"{PurePath(name).stem}-{published.sha256[:16]}"
+    folder = kept_folder(config.storage, "generators", PurePath(name).stem, published.sha256)
     with reaching(config.storage):
         if not (folder / CONFIG).exists():
             save_network(folder, card, published.network())
@@ -129,7 +135,6 @@ def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> No
     if isinstance(network, FactorySettings) or isinstance(card.network, FactorySettings):
         if network != card.network:
             raise UserError(f"{what} is another network than the teacher: give a generator of that teacher")
-        # Its weights and its noise level are compared where a function of the user's may be called.
         return
     if card.sigma_init is not None and card.sigma_init != sigma_init:
         raise UserError(
@@ -139,4 +144,15 @@ def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> No
         raise UserError(
             f"{what} is another network than the teacher ({len(odd)} weights differ, {odd[0]} the first): give a "
             "generator of that teacher"
+        )
+
+
+def _check_own_level(config: Config, folder: UPath) -> None:
+    """Refuse a generator around a module of the user's own that runs at another noise level than this run's."""
+    card, network = load_network(folder, "generator", config.teacher.factory)
+    level = network.noise.start_level(config.method.sigma_init)
+    if card.level != level:
+        raise UserError(
+            f"generator.path {config.generator.path} runs at noise level {card.level:g}, and with method.sigma_init "
+            f"{config.method.sigma_init:g} this run's generator at {level:g}: give the sigma_init it was made with"
         )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from upath import UPath
 
@@ -20,7 +20,7 @@ from raysid.networks import DiffusersSettings, FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers_folder import SAMPLER_STEPS as DDIM_STEPS
 from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
-from raysid.networks.factory import build_factory, check_factory
+from raysid.networks.factory import FactoryDenoiser, build_factory, check_factory
 from raysid.networks.files import (
     CONFIG,
     AnySettings,
@@ -131,11 +131,10 @@ def _find(config: Config, source: ImageSource | None) -> Found:
         unet = find_unet(UPath(path))
         if unet is not None:
             return _find_diffusers(unet, config, source)
-        found = load_teacher(path, source, config.teacher.factory)
-        if isinstance(found.card.network, FactorySettings):
-            network = load_network(found.path, "teacher", config.teacher.factory)[1]
+        teacher, network = _load(path, source, config.teacher.factory)
+        if isinstance(network, FactoryDenoiser):
             _check_made(network, config)
-        return found
+        return teacher
     if config.teacher.factory is not None:
         return _find_factory(config.teacher.factory, config, source)
     assert config.teacher.recipe is not None
@@ -167,10 +166,15 @@ def _kept(
     published: Published | DiffusersNetwork, name: str, stem: str, storage: str, source: ImageSource | None
 ) -> Teacher | PublishedTeacher:
     """The folder made of a network from elsewhere before, or what to make one of."""
-    folder = storage_folder(storage) / "teachers" / f"{stem}-{published.sha256[:16]}"
+    folder = kept_folder(storage, "teachers", stem, published.sha256)
     if (folder / CONFIG).exists():
         return load_teacher(folder, source)
     return PublishedTeacher(folder, published.card(name), published.network)
+
+
+def kept_folder(storage: str, kind: Literal["teachers", "generators"], stem: str, digest: str) -> UPath:
+    """Where a storage keeps what it made of a network from elsewhere: `<storage>/<kind>/<stem>-<digest's begin>`."""
+    return storage_folder(storage) / kind / f"{stem}-{digest[:16]}"
 
 
 def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teacher | PublishedTeacher:
@@ -180,14 +184,14 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
     _check_made(network, config)
     steps = {"sampler_steps": DDIM_STEPS} if network.settings.discrete_levels else {}
     card = NetworkCard(kind="teacher", network=network.settings, trained=steps)
-    digest = hashlib.sha256(b"".join(network_files(card, network).values())).hexdigest()[:16]
-    folder = storage_folder(config.storage) / "teachers" / f"{name.replace(':', '-')}-{digest}"
+    digest = hashlib.sha256(b"".join(network_files(card, network).values())).hexdigest()
+    folder = kept_folder(config.storage, "teachers", name.replace(":", "-"), digest)
     if (folder / CONFIG).exists():
         return load_teacher(folder, source, name)
     return PublishedTeacher(folder, card, lambda: network)
 
 
-def _check_made(network: Any, config: Config) -> None:
+def _check_made(network: FactoryDenoiser, config: Config) -> None:
     """Refuse what a function of the user's made where the roles could not run it, or nothing could measure it."""
     check_factory(network, config.method.sigma_init, config.method.tmax)
     if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
@@ -222,7 +226,12 @@ def load_teacher(folder: str | UPath, source: ImageSource | None, factory: str |
     Raises:
         UserError: as `find_teacher`.
     """
-    card, _ = load_network(folder, "teacher", factory)
+    return _load(folder, source, factory)[0]
+
+
+def _load(folder: str | UPath, source: ImageSource | None, factory: str | None) -> tuple[Teacher, Network]:
+    """As `load_teacher`, with the network."""
+    card, network = load_network(folder, "teacher", factory)
     check_fits(card.network, f"teacher {folder}", source)
     steps = card.trained.get("sampler_steps", SAMPLER_STEPS)
     if not isinstance(steps, int) or steps < 2:
@@ -230,7 +239,7 @@ def load_teacher(folder: str | UPath, source: ImageSource | None, factory: str |
             f"{UPath(folder) / CONFIG}: trained.sampler_steps is {steps!r}; allowed: integer at least 2"
         )
     whole = UPath(folder)
-    return Teacher(storage_folder(str(whole)) if is_local(whole) else whole, card)
+    return Teacher(storage_folder(str(whole)) if is_local(whole) else whole, card), network
 
 
 def settings_of(found: Found) -> AnySettings:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from diffusers import DDPMScheduler, UNet2DModel
 
 from raysid.actors.build import learner_network
-from raysid.actors.placement import LocalPlacement, Placement
+from raysid.actors.placement import LocalPlacement
 from raysid.actors.remote import SplitPlacement
 from raysid.cli import cli
 from raysid.config import Config, LearnerSettings
@@ -31,10 +31,8 @@ from tests.tiny_run import (
     assert_same,
     end_of,
     inputs_for,
-    learner_states,
+    placement_end,
     run_of,
-    save_whole,
-    take_steps,
     tiny_config,
 )
 
@@ -147,17 +145,12 @@ def test_three_actors_come_to_the_same(ray_cluster: None, tmp_path: Path, networ
         inputs = replace(inputs_for(config)[0], label_frequencies=(1.0,))
     else:
         inputs = inputs_for(config)[0]
-    ends, said = [], []
-    for make in (LocalPlacement, SplitPlacement):
-        placement: Placement = make(inputs, None, 1)
-        try:
-            said.append(take_steps(placement, config, last=STEPS))
-            save_whole(placement, str(tmp_path / make.__name__))
-        finally:
-            placement.close()
-        ends.append(learner_states(tmp_path / make.__name__))
-    assert_same(*ends)
-    assert said[0] == said[1]
+    (end, said), (split_end, split_said) = (
+        placement_end(make(inputs, None, 1), config, tmp_path / make.__name__, STEPS)
+        for make in (LocalPlacement, SplitPlacement)
+    )
+    assert_same(end, split_end)
+    assert said == split_said
 
 
 @SLOW

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from raysid import Generator, UserError, load_generator
 from raysid.actors.build import RunInputs, learner_network
-from raysid.actors.placement import LocalPlacement, Placement
+from raysid.actors.placement import LocalPlacement
 from raysid.actors.remote import SplitPlacement
 from raysid.cli import cli
 from raysid.config import Config, LearnerSettings
@@ -30,10 +30,9 @@ from tests import points
 from tests.tiny_run import (
     assert_same,
     end_of,
-    learner_states,
     lines_of,
+    placement_end,
     run_of,
-    save_whole,
     take_steps,
     tiny_config,
     write_recipe,
@@ -140,20 +139,15 @@ def test_three_actors_come_to_the_same(
     config = sid(name, tmp_path, steps=6)
     teacher = trained_teacher(config, find_inputs(config).teacher, None)
     inputs = RunInputs(config, str(teacher.path), (1.0, 2.0) if name == "make_conditional" else (1.0,))
-    ends, said = [], []
-    for make in (LocalPlacement, SplitPlacement):
-        placement: Placement = make(inputs, None, 1)
-        try:
-            said.append(take_steps(placement, config, last=6))
-            save_whole(placement, str(tmp_path / make.__name__))
-        finally:
-            placement.close()
-        ends.append(learner_states(tmp_path / make.__name__))
-    assert_same(*ends)
-    assert said[0] == said[1]
+    (end, said), (split_end, split_said) = (
+        placement_end(make(inputs, None, 1), config, tmp_path / make.__name__, 6)
+        for make in (LocalPlacement, SplitPlacement)
+    )
+    assert_same(end, split_end)
+    assert said == split_said
     start = torch.load(os.environ["POINTS_WEIGHTS"], weights_only=True)
     for learner in ("generator", "fake_score"):
-        moved = [ends[0][f"{learner}.network.model.{key}"] - value for key, value in start.items()]
+        moved = [end[f"{learner}.network.model.{key}"] - value for key, value in start.items()]
         assert all(0 < change.abs().max() < 0.1 for change in moved)  # so it began at the teacher's
 
 
@@ -170,6 +164,14 @@ def test_a_run_begins_from_a_generator_that_the_same_function_builds(
         load_generator(run_of(c), factory="tests.points:make").state_dict() for c in (first, second)
     )
     assert_same(one, other)
+    with pytest.raises(
+        UserError, match=r"runs at noise level .*, and with method.sigma_init 1 this run's .* at 1"
+    ):
+        distill(
+            sid(
+                "make", tmp_path, run__name="else", method__sigma_init=1.0, generator__path=str(run_of(first))
+            )
+        )
     trained("make_discrete")
     with pytest.raises(UserError, match="is another network than the teacher"):
         distill(sid("make_discrete", tmp_path, run__name="third", generator__path=str(run_of(first))))

@@ -15,7 +15,8 @@ from raysid.actors.build import RunInputs
 from raysid.actors.messages import Slice, Token, check_tokens
 from raysid.actors.placement import LocalPlacement, Placement, Roles
 from raysid.actors.pool import TeacherPool
-from raysid.actors.remote import RemoteFakeScore, RemoteGenerator, SplitPlacement, start_fleet
+from raysid.actors.remote import SplitPlacement, start_fleet
+from raysid.actors.remote_learners import RemoteFakeScore, RemoteGenerator
 from raysid.actors.results import get
 from raysid.augment import LABEL_DIM
 from raysid.checkpoint import read_state
@@ -39,8 +40,8 @@ from tests.tiny_run import (
     assert_same,
     inputs_for,
     learner_states,
+    placement_end,
     save_whole,
-    take_steps,
     tiny_config,
     tiny_teacher,
 )
@@ -147,12 +148,7 @@ def ends(
     """Both learners' states after 20 steps of a fresh run, kept in `folder`, and what they said of each step."""
     inputs, source = inputs_for(config)
     placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, threads)
-    try:
-        figures = take_steps(placement, config)
-        save_whole(placement, str(folder))
-    finally:
-        placement.close()
-    return learner_states(folder), figures
+    return placement_end(placement, config, folder)
 
 
 def whole_batch(teacher: str, folder: Path, **changes: Any) -> Path:
