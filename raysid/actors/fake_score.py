@@ -24,7 +24,7 @@ from raysid.actors.ranks import Ranks
 from raysid.augment import augment, draw_transforms
 from raysid.config import Config
 from raysid.data import ImageStream, to_unit
-from raysid.draws import Draws
+from raysid.draws import Draws, seed_torch
 from raysid.guidance import drop_conditions, guided
 from raysid.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.networks import EDMDenoiser
@@ -64,13 +64,14 @@ class FakeScoreLearner:
         self.pixel_max = pixel_max
         self.draws = draws or partial(Draws, config.seed)
         self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.learning: bool | None = None  # not known before the first call
         self.stopwatch = Stopwatch()
 
     @busy
     def score(self, at: Slice, noised: Noised) -> Prediction:
         """Predict the clean image of x_t and, with the adversarial term, the encoder's logits."""
         noised = noised.to(self.device)
-        self.network.eval().requires_grad_(False)
+        self._learn(False)
         x_t = noised.x_t.detach().requires_grad_()
         x_hat, logits = guided(
             self.network,
@@ -119,8 +120,8 @@ class FakeScoreLearner:
         eps = draws.normal("fake/noise", x.shape[1:]).to(self.device)
         weight = self.noise.loss_weight(t)
 
-        self.network.train().requires_grad_(True)
-        torch.manual_seed(draws.dropout_seed("fake/dropout"))
+        self._learn(True)
+        seed_torch(draws.dropout_seed("fake/dropout"), self.device)
         x_hat, logits = guided(
             self.network,
             self.noise.add_noise(x, t, eps),
@@ -176,6 +177,15 @@ class FakeScoreLearner:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    def _learn(self, learning: bool) -> None:
+        """Put psi in train mode, its parameters taking gradients; or in eval mode, frozen."""
+        if self.learning is learning:
+            return  # a walk over all modules takes a millisecond
+        self.learning = learning
+        self.network.train(learning)
+        for parameter in self.optimizer.parameters:
+            parameter.requires_grad_(learning)
 
     def _augmented(self, images: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor | None]:
         """Images and their augmentation labels; the images as they are, and None, where augmentation is off."""

@@ -16,7 +16,7 @@ from raysid.actors.learner import DrawsAt, Optimizer, one_hot, where_good
 from raysid.actors.messages import Images, Noised, Prediction, Pull, Seed, Slice, Token, check_tokens
 from raysid.actors.ranks import Ranks
 from raysid.config import Config
-from raysid.draws import Draws
+from raysid.draws import Draws, seed_torch
 from raysid.guidance import drop_conditions
 from raysid.losses import finite_samples, generator_loss
 from raysid.networks.denoiser import Network
@@ -61,6 +61,8 @@ class GeneratorLearner:
         self.config = config
         self.network = network.train().requires_grad_(True)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        self.weights: list[Tensor] = list(self.network.parameters())
+        self.averages: list[Tensor] = list(self.ema.parameters())
         self.noise: NoiseProcess = network.noise
         self.level = self.noise.start_level(config.method.sigma_init)
         self.tmax = config.method.tmax or self.noise.default_tmax
@@ -73,14 +75,14 @@ class GeneratorLearner:
     @busy
     def images(self, at: Slice) -> Images:
         """Fresh images for psi's update (the alternating order): eval mode, no graph."""
-        self.network.eval()
+        self._train(False)
         with torch.no_grad():
             return Images(*self._make(at, "fake"))
 
     @busy
     def generate(self, at: Slice) -> tuple[Noised, Images]:
         """Images in train mode, their graph kept for `accumulate`, and their noised version for the scorers."""
-        self.network.train()
+        self._train(True)
         x_g, cond = self._make(at, "generator")
         good = finite_samples(x_g)
         draws = self.draws(at.step, at.start, at.count)
@@ -155,7 +157,7 @@ class GeneratorLearner:
         figures = self.optimizer.step(step * size)
         beta = ema_beta(self.config.ema, step * size, size)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
+            torch._foreach_lerp_(self.averages, self.weights, 1 - beta)
         return (
             {name: total / size for name, total in sums.items()}
             | {f"generator/{name}": value for name, value in figures.items()}
@@ -188,6 +190,10 @@ class GeneratorLearner:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    def _train(self, training: bool) -> None:
+        if self.network.training is not training:  # a walk over all modules takes a millisecond
+            self.network.train(training)
+
     def _make(self, at: Slice, purpose: str) -> tuple[Tensor, Tensor | None]:
         """x_g (with its graph when gradients are on) and its conditions, from the draws of `purpose`."""
         settings, guidance = self.network.settings, self.config.method.guidance
@@ -200,13 +206,13 @@ class GeneratorLearner:
             if purpose == "fake" and guidance.drops_conditions:
                 cond = drop_conditions(cond, draws.uniform("fake/condition_drop"), guidance.condition_drop)
             cond = cond.to(self.device)
-        torch.manual_seed(draws.dropout_seed(f"{purpose}/dropout"))
+        seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
         x_g = one_step_from(self.network, self.noise, self.level, z, cond)
         good = finite_samples(x_g)
         if not good.all():
             # NaN activations of one sample would make the weights' gradient NaN for all. Run again with
             # that sample's noise at zero: its image stays marked bad, and its seeds and pulls are zero.
-            torch.manual_seed(draws.dropout_seed(f"{purpose}/dropout"))
+            seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
             x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
             x_g = torch.where(per_sample(good, x_g).bool(), x_g, torch.nan)
         return x_g, cond

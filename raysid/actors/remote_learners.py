@@ -6,6 +6,7 @@ controller never holds an image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -58,6 +59,15 @@ class LearnerActor:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error
 
+    def finish(self, at: Slice, inputs: int, *values: Any) -> dict[str, float]:
+        """`accumulate` of a step's last microbatch, and `step`: one call, where each costs both ends a millisecond.
+
+        Args:
+            inputs: how many of the values are for `accumulate`; the others are the tokens of the step so far.
+        """
+        token = self.call("accumulate", at, *values[:inputs])
+        return self.call("step", at.step, *values[inputs:], token)
+
     def profile(self) -> Profile:
         return profile_of(self.role, self.traffic)
 
@@ -100,10 +110,18 @@ class RemoteLearner:
     """A learner's actors, one for each rank: calls return references.
 
     Microbatch i of a step belongs to rank i mod n: all calls for it go there.
+
+    Args:
+        ranks: the actors, by rank.
+        batch_size: images a step, whose last microbatch ends there.
     """
 
-    def __init__(self, *ranks: Any) -> None:
+    def __init__(self, ranks: Sequence[Any], batch_size: int) -> None:
         self.ranks = ranks
+        self.batch_size = batch_size
+        self._step = -1  # the one under way, where one rank has all of its microbatches
+        self._tokens: list[Any] = []  # of its microbatches before the last
+        self._finished: Any = None  # what its last one will have come to
 
     @property
     def first(self) -> Any:
@@ -114,8 +132,22 @@ class RemoteLearner:
         rank = self.ranks[at.index % len(self.ranks)]
         return rank.call.options(num_returns=num_returns).remote(method, at, *arguments)
 
+    def accumulate(self, at: Slice, *inputs: Any) -> Any:
+        """Add a microbatch; its token. One rank alone makes the step's update with the last one, at once."""
+        if len(self.ranks) > 1:
+            return self.call("accumulate", at, *inputs)
+        if at.step != self._step:
+            self._step, self._tokens = at.step, []
+        if at.start + at.count == self.batch_size:
+            self._finished = self.first.finish.remote(at, len(inputs), *inputs, *self._tokens)
+            return self._finished
+        self._tokens.append(self.call("accumulate", at, *inputs))
+        return self._tokens[-1]
+
     def step(self, step: int, *tokens: Any) -> list[Any]:
         """The update, on every rank; each takes all tokens, so that none steps where another one's is lost."""
+        if tokens and tokens[-1] is self._finished:
+            return [self._finished]
         return [rank.call.remote("step", step, *tokens) for rank in self.ranks]
 
     def join(self) -> list[Any]:
@@ -138,9 +170,6 @@ class RemoteFakeScore(RemoteLearner):
     def pullback(self, at: Slice, noised: Any, seed: Any) -> Any:
         return self.call("pullback", at, noised, seed)
 
-    def accumulate(self, at: Slice, images: Any) -> Any:
-        return self.call("accumulate", at, images)
-
 
 class RemoteGenerator(RemoteLearner):
     """The generator learner's actors."""
@@ -155,7 +184,7 @@ class RemoteGenerator(RemoteLearner):
         return self.call("seeds", at, _answered(teacher, fake), fake, num_returns=2)
 
     def accumulate(self, at: Slice, teacher: Any, fake: Any) -> Any:
-        return self.call("accumulate", at, _answered(teacher, fake), fake)
+        return super().accumulate(at, _answered(teacher, fake), fake)
 
     def discard(self, at: Slice) -> Any:
         return self.call("discard", at)

@@ -20,7 +20,7 @@ from raysid.actors.learner import one_hot
 from raysid.cluster import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks, to_unit
-from raysid.draws import Draws
+from raysid.draws import Draws, seed_torch
 from raysid.errors import RunFailed, UserError
 from raysid.lease import Lease, lock, still_owned
 from raysid.losses import denoising_loss
@@ -252,7 +252,7 @@ class _Training:
         draws = Draws(config.seed, step, start, self.count)
         sigma = self.noise.fake_score_level(draws.normal("sigma_normal")).to(self.device)
         eps = draws.normal("noise", x.shape[1:]).to(self.device)
-        torch.manual_seed(draws.dropout_seed("dropout"))
+        seed_torch(draws.dropout_seed("dropout"), self.device)
         x_hat = self.wrapped(self.noise.add_noise(x, sigma, eps), sigma, cond)
         loss = denoising_loss(x_hat, x, self.noise.loss_weight(sigma)).mean()
         loss.backward()

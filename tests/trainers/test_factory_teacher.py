@@ -213,7 +213,7 @@ def test_an_actor_that_cannot_import_the_module_says_so(
     (tmp_path / "here_alone.py").write_text("from tests.points import make\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = sid("make", tmp_path / "runs", teacher__factory="here_alone:make", placement="split")
-    with pytest.raises(RunFailed, match="could not start: .*there is no module here_alone; .* for all nodes"):
+    with pytest.raises(RunFailed, match="could not start: .*there is no module here_alone; .*on every node"):
         distill(config)
 
 
