@@ -27,6 +27,12 @@ WAYS: dict[str, dict[str, Any]] = {
         "fake_score.num_workers": 1,
     },
     "split": {"placement": "split"},
+    "colocated": {
+        "placement": "colocated",
+        "generator.num_workers": 1,
+        "fake_score.num_workers": 1,
+        "teacher.num_replicas": 1,
+    },
 }
 
 
@@ -49,7 +55,7 @@ def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mappi
 @click.argument("recipe")
 @click.option(
     "--against",
-    type=click.Choice(["local", "split"]),
+    type=click.Choice([*WAYS]),
     help="Compare with another way: where the other side's roles live. Without it one way is measured alone.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each side.")
@@ -79,7 +85,7 @@ def bench(
 ) -> None:
     mine, theirs = given_overrides(ctx), given_overrides(ctx, AGAINST)
     if theirs and against is None:
-        raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against local or --against split")
+        raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against {' or '.join(WAYS)}")
     config = load_recipe(recipe, mine, kind="distill")
     other = None if against is None else other_side(recipe, mine, against, theirs)
     for file in (json_file, trace_file):

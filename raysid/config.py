@@ -291,6 +291,29 @@ class ResourceSettings(Settings):
     teacher: RoleResources = RoleResources()
     fake_score: RoleResources = RoleResources()
     generator: RoleResources = RoleResources()
+    worker: RoleResources = RoleResources()
+
+
+class ColocatedSettings(Settings):
+    """The workers of `placement: colocated`, under Ray Train; names as its ScalingConfig has them."""
+
+    num_workers: Positive = Field(
+        1, description="Workers, each of which holds all three networks and has a share of every batch."
+    )
+    min_workers: Positive | None = Field(
+        None,
+        description="Fewest workers to train with: a run begins, and goes on after a loss, with as many as there is "
+        "room for, and grows up to `num_workers`. Their number is fixed when not given.",
+    )
+    elastic_resize_monitor_interval_s: float = Field(
+        60.0, ge=0, description="Seconds between looks for room for more workers."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
+        return self
 
 
 class Config(Settings):
@@ -300,9 +323,12 @@ class Config(Settings):
     storage: str = Field("./runs", description="Folder that holds the runs' folders and `teachers/`.")
     run: RunSettings = RunSettings()
     seed: Seed = Field(0, description="Seed of every draw of the run.")
-    placement: Literal["split", "local"] = Field(
-        "split", description="`split`: the three roles are Ray actors; `local`: one process, no Ray."
+    placement: Literal["split", "colocated", "local"] = Field(
+        "split",
+        description="`split`: the three roles are Ray actors; `colocated`: workers of Ray Train, each with all three; "
+        "`local`: one process, no Ray.",
     )
+    colocated: ColocatedSettings = ColocatedSettings()
     schedule: Literal["overlapped", "alternating"] = Field(
         "overlapped",
         description="`overlapped`: psi learns from the images theta's step made; `alternating`: from fresh ones.",
@@ -319,8 +345,8 @@ class Config(Settings):
     )
     microbatches_in_flight: Positive | None = Field(
         None,
-        description="Microbatches of a step that are under way at a time, which takes memory in the learners; when "
-        "not given 1 for `local`, and for `split` as many as there may be scorers, but 2 or more for each worker.",
+        description="Microbatches of a step that are under way at a time, which takes memory in the learners; when not "
+        "given as many as there may be scorers, but 2 or more for each worker; 1 for `local` and `colocated`.",
     )
     precision: Precision = Field(
         "float32",
@@ -338,7 +364,8 @@ class Config(Settings):
     resources: ResourceSettings = ResourceSettings()
     torch_threads: Positive | None = Field(
         None,
-        description="Torch threads of each process; when not given 1 for `split`, all cores for `local`.",
+        description="Torch threads of each process; when not given 1 for `split`, `resources.worker.num_cpus` for "
+        "`colocated`, all cores for `local`.",
     )
 
     @model_validator(mode="after")
@@ -347,6 +374,8 @@ class Config(Settings):
         said = " and ".join(f"{learner}.num_workers {number}" for learner, number in workers.items())
         if self.placement == "local" and max(workers.values()) > 1:
             raise ValueError(f"placement local is one process, not {said}: give placement split")
+        if self.placement == "colocated":
+            self._check_colocated(said)
         if self.microbatch_size is None and self.batch_size % math.lcm(*workers.values()):
             raise ValueError(f"batch_size {self.batch_size} does not divide among {said}")
         size = self.microbatch
@@ -371,6 +400,26 @@ class Config(Settings):
             )
         return self
 
+    def _check_colocated(self, said: str) -> None:
+        scorers = self.teacher.scaling.max_replicas
+        if max(*self.learner_workers.values(), scorers) > 1:
+            raise ValueError(
+                f"placement colocated has all roles in each worker, not {said} and {scorers} scorers: give "
+                "colocated.num_workers"
+            )
+        unit = self.method.adversarial.group_size if self.method.adversarial else 1
+        if self.batch_size // unit < self.colocated.num_workers:
+            groups = f" in groups of {unit}" if unit > 1 else ""
+            raise ValueError(
+                f"batch_size {self.batch_size}{groups} has no share for each of colocated.num_workers "
+                f"{self.colocated.num_workers}"
+            )
+
+    def device_of(self, role: Literal["teacher", "fake_score", "generator"]) -> str:
+        """Where a role computes, as torch names it."""
+        own: RoleResources = getattr(self.resources, role)
+        return (self.resources.worker if self.placement == "colocated" else own).device
+
     @property
     def learner_workers(self) -> dict[str, int]:
         """How many workers each learner has, by role."""
@@ -386,7 +435,7 @@ class Config(Settings):
         """Microbatches of a step that are under way at a time."""
         if self.microbatches_in_flight is not None:
             return self.microbatches_in_flight
-        if self.placement == "local":
+        if self.placement in ("local", "colocated"):
             return 1
         # Two for each worker: one travels or is scored while the other is computed.
         return max(2 * max(self.learner_workers.values()), self.teacher.scaling.max_replicas)

@@ -47,3 +47,7 @@ class LearnerLost(Exception):
 
 class PeerLost(LearnerLost):
     """Another rank of a learner died, or stands still, as the rank that says so has noticed."""
+
+
+class WorkersChanged(LearnerLost):
+    """Ray Train has started its workers anew, as many as there is room for now: nothing failed."""

@@ -13,7 +13,7 @@ from upath import UPath
 from raysid.actors.fake_score import FakeScoreLearner
 from raysid.actors.generator import GeneratorLearner
 from raysid.actors.learner import DrawsAt
-from raysid.actors.placement import Roles
+from raysid.actors.roles import Roles
 from raysid.actors.teacher import TeacherScorer
 from raysid.config import Config
 from raysid.data import ImageStream

@@ -42,7 +42,7 @@ class RunInputs:
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
     """A scorer of the teacher service, from the teacher's folder."""
     network = load_network(teacher, "teacher", config.teacher.factory)[1]
-    network = network.to(config.resources.teacher.device)
+    network = network.to(config.device_of("teacher"))
     network.precision = config.teacher.precision or config.precision
     return TeacherScorer(network, config.graphs_kept, runs_kept)
 
@@ -70,7 +70,7 @@ def build_fake_score(
             prefetch=inputs.num_real > window,
         )
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
-    network = network.to(config.resources.fake_score.device)
+    network = network.to(config.device_of("fake_score"))
     network.precision = config.precision
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max, ranks=ranks)
     if inputs.checkpoint is not None:
@@ -86,7 +86,7 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
     """
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
-    network = network.to(config.resources.generator.device)
+    network = network.to(config.device_of("generator"))
     network.precision = config.precision
     if inputs.start is not None and inputs.checkpoint is None:
         start = load_network(inputs.start, "generator", config.teacher.factory)[1]

@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator, build_teacher
-from raysid.actors.messages import Slice
+from raysid.actors.joint import JointLearner
 from raysid.actors.profile import Profile, profile_of
+from raysid.actors.ranks import Ranks
+from raysid.actors.roles import Roles
 from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
-from raysid.data import ImageSource
+from raysid.config import Config
+from raysid.data import Block, ImageSource
+from raysid.trainers.step import WHOLE, Share, StepResult, take_step
 
 if TYPE_CHECKING:
     from raysid.actors.remote import Within
-
-
-class TeacherService(Protocol):
-    """The teacher pool, as the controller sees it. Arguments and results may be object references."""
-
-    def score(self, noised: Any, guidance_scale: float, /) -> Any: ...
-    def pullback(self, noised: Any, seed: Any, guidance_scale: float, /) -> Any: ...
-
-
-class FakeScoreRole(Protocol):
-    """The fake-score learner, as the controller sees it. All that is said of a microbatch begins with its address."""
-
-    def score(self, at: Slice, noised: Any, /) -> Any: ...
-    def pullback(self, at: Slice, noised: Any, seed: Any, /) -> Any: ...
-    def accumulate(self, at: Slice, images: Any, /) -> Any: ...
-    def step(self, step: int, /, *tokens: Any) -> Any: ...
-
-
-class GeneratorRole(Protocol):
-    """The generator learner, as the controller sees it."""
-
-    def images(self, at: Slice, /) -> Any: ...
-    def generate(self, at: Slice, /) -> tuple[Any, Any]: ...
-    def seeds(self, at: Slice, teacher: Any, fake: Any, /) -> tuple[Any, Any]: ...
-    def accumulate(self, at: Slice, teacher: Any, fake: Any, /) -> Any: ...
-    def discard(self, at: Slice, /) -> Any: ...
-    def step(self, step: int, /, *tokens: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The three roles of one run."""
-
-    teacher: TeacherService
-    fake_score: FakeScoreRole
-    generator: GeneratorRole
+    from raysid.actors.train_workers import TrainWorkers
 
 
 class Placement(Protocol):
-    """Where the roles of a run live, and what the driver asks of them besides the steps."""
+    """Where the roles of a run live, and what the driver asks of them."""
 
-    roles: Roles
+    def step(self, step: int) -> StepResult:
+        """Begin step `step` of the schedule, or take it."""
 
     def collect(self, figures: Any) -> dict[str, float]:
         """What a learner's `step` returned, waiting for it where it is still on its way."""
@@ -94,15 +64,49 @@ def place(
     source: ImageSource | None,
     say: Callable[[str], None] = print,
     within: Within | None = None,
+    workers: TrainWorkers | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Placement:
     """The roles where the config wants them; arguments and errors as each placement has them."""
-    threads = inputs.config.torch_threads
+    threads = torch_threads(inputs.config)
     if inputs.config.placement == "local":
-        return LocalPlacement(inputs, source, threads or all_cores())
+        return LocalPlacement(inputs, source, threads)
+    if inputs.config.placement == "colocated":
+        from raysid.actors.colocated import ColocatedPlacement
+
+        assert workers is not None
+        return ColocatedPlacement(inputs, source, workers, say)
     from raysid.actors.remote import SplitPlacement
 
-    return SplitPlacement(inputs, source, threads or 1, say, within, stopping)
+    return SplitPlacement(inputs, source, threads, say, within, stopping)
+
+
+@contextmanager
+def workers_for(config: Config, folder: str) -> Iterator[TrainWorkers | None]:
+    """Ray Train's workers, where the config has its roles in such; they outlive a placement that one of them ends.
+
+    Args:
+        folder: where Ray Train may keep its notes, which all nodes see.
+    """
+    if config.placement != "colocated":
+        yield None
+        return
+    from raysid.actors.train_workers import TrainWorkers
+
+    workers = TrainWorkers(config, folder, torch_threads(config))
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def torch_threads(config: Config) -> int:
+    """Torch's threads in each process of a run."""
+    if config.torch_threads is not None:
+        return config.torch_threads
+    if config.placement == "colocated":
+        return max(1, int(config.resources.worker.num_cpus))
+    return all_cores() if config.placement == "local" else 1
 
 
 def all_cores() -> int:
@@ -113,19 +117,36 @@ def all_cores() -> int:
 class LocalPlacement:
     """`placement: local`: all three roles in this process, without Ray. The readable reference.
 
+    A worker of `placement: colocated` is one, too: it takes its share of each step, as a rank of both learners.
+
     Args:
         source: the real images, for a method that needs them.
         threads: torch's threads.
+        ranks: the other workers; None where this is the only one.
+        read_blocks: starts a pass over the real images, instead of `source`.
     """
 
-    def __init__(self, inputs: RunInputs, source: ImageSource | None, threads: int) -> None:
+    def __init__(
+        self,
+        inputs: RunInputs,
+        source: ImageSource | None,
+        threads: int,
+        ranks: Ranks | None = None,
+        read_blocks: Callable[[], Iterable[Block]] | None = None,
+    ) -> None:
         torch.set_num_threads(threads)
-        config = inputs.config
-        self.teacher = build_teacher(inputs.teacher, config)
-        self.fake_score = build_fake_score(inputs, source.blocks if source else None)
-        self.generator = build_generator(inputs)
-        self.roles = Roles(self.teacher, self.fake_score, self.generator)
+        self.config = inputs.config
+        self.teacher = build_teacher(inputs.teacher, self.config)
+        self.fake_score = build_fake_score(inputs, source.blocks if source else read_blocks, ranks)
+        self.generator = build_generator(inputs, ranks)
+        self.roles, self.share = Roles(self.teacher, self.fake_score, self.generator), WHOLE
+        if ranks is not None:
+            joint = [JointLearner(role, ranks, self.config) for role in (self.fake_score, self.generator)]
+            self.roles, self.share = Roles(self.teacher, *joint), Share(ranks.rank, ranks.size)
         self.saver = Saver()
+
+    def step(self, step: int) -> StepResult:
+        return take_step(self.roles, self.config, step, self.share)
 
     def collect(self, figures: Any) -> dict[str, float]:
         return figures

@@ -36,6 +36,15 @@ class Ranks:
         self._store: Any = None
         self._group: Any = None
 
+    @classmethod
+    def of_process_group(cls) -> Ranks:
+        """The ranks of torch's process group, which has been set up already."""
+        group = torch.distributed.group.WORLD
+        assert group is not None
+        ranks = cls(group.rank(), group.size())
+        ranks._group = group
+        return ranks
+
     def open(self, host: str) -> tuple[str, int]:
         """Open the meeting place, on rank 0: host and port under which the other ranks find it.
 

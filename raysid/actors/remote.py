@@ -19,7 +19,6 @@ from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.fleet import Asked, Members, ScorerFleet
-from raysid.actors.placement import Roles
 from raysid.actors.placing import Say, learner_places, reserve, wait_for_room
 from raysid.actors.pool import TeacherActor, TeacherPool
 from raysid.actors.profile import Profile
@@ -32,12 +31,14 @@ from raysid.actors.remote_learners import (
     RemoteLearner,
 )
 from raysid.actors.results import get, get_ranks, is_ready
+from raysid.actors.roles import Roles
 from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
 from raysid.data.source import READ_CPUS
 from raysid.errors import LearnerLost, RunFailed, UserError
 from raysid.storage import remove_file, write_whole
+from raysid.trainers.step import StepResult, take_step
 
 READER = RoleResources(num_cpus=READ_CPUS)
 
@@ -112,10 +113,10 @@ class SplitPlacement:
         try:
             dataset = source.dataset() if source else None
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, dataset)
-            self.fake_score = RemoteFakeScore(*fake_score)
+            self.fake_score = RemoteFakeScore(fake_score, config.batch_size)
             self.learners.append(self.fake_score)
             generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
-            self.generator = RemoteGenerator(*generator)
+            self.generator = RemoteGenerator(generator, config.batch_size)
             self.learners.append(self.generator)
             joined = [*self.fake_score.join(), *self.generator.join()]
             if within is None:
@@ -135,7 +136,11 @@ class SplitPlacement:
         except BaseException:
             self.close()
             raise
+        self.config = config
         self.roles = Roles(self.pool, self.fake_score, self.generator)
+
+    def step(self, step: int) -> StepResult:
+        return take_step(self.roles, self.config, step)
 
     def check_shared(self, folder: str) -> None:
         """Refuse a run's folder that a learner does not share with the driver: it writes its states there.

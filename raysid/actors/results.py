@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from raysid.errors import LearnerLost, PeerLost, RunFailed
 
@@ -28,7 +28,7 @@ def get(references: Any) -> Any:
     except (RayActorError, ObjectLostError, WorkerCrashedError) as error:
         if isinstance(error, RayActorError) and error.actor_init_failed:
             raise RunFailed(why_not_started(error)) from error
-        raise LearnerLost(_what_died(error)) from error
+        raise LearnerLost(what_died(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, RunFailed | LearnerLost):
             raise type(error.cause)(str(error.cause)) from error
@@ -81,7 +81,7 @@ def why_not_started(error: RayActorError) -> str:
     return f"{role[1] if role else 'a role'} could not start: {str(error).strip().splitlines()[-1].strip()}"
 
 
-def _what_died(error: RayError) -> str:
+def what_died(error: BaseException) -> str:
     """Which role's process died and where: taken from what Ray says of it, which may be deep in a trace."""
     said = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(error), re.MULTILINE))
     if "class_name" not in said:

@@ -13,7 +13,7 @@ import torch
 from upath import UPath
 
 from raysid.actors.busy import Span
-from raysid.actors.placement import all_cores
+from raysid.actors.placement import torch_threads
 from raysid.bench.sides import Round, Side
 from raysid.cluster import connect
 from raysid.config import Config
@@ -95,7 +95,7 @@ def compare(
             "both sides of a bench have the same teacher: give no --against.teacher.path or the like"
         )
     configs = [_steady(each) for each in (config, against) if each is not None]
-    if any(each.placement == "split" for each in configs):
+    if any(each.placement != "local" for each in configs):
         connect()
     found: list[list[Round]] = [[] for _ in configs]
     with ExitStack() as stack:
@@ -130,7 +130,7 @@ def _steady(config: Config) -> Config:
     learners = {
         name: getattr(config, name).model_copy(update={"lr": NO_RATE}) for name in ("generator", "fake_score")
     }
-    threads = config.torch_threads or (1 if config.placement == "split" else all_cores())
+    threads = torch_threads(config)
     return config.model_copy(update={"method": method, "torch_threads": threads} | learners)
 
 

@@ -34,7 +34,7 @@ def show(found: Comparison) -> None:
         print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
         print(f"bound {bound(found):.3f}: what the ratio would be if neither side ever waited")
     print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
-    if found.this.config.placement == "split":
+    if found.this.config.placement != "local":
         print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU a microbatch")
 
 
@@ -81,6 +81,9 @@ def title(side: SideResult) -> str:
     threads = f"{config.torch_threads} thread{'s' * (config.torch_threads != 1)}"
     if config.placement == "local":
         return f"local, {config.schedule}, {threads}"
+    if config.placement == "colocated":
+        number = config.colocated.num_workers
+        return f"colocated, {config.schedule}, {number} worker{'s' * (number != 1)} of {threads}"
     workers = config.learner_workers
     scorers = config.teacher.scaling.min_replicas
     actors = scorers + sum(workers.values())
@@ -98,7 +101,7 @@ def bound(found: Comparison) -> float:
 
 
 def overhead(side: SideResult) -> float:
-    """The share of the wall time in which the busiest role is not busy; of one process, none of them."""
+    """The share of the wall time in which the busiest role is not busy; of a process with all roles, none of them."""
     return 1 - _busy(side) * side.middle.steps / side.middle.seconds
 
 
@@ -119,7 +122,7 @@ def by_part(use: RoleUse) -> dict[str, float]:
 def _busy(side: SideResult) -> float:
     """Busy seconds of a step that nothing can hide: of one process all roles', of several the busiest role's."""
     busy = [use.busy for use in side.middle.roles.values()]
-    return sum(busy) if side.config.placement == "local" else max(busy)
+    return sum(busy) if side.config.placement != "split" else max(busy)
 
 
 def _ratio(found: Comparison) -> dict[str, float] | None:
@@ -131,14 +134,14 @@ def _ratio(found: Comparison) -> dict[str, float] | None:
 
 def _show_roles(side: SideResult) -> None:
     middle = side.middle
-    local = side.config.placement == "local"
+    alone = side.config.placement != "split"
     rows = []
     for role, name in ROLES.items():
         use = middle.roles[role]
         parts = [f"{1000 * seconds:.1f}" if seconds else None for seconds in by_part(use).values()]
-        beside = [None, None] if local else [f"{1000 * use.transport:.1f}", f"{1000 * use.wait:.1f}"]
+        beside = [None, None] if alone else [f"{1000 * use.transport:.1f}", f"{1000 * use.wait:.1f}"]
         share = f"{use.busy * middle.steps / middle.seconds:.0%}"
-        moved = None if local else f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}"
+        moved = None if alone else f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}"
         rows.append([name, *parts, *beside, share, moved, f"{use.peak_bytes / 1e6:,.0f}"])
     print_table(
         f"{title(side)}: ms a step by role",

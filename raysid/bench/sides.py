@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.busy import Span
-from raysid.actors.placement import Placement, place
+from raysid.actors.placement import Placement, place, workers_for
 from raysid.actors.profile import Profile
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, take_step
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 
 WARM_STEPS = 3  # the first of them updates psi alone, and allocates
 TIMED_STEPS = 3  # from whose time the length of a round follows
@@ -79,7 +81,13 @@ class Side:
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
         self.config: Config = inputs.config
-        self.placement: Placement = place(inputs, source)
+        self._stack = ExitStack()
+        workers = self._stack.enter_context(workers_for(self.config, str(UPath(inputs.teacher).parent)))
+        try:
+            self.placement: Placement = place(inputs, source, workers=workers)
+        except BaseException:
+            self._stack.close()
+            raise
         self.next_step = 0
         self.spans: dict[str, list[tuple[Span, ...]]] = {}
 
@@ -106,6 +114,7 @@ class Side:
     def close(self) -> None:
         """End the roles."""
         self.placement.close()
+        self._stack.close()
 
     def _advance(self, steps: int) -> float:
         """Take steps as a run does, and wait for them; wall seconds."""
@@ -114,7 +123,7 @@ class Side:
         began = time.perf_counter()
         under_way: deque[StepResult] = deque()
         for step in range(self.next_step, self.next_step + steps):
-            under_way.append(take_step(self.placement.roles, self.config, step))
+            under_way.append(self.placement.step(step))
             while len(under_way) > STEPS_IN_FLIGHT:
                 self._collect(under_way.popleft())
         while under_way:

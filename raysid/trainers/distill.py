@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raysid.actors.placement import Placement, place
+from raysid.actors.placement import Placement, place, workers_for
 from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
+from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.image_grid import is_picture
 from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
@@ -25,7 +25,7 @@ from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, take_step
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
@@ -154,11 +154,14 @@ def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> st
         f"a {name} learner" + f" of {workers[role]} workers" * (workers[role] > 1)
         for role, name in (("fake_score", "fake-score"), ("generator", "generator"))
     )
-    where = (
-        "one process"
-        if config.placement == "local"
-        else f"{scorers} teacher scorer{'s' * (scaling.max_replicas > 1)}, {learners} as Ray actors"
-    )
+    colocated = config.colocated
+    most, fewest = colocated.num_workers, colocated.min_workers
+    number = f"{fewest} to {most} workers" if fewest else f"{most} worker{'s' * (most > 1)}"
+    where = {
+        "local": "one process",
+        "colocated": f"{number} of Ray Train, all networks in each",
+        "split": f"{scorers} teacher scorer{'s' * (scaling.max_replicas > 1)}, {learners} as Ray actors",
+    }[config.placement]
     return (
         f"{method}, {config.schedule}: {config.total_images:,} generated images and {data}; {where}; "
         f"teacher {teacher.path.name}"
@@ -221,15 +224,20 @@ class _Distillation:
         size = self.config.batch_size
         total = self.config.total_steps * size
         limit, failures = self.config.failure.max_failures, 0
-        if self.config.placement == "split":
+        if self.config.placement != "local":
             connect()  # first: Ray takes SIGTERM for itself
-        with ProgressLine("distill", total, start.images if start else 0, size) as self.progress:
+        with (
+            ProgressLine("distill", total, start.images if start else 0, size) as self.progress,
+            workers_for(self.config, str(self.folder.path)) as self.workers,
+        ):
             self.folder.say = self.progress.message
             if start is not None:
                 self.progress.message(f"going on from {start.path}, step {start.step:,}")
             while True:
                 try:
                     return self._train(start)
+                except WorkersChanged as changed:
+                    start = self._go_back(f"{changed}; restoring them")
                 except LearnerLost as lost:
                     failures += 1
                     if failures > limit:
@@ -237,12 +245,17 @@ class _Distillation:
                             f"a learner was lost more than failure.max_failures = {limit} times ({lost}); "
                             "the same command goes on from the newest checkpoint"
                         ) from lost
-                    start = self.folder.checkpoints.newest() or self.branch
-                    step = start.step if start else 0
-                    self.progress.message(
-                        f"lost a learner ({lost}); restoring all from step {step:,}, failure {failures} of {limit}"
+                    start = self._go_back(
+                        f"lost a learner ({lost}); restoring all", f", failure {failures} of {limit}"
                     )
-                    self.tracker.cut_back(step)
+
+    def _go_back(self, why: str, how_often: str = "") -> Checkpoint | None:
+        """Take the run back to its newest checkpoint; None is its beginning."""
+        start = self.folder.checkpoints.newest() or self.branch
+        step = start.step if start else 0
+        self.progress.message(f"{why} from step {step:,}{how_often}")
+        self.tracker.cut_back(step)
+        return start
 
     def _train(self, start: Checkpoint | None) -> None:
         """From a checkpoint, or the beginning, to the end of the run."""
@@ -263,7 +276,7 @@ class _Distillation:
             while step < self.config.total_steps:
                 self._stop_if_asked(placement, step)
                 try:
-                    result = take_step(placement.roles, self.config, step)
+                    result = placement.step(step)
                 except RunFailed:  # no scorer is there
                     if self.config.schedule == "overlapped":  # else psi has taken this step already
                         self._checkpoint_last(placement, step)
@@ -295,7 +308,7 @@ class _Distillation:
             checkpoint=str(start.path) if start else None,
             start=self.start,
         )
-        placement = place(inputs, source, self.progress.message, self.within, self.stop.asked)
+        placement = place(inputs, source, self.progress.message, self.within, self.workers, self.stop.asked)
         try:
             placement.check_shared(str(self.folder.path))
         except BaseException:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysid.actors.messages import Slice
-from raysid.actors.placement import Roles
+from raysid.actors.roles import Roles
 from raysid.config import Config
 from raysid.schedules import generator_learns
 
@@ -25,23 +25,47 @@ class StepResult:
     generator: Any | None
 
 
-def take_step(roles: Roles, config: Config, step: int) -> StepResult:
-    """Run step `step` of the schedule that `config` names."""
+@dataclass(frozen=True)
+class Share:
+    """A worker's part of each batch, where several workers each hold all three roles."""
+
+    rank: int
+    ranks: int
+
+    def bounds(self, config: Config) -> tuple[int, int]:
+        """Where it begins and ends in the batch. Groups that are judged together are not cut."""
+        adversarial = config.method.adversarial
+        unit = adversarial.group_size if adversarial else 1
+        units = config.batch_size // unit
+        begin, end = (units * number // self.ranks for number in (self.rank, self.rank + 1))
+        return unit * begin, unit * end
+
+
+WHOLE = Share(0, 1)
+
+
+def take_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
+    """Run step `step` of the schedule that `config` names, or a share of it."""
     if config.schedule == "alternating":
-        return alternating_step(roles, config, step)
-    return overlapped_step(roles, config, step)
+        return alternating_step(roles, config, step, share)
+    return overlapped_step(roles, config, step, share)
 
 
-def overlapped_step(roles: Roles, config: Config, step: int) -> StepResult:
+def updates_theta(config: Config, step: int) -> bool:
+    """Whether a step of the schedule updates the generator."""
+    return theta_learns(config, step) and (config.schedule == "alternating" or step > 0)
+
+
+def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
     """theta's update, and psi's from the same images, side by side: 10 F.
 
     The first step updates psi alone: while psi equals phi theta's gradient is rounding noise, along which
     Adam would take a full step.
     """
     generator, fake = roles.generator, roles.fake_score
-    learns = step > 0 and theta_learns(config, step)
+    learns = updates_theta(config, step)
     done, learnt = [], []
-    for group in in_flight(config, step):
+    for group in in_flight(config, step, share):
         made = [generator.generate(at) for at in group]
         if learns:
             pulls = scores_and_pulls(roles, config, group, [noised for noised, _ in made])
@@ -57,15 +81,15 @@ def overlapped_step(roles: Roles, config: Config, step: int) -> StepResult:
     )
 
 
-def alternating_step(roles: Roles, config: Config, step: int) -> StepResult:
+def alternating_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
     """The authors' order: psi's whole update on fresh images, then theta's on fresh images again: 11 F."""
     generator, fake = roles.generator, roles.fake_score
-    learnt = [fake.accumulate(at, generator.images(at)) for at in microbatches(config, step)]
+    learnt = [fake.accumulate(at, generator.images(at)) for at in microbatches(config, step, share)]
     fake_figures = fake.step(step, *learnt)
-    if not theta_learns(config, step):
+    if not updates_theta(config, step):
         return StepResult(generator=None, fake_score=fake_figures)
     done = []
-    for group in in_flight(config, step):
+    for group in in_flight(config, step, share):
         noised = [generator.generate(at)[0] for at in group]
         pulls = scores_and_pulls(roles, config, group, noised)
         done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
@@ -89,15 +113,16 @@ def scores_and_pulls(
     ]
 
 
-def microbatches(config: Config, step: int) -> list[Slice]:
-    """The step's batch, cut into microbatches."""
-    size = config.microbatch
-    return [Slice(step, start, size) for start in range(0, config.batch_size, size)]
+def microbatches(config: Config, step: int, share: Share = WHOLE) -> list[Slice]:
+    """The step's batch, or a share of it, cut into microbatches."""
+    begin, end = share.bounds(config)
+    starts = range(begin, end, config.microbatch)
+    return [Slice(step, start, min(config.microbatch, end - start)) for start in starts]
 
 
-def in_flight(config: Config, step: int) -> list[list[Slice]]:
+def in_flight(config: Config, step: int, share: Share = WHOLE) -> list[list[Slice]]:
     """The step's microbatches, in groups of those that are under way at the same time."""
-    cut = microbatches(config, step)
+    cut = microbatches(config, step, share)
     return [cut[first : first + config.in_flight] for first in range(0, len(cut), config.in_flight)]
 
 

@@ -86,6 +86,8 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         if field.startswith("resources.") or field.endswith(".num_workers"):
             raise UserError(f"{field} cannot be searched: all trials share its places. Give it in `settings`")
     base = _recipe(config, {})
+    if base.placement == "colocated":
+        raise UserError("a search's trials share one teacher service: give placement split, not colocated")
     tried = [  # what cannot be tried is said before anything starts
         _recipe(config, {dimension.fields[0]: value})
         for dimension in config.space

@@ -22,7 +22,7 @@ from raysid.actors.fake_score import FakeScoreLearner
 from raysid.actors.generator import GeneratorLearner
 from raysid.actors.learner import Optimizer, one_hot
 from raysid.actors.messages import Images, Message, Noised, Prediction, Pull, Seed, Slice, Token
-from raysid.actors.placement import Roles
+from raysid.actors.roles import Roles
 from raysid.actors.teacher import TeacherScorer
 from raysid.augment import LABEL_DIM, augment, draw_transforms
 from raysid.config import Config, LearnerSettings

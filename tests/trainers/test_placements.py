@@ -13,11 +13,12 @@ from ray.exceptions import RayTaskError
 
 from raysid.actors.build import RunInputs
 from raysid.actors.messages import Slice, Token, check_tokens
-from raysid.actors.placement import LocalPlacement, Placement, Roles
+from raysid.actors.placement import LocalPlacement, Placement
 from raysid.actors.pool import TeacherPool
 from raysid.actors.remote import SplitPlacement, start_fleet
 from raysid.actors.remote_learners import RemoteFakeScore, RemoteGenerator
 from raysid.actors.results import get
+from raysid.actors.roles import Roles
 from raysid.augment import LABEL_DIM
 from raysid.checkpoint import read_state
 from raysid.config import Config, RoleResources
@@ -202,10 +203,8 @@ def test_reference_training_on_actors(
     }
     everyone = [*learners["fake_score"], *learners["generator"]]
     with actors(*everyone, *(scorer.actor for scorer in pool.members.scorers)):
-        fake_score, generator = (
-            RemoteFakeScore(*learners["fake_score"]),
-            RemoteGenerator(*learners["generator"]),
-        )
+        fake_score = RemoteFakeScore(learners["fake_score"], config.batch_size)
+        generator = RemoteGenerator(learners["generator"], config.batch_size)
         get([*fake_score.join(), *generator.join()])
         roles = Roles(pool, fake_score, generator)
         results = [take_step(roles, config, step) for step in range(len(settings["losses"]))]

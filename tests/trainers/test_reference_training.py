@@ -10,7 +10,7 @@ import pytest
 
 from raysid.actors.fake_score import FakeScoreLearner
 from raysid.actors.generator import GeneratorLearner
-from raysid.actors.placement import Roles
+from raysid.actors.roles import Roles
 from raysid.actors.teacher import TeacherScorer
 from raysid.trainers.step import StepResult, take_step
 from tests.reference_folder import reference_cases, reference_folder

@@ -1,0 +1,126 @@
+"""`placement: colocated`: every worker holds all three networks, and takes a share of every batch.
+
+The workers are Ray Train's (`raysid.actors.train_workers`), data parallel: each runs whole steps of the schedule on its
+share, and their sums of gradients meet in the learners' `step`. No image leaves its worker.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from upath import UPath
+
+from raysid.actors.build import RunInputs
+from raysid.actors.mailbox import Call
+from raysid.actors.placing import Say
+from raysid.actors.profile import Profile
+from raysid.actors.results import get, get_ranks, is_ready
+from raysid.actors.train_workers import TrainWorkers
+from raysid.checkpoint import StateFile
+from raysid.data import ImageSource
+from raysid.errors import UserError
+from raysid.storage import remove_file, write_whole
+from raysid.trainers.step import StepResult, updates_theta
+
+
+class ColocatedPlacement:
+    """The roles of a run in the workers that Ray Train has at present.
+
+    Args:
+        source: the real images, for a method that needs them; each worker streams them by Ray Data.
+        workers: under which they run; this placement is of its newest group.
+        say: takes what there is to tell while places are waited for.
+
+    Raises:
+        RunFailed: no room for the workers within `failure.placement_timeout_s`, or a role cannot be built.
+        LearnerLost: a worker died meanwhile.
+    """
+
+    def __init__(
+        self, inputs: RunInputs, source: ImageSource | None, workers: TrainWorkers, say: Say
+    ) -> None:
+        self.config = inputs.config
+        self.workers = workers
+        self.group = workers.next_group(say)
+        self._numbers = [0] * self.group.size
+        self._begun: dict[tuple[str, str], Any] = {}
+        self._asked: dict[tuple[str, str], Any] = {}
+        get_ranks(self._all("build", inputs, source.dataset() if source else None), workers.check)
+
+    def step(self, step: int) -> StepResult:
+        answers = self._all("step", step, num_returns=2)
+        theta = [answer[1] for answer in answers] if updates_theta(self.config, step) else None
+        return StepResult([answer[0] for answer in answers], theta)
+
+    def collect(self, figures: Any) -> dict[str, float]:
+        """What the workers returned of a learner: it is the same, each having all tokens."""
+        return get_ranks(figures, self.workers.check)[0]
+
+    def check_shared(self, folder: str) -> None:
+        """Refuse a run's folder that a worker does not share with the driver. Raises UserError."""
+        content = uuid.uuid4().hex
+        probe = UPath(folder) / f".shared-{content}"
+        write_whole(probe, content.encode())
+        try:
+            for node in get_ranks(self._all("sees", str(probe), content), self.workers.check):
+                if node is not None:
+                    raise UserError(
+                        f"{folder} is not shared: the worker on node {node} does not see what the driver writes there; "
+                        "give --storage a path that all nodes mount"
+                    )
+        finally:
+            remove_file(probe)
+
+    def save(self, folder: str) -> None:
+        self._begun["saved", folder] = self._ask(0, "save", folder)
+
+    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
+        return self._written("saved", folder, wait)
+
+    def export(self, folder: str, trained: dict[str, Any]) -> None:
+        self._begun["exported", folder] = self._ask(0, "export", folder, trained)
+
+    def exported(self, folder: str, wait: bool) -> bool:
+        return bool(self._written("exported", folder, wait))
+
+    def report(self) -> dict[str, dict[str, float]]:
+        reports = get_ranks(self._all("report"), self.workers.check)
+        busiest = {
+            role: {name: max(report[role][name] for report in reports) for name in figures}
+            for role, figures in reports[0].items()
+        }
+        return busiest | {"worker": {"replicas": float(self.group.size)}}
+
+    def profile(self) -> dict[str, dict[int, Profile]]:
+        profiles = get_ranks(self._all("profile"), self.workers.check)
+        return {role: {rank: each[role][0] for rank, each in enumerate(profiles)} for role in profiles[0]}
+
+    def close(self) -> None:
+        pass  # the workers stay, for a run that goes back to a checkpoint
+
+    def _ask(self, rank: int, method: str, *arguments: Any, num_returns: int = 1) -> Any:
+        number = self._numbers[rank]
+        self._numbers[rank] += 1
+        ask = self.workers.mailbox.ask.options(num_returns=num_returns)
+        return ask.remote(self.group.name, rank, number, Call(method, arguments))
+
+    def _all(self, method: str, *arguments: Any, num_returns: int = 1) -> list[Any]:
+        return [
+            self._ask(rank, method, *arguments, num_returns=num_returns) for rank in range(self.group.size)
+        ]
+
+    def _written(self, what: str, folder: str, wait: bool) -> Any:
+        """What rank 0, which writes for all, has written to a folder, once it has; it is asked between steps."""
+        while True:
+            if (what, folder) not in self._asked:
+                self._asked[what, folder] = self._ask(0, what, folder, wait)
+            if not (wait or is_ready(self._asked[what, folder])):
+                return None
+            get(self._begun[what, folder])  # where that has failed, so has the answer, and says less
+            written = get(self._asked.pop((what, folder)))
+            if written or not wait:
+                break
+        if written:
+            del self._begun[what, folder]
+        return written or None

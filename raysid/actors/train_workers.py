@@ -1,0 +1,221 @@
+"""The workers of `placement: colocated`: Ray Train starts them, watches over them, and says how many they are."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+import time
+import uuid
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed
+from ray.exceptions import RayActorError, RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from upath import UPath
+
+from raysid.actors.build import RunInputs
+from raysid.actors.mailbox import Call, Group, Mailbox
+from raysid.actors.placement import LocalPlacement
+from raysid.actors.placing import Say, wait_for_room
+from raysid.actors.ranks import TIMEOUT, Ranks
+from raysid.actors.results import what_died
+from raysid.config import Config
+from raysid.data import ray_blocks
+from raysid.errors import LearnerLost, PeerLost, RunFailed
+from raysid.storage import for_ray, holds, remove_folder
+
+FOLDER = ".ray-train"  # in a run's folder: Ray Train's own notes
+END_SECONDS = 10.0  # for a worker to finish what it is at when the run is over
+
+
+class TrainWorkers:
+    """Workers under Ray Train's TorchTrainer, from their start to `close`.
+
+    They take calls from a mailbox. When one dies Ray Train starts all anew, as many as there is room for.
+
+    Args:
+        folder: where Ray Train may keep its notes: all nodes must see it.
+        threads: torch's threads in each.
+    """
+
+    def __init__(self, config: Config, folder: str, threads: int) -> None:
+        self.config = config
+        self.folder = UPath(folder) / FOLDER
+        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+        own, place = config.colocated, config.resources.worker
+        path, filesystem = for_ray(self.folder)
+        number = own.num_workers if own.min_workers is None else (own.min_workers, own.num_workers)
+        scaling: Any = ScalingConfig  # which mypy takes for that of Ray Train's first version
+        run: Any = RunConfig
+        trainer = TorchTrainer(
+            _serve,
+            train_loop_config={"mailbox": self.mailbox, "threads": threads},
+            # Ranks that share a GPU cannot use NCCL.
+            torch_config=TorchConfig(
+                backend="nccl" if place.num_gpus >= 1 else "gloo", timeout_s=int(TIMEOUT.total_seconds())
+            ),
+            scaling_config=scaling(
+                num_workers=number,
+                elastic_resize_monitor_interval_s=own.elastic_resize_monitor_interval_s,
+                use_gpu=place.num_gpus > 0,
+                resources_per_worker={"CPU": place.num_cpus, **place.resources}
+                | ({"GPU": place.num_gpus} if place.num_gpus else {}),
+                label_selector=place.label_selector or None,
+            ),
+            run_config=run(
+                name="workers",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=config.failure.max_failures),
+                callbacks=[_Losses(self.mailbox)],
+            ),
+        )
+        self._used: str | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+        self._fitting = self._thread.submit(trainer.fit)
+
+    def next_group(self, say: Say) -> Group:
+        """The workers, when all are there; not those that this has returned before, which are gone.
+
+        Raises:
+            RunFailed: there is no room for them within `failure.placement_timeout_s`, or they cannot start.
+        """
+        found: list[Group] = []
+
+        def there(seconds: float) -> bool:
+            end = time.monotonic() + seconds
+            while True:
+                self.check()
+                group = ray.get(
+                    self.mailbox.group.remote(self._used, min(1.0, max(0.0, end - time.monotonic())))
+                )
+                if group is not None:
+                    found.append(group)
+                if group is not None or time.monotonic() >= end:
+                    return group is not None
+
+        fewest = self.config.colocated.min_workers or self.config.colocated.num_workers
+        places = [self.config.resources.worker] * fewest
+        wait_for_room(there, "the workers", places, self.config.failure.placement_timeout_s, say)
+        self._used = found[0].name
+        return found[0]
+
+    def check(self) -> None:
+        """Raises RunFailed where Ray Train has given up."""
+        if self._fitting.done():
+            error = self._fitting.exception()
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise RunFailed(f"Ray Train has ended the workers: {reason}; the same command goes on")
+
+    def close(self) -> None:
+        """Send the workers home, and remove Ray Train's notes."""
+        ray.get(self.mailbox.close.remote())
+        concurrent.futures.wait([self._fitting], timeout=3 * END_SECONDS)
+        self._thread.shutdown(wait=False)
+        ray.kill(self.mailbox)
+        remove_folder(self.folder)
+
+
+class Worker:
+    """What a driver can ask of one worker: the roles of its share of a run, by the names of a placement's calls.
+
+    Args:
+        ranks: the other workers.
+        threads: torch's threads.
+    """
+
+    def __init__(self, ranks: Ranks, threads: int) -> None:
+        self.ranks, self.threads = ranks, threads
+        self.placement: LocalPlacement | None = None
+
+    def build(self, inputs: RunInputs, dataset: Any) -> None:
+        """Make the roles, from the beginning or a checkpoint."""
+        read_blocks = ray_blocks(dataset) if dataset is not None else None
+        self.placement = LocalPlacement(inputs, None, self.threads, self.ranks, read_blocks)
+
+    def step(self, step: int) -> tuple[Any, Any]:
+        """Take a step's share; what the two learners say of the whole step."""
+        assert self.placement is not None
+        result = self.placement.step(step)
+        return result.fake_score, result.generator
+
+    def sees(self, file: str, content: str) -> str | None:
+        """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
+        return None if holds(UPath(file), content) else ray.util.get_node_ip_address()
+
+    def call(self, call: Call) -> Any:
+        """Do what is asked.
+
+        Raises:
+            RunFailed: it failed; says where and why.
+            PeerLost: another worker is gone.
+        """
+        method = getattr(self if hasattr(self, call.method) else self.placement, call.method)
+        try:
+            return method(*call.arguments)
+        except (LearnerLost, RunFailed):
+            raise
+        except Exception as error:
+            at = f" of step {call.arguments[0]}" if call.method == "step" else ""
+            raise RunFailed(f"worker {self.ranks.rank} failed in `{call.method}`{at}: {error}") from error
+
+
+class _Losses(UserCallback):
+    """Tells the mailbox of workers that died, from Ray Train's controller."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """See `ray.train.UserCallback`."""
+        told = {rank: what_died(error) for rank, error in worker_exceptions.items()}
+        # The others' errors are that they have lost these.
+        died = {rank: line for rank, line in told.items() if line.endswith(" died")}
+        lines = [f"worker {rank}: {line}" for rank, line in (died or told).items()]
+        self.mailbox.lost.remote("; ".join(lines))
+
+
+def _serve(inputs: dict[str, Any]) -> None:
+    """A worker's whole life: it takes calls, and answers them, until it is sent home."""
+    mailbox = inputs["mailbox"]
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    name = [uuid.uuid4().hex]
+    torch.distributed.broadcast_object_list(name)
+    group = Group(name[0], size)
+    at_home = threading.Event()
+    threading.Thread(target=_leave_at_the_end, args=(mailbox, at_home), daemon=True).start()
+    worker = Worker(Ranks.of_process_group(), inputs["threads"])
+    try:
+        ray.get(mailbox.join.remote(group, rank))
+        number, upcoming = 0, mailbox.take.remote(group.name, rank, 0)
+        while (call := ray.get(upcoming)) is not None:
+            upcoming = mailbox.take.remote(group.name, rank, number + 1)  # on its way while this one is done
+            value = error = None
+            try:
+                value = worker.call(call)
+            except Exception as failed:
+                error = failed
+            mailbox.answer.remote(group.name, rank, number, value, error)
+            if isinstance(error, PeerLost):
+                raise error  # Ray Train starts all of them anew
+            number += 1
+    except RayActorError:
+        pass  # the driver is gone, and its mailbox with it
+    finally:
+        at_home.set()
+
+
+def _leave_at_the_end(mailbox: Any, at_home: threading.Event) -> None:
+    """End this process where the run is over and the worker does not come to see that: it waits for another one."""
+    try:
+        ray.get(mailbox.closed.remote())
+    except RayError:
+        pass
+    if not at_home.wait(END_SECONDS):
+        os._exit(1)

@@ -1,0 +1,46 @@
+"""A run on a cluster that gains a node, and loses it again: `python -m tests.trainers.elastic_run RECIPE RUN`.
+
+A process of its own: a cluster of several nodes cannot be made where another one is joined.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from tests.processes import wait_until
+from tests.tiny_run import lines_of
+
+SECONDS = 150
+
+
+def main(recipe: str, run: Path) -> int:
+    """Distil the recipe, whose workers each take a `slot`; the run's exit code."""
+    head = {"num_cpus": 2, "resources": {"slot": 1}, "include_dashboard": False}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    command = [sys.executable, "-m", "raysid", "distill", recipe]
+    process = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": cluster.address})
+    try:
+        wait_until(lambda: bool(workers_of(run)), SECONDS, "the first worker's steps")
+        node = cluster.add_node(num_cpus=1, resources={"slot": 1})
+        wait_until(lambda: workers_of(run)[-4:] == [2] * 4, SECONDS, "steps of two workers")
+        cluster.remove_node(node)
+        return process.wait(2 * SECONDS)
+    finally:
+        process.kill()
+        cluster.shutdown()
+
+
+def workers_of(run: Path) -> list[int]:
+    """How many workers the run has had, at each of its lines of metrics."""
+    lines = lines_of(run, "perf") if (run / "metrics.jsonl").exists() else []
+    return [int(line["replicas/worker"]) for line in lines]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
