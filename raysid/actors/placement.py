@@ -86,7 +86,7 @@ def workers_for(config: Config, folder: str) -> Iterator[TrainWorkers | None]:
     """Ray Train's workers, where the config has its roles in such; they outlive a placement that one of them ends.
 
     Args:
-        folder: where Ray Train may keep its notes, which all nodes see.
+        folder: for Ray Train's own notes, which all nodes must see; removed at the end.
     """
     if config.placement != "colocated":
         yield None

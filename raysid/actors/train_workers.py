@@ -29,7 +29,6 @@ from raysid.data import ray_blocks
 from raysid.errors import LearnerLost, PeerLost, RunFailed
 from raysid.storage import for_ray, holds, remove_folder
 
-FOLDER = ".ray-train"  # in a run's folder: Ray Train's own notes
 END_SECONDS = 10.0  # for a worker to finish what it is at when the run is over
 
 
@@ -39,13 +38,13 @@ class TrainWorkers:
     They take calls from a mailbox. When one dies Ray Train starts all anew, as many as there is room for.
 
     Args:
-        folder: where Ray Train may keep its notes: all nodes must see it.
+        folder: for Ray Train's own notes, which all nodes must see; removed at the end.
         threads: torch's threads in each.
     """
 
     def __init__(self, config: Config, folder: str, threads: int) -> None:
         self.config = config
-        self.folder = UPath(folder) / FOLDER
+        self.folder = UPath(folder)
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
         own, place = config.colocated, config.resources.worker
         path, filesystem = for_ray(self.folder)

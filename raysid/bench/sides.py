@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ class Side:
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
         self.config: Config = inputs.config
         self._stack = ExitStack()
-        workers = self._stack.enter_context(workers_for(self.config, str(UPath(inputs.teacher).parent)))
+        workers = self._stack.enter_context(
+            workers_for(self.config, f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}")
+        )
         try:
             self.placement: Placement = place(inputs, source, workers=workers)
         except BaseException:

@@ -228,7 +228,7 @@ class _Distillation:
             connect()  # first: Ray takes SIGTERM for itself
         with (
             ProgressLine("distill", total, start.images if start else 0, size) as self.progress,
-            workers_for(self.config, str(self.folder.path)) as self.workers,
+            workers_for(self.config, str(self.folder.path / ".ray-train")) as self.workers,
         ):
             self.folder.say = self.progress.message
             if start is not None:

@@ -57,13 +57,18 @@ def server() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module", params=["good", pytest.param("bad", marks=pytest.mark.slow)])
+KINDS = ["good", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bad", "colocated"))]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def finished(
     request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BucketRun]:
     folder, storage = tmp_path_factory.mktemp("bucket"), f"gs://{BUCKET}/{request.param}"
     connection = Connection(server, bad=request.param == "bad")
-    config = tiny_config(tiny_teacher(folder / "teacher"), folder).model_copy(update={"storage": storage})
+    changes = {"placement": "colocated", "colocated__num_workers": 2} if request.param == "colocated" else {}
+    config = tiny_config(tiny_teacher(folder / "teacher"), folder, **changes)
+    config = config.model_copy(update={"storage": storage})
     recipe = write_recipe(config, folder / "tiny.yaml")
     run = in_bucket(server, f"{storage}/tiny")
     second = run / "checkpoints" / "step-00000008" / MANIFEST
