@@ -29,7 +29,12 @@ class Optimizer:
     ) -> None:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(
-            self.parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+            self.parameters,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=config.compute.fused_optimizer
+            or None,  # None: whatever else torch finds best for the device
         )
         self.settings = settings
         self.config = config
@@ -72,7 +77,27 @@ class Optimizer:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.adam.load_state_dict(state)
+        """Go on with a state, whichever way of computing it was made by."""
+        ways = [{name: group[name] for name in ("fused", "foreach")} for group in self.adam.param_groups]
+        groups = [saved | way for saved, way in zip(state["param_groups"], ways, strict=True)]
+        self.adam.load_state_dict(state | {"param_groups": groups})
+        for parameter, moments in self.adam.state.items():
+            for name, value in moments.items():
+                # The fused update goes through memory as it lies: all must lie as the weights do.
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+def move_average(ema: nn.Module, network: nn.Module, beta: float, foreach: bool) -> None:
+    """Move the average's weights to the network's: beta of what they were, 1 - beta of these."""
+    averages: list[Tensor] = list(ema.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    with torch.no_grad():
+        if foreach:
+            torch._foreach_lerp_(averages, weights, 1 - beta)
+            return
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, 1 - beta)
 
 
 def one_hot(labels: Tensor, label_dim: int) -> Tensor | None:
