@@ -60,15 +60,15 @@ def checkpoint_activations(network: Network) -> None:
                 module.checkpointed = True
         return
     if isinstance(network, DiffusersDenoiser):
-        network.model.enable_gradient_checkpointing()
+        network.model.enable_gradient_checkpointing()  # type: ignore[operator]
         return
     if not hasattr(network.model, "enable_gradient_checkpointing"):
         raise UserError(
             f"compute.activation_checkpointing is not for teacher.factory {network.settings.factory}: its "
-            f"{type(network.model).__name__} has no method enable_gradient_checkpointing; give it one (diffusers' name; "
-            "torch.utils.checkpoint with use_reentrant=False), or compute.activation_checkpointing false"
+            f"{type(network.model).__name__} has no method enable_gradient_checkpointing; give it one, as "
+            "diffusers' have (torch.utils.checkpoint with use_reentrant=False), or false for it"
         )
-    network.model.enable_gradient_checkpointing()
+    network.model.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
 def compiled_parts(network: Network) -> list[nn.Module]:
@@ -88,7 +88,7 @@ def check_compiler(device: str) -> None:
         torch.compile(nn.functional.silu)(torch.ones(8, device=device))
     except Exception as error:
         needed = "a C++ compiler (as g++, or named by CXX)" if device == "cpu" else "Triton and a C compiler"
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:300]
         raise UserError(
             f"compute.compile needs {needed} and Python's headers wherever a role lives, and torch.compile failed: "
             f"{reason}; install them, or give compute.compile false"
