@@ -145,7 +145,7 @@ class ComputeSettings(Settings):
     activation_checkpointing: bool = Field(
         False,
         description="A network's blocks keep their inputs alone and compute the rest again in the backward pass: less "
-        "memory, a third more time, the same results.",
+        "memory, about 1.4 times the time, the same results.",
     )
     fused_optimizer: bool = Field(
         True, description="Adam updates all weights in one fused pass; `false`: operation by operation."

@@ -12,7 +12,8 @@ from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.networks.layers import UNetBlock
 
-# Ways of calling a network that are compiled apart: three roles in one process, each in train and eval mode, ...
+# Three roles in one process call their networks in train and eval mode, frozen or not, with and without a graph. Each
+# way is compiled apart; torch's own limit is 8, beyond which it goes on uncompiled.
 WAYS_OF_CALLING = 64
 
 
@@ -33,9 +34,7 @@ def equip(network: Network, compute: ComputeSettings, device: str) -> None:
         checkpoint_activations(network)
     if compute.compile:
         check_compiler(device)
-        torch._dynamo.config.recompile_limit = (
-            WAYS_OF_CALLING  # beyond it, it would not compile, without a word
-        )
+        torch._dynamo.config.recompile_limit = WAYS_OF_CALLING
         for part in compiled_parts(network):
             # No CUDA graphs (another mode): several microbatches are under way at a time.
             part.compile(dynamic=False)

@@ -33,8 +33,8 @@ class Optimizer:
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
-            fused=config.compute.fused_optimizer
-            or None,  # None: whatever else torch finds best for the device
+            # None, not False: torch then takes the fastest way that is not fused.
+            fused=config.compute.fused_optimizer or None,
         )
         self.settings = settings
         self.config = config

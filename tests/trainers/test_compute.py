@@ -28,6 +28,7 @@ from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.files import load_network
 from raysid.trainers.teachers import find_teacher
 from tests import points
+from tests.tiny_networks import save_teacher
 from tests.tiny_run import (
     NETWORK,
     Weights,
@@ -49,29 +50,35 @@ LAID_OUT = {"compute__channels_last": True}
 COMPILED = {"compute__compile": True}
 WITHOUT_DROPOUT = {"generator__dropout": 0.0, "fake_score__dropout": 0.0}
 AT = Slice(0, 0, 8)
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": (8,),
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "down_block_types": ("AttnDownBlock2D",),
+    "up_block_types": ("AttnUpBlock2D",),
+}
+SMALLEST: dict[str, Any] = {
+    "model_channels": 4,
+    "channel_mult": (1,),
+    "attn_resolutions": (),
+}  # compiled in seconds
 
 
-def network(kind: str, dropout: float = 0.0) -> Network:
+def network(kind: str, dropout: float = 0.0, **changes: Any) -> Network:
     """A small network with attention, every parameter off zero; equal weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         made: Network
         if kind == "diffusers":
             noise, prediction = read_scheduler({"beta_schedule": "linear"})
-            blocks = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
-            shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "attention_head_dim": 4}
-            unet = UNet2DModel(
-                **blocks,
-                **shape,
-                block_out_channels=(8,),
-                norm_num_groups=4,
-                layers_per_block=1,
-                dropout=dropout,
-            )
-            made = DiffusersDenoiser(unet, noise, prediction)
+            made = DiffusersDenoiser(UNet2DModel(**UNET, dropout=dropout), noise, prediction)
         else:
-            changes = {"model_type": kind, "dropout": dropout}
-            made = EDMDenoiser(NetworkSettings.model_validate(NETWORK.model_dump() | changes))
+            settings = NETWORK.model_dump() | {"model_type": kind, "dropout": dropout} | changes
+            made = EDMDenoiser(NetworkSettings.model_validate(settings))
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -363,8 +370,8 @@ def test_without_a_compiler_a_run_says_so(teacher: str, tmp_path: Path) -> None:
 )
 def test_compiled_networks_give_the_same_up_to_rounding(kind: str, checkpointed: bool) -> None:
     """Pulls and weights' gradients, two microbatches under way, each network in all its modes."""
-    plain = network(kind)
-    compiled = equipped(network(kind), compile=True, activation_checkpointing=checkpointed)
+    plain = network(kind, **SMALLEST)
+    compiled = equipped(network(kind, **SMALLEST), compile=True, activation_checkpointing=checkpointed)
     assert_same(compiled.state_dict(), plain.state_dict())
     for of in (pulls, gradients):
         for ours, theirs in zip(of(compiled), of(plain), strict=True):
@@ -374,7 +381,7 @@ def test_compiled_networks_give_the_same_up_to_rounding(kind: str, checkpointed:
 @SLOW
 @COMPILING
 def test_compiled_dropout_is_a_function_of_the_seed() -> None:
-    compiled = equipped(network("SongUNet", dropout=0.5), compile=True).train()
+    compiled = equipped(network("SongUNet", dropout=0.5, **SMALLEST), compile=True).train()
 
     def once(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -387,7 +394,8 @@ def test_compiled_dropout_is_a_function_of_the_seed() -> None:
 @SLOW
 @COMPILING
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_compiled_run_is_the_same_up_to_rounding(teacher: str, tmp_path: Path, precision: str) -> None:
+def test_a_compiled_run_is_the_same_up_to_rounding(tmp_path: Path, precision: str) -> None:
+    teacher = save_teacher(tmp_path / "teacher", network("SongUNet", **SMALLEST))
     plain = tiny_config(teacher, tmp_path, precision=precision, **WITHOUT_DROPOUT)
     compiled = plain.model_copy(update={"compute": ComputeSettings(compile=True)})
     whole, figures = local_end(plain, tmp_path / "plain", STEPS)
@@ -402,10 +410,9 @@ def test_a_compiled_run_is_the_same_up_to_rounding(teacher: str, tmp_path: Path,
 
 @SLOW
 @COMPILING
-def test_compiled_actors_come_to_the_same_as_one_compiled_process(
-    ray_cluster: None, teacher: str, tmp_path: Path
-) -> None:
+def test_compiled_actors_come_to_the_same_as_one_compiled_process(ray_cluster: None, tmp_path: Path) -> None:
     """With dropout; and an uncompiled run goes on from the checkpoint."""
+    teacher = save_teacher(tmp_path / "teacher", network("SongUNet", **SMALLEST))
     config = tiny_config(teacher, tmp_path, **COMPILED)
     check_local_and_split(config, tmp_path)
     plain = tiny_config(teacher, tmp_path)
