@@ -126,6 +126,47 @@ class PretrainConfig(Settings):
         return self
 
 
+class ComputeSettings(Settings):
+    """How the roles compute, for speed or memory; docs/compute.md says what was measured."""
+
+    tf32: bool = Field(
+        False,
+        description="Matrix products and convolutions in float32 round their inputs to TF32 on NVIDIA GPUs, which is "
+        "faster; without effect on a CPU.",
+    )
+    channels_last: bool = Field(
+        False, description="Images and convolutions' weights lie in memory with the channels last."
+    )
+    compile: bool = Field(
+        False,
+        description="Networks run through torch.compile: the first steps take minutes, and a C++ compiler is needed "
+        "(on a GPU Triton and a C compiler); dropout draws other masks.",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="A network's blocks keep their inputs alone and compute the rest again in the backward pass: less "
+        "memory, about 1.4 times the time, the same results.",
+    )
+    fused_optimizer: bool = Field(
+        True, description="Adam updates all weights in one fused pass; `false`: operation by operation."
+    )
+    foreach_ema: bool = Field(
+        True, description="The average of all weights is updated in one call; `false`: in one for each."
+    )
+
+
+class TeacherCompute(Settings):
+    """What of `compute` is otherwise for the teacher's scorers."""
+
+    channels_last: bool | None = Field(
+        None, description="As `compute.channels_last`, which it is when not given."
+    )
+    compile: bool | None = Field(None, description="As `compute.compile`, which it is when not given.")
+    activation_checkpointing: bool | None = Field(
+        None, description="As `compute.activation_checkpointing`, which it is when not given."
+    )
+
+
 class TeacherAutoscaling(Settings):
     """How the teacher service grows and shrinks during a run; names as Ray Serve has them."""
 
@@ -167,6 +208,7 @@ class TeacherSettings(Settings):
     precision: Precision | None = Field(
         None, description="What the teacher's scorers compute in; the run's `precision` when not given."
     )
+    compute: TeacherCompute = TeacherCompute()
     num_replicas: Positive = Field(1, description="Scorers in the teacher service, when it does not scale.")
     autoscaling_config: TeacherAutoscaling | None = Field(
         None, description="Lets the teacher service grow and shrink during a run; instead of `num_replicas`."
@@ -353,6 +395,7 @@ class Config(Settings):
         description="What the networks compute in (autocast); weights, losses and optimizers stay float32. In fp16 the "
         "authors scale no loss and take an `eps` of 1e-6.",
     )
+    compute: ComputeSettings = ComputeSettings()
     generator: GeneratorSettings = GeneratorSettings()
     fake_score: FakeScoreSettings = FakeScoreSettings()
     lr_schedule: LearningRateSchedule = LearningRateSchedule()
@@ -445,6 +488,11 @@ class Config(Settings):
         """Scored microbatches whose graph a scorer keeps for this run: one scorer may have all of them."""
         kept = self.teacher.graphs_kept
         return self.in_flight if kept is None else kept
+
+    @property
+    def teacher_compute(self) -> ComputeSettings:
+        """How the teacher's scorers compute."""
+        return self.compute.model_copy(update=self.teacher.compute.model_dump(exclude_none=True))
 
     @property
     def total_steps(self) -> int:

@@ -51,6 +51,7 @@ FIXED = (
     "batch_size",
     "precision",
     "teacher.precision",
+    "compute.tf32",
     "data",
     "generator",
     "fake_score",

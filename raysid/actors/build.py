@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from raysid.actors.compute import equip
 from raysid.actors.fake_score import FakeScoreLearner
 from raysid.actors.generator import GeneratorLearner
 from raysid.actors.ranks import Ranks
@@ -42,8 +43,8 @@ class RunInputs:
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
     """A scorer of the teacher service, from the teacher's folder."""
     network = load_network(teacher, "teacher", config.teacher.factory)[1]
-    network = network.to(config.device_of("teacher"))
     network.precision = config.teacher.precision or config.precision
+    equip(network, config.teacher_compute, config.device_of("teacher"))
     return TeacherScorer(network, config.graphs_kept, runs_kept)
 
 
@@ -70,8 +71,8 @@ def build_fake_score(
             prefetch=inputs.num_real > window,
         )
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
-    network = network.to(config.device_of("fake_score"))
     network.precision = config.precision
+    equip(network, config.compute, config.device_of("fake_score"))
     learner = FakeScoreLearner(config, network, stream, inputs.pixel_max, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
@@ -86,8 +87,8 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
     """
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
-    network = network.to(config.device_of("generator"))
     network.precision = config.precision
+    equip(network, config.compute, config.device_of("generator"))
     if inputs.start is not None and inputs.checkpoint is None:
         start = load_network(inputs.start, "generator", config.teacher.factory)[1]
         network.load_state_dict(start.state_dict())

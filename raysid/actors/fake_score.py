@@ -88,6 +88,7 @@ class FakeScoreLearner:
     def pullback(self, at: Slice, noised: Noised, seed: Seed) -> Pull:
         """J^T seed at x_t, through the prediction and, where the seed has them, through the logits."""
         seed = seed.to(self.device)
+        self._learn(False)  # as it scored: a checkpointed network computes anew
         x_t, x_hat, logits = self.graphs.pop(at)
         outputs, seeds = [x_hat], [seed.x_hat]
         if seed.logits is not None:

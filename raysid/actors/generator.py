@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raysid.actors.busy import Stopwatch, busy
-from raysid.actors.learner import DrawsAt, Optimizer, one_hot, where_good
+from raysid.actors.learner import DrawsAt, Optimizer, move_average, one_hot, where_good
 from raysid.actors.messages import Images, Noised, Prediction, Pull, Seed, Slice, Token, check_tokens
 from raysid.actors.ranks import Ranks
 from raysid.config import Config
@@ -136,6 +136,7 @@ class GeneratorLearner:
         entry = self.pending.pop(at)
         assert entry.direct is not None and entry.sums is not None
         gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
+        self._train(True)  # as it made the images: a checkpointed network computes anew
         # A pull can be bad where the predictions were not: in the backward pass alone something overflowed.
         entry.x_g.backward(where_good(entry.good & finite_samples(gradient), gradient))
         entry.sums[RECOMPUTED] += teacher.recomputed
@@ -156,8 +157,7 @@ class GeneratorLearner:
         recomputed = sums.pop(RECOMPUTED)
         figures = self.optimizer.step(step * size)
         beta = ema_beta(self.config.ema, step * size, size)
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.weights, 1 - beta)
+        move_average(self.averages, self.weights, beta, self.config.compute.foreach_ema)
         return (
             {name: total / size for name, total in sums.items()}
             | {f"generator/{name}": value for name, value in figures.items()}

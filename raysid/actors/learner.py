@@ -29,7 +29,12 @@ class Optimizer:
     ) -> None:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(
-            self.parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+            self.parameters,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            # None, not False: torch then takes the fastest way that is not fused.
+            fused=config.compute.fused_optimizer or None,
         )
         self.settings = settings
         self.config = config
@@ -72,7 +77,25 @@ class Optimizer:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.adam.load_state_dict(state)
+        """Go on with a state, whichever way of computing it was made by."""
+        ways = [{name: group[name] for name in ("fused", "foreach")} for group in self.adam.param_groups]
+        groups = [saved | way for saved, way in zip(state["param_groups"], ways, strict=True)]
+        self.adam.load_state_dict(state | {"param_groups": groups})
+        for parameter, moments in self.adam.state.items():
+            for name, value in moments.items():
+                # The fused update goes through memory as it lies: all must lie as the weights do.
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+def move_average(averages: list[Tensor], weights: list[Tensor], beta: float, foreach: bool) -> None:
+    """Move a network's averaged weights to its weights: beta of what they were, 1 - beta of these."""
+    with torch.no_grad():
+        if foreach:
+            torch._foreach_lerp_(averages, weights, 1 - beta)
+            return
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, 1 - beta)
 
 
 def one_hot(labels: Tensor, label_dim: int) -> Tensor | None:

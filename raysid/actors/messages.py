@@ -21,7 +21,15 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 class Message:
-    """Base of the records: pickles with its tensors as numpy arrays, so that they travel out of band."""
+    """Base of the records: pickles with its tensors as numpy arrays, so that they travel out of band.
+
+    Tensors are contiguous, in a process as between processes: in which order a sum is taken depends on it.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                object.__setattr__(self, name, value.contiguous())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: _to_wire(value) for name, value in self.__dict__.items()}
@@ -39,7 +47,7 @@ class Message:
 
 
 def _to_wire(value: Any) -> Any:
-    return value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)

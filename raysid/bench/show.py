@@ -6,6 +6,7 @@ from typing import Any
 
 from raysid.bench.compare import Comparison, SideResult
 from raysid.bench.sides import RoleUse
+from raysid.config import ComputeSettings, Config
 from raysid.progress import print_table
 
 PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
@@ -79,15 +80,37 @@ def title(side: SideResult) -> str:
     """A side in words."""
     config = side.config
     threads = f"{config.torch_threads} thread{'s' * (config.torch_threads != 1)}"
+    options = "".join(f", {option}" for option in _options(config))
     if config.placement == "local":
-        return f"local, {config.schedule}, {threads}"
+        return f"local, {config.schedule}, {threads}{options}"
     if config.placement == "colocated":
         number = config.colocated.num_workers
-        return f"colocated, {config.schedule}, {number} worker{'s' * (number != 1)} of {threads}"
+        return f"colocated, {config.schedule}, {number} worker{'s' * (number != 1)} of {threads}{options}"
     workers = config.learner_workers
     scorers = config.teacher.scaling.min_replicas
     actors = scorers + sum(workers.values())
-    return f"split, {config.schedule}, {actors} actors of {threads}"
+    return f"split, {config.schedule}, {actors} actors of {threads}{options}"
+
+
+def _options(config: Config) -> list[str]:
+    """How a side computes, where that is not by the defaults; then the teacher, where it is not as the side."""
+    of_side = {"precision": config.precision} | config.compute.model_dump()
+    of_teacher = {
+        "precision": config.teacher.precision or config.precision
+    } | config.teacher_compute.model_dump()
+    defaults = {"precision": "float32"} | ComputeSettings().model_dump()
+    teachers = [f"teacher {option}" for option in _changes(of_side, of_teacher)]
+    return _changes(defaults, of_side) + teachers
+
+
+def _changes(usual: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
+    """Options in words, as in `bf16`, `compile` and `no fused_optimizer`, where they are not the usual ones."""
+    words = {True: "", False: "no "}
+    return [
+        f"{words[value]}{name}" if isinstance(value, bool) else value
+        for name, value in chosen.items()
+        if value != usual[name]
+    ]
 
 
 def bound(found: Comparison) -> float:

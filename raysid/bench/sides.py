@@ -14,6 +14,7 @@ from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.busy import Span
+from raysid.actors.compute import set_tf32
 from raysid.actors.placement import Placement, place, workers_for
 from raysid.actors.profile import Profile
 from raysid.config import Config
@@ -122,7 +123,9 @@ class Side:
     def _advance(self, steps: int) -> float:
         """Take steps as a run does, and wait for them; wall seconds."""
         if self.config.placement == "local" and self.config.torch_threads:
-            torch.set_num_threads(self.config.torch_threads)  # of the whole process, whose sides may differ
+            # Both are the whole process's, whose sides may differ.
+            torch.set_num_threads(self.config.torch_threads)
+            set_tf32(self.config.compute.tf32)
         began = time.perf_counter()
         under_way: deque[StepResult] = deque()
         for step in range(self.next_step, self.next_step + steps):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +24,30 @@ from raysid.networks.settings import NetworkSettings
 
 _INIT = WeightInit("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 _INIT_ZERO = WeightInit("kaiming_uniform", weight=0.0)
+
+
+class DhariwalEncoder(nn.ModuleDict):
+    """The encoder: (B, img_channels, H, W) -> every feature map, finest first, for the decoder to use."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Encodes `x` (B, img_channels, H, W) under `emb` (B, emb_channels); the last map is the deepest."""
+        maps: list[Tensor] = []
+        for name, block in self.items():
+            x = block(x) if name.endswith("_conv") else block(x, emb)
+            maps.append(x)
+        return maps
+
+
+class DhariwalDecoder(nn.ModuleDict):
+    """The decoder: the encoder's feature maps -> (B, channels, H, W), which `out_norm` and `out_conv` finish."""
+
+    def forward(self, maps: list[Tensor], emb: Tensor) -> Tensor:
+        """Decodes the encoder's `maps`, deepest last, under `emb` (B, emb_channels)."""
+        remaining = list(maps)
+        x = remaining[-1]
+        for name, block in self.items():
+            x = block(x, emb, remaining.pop()) if "_block" in name else block(x, emb)
+        return x
 
 
 class DhariwalUNet(nn.Module):
@@ -61,7 +84,7 @@ class DhariwalUNet(nn.Module):
 
     def _build_encoder(self, settings: NetworkSettings, sizes: list[int], style: BlockStyle) -> list[int]:
         """Fills `enc`; returns the channels of every feature map it makes."""
-        self.enc = nn.ModuleDict()
+        self.enc = DhariwalEncoder()
         channels = settings.model_channels * settings.channel_mult[0]
         map_channels: list[int] = []
         for index, size in enumerate(sizes):
@@ -83,7 +106,7 @@ class DhariwalUNet(nn.Module):
         self, settings: NetworkSettings, sizes: list[int], style: BlockStyle, map_channels: list[int]
     ) -> int:
         """Fills `dec`, which takes maps of these channels; returns the channels of its last feature map."""
-        self.dec = nn.ModuleDict()
+        self.dec = DhariwalDecoder()
         remaining = list(map_channels)
         channels = remaining[-1]
         for index, size in reversed(list(enumerate(sizes))):
@@ -117,18 +140,8 @@ class DhariwalUNet(nn.Module):
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Every feature map of the encoder, the deepest last, from `x` (B, img_channels, H, W)."""
-        maps: list[Tensor] = []
-        for name, block in self.enc.items():
-            x = block(x) if name.endswith("_conv") else block(x, emb)
-            maps.append(x)
-        return maps
+        return self.enc(x, emb)
 
     def decode(self, maps: list[Tensor], emb: Tensor) -> Tensor:
         """The network's output (B, img_channels, H, W) from the encoder's feature maps."""
-        remaining = list(maps)
-        x = remaining[-1]
-        for name, block in self.dec.items():
-            if "_block" in name:
-                x = torch.cat([x, remaining.pop()], dim=1)
-            x = block(x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return self.out_conv(F.silu(self.out_norm(self.dec(maps, emb))))

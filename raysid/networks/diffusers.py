@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raysid.errors import UserError
-from raysid.networks.precision import lowered
+from raysid.networks.precision import laid_out, lowered
 from raysid.networks.settings import DiffusersSettings, Precision
 from raysid.noise import DDPMNoise
 from raysid.predictions import PredictionType, clean_image
@@ -42,6 +42,7 @@ class DiffusersDenoiser(nn.Module):
         label_dim: number of classes, without the one for "no class"; 0 for a network without.
         settings: what `build_diffusers` made it of.
         precision: what the U-Net's layers run in.
+        memory_format: how the images lie in memory on their way through them.
 
     Raises:
         UserError: the U-Net needs what a denoiser is not given, or predicts something else.
@@ -70,6 +71,7 @@ class DiffusersDenoiser(nn.Module):
         if null_class and classes < 2:
             raise ValueError("null_class is for a network with classes")
         self.precision: Precision = "float32"
+        self.memory_format = torch.contiguous_format
         self.noise = noise
         self.prediction_type = prediction_type
         self.null_class = null_class
@@ -98,8 +100,9 @@ class DiffusersDenoiser(nn.Module):
             given["encoder_hidden_states"] = self._text(cond, len(x_t)).to(self.model.dtype)
         elif self.label_dim:
             given["class_labels"] = self._classes(cond, x_t)
+        images = laid_out(x_t.to(self.model.dtype), self.memory_format)
         with lowered(self.precision, x_t.device):
-            output = self.model(x_t.to(self.model.dtype), t, **given, return_dict=False)[0]
+            output = self.model(images, t, **given, return_dict=False)[0]
         return output.to(_at_least_float32(x_t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raysid.networks.dhariwal import DhariwalUNet
-from raysid.networks.precision import lowered
+from raysid.networks.precision import laid_out, lowered
 from raysid.networks.settings import NetworkSettings, Precision
 from raysid.networks.song import SongUNet
 from raysid.noise import EDMNoise
@@ -28,12 +28,14 @@ class EDMDenoiser(nn.Module):
     Attributes:
         settings: the `NetworkSettings` it was built from.
         precision: what the U-Net's layers run in.
+        memory_format: how the images lie in memory on their way through them.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings
         self.precision: Precision = "float32"
+        self.memory_format = torch.contiguous_format
         self.model: SongUNet | DhariwalUNet = (
             SongUNet(settings) if settings.model_type == "SongUNet" else DhariwalUNet(settings)
         )
@@ -122,7 +124,8 @@ class EDMDenoiser(nn.Module):
             augment = None if augment_labels is None else augment_labels.to(dtype)
             emb = self.model.embed(sigma.flatten().log() / 4, self._labels(cond, x_t), augment)
         with lowered(self.precision, x_t.device):
-            return x_t, sigma, emb, self.model.encode(c_in * x_t, emb)
+            maps = self.model.encode(laid_out(c_in * x_t, self.memory_format), emb)
+        return x_t, sigma, emb, maps
 
     def _labels(self, cond: Tensor | None, x_t: Tensor) -> Tensor | None:
         """The labels (B, label_dim) the network sees, after label dropout; None where it has none."""

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from raysid.errors import UserError
-from raysid.networks.precision import lowered
+from raysid.networks.precision import laid_out, lowered
 from raysid.networks.settings import FactorySettings, Precision
 from raysid.noise import DDPMNoise, NoiseProcess
 
@@ -37,6 +37,7 @@ class FactoryDenoiser(nn.Module):
         settings: what the module says of itself.
         noise: the process it was trained with.
         precision: what autocast makes of its layers.
+        memory_format: how images lie in memory when they come to the module.
     """
 
     def __init__(self, settings: FactorySettings, model: nn.Module, noise: NoiseProcess) -> None:
@@ -45,6 +46,7 @@ class FactoryDenoiser(nn.Module):
         self.model = model
         self.noise = noise
         self.precision: Precision = "float32"
+        self.memory_format = torch.contiguous_format
         named = dict(self.named_parameters())
         trainable = {name for name, parameter in named.items() if parameter.requires_grad}
         self._learns = trainable or {
@@ -64,7 +66,7 @@ class FactoryDenoiser(nn.Module):
             ValueError: the module returns no tensor of this shape.
         """
         with lowered(self.precision, x_t.device):
-            x_hat = self.model(x_t, t, cond)
+            x_hat = self.model(laid_out(x_t, self.memory_format), t, cond)
         if not isinstance(x_hat, Tensor) or x_hat.shape != x_t.shape:
             given = (
                 f"shape {tuple(x_hat.shape)}" if isinstance(x_hat, Tensor) else f"a {type(x_hat).__name__}"

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # From here on, fused attention pays for the copy it needs: unfused, the scores of one ADM block at 32x32
 # are 24 MiB an image. Below, plain products are up to twice as fast on a CPU.
@@ -241,6 +242,10 @@ class UNetBlock(nn.Module):
     Maps (B, in_channels, H, W) and a conditioning vector (B, emb_channels) to
     (B, out_channels, h, w), where h is H, 2H (`up`) or H/2 (`down`).
 
+    Attributes:
+        checkpointed: keep the inputs alone for the backward pass, which computes the rest again, exactly. The block
+            must then be in the mode (train or eval, frozen or not) in which it was called.
+
     Raises:
         ValueError: the channels do not divide into attention heads or normalisation groups.
     """
@@ -258,6 +263,7 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.checkpointed = False
         self.num_heads = style.heads(out_channels) if attention else 0
         self.dropout = style.dropout
         self.skip_scale = style.skip_scale
@@ -284,8 +290,19 @@ class UNetBlock(nn.Module):
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_attn)
             self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Applies the block to `x` (B, in_channels, H, W) under the conditioning `emb` (B, emb_channels)."""
+    def forward(self, x: Tensor, emb: Tensor, joined: Tensor | None = None) -> Tensor:
+        """Applies the block to `x` (B, C, H, W) under the conditioning `emb` (B, emb_channels).
+
+        `joined` (B, in_channels - C, H, W) stands for the rest of the channels: in a decoder the encoder's map.
+        """
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return self._run(x, emb, joined)
+        draws = self.training and self.dropout > 0
+        return checkpoint(self._run, x, emb, joined, use_reentrant=False, preserve_rng_state=draws)
+
+    def _run(self, x: Tensor, emb: Tensor, joined: Tensor | None) -> Tensor:
+        if joined is not None:  # here, so that a checkpointed block does not keep a copy of both
+            x = torch.cat([x, joined], dim=1)
         # In-place sums below touch only fresh outputs of convolutions, which no backward pass reads.
         h = self.conv0(F.silu(self.norm0(x)))
         condition = self.affine(emb)[:, :, None, None]

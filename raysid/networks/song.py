@@ -150,7 +150,7 @@ class SongDecoder(nn.ModuleDict):
             else:
                 x = self[f"{level}_up"](x, emb)
             for block in range(self.num_blocks):
-                x = self[f"{level}_block{block}"](torch.cat([x, remaining.pop()], dim=1), emb)
+                x = self[f"{level}_block{block}"](x, emb, remaining.pop())
             if self._makes_image(index):
                 here = self[f"{level}_aux_conv"](F.silu(self[f"{level}_aux_norm"](x)))
                 image = here if image is None else here + self[f"{level}_aux_up"](image)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from upath import UPath
 
+from raysid.actors.compute import checkpoint_activations
 from raysid.augment import LABEL_DIM
 from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
@@ -194,6 +195,8 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
 def _check_made(network: FactoryDenoiser, config: Config) -> None:
     """Refuse what a function of the user's made where the roles could not run it, or nothing could measure it."""
     check_factory(network, config.method.sigma_init, config.method.tmax)
+    if config.compute.activation_checkpointing or config.teacher_compute.activation_checkpointing:
+        checkpoint_activations(network)  # for its refusal: every role has a network of its own
     if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
         raise UserError(
             f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source}: there "

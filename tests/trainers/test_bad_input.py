@@ -307,6 +307,7 @@ FORBIDDEN = [
     ("batch_size", "64", "batch_size = 32 and cannot go on with 64"),
     ("precision", "bf16", "precision = float32 and cannot go on with bf16"),
     ("teacher.precision", "bf16", "teacher.precision = None and cannot go on with bf16"),
+    ("compute.tf32", "true", "compute.tf32 = False and cannot go on with True"),
     ("data.shuffle_window", "500", "data.shuffle_window = 10000 and cannot go on with 500"),
     ("generator.lr", "1e-5", "generator.lr = 0.001 and cannot go on with 1e-05"),
     ("generator.dropout", "null", "generator.dropout = 0.1 and cannot go on with None"),
@@ -327,6 +328,12 @@ ALLOWED = {
     "teacher.graphs_kept": "0",
     "failure.max_failures": "0",
     "resources.generator.num_cpus": "1",
+    "compute.channels_last": "true",
+    "compute.compile": "true",
+    "compute.activation_checkpointing": "true",
+    "compute.fused_optimizer": "false",
+    "compute.foreach_ema": "false",
+    "teacher.compute.compile": "true",
     "torch_threads": "null",
 }
 
