@@ -1,0 +1,6 @@
+"""Predicting what hardware gives: how fast a recipe runs, where its roles fit, which placement is best.
+
+`costs.py` counts a network's operations and memory, `devices.py` knows what accelerators do; `measure.py` takes the
+seconds of a role's calls from this machine instead. `memory.py` says what fits, `simulate.py` runs steps whose calls
+only last, `predict.py` puts these together for one placement, `placements.py` compares many, `show.py` prints them.
+"""
