@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,26 +98,33 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
     def run(x: Tensor) -> Tensor:
         return network(x, t, cond)
 
+    def encode(x: Tensor) -> Tensor:
+        assert isinstance(network, EDMDenoiser)
+        return network.encode(x, t, cond)
+
     try:
-        whole = {half: _count(network, run, x_t, half) for half in (False, True)}
+        forward, backward, learn = _learning(network, run, x_t)
+        pullback, pull = _pulling(network, run, x_t)
+        graphs = {False: GraphBytes(learn, pull, 0.0)}
+        graphs[True] = GraphBytes(
+            _learning(network, run, x_t, True)[2], _pulling(network, run, x_t, True)[1], 0.0
+        )
+        encoder = encoder_backward = 0.0
+        for half in (False, True) if isinstance(network, EDMDenoiser) else ():
+            encoder, encoder_backward, kept = _learning(network, encode, x_t, half)
+            graphs[half] = replace(graphs[half], encoder=kept)
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"the network cannot be counted on torch's meta device: {str(error).splitlines()[0]}"
         ) from None
-    encoder = dict.fromkeys(whole, _Counted(0.0, 0.0, 0.0, 0.0, 0.0))
-    if isinstance(network, EDMDenoiser):
-        encoder = {half: _count(network, lambda x: network.encode(x, t, cond), x_t, half) for half in whole}
     return NetworkCosts(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        forward=whole[False].forward,
-        pullback=whole[False].pullback,
-        backward=whole[False].backward,
-        encoder=encoder[False].forward,
-        encoder_backward=encoder[False].backward,
-        graphs={
-            half: GraphBytes(counted.learn_graph, counted.pull_graph, encoder[half].learn_graph)
-            for half, counted in whole.items()
-        },
+        forward=forward,
+        pullback=pullback,
+        backward=backward,
+        encoder=encoder,
+        encoder_backward=encoder_backward,
+        graphs=graphs,
         kernels=_kernels(run, x_t),
         image_bytes=x_t[0].nbytes,
         classes=settings.label_dim,
@@ -131,25 +138,23 @@ def _on_meta(settings: AnySettings, factory: str | None) -> Network:
         return build_denoiser(settings)
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """Operations forward, backward to the input, backward to the weights; bytes kept for the last and the second."""
-
-    forward: float
-    pullback: float
-    backward: float
-    learn_graph: float
-    pull_graph: float
-
-
-def _count(network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, half: bool) -> _Counted:
+def _learning(
+    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, half: bool = False
+) -> tuple[float, float, float]:
+    """Of a pass whose weights learn: operations forward and backward, bytes kept."""
     network.train().requires_grad_(True)
-    forward, graph, output = _forward(network, run, x_t, half)
-    backward = _backward(output, network.parameters())
+    forward, kept, output = _forward(network, run, x_t, half)
+    return forward, _backward(output, network.parameters()), kept
+
+
+def _pulling(
+    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, half: bool = False
+) -> tuple[float, float]:
+    """Of a pass with frozen weights: operations backward to the input, bytes kept."""
     network.eval().requires_grad_(False)
     leaf = x_t.detach().requires_grad_()
-    _, pull_graph, output = _forward(network, run, leaf, half)
-    return _Counted(forward, _backward(output, [leaf]), backward, graph, pull_graph)
+    _, kept, output = _forward(network, run, leaf, half)
+    return _backward(output, [leaf]), kept
 
 
 def _forward(

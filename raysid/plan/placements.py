@@ -136,10 +136,9 @@ def _splits(config: Config, hardware: Hardware) -> list[Way]:
                 if config.batch_size % size == 0 and config.batch_size // size % workers == 0
             ]
             found = _largest(config, hardware, settings, sizes)
-            cuts[found.config.microbatch] = Way(
-                settings | {"microbatch_size": found.config.microbatch}, found
-            )
-        tried.append([*cuts.values()])
+            size = found.config.microbatch
+            found_cuts[size] = Way(settings | {"microbatch_size": size}, found)
+        tried.append([*found_cuts.values()])
     fitting = [cuts for cuts in ([way for way in cuts if way.fits] for cuts in tried) if cuts]
     if not fitting:
         return tried[0][:1] if tried else []
