@@ -61,8 +61,8 @@ class MeasuredParts(Parts):
     beside: Lines
     sum_seconds: float
 
-    def seconds(self, config: Config, whole: bool) -> Seconds:
-        lines = self.whole if whole else self.beside
+    def seconds(self, config: Config, workers: int) -> Seconds:
+        lines = self.whole if workers == 1 else self.beside
         return {part: fixed + config.microbatch * each for part, (fixed, each) in lines.items()}
 
     def all_reduce(self, ranks: int, one_node: bool) -> float:

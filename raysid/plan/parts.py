@@ -20,8 +20,8 @@ LAUNCH = 8e-6  # seconds in which PyTorch launches an operation on a GPU: small 
 class Parts(Protocol):
     """Where a prediction has its seconds from."""
 
-    def seconds(self, config: Config, whole: bool) -> Seconds:
-        """Of the calls that a config makes; `whole`: one process holds all roles and has all threads."""
+    def seconds(self, config: Config, workers: int) -> Seconds:
+        """Of the calls that a config makes; `workers` hold all roles each, or, where it is 0, none does."""
 
     def all_reduce(self, ranks: int, one_node: bool) -> float:
         """Of adding up a network's gradients."""
@@ -48,8 +48,8 @@ class CountedParts:
     efficiency: float | None
     network: float
 
-    def speed(self, config: Config, role: str) -> float:
-        """Operations a second that a role's device is taken to reach.
+    def speed(self, config: Config, role: str, apart: bool = True) -> float:
+        """Operations a second that a role's device is taken to reach; `apart`: the teacher has its own.
 
         Raises:
             UserError: it has not the arithmetic that the config asks for.
@@ -57,12 +57,14 @@ class CountedParts:
         kind = arithmetic(config, role)
         teacher = role == "teacher"
         setting = "teacher.precision" if teacher and config.teacher.precision else "precision"
-        peak = (self.teacher_device if teacher else self.device).peak(kind, setting)
+        peak = (self.teacher_device if teacher and apart else self.device).peak(kind, setting)
         return peak * (self.efficiency or EFFICIENCY[kind])
 
-    def seconds(self, config: Config, whole: bool) -> Seconds:
+    def seconds(self, config: Config, workers: int) -> Seconds:
         costs, guidance, size = self.costs, config.method.guidance, config.microbatch
-        speed = {role: self.speed(config, role) for role in ("generator", "teacher", "fake_score")}
+        speed = {
+            role: self.speed(config, role, workers == 0) for role in ("generator", "teacher", "fake_score")
+        }
 
         def call(role: str, operations: float, launches: float) -> float:
             """In passes' length of `launches`: an optimizer's step has about those of one."""

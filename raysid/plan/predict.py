@@ -134,7 +134,7 @@ def _predict_whole(config: Config, hardware: Hardware, workers: int, quick: bool
     memory = processes * (memory + PROCESS)
     if why_not:
         return Prediction(config, workers, workers, memory, why_not=why_not)
-    seconds = dict(hardware.parts.seconds(config, whole=workers == 1))
+    seconds = dict(hardware.parts.seconds(config, workers))
     if workers > 1:
         for role in ("generator", "fake_score"):
             seconds[role, "step"] += hardware.parts.all_reduce(workers, workers <= hardware.node)
@@ -174,7 +174,7 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
         ray=Process("ray", 0, cores, "devices 0") if cores else None,
         alone=config.teacher.scaling.max_replicas == 1,
     )
-    seconds = dict(hardware.parts.seconds(config, whole=False))
+    seconds = dict(hardware.parts.seconds(config, 0))
     for role, number in config.learner_workers.items():
         if number > 1:
             nodes = {process.node for process in by_role[role]}

@@ -104,7 +104,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "call_seconds": {
             f"{role}.{method}": seconds
-            for (role, method), seconds in hardware.parts.seconds(plan.config, whole=False).items()
+            for (role, method), seconds in hardware.parts.seconds(plan.config, 0).items()
         },
         "memory": {
             role: {"weights": memory.weights, "graphs": memory.graphs}
@@ -200,7 +200,7 @@ def _show_roles(plan: Plan) -> None:
     own = [config for config in splits if config.schedule == plan.config.schedule]
     config = next(iter(own), plan.config)
     memory = role_memory(config, plan.hardware.costs)
-    seconds = plan.hardware.parts.seconds(config, whole=False)
+    seconds = plan.hardware.parts.seconds(config, 0)
     work = _work(config, plan)
     rows = []
     for role in ROLES:

@@ -18,8 +18,9 @@ from raysid.actors.placement import Roles
 from raysid.config import Config
 from raysid.trainers.step import STEPS_IN_FLIGHT, take_step
 
-STEPS = 7  # simulated: the first of them fill the pipeline, the last ones empty it
-FIRST, LAST = 2, 5  # the steps between whose ends a step's length is taken
+STEPS = 7  # simulated: the first of them fill the pipeline, the last one empties it
+FEWER = 4  # where a step has so many microbatches that a part of it fills the pipeline
+MANY = 32
 NO_WORK = 1e-12
 
 
@@ -82,6 +83,7 @@ class Call:
         beside: seconds first, in which its process is taken and its pool is not.
         seconds: of its pool.
         inputs: calls whose results it takes, and the bytes of these.
+        seen, arrives: how many of them are known to have ended, and when the last of these has arrived.
     """
 
     role: str
@@ -90,6 +92,8 @@ class Call:
     seconds: float
     inputs: list[tuple[Call, float]]
     ended: float = math.inf
+    seen: int = 0
+    arrives: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -275,19 +279,21 @@ def simulate(
         _Generator(notes),  # type: ignore[arg-type]
     )
     ends: list[list[Call]] = []
-    for step in range(1, STEPS + 1):  # theta takes no part in step 0
+    steps = STEPS if config.batch_size <= MANY * config.microbatch else FEWER
+    for step in range(1, steps + 1):  # theta takes no part in step 0
         if len(ends) > STEPS_IN_FLIGHT:
             notes.waits = ends[-STEPS_IN_FLIGHT - 1]  # the driver collects it before it goes on
         result = take_step(roles, config, step)
         ends.append([*result.fake_score, *(result.generator or ())])
     _run(notes)
     end = [max(call.ended for call in of_step) for of_step in ends]
-    length = (end[LAST] - end[FIRST]) / (LAST - FIRST)
-    return Simulated(length, _busy(notes, length))
+    first, last = (steps - 1) // 3, steps - 2
+    length = (end[last] - end[first]) / (last - first)
+    return Simulated(length, _busy(notes, steps * length))
 
 
-def _busy(notes: _Notes, length: float) -> dict[str, float]:
-    """The share of a step in which the busiest process of each role has work of its own."""
+def _busy(notes: _Notes, seconds: float) -> dict[str, float]:
+    """The share of so many seconds in which the busiest process of each role has work of its own."""
     works: dict[tuple[str, Process], float] = {}
     for call in notes.calls:
         key = call.role, call.process
@@ -295,7 +301,7 @@ def _busy(notes: _Notes, length: float) -> dict[str, float]:
     shares: dict[str, float] = {}
     for (role, _), work in works.items():
         if role:
-            shares[role] = max(shares.get(role, 0.0), work / STEPS / length)
+            shares[role] = max(shares.get(role, 0.0), work / seconds)
     return shares
 
 
@@ -344,12 +350,16 @@ def _run(notes: _Notes) -> None:
 
 def _arrival(call: Call, transport: Transport) -> float:
     """When everything that a call takes has arrived; never, while something is not even computed."""
-    latest = 0.0
-    for other, size in call.inputs:
+    # What has ended is looked at once: a step takes a token of every microbatch.
+    while call.seen < len(call.inputs):
+        other, size = call.inputs[call.seen]
+        if other.ended == math.inf:
+            return math.inf
         travel = 0.0
         if other.process is not call.process:
             travel = transport.latency + size * transport.byte
             if other.process.node != call.process.node:
                 travel += size * transport.network_byte
-        latest = max(latest, other.ended + travel)
-    return latest
+        call.arrives = max(call.arrives, other.ended + travel)
+        call.seen += 1
+    return call.arrives

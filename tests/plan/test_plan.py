@@ -18,6 +18,7 @@ from raysid.plan.memory import role_memory, usable, whole_memory
 from raysid.plan.placements import Plan, make_plan
 from raysid.plan.predict import Hardware, predict
 from raysid.recipes import override
+from tests.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 MILLION = 10**6
 GIGA = 1e9
@@ -310,7 +311,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in (
         "8xH100-80GB; 55.73 M parameters",
-        "of which 60% is reached",
+        "60% of H100-80GB's 67 TFLOP/s",
         "colocated, 8 workers",
         "local",
     ):
@@ -325,12 +326,37 @@ def test_the_command(tmp_path: Path) -> None:
     assert recommended["hours"] == pytest.approx(500e6 / recommended["images_per_second"] / 3600)
 
 
-def test_a_stated_efficiency_is_said_and_used(tmp_path: Path) -> None:
-    speeds = []
-    for share in ("0.2", "0.4"):
-        file = tmp_path / f"{share}.json"
-        result = run("ffhq64-sid", "--devices", "1xL40S", "--efficiency", share, "--json", str(file))
-        assert result.exit_code == 0 and f"{float(share):.0%} is reached (as stated)" in result.output
-        local = [one for one in json.loads(file.read_text())["placements"] if one["placement"] == "local"]
-        speeds.append(local[0]["images_per_second"])
-    assert speeds[1] == pytest.approx(2 * speeds[0], rel=0.01)
+def test_a_stated_efficiency_is_used_and_said() -> None:
+    local = config(placement="local")
+    devices = parse_devices("1xL40S", "--devices")
+    for share in (0.2, 0.4):
+        speed = predict(local, counted_hardware(devices, None, costs(), share, 10 * GB, 8)).images_per_second
+        assert speed == pytest.approx(91.6e12 * share / (10 * GIGA), rel=1e-3)
+    result = run("digits-sid", "--devices", "1xL40S", "--efficiency", "0.2")
+    assert result.exit_code == 0, result.output
+    assert "20% of L40S-48GB's 91.6 TFLOP/s in float32 (as stated)" in result.output
+
+
+def test_half_precision_has_the_speed_of_tensor_cores() -> None:
+    devices = parse_devices("1xA100-40GB", "--devices")
+    half = config(placement="local", precision="bf16")
+    speed = predict(half, counted_hardware(devices, None, costs(), 0.5, 10 * GB, 8)).images_per_second
+    assert speed == pytest.approx(312e12 * 0.5 / (10 * GIGA), rel=1e-3)
+
+
+def test_this_machine_is_measured(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --devices every call of every role is timed here, and three placements are predicted from that."""
+    monkeypatch.chdir(tmp_path)
+    tiny = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path / "runs")
+    recipe = write_recipe(tiny, tmp_path / "mine.yaml")
+    result = run(str(recipe), "--devices", "2xcpu", "--seconds", "0.1", "--json", "plan.json")
+    assert result.exit_code == 0, result.output
+    assert "measuring the roles' calls" in result.output and "measured on this machine" in result.output
+    tree = json.loads(Path("plan.json").read_text())
+    assert tree["measured"] and tree["devices"] == "2xcpu"
+    assert len(tree["call_seconds"]) == 11 and all(seconds > 0 for seconds in tree["call_seconds"].values())
+    assert tree["transport"]["driver"] > 0 and tree["transport"]["process"] > 0
+    kinds = {one["placement"] for one in tree["placements"] if one["fits"] and one["images_per_second"] > 0}
+    assert kinds == {"local", "colocated", "split"}
+    runs = Path(tiny.storage)
+    assert not runs.exists() or not list(runs.iterdir())  # nothing is left where the runs are kept
