@@ -30,7 +30,8 @@ class Parts(Protocol):
 def arithmetic(config: Any, role: str) -> Arithmetic:
     """What a role's network computes in."""
     precision = (config.teacher.precision if role == "teacher" else None) or config.precision
-    return "tf32" if precision == "float32" and getattr(config, "tf32", False) else precision
+    tf32 = getattr(getattr(config, "compute", None), "tf32", False)
+    return "tf32" if precision == "float32" and tf32 else precision
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ SHOWN = 3  # of them
 CUTS = (1, 2, 4)  # microbatches a worker, where the recipe says nothing
 CLOSE = 0.02  # predictions that differ by no more than this are alike
 ACCELERATOR = "ray.io/accelerator-type"  # by which Ray labels nodes
-COLOCATED_WORKERS = "num_workers"
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,26 @@ def _effort(way: Way) -> tuple[int, int, int, int]:
 
 def _whole(config: Config, hardware: Hardware, workers: int) -> Way:
     """`local`, or `colocated` with so many workers, in the largest microbatches that fit."""
-    settings: dict[str, Any] = {"placement": "local", "schedule": config.schedule, **_on(config, hardware)}
-    if workers > 1:
-        settings |= {"placement": "colocated", COLOCATED_WORKERS: workers}
+    one: dict[str, Any] = {f"{learner}.num_workers": 1 for learner in config.learner_workers} | {
+        "teacher.num_replicas": 1
+    }
+    if config.teacher.autoscaling_config is not None:
+        one["teacher.autoscaling_config"] = None
+    settings: dict[str, Any] = {"placement": "local", "schedule": config.schedule, **one}
+    if workers == 1:
+        settings |= _on(config, hardware)
+    else:
+        gpus = 0.0 if hardware.shared_cores else 1.0
+        settings |= {
+            "placement": "colocated",
+            "colocated.num_workers": workers,
+            "resources.worker.num_gpus": gpus,
+        }
     if config.batch_size % workers:
         why_not = f"batch_size {config.batch_size} does not divide among {workers} workers"
         return Way(settings, Prediction(config, workers, workers, why_not=why_not))
     share = config.batch_size // workers
-    alone = {"placement": "local", "batch_size": share, **_on(config, hardware)}
-    alone |= {f"{learner}.num_workers": 1 for learner in config.learner_workers}
+    alone = {"placement": "local", "batch_size": share, **one, **_on(config, hardware)}
     first = min(config.microbatch_size or share, share)
     found = _largest(
         config, hardware, alone, [size for size in range(first, 0, -1) if share % size == 0], workers

@@ -171,11 +171,9 @@ def _assumed(plan: Plan) -> list[str]:
             kind = arithmetic(plan.config, role)
             device = parts.teacher_device if role == "teacher" else parts.device
             share = parts.efficiency or EFFICIENCY[kind]
-            speeds[f"{device.name}: {device.peak(kind) / 1e12:g} TFLOP/s in {kind}, of which {share:.0%}"] = (
-                None
-            )
-        stated = "as stated" if parts.efficiency else "a guess: --efficiency sets it"
-        lines += [f"speed, from data sheets: {'; '.join(speeds)} is reached ({stated})"]
+            speeds[f"{share:.0%} of {device.name}'s {device.peak(kind) / 1e12:g} TFLOP/s in {kind}"] = None
+        stated = "as stated" if parts.efficiency else "the share is a guess: --efficiency sets it"
+        lines.append(f"speed: {', '.join(speeds)} ({stated})")
         lines += [
             f"between devices of a node (of {hardware.node}) {parts.device.link / GB:g} GB/s, between nodes "
             f"{parts.network / GB:g} GB/s (--network)"
