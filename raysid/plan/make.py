@@ -12,10 +12,11 @@ from raysid.errors import UserError
 from raysid.networks.files import AnySettings
 from raysid.plan.costs import NetworkCosts, network_costs
 from raysid.plan.devices import GB, Devices, parse_devices
-from raysid.plan.measure import measure_parts, measure_transport, this_machine
+from raysid.plan.measure import measure_parts, this_machine
 from raysid.plan.parts import CountedParts
 from raysid.plan.predict import ROLES, Hardware
 from raysid.plan.simulate import Transport
+from raysid.plan.transport import measure_transport
 from raysid.recipes import load_recipe
 from raysid.trainers.teachers import find_teacher, settings_of
 
@@ -95,7 +96,7 @@ def counted_hardware(
 def measured_hardware(
     config: Config, devices: Devices, costs: NetworkCosts, seconds: float, say: Callable[[str], None]
 ) -> Hardware:
-    """This machine, its parts measured; arguments as `measure_parts`.
+    """This machine, its parts measured; other arguments as `measure_parts`.
 
     Raises:
         UserError, RunFailed: as `measure_parts` and `measure_transport`.

@@ -1,4 +1,4 @@
-"""What the calls of each role take on this machine, measured part by part, and what sending a call costs.
+"""What the calls of each role take on this machine, measured part by part.
 
 Nothing here runs a step: each role's calls are repeated alone, by the roles' own stopwatches, with messages that
 were made once. For processes which share the cores, as many as there are cores measure at the same time, so that
@@ -7,12 +7,10 @@ each has the caches and the memory's speed that it would have beside others.
 
 from __future__ import annotations
 
-import os
 import queue
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +18,20 @@ import psutil
 import torch
 import torch.multiprocessing
 
-from raysid.actors.messages import Images, Slice
+from raysid.actors.messages import Slice
 from raysid.actors.placement import LocalPlacement, all_cores
 from raysid.actors.ranks import Ranks
 from raysid.bench.compare import NO_RATE, stand_in_teacher, steady
-from raysid.cluster import connect
 from raysid.config import Config, ResourceSettings, RoleResources
 from raysid.data import open_source
 from raysid.errors import RunFailed, UserError
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import Device, Devices
-from raysid.plan.parts import Parts, Seconds, all_reduce_bytes
-from raysid.plan.simulate import Transport
+from raysid.plan.parts import Seconds, all_reduce_bytes
 from raysid.trainers.inputs import run_inputs
 
 REPEATS = 3  # of a role's calls, at least
 SUMS = 5  # of the gradients
-CALLS = 200  # through Ray
-WARM_CALLS = 40
 FAILED_SECONDS = 600.0  # for another process to begin, or to be done with a role
 
 Line = tuple[float, float]
@@ -47,7 +41,7 @@ Lines = dict[tuple[str, str], Line]
 
 
 @dataclass(frozen=True)
-class MeasuredParts(Parts):
+class MeasuredParts:
     """Parts as they were measured, at one size of a microbatch or two; between them, a straight line.
 
     Attributes:
@@ -107,7 +101,8 @@ def measure_parts(
             say(
                 f"measuring the roles' calls: {_count(processes, 'process', 'es')} of {_count(threads, 'thread')}"
             )
-            return _measure(config, teacher, costs.parameters, processes, threads, seconds)
+            sizes = _sizes(config)
+            return _measure(_Task(config, teacher, costs.parameters, sizes, processes, threads, seconds))
 
         whole, _ = lines(1, config.torch_threads or cores)
         if kind == "gpu":
@@ -115,75 +110,6 @@ def measure_parts(
         threads = config.torch_threads or 1
         beside, sums = lines(max(1, cores // threads), threads)
     return MeasuredParts(costs, whole, beside, sums)
-
-
-def measure_transport(config: Config, image_bytes: int, on_pool: bool) -> Transport:
-    """What a call between processes costs beside its work: a microbatch that two empty actors pass to and fro.
-
-    Args:
-        on_pool: as `Transport` has it.
-
-    Raises:
-        RunFailed: the cluster has no room for them.
-    """
-    connect()
-    import ray
-
-    message = Images(torch.zeros(config.microbatch, max(1, image_bytes // 4)), None)
-    actors: list[Any] = [
-        ray.remote(Echo).options(num_cpus=config.resources.generator.num_cpus).remote() for _ in "ab"
-    ]
-    try:
-        _pass_on(actors, message, WARM_CALLS)
-        before = _used(actors)
-        began = time.perf_counter()
-        _pass_on(actors, message, CALLS)
-        seconds = (time.perf_counter() - began) / CALLS
-        driver, of_actors, others = ((b - a) / CALLS for a, b in zip(before, _used(actors), strict=True))
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-    return Transport(
-        process=of_actors,
-        driver=driver,
-        others=others,
-        latency=max(0.0, seconds - of_actors),
-        on_pool=on_pool,
-    )
-
-
-class Echo:
-    """An actor that computes nothing."""
-
-    def echo(self, at: Slice, images: Images) -> Images:
-        return images
-
-    def used(self) -> tuple[int, float]:
-        return os.getpid(), time.process_time()
-
-
-def _pass_on(actors: list[Any], message: Images, count: int) -> None:
-    """A chain of calls, each of which takes the other actor's answer; submitted at once, as a driver does."""
-    import ray
-
-    answer: Any = message
-    for number in range(count):
-        answer = actors[number % 2].echo.remote(Slice(number, 0, len(message.x_g)), answer)
-    ray.get(answer)
-
-
-def _used(actors: list[Any]) -> tuple[float, float, float]:
-    """CPU seconds so far: of this process, of the actors, of Ray's own processes as far as they were started here."""
-    import ray
-
-    of_actors = dict(ray.get([actor.used.remote() for actor in actors]))
-    others = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if process.pid not in of_actors:
-                times = process.cpu_times()
-                others += times.user + times.system
-    return time.process_time(), sum(of_actors.values()), others
 
 
 def _all_here(config: Config, kind: str) -> Config:
@@ -201,34 +127,35 @@ def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{plural if number > 1 else ''}"
 
 
-def _measure(
-    config: Config, teacher: str, parameters: int, processes: int, threads: int, seconds: float
-) -> tuple[Lines, float]:
+@dataclass(frozen=True)
+class _Task:
+    """What each of some processes is to measure.
+
+    Attributes:
+        teacher: folder of a teacher as large as the recipe's.
+        sizes: of microbatches.
+        threads: torch's in each process.
+        seconds: about how long all of it may take.
+    """
+
+    config: Config
+    teacher: str
+    parameters: int
+    sizes: list[int]
+    processes: int
+    threads: int
+    seconds: float
+
+
+def _measure(task: _Task) -> tuple[Lines, float]:
     """Every call's line, and the seconds a byte of adding up gradients where there are several processes."""
     context = torch.multiprocessing.get_context("spawn")
-    answers: Any = context.Queue()
-    barrier = context.Barrier(processes)
+    barrier = context.Barrier(task.processes)
     places: Any = context.Queue()
-    sizes = _sizes(config)
+    answers: Any = context.Queue()
     started = [
-        context.Process(
-            target=_measuring,
-            args=(
-                config,
-                teacher,
-                parameters,
-                sizes,
-                threads,
-                seconds,
-                rank,
-                processes,
-                barrier,
-                places,
-                answers,
-            ),
-            daemon=True,
-        )
-        for rank in range(processes)
+        context.Process(target=_measuring, args=(task, rank, barrier, places, answers), daemon=True)
+        for rank in range(task.processes)
     ]
     for process in started:
         process.start()
@@ -241,9 +168,10 @@ def _measure(
                 process.terminate()
     parts = [one for one, _ in found]
     mean = [
-        {part: statistics.mean(one[size][part] for one in parts) for part in parts[0][size]} for size in sizes
+        {part: statistics.mean(one[size][part] for one in parts) for part in parts[0][size]}
+        for size in task.sizes
     ]
-    return _lines(sizes, mean), max(sums for _, sums in found)
+    return _lines(task.sizes, mean), max(sums for _, sums in found)
 
 
 def _answer(answers: Any, started: list[Any]) -> Any:
@@ -286,31 +214,16 @@ def _sizes(config: Config) -> list[int]:
     return [half, size] if whole else [size]
 
 
-def _measuring(
-    config: Config,
-    teacher: str,
-    parameters: int,
-    sizes: list[int],
-    threads: int,
-    seconds: float,
-    rank: int,
-    processes: int,
-    barrier: Any,
-    places: Any,
-    answers: Any,
-) -> None:
+def _measuring(task: _Task, rank: int, barrier: Any, places: Any, answers: Any) -> None:
     """A measuring process: puts its calls' seconds by size, and those of adding up, into `answers`."""
 
     def together() -> None:
         barrier.wait(FAILED_SECONDS)
 
     try:
-        torch.set_num_threads(threads)
-        found = {
-            size: _measure_calls(config, teacher, size, threads, seconds / len(sizes), together)
-            for size in sizes
-        }
-        sums = _measure_sums(parameters, rank, processes, places, together) if processes > 1 else 0.0
+        torch.set_num_threads(task.threads)
+        found = {size: _measure_calls(task, size, together) for size in task.sizes}
+        sums = _measure_sums(task, rank, places, together) if task.processes > 1 else 0.0
         answers.put(("found", (found, sums)))
     except UserError as error:
         answers.put(("user", str(error)))
@@ -318,24 +231,22 @@ def _measuring(
         answers.put(("failed", " ".join(f"{type(error).__name__}: {error}".split())))
 
 
-def _measure_calls(
-    config: Config, teacher: str, size: int, threads: int, seconds: float, together: Callable[[], object]
-) -> dict[tuple[str, str], float]:
+def _measure_calls(task: _Task, size: int, together: Callable[[], object]) -> dict[tuple[str, str], float]:
     """Seconds of every call on a microbatch of a size, role by role."""
-    config = config.model_copy(
-        update={"batch_size": size, "microbatch_size": None, "placement": "local", "torch_threads": threads}
-        | {
-            name: getattr(config, name).model_copy(update={"num_workers": 1, "lr": NO_RATE})
-            for name in ("generator", "fake_score")
-        }
+    learners = {
+        name: getattr(task.config, name).model_copy(update={"num_workers": 1, "lr": NO_RATE})
+        for name in ("generator", "fake_score")
+    }
+    config = task.config.model_copy(
+        update={"batch_size": size, "microbatch_size": None, "placement": "local"} | learners
     )
     source = None
     if config.method.adversarial is not None:
         assert config.data.source is not None  # the config sees to it
         source = open_source(config.data.source)
-    placement = LocalPlacement(run_inputs(config, teacher, source), source, threads)
+    placement = LocalPlacement(run_inputs(config, task.teacher, source), source, task.threads)
     try:
-        return _by_role(placement, config, size, seconds, together)
+        return _by_role(placement, config, size, task.seconds / len(task.sizes), together)
     finally:
         placement.close()
 
@@ -372,7 +283,7 @@ def _by_role(
         calls()  # what is allocated once
         began = time.perf_counter()
         calls()
-        _finish(placement)
+        placement.report()  # once a GPU has done what it was given
         repeats = max(REPEATS, round(seconds / 3 / (time.perf_counter() - began)))
         together()
         before = placement.profile()[role][0].parts
@@ -384,24 +295,17 @@ def _by_role(
     return found
 
 
-def _finish(placement: LocalPlacement) -> None:
-    """Wait for what a GPU was given."""
-    placement.report()
-
-
-def _measure_sums(
-    parameters: int, rank: int, processes: int, places: Any, together: Callable[[], object]
-) -> float:
+def _measure_sums(task: _Task, rank: int, places: Any, together: Callable[[], object]) -> float:
     """Seconds a byte that each process sends, of adding up the gradients of a network."""
-    ranks, host = Ranks(rank, processes), "127.0.0.1"
+    ranks, host = Ranks(rank, task.processes), "127.0.0.1"
     if rank == 0:
         place = ranks.open(host)
-        for _ in range(processes - 1):
+        for _ in range(task.processes - 1):
             places.put(place)
     else:
         place = places.get()
     ranks.join(place, host)
-    gradients = [torch.zeros(parameters)]
+    gradients = [torch.zeros(task.parameters)]
     ranks.all_reduce(gradients)
     together()
     began = time.perf_counter()
@@ -409,4 +313,4 @@ def _measure_sums(
         ranks.all_reduce(gradients)
     seconds = (time.perf_counter() - began) / SUMS
     together()  # the meeting place is open until all are done
-    return seconds / all_reduce_bytes(parameters, processes)
+    return seconds / all_reduce_bytes(task.parameters, task.processes)
