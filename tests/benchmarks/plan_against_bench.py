@@ -3,7 +3,9 @@
 Two recipes, digits (0.19 M parameters, batch 128) and a DDPM++ for 32x32 images (batch 8 in microbatches of 4), each
 in three ways: three actors overlapped, one process overlapped, one process in the authors' order. A round measures
 the roles' calls alone, predicts the three ways from them, and then runs them in turns; rounds alternate the two, so
-that whatever else the machine does falls on both. Told is measured over predicted, the median of the rounds.
+that whatever else the machine does falls on both. Told is measured over predicted, the median of the rounds: images a
+second, which mean something on an idle machine alone, and the CPU time of the roles' calls a step, which says
+whether calls take beside others what they took alone.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Any
 
 import torch
 
-from raysid.bench.compare import compare
+from raysid.bench.compare import SideResult, compare
 from raysid.config import Config
 from raysid.plan.make import make_hardware
-from raysid.plan.predict import predict
+from raysid.plan.predict import Hardware, predict
 from raysid.progress import print_table
 from raysid.recipes import load_recipe
 
@@ -56,6 +58,7 @@ NEAR = 0.15
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=[*RECIPES])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--rounds", type=int, default=3, help="of each recipe (default 3)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement (default 10)")
     parser.add_argument("--out", default="plan_against_bench.json", help="what to write")
@@ -65,8 +68,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as storage:
         for round_ in range(options.rounds):
             for recipe in options.recipes:
-                found += one_round(recipe, storage, options.seconds)
-                said = [f"{e['way']} {e['measured'] / e['predicted']:.3f}" for e in found[-len(WAYS) :]]
+                found += one_round(recipe, options.ways, storage, options.seconds)
+                said = [
+                    f"{e['way']} {e['measured'] / e['predicted']:.3f} (work {e['work'] / e['predicted_work']:.3f})"
+                    for e in found[-len(options.ways) :]
+                ]
                 print(
                     f"round {round_ + 1}, {recipe}, load {os.getloadavg()[0]:.1f}: {'; '.join(said)}",
                     flush=True,
@@ -76,30 +82,44 @@ def main() -> None:
     print(options.out)
 
 
-def one_round(recipe: str, storage: str, seconds: float) -> list[dict[str, Any]]:
+def one_round(recipe: str, ways: list[str], storage: str, seconds: float) -> list[dict[str, Any]]:
     """The calls measured, the ways predicted, then run."""
     base = load_recipe("digits-sid", {"storage": storage} | RECIPES[recipe], kind="distill")
     hardware = make_hardware(base, f"{os.cpu_count()}xcpu", seconds=seconds)
     entries = []
-    for name, settings in WAYS.items():
-        config = base.model_copy(update=settings)
+    for name in ways:
+        config = base.model_copy(update=WAYS[name])
+        bench = measured(config, seconds)
         entries.append(
             {
                 "recipe": recipe,
                 "way": name,
                 "predicted": predict(config, hardware).images_per_second,
-                "measured": measured(config, seconds),
+                "measured": bench.images_per_second,
+                "predicted_work": predicted_work(config, hardware),
+                "work": sum(use.busy for use in bench.middle.roles.values()),
                 "load": os.getloadavg()[0],
             }
         )
     return entries
 
 
-def measured(config: Config, seconds: float) -> float:
-    """Images a second of a bench, the median of three rounds."""
+def predicted_work(config: Config, hardware: Hardware) -> float:
+    """CPU seconds of the roles' calls in a step."""
+    seconds = hardware.parts.seconds(config, int(config.placement == "local"))
+    count = config.batch_size // config.microbatch
+    return sum(
+        value * (1 if method == "step" else count)
+        for (_, method), value in seconds.items()
+        if method != "images" or config.schedule == "alternating"
+    )
+
+
+def measured(config: Config, seconds: float) -> SideResult:
+    """A bench of three rounds."""
     threads = torch.get_num_threads()
     try:
-        return compare(config, None, rounds=3, seconds=seconds / 3).this.images_per_second
+        return compare(config, None, rounds=3, seconds=seconds / 3).this
     finally:
         torch.set_num_threads(threads)
 
@@ -114,6 +134,7 @@ def show(found: list[dict[str, Any]]) -> None:
                 continue
             quotients = [entry["measured"] / entry["predicted"] for entry in own]
             middle = statistics.median(quotients)
+            work = statistics.median(entry["work"] / entry["predicted_work"] for entry in own)
             rows.append(
                 [
                     recipe,
@@ -124,6 +145,7 @@ def show(found: list[dict[str, Any]]) -> None:
                     ),
                     f"{middle:.3f}",
                     f"{min(quotients):.3f} to {max(quotients):.3f}",
+                    f"{work:.3f}",
                     "yes" if abs(middle - 1) <= NEAR else "no",
                 ]
             )
