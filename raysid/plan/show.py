@@ -142,7 +142,7 @@ def _row(prediction: Prediction, config: Config) -> list[Any]:
         prediction.devices or None,
         prediction.config.microbatch,
         None if speed is None else f"{speed:,.1f}",
-        None if hours is None else f"{hours:,.1f}",
+        None if hours is None else f"{hours:,.1f}" if hours >= 1 else f"{hours:.3f}",
         busiest or None,
         None if prediction.memory is None else f"{prediction.memory / GB:,.1f}",
         f"no: {prediction.why_not}" if prediction.why_not else "yes",
