@@ -33,6 +33,7 @@ from raysid.cli_options import (
     RecipeCommand,
     given_overrides,
 )
+from raysid.cli_plan import plan
 from raysid.cluster import check_address
 from raysid.errors import NotHere, RunFailed, RunStopped, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
@@ -206,7 +207,7 @@ def tune(ctx: click.Context, recipe: str, fresh: bool) -> None:
     run_search(config, fresh=fresh)
 
 
-for _command in (bench, submit, jobs, import_network, export):
+for _command in (bench, plan, submit, jobs, import_network, export):
     cli.add_command(_command)
 
 

@@ -94,12 +94,12 @@ def compare(
         raise UserError(
             "both sides of a bench have the same teacher: give no --against.teacher.path or the like"
         )
-    configs = [_steady(each) for each in (config, against) if each is not None]
+    configs = [steady(each) for each in (config, against) if each is not None]
     if any(each.placement != "local" for each in configs):
         connect()
     found: list[list[Round]] = [[] for _ in configs]
     with ExitStack() as stack:
-        folder = stack.enter_context(_teacher(config))
+        folder = stack.enter_context(stand_in_teacher(config))
         sides: list[Side] = []
         for each in configs:
             sides.append(side := _side(each, folder))
@@ -121,7 +121,7 @@ def _network(config: Config) -> tuple[Any, ...]:
     return teacher.path, teacher.factory, teacher.recipe, teacher.network
 
 
-def _steady(config: Config) -> Config:
+def steady(config: Config) -> Config:
     """The config in the midst of a run, at no rate."""
     method = config.method
     if method.adversarial is not None:
@@ -143,7 +143,7 @@ def _side(config: Config, teacher: str) -> Side:
 
 
 @contextmanager
-def _teacher(config: Config) -> Iterator[str]:
+def stand_in_teacher(config: Config) -> Iterator[str]:
     """A folder of a teacher as large as the recipe's, in its storage: all nodes must see it."""
     settings, teacher = config.teacher.network, config.teacher
     if settings is None and teacher.path is None and teacher.factory is None:

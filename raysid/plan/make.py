@@ -1,0 +1,137 @@
+"""From a recipe and the names of devices to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from raysid.actors.placement import all_cores
+from raysid.config import Config
+from raysid.errors import UserError
+from raysid.networks.files import AnySettings
+from raysid.plan.costs import NetworkCosts, network_costs
+from raysid.plan.devices import GB, Devices, parse_devices
+from raysid.plan.measure import measure_parts, this_machine
+from raysid.plan.parts import CountedParts
+from raysid.plan.predict import ROLES, Hardware
+from raysid.plan.simulate import Transport
+from raysid.plan.transport import measure_transport
+from raysid.recipes import load_recipe
+from raysid.trainers.teachers import find_teacher, settings_of
+
+# Of a call through Ray between two processes of one machine, measured on two cores of an AMD EPYC: an empty one, and
+# the arrays that go with it.
+CALL = Transport(process=1e-3, driver=0.7e-3, latency=0.7e-3, byte=0.7e-9, on_pool=False)
+
+
+def network_of(config: Config) -> AnySettings:
+    """The settings of the network that a config's teacher has; where they say it, without the teacher's files.
+
+    Raises:
+        NotHere: nothing but the teacher's file says them, and it cannot be fetched.
+        UserError: there is no such teacher or recipe.
+    """
+    teacher = config.teacher
+    if teacher.network is not None:
+        return teacher.network
+    if teacher.recipe is not None and teacher.path is None and teacher.factory is None:
+        return load_recipe(teacher.recipe, kind="pretrain").network
+    return settings_of(find_teacher(config, None))
+
+
+def find_devices(
+    config: Config, devices: str | None, teacher_devices: str | None
+) -> tuple[Devices, Devices | None]:
+    """What to plan for; without names this machine's cores, or its GPUs where the recipe's roles ask for some.
+
+    Raises:
+        UserError: a name is not known, or this machine has not what the recipe asks for.
+    """
+    asks = any(getattr(config.resources, role).num_gpus for role in ROLES)
+    if devices is None and asks and not torch.cuda.is_available():
+        raise UserError(
+            "this recipe's roles ask for GPUs, and this machine has none to measure: give --devices, as in "
+            "8xH100-80GB, or 2xcpu for cores of this machine"
+        )
+    here = f"{torch.cuda.device_count()}xgpu" if asks else f"{all_cores()}xcpu"
+    found = parse_devices(devices or here, "--devices")
+    apart = None if teacher_devices is None else parse_devices(teacher_devices, "--teacher-devices")
+    if apart is not None and (found.device.measured or apart.device.measured):
+        raise UserError(
+            "--teacher-devices needs named devices on both sides, as in --devices 4xH100-80GB --teacher-devices "
+            "4xL4-24GB: cpu and gpu are measured here, where there is one kind"
+        )
+    if found.device.measured:
+        found = this_machine(found.device.name, found.count)
+    return found, apart
+
+
+def counted_hardware(
+    devices: Devices,
+    teacher_devices: Devices | None,
+    costs: NetworkCosts,
+    efficiency: float | None,
+    network: float,
+    node: int,
+) -> Hardware:
+    """Hardware whose speed is its data sheet's, as far as that is reached.
+
+    Args:
+        efficiency: the share of the peak, above 0 to 1; None takes one for each precision.
+        network: bytes a second between nodes.
+        node: devices of a node.
+    """
+    scorers = (teacher_devices or devices).device
+    return Hardware(
+        devices=devices,
+        teacher_devices=teacher_devices,
+        costs=costs,
+        parts=CountedParts(costs, devices.device, scorers, efficiency, network),
+        transport=Transport(**(vars(CALL) | {"network_byte": 1 / network})),
+        node=node,
+    )
+
+
+def measured_hardware(
+    config: Config, devices: Devices, costs: NetworkCosts, seconds: float, say: Callable[[str], None]
+) -> Hardware:
+    """This machine, its parts measured; other arguments as `measure_parts`.
+
+    Raises:
+        UserError, RunFailed: as `measure_parts` and `measure_transport`.
+    """
+    kind = devices.device.name
+    parts = measure_parts(config, costs, kind, seconds, say)
+    say("measuring calls between two empty Ray actors")
+    transport = measure_transport(config, costs.image_bytes, on_pool=kind == "cpu")
+    return Hardware(devices, None, costs, parts, transport, devices.count)
+
+
+def make_hardware(
+    config: Config,
+    devices: str | None = None,
+    teacher_devices: str | None = None,
+    efficiency: float | None = None,
+    network: float = 1.25,
+    node: int = 8,
+    seconds: float = 10.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Hardware:
+    """What a plan is made for.
+
+    Args:
+        devices, teacher_devices: as `raysid plan` takes them.
+        network: GB a second between nodes.
+        efficiency, node: as `counted_hardware`.
+        seconds, say: as `measure_parts`.
+
+    Raises:
+        UserError: a device is not known, or the recipe's network cannot be found or counted.
+        RunFailed: measuring failed.
+    """
+    found, apart = find_devices(config, devices, teacher_devices)
+    costs = network_costs(network_of(config), config.teacher.factory)
+    if found.device.measured:
+        return measured_hardware(config, found, costs, seconds, say)
+    return counted_hardware(found, apart, costs, efficiency, network * GB, node)

@@ -1,0 +1,102 @@
+"""How long each call of each role takes on a microbatch: counted operations over a stated speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from raysid.config import Config
+from raysid.plan.costs import NetworkCosts
+from raysid.plan.devices import EFFICIENCY, Arithmetic, Device
+from raysid.plan.memory import passes
+
+Seconds = Mapping[tuple[str, str], float]
+"""Of one call on a microbatch, by role and method."""
+
+LAUNCH = 8e-6  # seconds in which PyTorch launches an operation on a GPU: small batches take no less
+
+
+class Parts(Protocol):
+    """Where a prediction has its seconds from."""
+
+    def seconds(self, config: Config, workers: int) -> Seconds:
+        """Of the calls that a config makes; `workers` hold all roles each, or, where it is 0, none does."""
+
+    def all_reduce(self, ranks: int, one_node: bool) -> float:
+        """Of adding up a network's gradients."""
+
+
+def arithmetic(config: Any, role: str) -> Arithmetic:
+    """What a role's network computes in."""
+    precision = (config.teacher.precision if role == "teacher" else None) or config.precision
+    tf32 = getattr(getattr(config, "compute", None), "tf32", False)
+    return "tf32" if precision == "float32" and tf32 else precision
+
+
+@dataclass(frozen=True)
+class CountedParts:
+    """Parts from counted operations.
+
+    Attributes:
+        efficiency: the share of the data sheet's speed that is reached; None takes `EFFICIENCY`.
+        network: bytes a second between nodes.
+    """
+
+    costs: NetworkCosts
+    device: Device
+    teacher_device: Device
+    efficiency: float | None
+    network: float
+
+    def speed(self, config: Config, role: str, apart: bool = True) -> float:
+        """Operations a second that a role's device is taken to reach; `apart`: the teacher has its own.
+
+        Raises:
+            UserError: it has not the arithmetic that the config asks for.
+        """
+        kind = arithmetic(config, role)
+        teacher = role == "teacher"
+        setting = "teacher.precision" if teacher and config.teacher.precision else "precision"
+        peak = (self.teacher_device if teacher and apart else self.device).peak(kind, setting)
+        return peak * (self.efficiency or EFFICIENCY[kind])
+
+    def seconds(self, config: Config, workers: int) -> Seconds:
+        costs, guidance, size = self.costs, config.method.guidance, config.microbatch
+        speed = {
+            role: self.speed(config, role, workers == 0) for role in ("generator", "teacher", "fake_score")
+        }
+
+        def call(role: str, operations: float, launches: float) -> float:
+            """In passes' length of `launches`: an optimizer's step has about those of one."""
+            return max(size * operations / speed[role], launches * costs.kernels * LAUNCH)
+
+        teacher, eval_fake, train_fake = (
+            passes(costs, scale) for scale in (guidance.eval_teacher, guidance.eval_fake, guidance.train_fake)
+        )
+        learn = train_fake * (costs.forward + costs.backward)
+        if config.method.adversarial is not None:
+            learn += costs.encoder + costs.encoder_backward
+        again = costs.forward if config.graphs_kept == 0 else 0.0  # a graph that is not kept is made again
+        return {
+            ("generator", "images"): call("generator", costs.forward, 1),
+            ("generator", "generate"): call("generator", costs.forward, 1),
+            ("generator", "seeds"): call("generator", 0.0, 0.1),
+            ("generator", "accumulate"): call("generator", costs.backward, 2),
+            ("generator", "step"): call("generator", 0.0, 0.2),
+            ("teacher", "score"): call("teacher", teacher * costs.forward, teacher),
+            ("teacher", "pullback"): call("teacher", teacher * (again + costs.pullback), teacher),
+            ("fake_score", "score"): call("fake_score", eval_fake * costs.forward, eval_fake),
+            ("fake_score", "pullback"): call("fake_score", eval_fake * costs.pullback, eval_fake),
+            ("fake_score", "accumulate"): call("fake_score", learn, 3 * train_fake),
+            ("fake_score", "step"): call("fake_score", 0.0, 0.2),
+        }
+
+    def all_reduce(self, ranks: int, one_node: bool) -> float:
+        rate = self.device.link if one_node else self.network
+        return all_reduce_bytes(self.costs.parameters, ranks) / rate
+
+
+def all_reduce_bytes(parameters: int, ranks: int) -> float:
+    """What each rank sends to have a network's gradients added up, in a ring."""
+    return 2 * (ranks - 1) / ranks * 4 * parameters

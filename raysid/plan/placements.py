@@ -1,0 +1,274 @@
+"""Many placements on given hardware, and which of them to take."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from raysid.config import Config
+from raysid.plan.predict import ROLES, Hardware, Prediction, predict
+from raysid.recipes import override
+
+SCHEDULES = ("overlapped", "alternating")
+SIMULATED = 8  # of the ways to split, those that could be fastest
+SHOWN = 3  # of them
+CUTS = (1, 2, 4)  # microbatches a worker, where the recipe says nothing
+CLOSE = 0.02  # predictions that differ by no more than this are alike
+ACCELERATOR = "ray.io/accelerator-type"  # by which Ray labels nodes
+
+
+@dataclass(frozen=True)
+class Way:
+    """One placement and the settings by which to ask for it.
+
+    Attributes:
+        settings: by dotted name, as they would be given to `raysid distill`.
+        prediction: what it comes to.
+    """
+
+    settings: dict[str, Any]
+    prediction: Prediction
+
+    @property
+    def fits(self) -> bool:
+        return self.prediction.images_per_second is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to say of a recipe on some hardware.
+
+    Attributes:
+        config: the recipe as it is.
+        as_given: what it comes to without changes.
+        ways: the placements compared, in the recipe's schedule and the other one, the fastest first.
+    """
+
+    config: Config
+    hardware: Hardware
+    as_given: Prediction
+    ways: list[Way]
+
+    def best(self, schedule: str | None = None) -> Way | None:
+        """The fastest that fits, in the recipe's schedule if no other is named; of those alike the simplest."""
+        fitting = [
+            way
+            for way in self.ways
+            if way.fits and way.prediction.config.schedule == (schedule or self.config.schedule)
+        ]
+        fastest = max((_speed(way) for way in fitting), default=0.0)
+        alike = [way for way in fitting if _speed(way) >= (1 - CLOSE) * fastest]
+        return min(alike, key=_effort, default=None)
+
+    def overrides(self, way: Way) -> dict[str, Any]:
+        """The settings of a way that the recipe does not have already."""
+        return {name: value for name, value in way.settings.items() if value != _setting(self.config, name)}
+
+
+def make_plan(config: Config, hardware: Hardware) -> Plan:
+    """Compare the placements that a recipe could have.
+
+    Raises:
+        UserError: the devices cannot compute in the recipe's precision.
+    """
+    ways = []
+    for schedule in SCHEDULES:
+        given = config.model_copy(update={"schedule": schedule})
+        found = [_whole(given, hardware, 1)]
+        if hardware.devices.count > 1:
+            found.append(_whole(given, hardware, hardware.devices.count))
+        ways += sorted([*found, *_splits(given, hardware)], key=_speed, reverse=True)
+    return Plan(config, hardware, predict(config, hardware), ways)
+
+
+def _speed(way: Way) -> float:
+    return way.prediction.images_per_second or 0.0
+
+
+def _effort(way: Way) -> tuple[int, int, int, int]:
+    """What a way takes to run: devices, then processes, then cuts of the batch."""
+    found = way.prediction
+    config = found.config
+    processes = found.workers or sum(config.learner_workers.values()) + config.teacher.num_replicas
+    return found.devices, int(found.placement == "split"), processes, config.batch_size // config.microbatch
+
+
+def _whole(config: Config, hardware: Hardware, workers: int) -> Way:
+    """`local`, or `colocated` with so many workers, in the largest microbatches that fit."""
+    one: dict[str, Any] = {f"{learner}.num_workers": 1 for learner in config.learner_workers} | {
+        "teacher.num_replicas": 1
+    }
+    if config.teacher.autoscaling_config is not None:
+        one["teacher.autoscaling_config"] = None
+    settings: dict[str, Any] = {"placement": "local", "schedule": config.schedule, **one}
+    if workers == 1:
+        settings |= _on(config, hardware)
+    else:
+        gpus = 0.0 if hardware.shared_cores else 1.0
+        settings |= {
+            "placement": "colocated",
+            "colocated.num_workers": workers,
+            "resources.worker.num_gpus": gpus,
+        }
+    if config.batch_size % workers:
+        why_not = f"batch_size {config.batch_size} does not divide among {workers} workers"
+        return Way(settings, Prediction(config, workers, workers, why_not=why_not))
+    share = config.batch_size // workers
+    alone = {"placement": "local", "batch_size": share, **one, **_on(config, hardware)}
+    first = min(config.microbatch_size or share, share)
+    found = _largest(
+        config, hardware, alone, [size for size in range(first, 0, -1) if share % size == 0], workers
+    )
+    if found.why_not is None:
+        found = predict(found.config, hardware, workers)
+    if found.config.microbatch != share:
+        settings["microbatch_size"] = found.config.microbatch
+    return Way(settings, found)
+
+
+def _splits(config: Config, hardware: Hardware) -> list[Way]:
+    """The fastest ways to give each role processes of its own; where none fits, one of them with the reason."""
+    tried: list[list[Way]] = []  # by shape, a way for each cut of the batch
+    for shape in _shapes(config, hardware):
+        settings = _settings(config, hardware, shape)
+        workers = math.lcm(shape.fake_score, shape.generator)
+        found_cuts: dict[int, Way] = {}
+        for first in _first_sizes(config, shape):
+            sizes = [
+                size
+                for size in range(first, 0, -1)
+                if config.batch_size % size == 0 and config.batch_size // size % workers == 0
+            ]
+            found = _largest(config, hardware, settings, sizes)
+            size = found.config.microbatch
+            found_cuts[size] = Way(settings | {"microbatch_size": size}, found)
+        tried.append([*found_cuts.values()])
+    fitting = [cuts for cuts in ([way for way in cuts if way.fits] for cuts in tried) if cuts]
+    if not fitting:
+        return tried[0][:1] if tried else []
+    fitting.sort(key=lambda cuts: max(map(_speed, cuts)), reverse=True)
+    best = []
+    for cuts in fitting[:SIMULATED]:
+        ways = [Way(way.settings, predict(way.prediction.config, hardware)) for way in cuts]
+        fastest = max(map(_speed, ways))
+        # Cut no finer than helps.
+        best.append(next(way for way in ways if _speed(way) >= (1 - CLOSE) * fastest))
+    return sorted(best, key=_speed, reverse=True)[:SHOWN]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How many processes each role has, and which share of a device each takes."""
+
+    fake_score: int
+    generator: int
+    teacher: int
+    shares: dict[str, float]
+
+
+def _shapes(config: Config, hardware: Hardware) -> Iterator[_Shape]:
+    """Numbers of workers and scorers for which there are devices, and whose batch can be cut among them.
+
+    Two roles share a device only where each of them has one process: Ray would put several halves of one role
+    onto the same device.
+    """
+    count, teachers = hardware.devices.count, hardware.teacher_devices
+    numbers = [number for number in range(1, count + 1) if config.batch_size % number == 0]
+    if hardware.shared_cores:
+        most = max(count, len(ROLES))
+        for fake, generator in itertools.product(numbers, repeat=2):
+            for scorers in range(1, most - fake - generator + 1):
+                yield _Shape(fake, generator, scorers, dict.fromkeys(ROLES, 0.0))
+        return
+    own = dict.fromkeys(ROLES, 1.0)
+    for fake, generator in itertools.product(numbers, repeat=2):
+        for scorers in range(1, (teachers.count if teachers else count - fake - generator) + 1):
+            if fake + generator <= count:
+                yield _Shape(fake, generator, scorers, own)
+    if teachers is not None:
+        if count == 1:
+            for scorers in range(1, teachers.count + 1):
+                yield _Shape(1, 1, scorers, own | {"fake_score": 0.5, "generator": 0.5})
+        return
+    if count == 1:
+        yield _Shape(1, 1, 1, dict.fromkeys(ROLES, 0.33))
+    for alone in ROLES:  # the two others share a device
+        for number in range(1, count) if alone == "teacher" else [n for n in numbers if n < count]:
+            counts = dict.fromkeys(ROLES, 1) | {alone: number}
+            yield _Shape(**counts, shares=dict.fromkeys(ROLES, 0.5) | {alone: 1.0})
+
+
+def _settings(config: Config, hardware: Hardware, shape: _Shape) -> dict[str, Any]:
+    """The settings that ask for a shape."""
+    settings: dict[str, Any] = {
+        "placement": "split",
+        "schedule": config.schedule,
+        "fake_score.num_workers": shape.fake_score,
+        "generator.num_workers": shape.generator,
+        "teacher.num_replicas": shape.teacher,
+    }
+    if config.teacher.autoscaling_config is not None:
+        settings["teacher.autoscaling_config"] = None
+    settings |= {f"resources.{role}.num_gpus": share for role, share in shape.shares.items()}
+    teachers = hardware.teacher_devices
+    if teachers is not None and teachers.device != hardware.devices.device:
+        apart = {"teacher": teachers.device, **dict.fromkeys(config.learner_workers, hardware.devices.device)}
+        settings |= {
+            f"resources.{role}.label_selector": {ACCELERATOR: device.label}
+            for role, device in apart.items()
+            if device.label is not None
+        }
+    return settings
+
+
+def _on(config: Config, hardware: Hardware) -> dict[str, Any]:
+    """The settings by which all roles of one process compute on the devices."""
+    if hardware.shared_cores:
+        return {f"resources.{role}.num_gpus": 0.0 for role in ROLES}
+    return {
+        f"resources.{role}.num_gpus": 1.0 for role in ROLES if getattr(config.resources, role).num_gpus == 0
+    }
+
+
+def _first_sizes(config: Config, shape: _Shape) -> list[int]:
+    """The largest microbatches to begin with: the recipe's own, or a few numbers of them for each worker."""
+    if config.microbatch_size is not None:
+        return [config.microbatch_size]
+    workers = math.lcm(shape.fake_score, shape.generator)
+    counts = {workers * cut for cut in CUTS} | {workers * -(-shape.teacher // workers)}
+    sizes = {config.batch_size // count for count in counts if config.batch_size % count == 0}
+    return sorted(sizes, reverse=True)
+
+
+def _largest(
+    config: Config, hardware: Hardware, settings: dict[str, Any], sizes: list[int], workers: int | None = None
+) -> Prediction:
+    """The first of some microbatches that fits, roughly predicted; else why the smallest does not."""
+    found = Prediction(config, workers or 0, 0, why_not="no microbatch divides the batch among the workers")
+    for size in sizes:
+        try:
+            cut = override(config, settings | {"microbatch_size": size})
+        except ValidationError as error:
+            # A smaller one is refused for the same reason: memory's, if there was one, is told.
+            if found.memory is None:
+                said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                found = dataclasses.replace(found, why_not=said)
+            continue
+        found = predict(cut, hardware, workers, quick=True)
+        if found.why_not is None or found.memory is None:
+            break
+    return found
+
+
+def _setting(config: Config, path: str) -> Any:
+    """A setting by its dotted name; None where this config has no such."""
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    return value

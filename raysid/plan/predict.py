@@ -1,0 +1,268 @@
+"""One placement on given hardware: whether it fits, and how fast it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raysid.bench.compare import steady
+from raysid.config import Config
+from raysid.plan.costs import NetworkCosts
+from raysid.plan.devices import GB, Devices
+from raysid.plan.memory import PROCESS, role_memory, usable, whole_memory
+from raysid.plan.parts import Parts, Seconds
+from raysid.plan.simulate import Pool, Process, Transport, Workers, simulate
+
+ROLES = ("fake_score", "generator", "teacher")
+NAMES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What is to be planned for, and what its parts cost.
+
+    Attributes:
+        devices: for all roles, or for the learners where there are `teacher_devices`.
+        teacher_devices: for the scorers, on other nodes.
+        transport: of calls between processes.
+        node: devices of a node.
+    """
+
+    devices: Devices
+    teacher_devices: Devices | None
+    costs: NetworkCosts
+    parts: Parts
+    transport: Transport
+    node: int
+
+    @property
+    def shared_cores(self) -> bool:
+        """Whether the devices are cores, which any process may run on."""
+        return self.devices.device.name == "cpu"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one placement comes to.
+
+    Attributes:
+        config: the settings, of one worker where it is `colocated`.
+        workers: `local` and `colocated`: how many hold all roles; 0 for `split`.
+        devices: how many it takes.
+        memory: bytes on the fullest device; None where it could not be placed at all.
+        busy: the share of the time in which each role's busiest process works.
+        why_not: why it does not fit; None where it does.
+    """
+
+    config: Config
+    workers: int
+    devices: int
+    memory: float | None = None
+    step_seconds: float | None = None
+    busy: dict[str, float] = field(default_factory=dict)
+    why_not: str | None = None
+
+    @property
+    def placement(self) -> str:
+        if self.workers == 0:
+            return "split"
+        return "local" if self.workers == 1 else "colocated"
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, over all workers."""
+        return self.config.batch_size * max(1, self.workers)
+
+    @property
+    def images_per_second(self) -> float | None:
+        return None if self.step_seconds is None else self.batch_size / self.step_seconds
+
+    @property
+    def busiest(self) -> str:
+        """The role that has most to do."""
+        return max(self.busy, key=lambda role: self.busy[role])
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one process sits.
+
+    Attributes:
+        device: number of its device, among those for learners or those for teachers.
+    """
+
+    role: str
+    number: int
+    teachers: bool
+    device: int
+
+
+class NoRoom(Exception):
+    """A placement asks for more devices than there are, or more memory than they have; says so."""
+
+
+def predict(
+    config: Config, hardware: Hardware, workers: int | None = None, quick: bool = False
+) -> Prediction:
+    """What a placement comes to, without running it.
+
+    Args:
+        config: the settings of the run, or of one worker where it is `colocated`.
+        workers: that hold all roles; None: as `config.placement` says.
+        quick: take a step to last as long as the busiest process or device, as if nothing ever waited.
+
+    Raises:
+        UserError: the devices cannot compute in the config's precision.
+    """
+    if workers is None:
+        workers = 1 if config.placement == "local" else 0
+    try:
+        if workers:
+            return _predict_whole(config, hardware, workers, quick)
+        return _predict_split(config, hardware, quick)
+    except NoRoom as error:
+        return Prediction(config, workers, 0, why_not=str(error))
+
+
+def _predict_whole(config: Config, hardware: Hardware, workers: int, quick: bool) -> Prediction:
+    """One process that holds all three roles, or several which add up their gradients."""
+    devices = hardware.devices
+    if workers > devices.count:
+        raise NoRoom(f"needs {workers} devices, there are {devices.count}")
+    memory = whole_memory(config, hardware.costs, workers).total
+    processes = workers if hardware.shared_cores else 1
+    why_not = _too_much(memory * processes, devices, processes, "all three roles")
+    memory = processes * (memory + PROCESS)
+    if why_not:
+        return Prediction(config, workers, workers, memory, why_not=why_not)
+    seconds = dict(hardware.parts.seconds(config, workers))
+    if workers > 1:
+        for role in ("generator", "fake_score"):
+            seconds[role, "step"] += hardware.parts.all_reduce(workers, workers <= hardware.node)
+    process = Process("all", 0, Pool("device"))
+    one = Workers([process], [process], [process])
+    taken = devices.count if hardware.shared_cores else workers
+    if quick:
+        return Prediction(config, workers, taken, memory, _bound(config, one, seconds, Transport()))
+    found = simulate(steady(config), one, seconds, Transport(), hardware.costs.image_bytes)
+    return Prediction(config, workers, taken, memory, found.step_seconds, found.busy)
+
+
+def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Prediction:
+    """A process for each worker of each role."""
+    devices = hardware.devices
+    if hardware.shared_cores:
+        seats = [Seat(role, number, False, 0) for role, number in _processes(config)]
+        pools = {0: Pool("cores", devices.count / (config.torch_threads or 1))}
+    else:
+        seats = _seats(config, hardware)
+        pools = {}
+    taken = len({(seat.teachers, seat.device) for seat in seats})
+    memory, why_not = _split_memory(config, hardware, seats)
+    if why_not:
+        return Prediction(config, 0, taken, memory, why_not=why_not)
+    by_role: dict[str, list[Process]] = {role: [] for role in ROLES}
+    made: dict[tuple[bool, int], Pool] = {(False, number): pool for number, pool in pools.items()}
+    for seat in seats:
+        kind = "teachers" if seat.teachers else "devices"
+        pool = made.setdefault((seat.teachers, seat.device), Pool(f"{kind} {seat.device}"))
+        node = f"{kind} {seat.device // hardware.node}"
+        by_role[seat.role].append(Process(seat.role, seat.number, pool, node))
+    cores = pools.get(0)
+    workers = Workers(
+        **by_role,
+        driver=Process("driver", 0, cores or Pool("driver"), "devices 0"),
+        ray=Process("ray", 0, cores, "devices 0") if cores else None,
+        alone=config.teacher.scaling.max_replicas == 1,
+    )
+    seconds = dict(hardware.parts.seconds(config, 0))
+    for role, number in config.learner_workers.items():
+        if number > 1:
+            nodes = {process.node for process in by_role[role]}
+            seconds[role, "step"] += hardware.parts.all_reduce(number, len(nodes) == 1)
+    taken = devices.count if hardware.shared_cores else taken
+    if quick:
+        return Prediction(config, 0, taken, memory, _bound(config, workers, seconds, hardware.transport))
+    found = simulate(steady(config), workers, seconds, hardware.transport, hardware.costs.image_bytes)
+    return Prediction(config, 0, taken, memory, found.step_seconds, found.busy)
+
+
+def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transport) -> float:
+    """Seconds of a step in which no process and no device ever waits."""
+    count = config.batch_size // config.microbatch
+    of_process: dict[Process, float] = {}
+    of_pool: dict[Pool, float] = {}
+    for role in ROLES:
+        ranks: list[Process] = getattr(workers, role)
+        each = [
+            seconds_ + transport.process
+            for (other, method), seconds_ in seconds.items()
+            if other == role and method != "step" and (method != "images" or config.schedule == "alternating")
+        ]
+        for rank in ranks:
+            work = sum(each) * count / len(ranks) + seconds.get((role, "step"), 0.0)
+            of_process[rank] = of_process.get(rank, 0.0) + work
+            of_pool[rank.pool] = of_pool.get(rank.pool, 0.0) + work / rank.pool.capacity
+    return max(*of_process.values(), *of_pool.values())
+
+
+def _processes(config: Config) -> list[tuple[str, int]]:
+    """Role and number of every process that a config asks for."""
+    counts = config.learner_workers | {"teacher": config.teacher.scaling.min_replicas}
+    return [(role, number) for role in ROLES for number in range(counts[role])]
+
+
+def _seats(config: Config, hardware: Hardware) -> list[Seat]:
+    """The first device with room for each process, by the GPUs that `resources` reserves for it."""
+    devices, teachers = hardware.devices, hardware.teacher_devices
+    free = {False: [1.0] * devices.count, True: [1.0] * (teachers.count if teachers else 0)}
+    seats = []
+    for role, number in _processes(config):
+        apart = role == "teacher" and teachers is not None
+        share = getattr(config.resources, role).num_gpus
+        if share == 0:
+            raise NoRoom(f"resources.{role}.num_gpus is 0: the role would not compute on the devices")
+        if share > 1:
+            raise NoRoom(f"resources.{role}.num_gpus is {share:g}: a role computes on one device")
+        room = free[apart]
+        found = next((index for index, left in enumerate(room) if left >= share - 1e-9), None)
+        if found is None:
+            raise NoRoom(
+                _short(config, teachers if apart and teachers else devices, apart, teachers is not None)
+            )
+        room[found] -= share
+        seats.append(Seat(role, number, apart, found))
+    return seats
+
+
+def _short(config: Config, devices: Devices, apart: bool, elsewhere: bool) -> str:
+    counts = {role: 0 for role in ROLES}
+    for role, _ in _processes(config):
+        counts[role] += 1
+    asked = sum(
+        counts[role] * getattr(config.resources, role).num_gpus
+        for role in ROLES
+        if not elsewhere or (role == "teacher") == apart
+    )
+    return f"asks for {asked:g} devices, there are {devices.count}"
+
+
+def _split_memory(config: Config, hardware: Hardware, seats: list[Seat]) -> tuple[float, str | None]:
+    """Bytes on the fullest device, and why that is too much, if it is."""
+    needs = role_memory(config, hardware.costs)
+    on: dict[tuple[bool, int], list[str]] = {}
+    for seat in seats:
+        on.setdefault((seat.teachers, seat.device), []).append(seat.role)
+    fullest, why_not = 0.0, None
+    for (apart, _), roles in on.items():
+        total = sum(needs[role].total for role in roles)
+        fullest = max(fullest, total + len(roles) * PROCESS)
+        devices = hardware.teacher_devices if apart and hardware.teacher_devices else hardware.devices
+        why_not = why_not or _too_much(total, devices, len(roles), " + ".join(NAMES[r] for r in roles))
+    return fullest, why_not
+
+
+def _too_much(total: float, devices: Devices, processes: int, what: str) -> str | None:
+    has = usable(devices.device.memory, processes)
+    if total <= has:
+        return None
+    return f"{what}: {total / GB:.1f} GB, {devices.device.name} has room for {max(0.0, has) / GB:.1f}"

@@ -1,0 +1,88 @@
+"""What a call through Ray costs beside its work, measured between two actors that compute nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import torch
+
+from raysid.actors.messages import Images, Slice
+from raysid.cluster import connect
+from raysid.config import Config
+from raysid.plan.simulate import Transport
+
+CALLS = 200
+WARM_CALLS = 40
+
+
+def measure_transport(config: Config, image_bytes: int, on_pool: bool) -> Transport:
+    """What a call between processes costs beside its work: a microbatch that two empty actors pass to and fro.
+
+    Args:
+        on_pool: as `Transport` has it.
+
+    Raises:
+        RunFailed: the cluster has no room for them.
+    """
+    connect()
+    import ray
+
+    message = Images(torch.zeros(config.microbatch, max(1, image_bytes // 4)), None)
+    actors: list[Any] = [
+        ray.remote(Echo).options(num_cpus=config.resources.generator.num_cpus).remote() for _ in "ab"
+    ]
+    try:
+        _pass_on(actors, message, WARM_CALLS)
+        before = _used(actors)
+        began = time.perf_counter()
+        _pass_on(actors, message, CALLS)
+        seconds = (time.perf_counter() - began) / CALLS
+        driver, of_actors, others = ((b - a) / CALLS for a, b in zip(before, _used(actors), strict=True))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    return Transport(
+        process=of_actors,
+        driver=driver,
+        others=others,
+        latency=max(0.0, seconds - of_actors),
+        on_pool=on_pool,
+    )
+
+
+class Echo:
+    """An actor that computes nothing."""
+
+    def echo(self, at: Slice, images: Images) -> Images:
+        return images
+
+    def used(self) -> tuple[int, float]:
+        return os.getpid(), time.process_time()
+
+
+def _pass_on(actors: list[Any], message: Images, count: int) -> None:
+    """A chain of calls, each of which takes the other actor's answer; submitted at once, as a driver does."""
+    import ray
+
+    answer: Any = message
+    for number in range(count):
+        answer = actors[number % 2].echo.remote(Slice(number, 0, len(message.x_g)), answer)
+    ray.get(answer)
+
+
+def _used(actors: list[Any]) -> tuple[float, float, float]:
+    """CPU seconds so far: of this process, of the actors, of Ray's own processes as far as they were started here."""
+    import ray
+
+    of_actors = dict(ray.get([actor.used.remote() for actor in actors]))
+    others = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.pid not in of_actors:
+                times = process.cpu_times()
+                others += times.user + times.system
+    return time.process_time(), sum(of_actors.values()), others

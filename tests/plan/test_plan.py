@@ -1,0 +1,362 @@
+"""`raysid plan`: what fits where and why, how fast it is predicted to be, and what is recommended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raysid.cli import cli
+from raysid.config import Config
+from raysid.plan.costs import GraphBytes, NetworkCosts
+from raysid.plan.devices import GB, parse_devices
+from raysid.plan.make import counted_hardware
+from raysid.plan.memory import role_memory, usable, whole_memory
+from raysid.plan.placements import Plan, make_plan
+from raysid.plan.predict import Hardware, predict
+from raysid.recipes import override
+from tests.tiny_run import tiny_config, tiny_teacher, write_recipe
+
+MILLION = 10**6
+GIGA = 1e9
+RATE = 1e12  # operations a second, reached
+GRAPH = GraphBytes(learn=10 * MILLION, pull=8 * MILLION, encoder=4 * MILLION)
+
+
+def costs(parameters: int = 50 * MILLION, **changes: Any) -> NetworkCosts:
+    """A network whose F is 10^9 operations an image."""
+    figures: dict[str, Any] = {
+        "parameters": parameters,
+        "forward": GIGA,
+        "pullback": GIGA,
+        "backward": 2 * GIGA,
+        "encoder": 0.3 * GIGA,
+        "encoder_backward": 0.6 * GIGA,
+        "graphs": {False: GRAPH, True: GraphBytes(9 * MILLION, 7 * MILLION, 3 * MILLION)},
+        "kernels": 0,
+        "image_bytes": 4,
+        "classes": 10,
+    }
+    return NetworkCosts(**figures | changes)
+
+
+def hardware(
+    text: str = "8xmine:1:80", teachers: str | None = None, network: NetworkCosts | None = None
+) -> Hardware:
+    """Devices that reach 10^12 operations a second."""
+    apart = None if teachers is None else parse_devices(teachers, "--teacher-devices")
+    return counted_hardware(parse_devices(text, "--devices"), apart, network or costs(), 1.0, 10 * GB, 8)
+
+
+def config(**changes: Any) -> Config:
+    gpus = {"num_gpus": 1.0}
+    tree: dict[str, Any] = {
+        "teacher": {"path": "unused"},
+        "total_images": 10**6,
+        "batch_size": 256,
+        "resources": {"teacher": gpus, "fake_score": gpus, "generator": gpus},
+    }
+    return Config.model_validate(tree | changes)
+
+
+GUIDED = {"guidance": {"train_fake": 1.5, "eval_fake": 1.5, "eval_teacher": 1.5}}
+
+
+def images_per_second(config: Config, workers: int | None = None, **given: Any) -> float:
+    speed = predict(config, hardware(**given), workers).images_per_second
+    assert speed is not None
+    return speed
+
+
+# Time
+
+
+def test_one_process_takes_ten_passes_an_image_and_eleven_in_the_authors_order() -> None:
+    local = config(placement="local")
+    assert images_per_second(local) == pytest.approx(RATE / (10 * GIGA), rel=1e-3)
+    alternating = local.model_copy(update={"schedule": "alternating"})
+    assert images_per_second(alternating) == pytest.approx(RATE / (11 * GIGA), rel=1e-3)
+
+
+def test_a_device_for_each_role_takes_five_passes_when_nothing_else_costs() -> None:
+    """The fake score, the busiest, is always at work; calls take some milliseconds of a step of more than a second."""
+    speed = images_per_second(config())
+    assert 0.97 * RATE / (5 * GIGA) < speed < RATE / (5 * GIGA)
+    found = predict(config(), hardware())
+    assert found.busiest == "fake_score" and found.busy["fake_score"] > 0.97
+    assert found.busy["generator"] == pytest.approx(0.6, abs=0.03)
+    assert found.busy["teacher"] == pytest.approx(0.4, abs=0.03)
+    # The authors' order waits: the generator makes images for psi, psi learns, then theta's turn comes.
+    assert images_per_second(config(schedule="alternating")) < 0.75 * speed
+
+
+def test_guidance_doubles_what_it_guides() -> None:
+    """Psi scores, pulls back and trains through two passes, the teacher scores and pulls back through two."""
+    local = config(placement="local", method=GUIDED)
+    assert images_per_second(local) == pytest.approx(RATE / ((3 + 4 + 10) * GIGA), rel=1e-3)
+    teacher = config(placement="local", method={"guidance": {"eval_teacher": 2.0}})
+    assert images_per_second(teacher) == pytest.approx(RATE / ((3 + 4 + 5) * GIGA), rel=1e-3)
+    # Without conditions there is nothing to guide by.
+    assert images_per_second(local, network=costs(classes=0)) == pytest.approx(RATE / (10 * GIGA), rel=1e-3)
+
+
+def test_real_images_add_the_encoder() -> None:
+    local = config(placement="local", method={"adversarial": {}})
+    assert images_per_second(local) == pytest.approx(RATE / (10.9 * GIGA), rel=1e-3)
+
+
+def test_a_graph_that_is_not_kept_is_made_again() -> None:
+    local = config(placement="local", teacher={"path": "unused", "graphs_kept": 0})
+    assert images_per_second(local) == pytest.approx(RATE / (11 * GIGA), rel=1e-3)
+
+
+def test_workers_share_a_batch_and_add_up_gradients() -> None:
+    """Four workers hold all roles: a quarter of the time each, and two networks' gradients go round."""
+    share = config(placement="local", batch_size=64)
+    gradients = 2 * (2 * 3 / 4 * 4 * 50 * MILLION) / (16 * GB)
+    seconds = 64 * 10 * GIGA / RATE + gradients
+    assert images_per_second(share, workers=4) == pytest.approx(256 / seconds, rel=1e-3)
+
+
+def test_a_slower_teacher_elsewhere_is_the_busiest_until_there_are_more_of_it() -> None:
+    """Devices of a quarter of the speed: one scorer takes 8 F' where psi takes 5, four take 2."""
+    cut = config(microbatch_size=32)
+    one = predict(cut, hardware("2xmine:1:80", "4xsmall:0.25:24"))
+    assert one.busiest == "teacher"
+    four = cut.model_copy(update={"teacher": cut.teacher.model_copy(update={"num_replicas": 4})})
+    more = predict(four, hardware("2xmine:1:80", "4xsmall:0.25:24"))
+    assert more.busiest == "fake_score"
+    assert (more.images_per_second or 0) > 1.3 * (one.images_per_second or 0)
+
+
+# Memory
+
+
+def test_memory_of_each_role_by_hand() -> None:
+    weights = 4 * 50 * MILLION
+    found = role_memory(config(microbatch_size=64), costs())
+    # 4 microbatches a step, 2 of them under way.
+    assert found["generator"].weights == 5 * weights  # weights, gradients, Adam's two, the average
+    assert found["generator"].graphs == 2 * 64 * 10 * MILLION
+    assert found["teacher"].weights == weights
+    assert found["teacher"].graphs == 2 * 64 * 8 * MILLION
+    assert found["fake_score"].weights == 4 * weights
+    assert found["fake_score"].graphs == 2 * 64 * 8 * MILLION
+    more = config(microbatch_size=64, teacher={"path": "unused", "graphs_kept": 1}, method=GUIDED)
+    guided = role_memory(more, costs())
+    assert guided["teacher"].graphs == 64 * 2 * 8 * MILLION  # one microbatch, two passes
+    half = role_memory(config(microbatch_size=64, precision="fp16"), costs())
+    assert half["generator"].weights == 5 * weights  # they stay in float32
+    assert half["generator"].graphs == 2 * (64 * 9 * MILLION + 2 * 50 * MILLION)
+
+
+def test_memory_of_one_process_by_hand() -> None:
+    """While psi learns from a microbatch theta's graph of it is there, the scorers' are gone."""
+    weights = 4 * 50 * MILLION
+    overlapped = whole_memory(config(placement="local", microbatch_size=32), costs())
+    assert overlapped.weights == 10 * weights
+    assert overlapped.graphs == 32 * (10 + max(8 + 8, 10)) * MILLION
+    adversarial = config(placement="local", microbatch_size=32, method={"adversarial": {}, **GUIDED})
+    assert whole_memory(adversarial, costs()).graphs == 32 * (10 + max(16 + 16, 2 * 10 + 4)) * MILLION
+
+
+def test_what_does_not_fit_says_what_is_too_much_where() -> None:
+    large = costs(parameters=2000 * MILLION)
+    found = predict(config(placement="local"), hardware("1xmine:1:80", network=large))
+    assert found.images_per_second is None
+    assert found.why_not == "all three roles: 86.7 GB, mine has room for 71.4"
+    split = predict(config(), hardware("3xmine:1:40", network=large))
+    assert split.why_not == "generator: 42.6 GB, mine has room for 35.4"
+    assert usable(80 * GB, 1) == pytest.approx(71.4 * GB)
+
+
+def test_a_placement_that_asks_for_too_many_devices_says_so() -> None:
+    assert predict(config(), hardware("2xmine:1:80")).why_not == "asks for 3 devices, there are 2"
+    cpu = {"teacher": {"num_gpus": 1.0}, "generator": {"num_gpus": 1.0}}
+    why_not = predict(config(resources=cpu), hardware()).why_not
+    assert why_not is not None and "resources.fake_score.num_gpus is 0" in why_not
+
+
+# Plans
+
+
+def best(plan: Plan) -> str:
+    found = plan.best()
+    assert found is not None
+    return found.prediction.placement
+
+
+def test_equal_devices_that_hold_all_networks_are_best_used_by_all_roles_at_once() -> None:
+    assert best(make_plan(config(), hardware("8xmine:1:80"))) == "colocated"
+
+
+def test_the_recommendation_flips_where_the_networks_do_not_fit_together() -> None:
+    """40 bytes a weight in one process, 20 in the largest of three."""
+    plan = make_plan(config(), hardware("8xmine:1:80", network=costs(parameters=2000 * MILLION)))
+    assert best(plan) == "split"
+    reasons = {way.prediction.placement: way.prediction.why_not for way in plan.ways if not way.fits}
+    assert reasons.keys() == {"local", "colocated"}
+    assert all(reason and "all three roles" in reason for reason in reasons.values())
+
+
+def test_a_microbatch_that_fits_is_found_and_said() -> None:
+    plan = make_plan(config(placement="local"), hardware("1xmine:1:8"))
+    way = next(way for way in plan.ways if way.prediction.placement == "local" and way.fits)
+    size = plan.overrides(way)["microbatch_size"]
+    assert size < 256 and 256 % size == 0
+    has = usable(8 * GB, 1)
+    for images, fits in ((size, True), (2 * size, False)):
+        cut = config(placement="local", microbatch_size=images)
+        assert (whole_memory(cut, costs()).total <= has) == fits
+    assert plan.as_given.why_not is not None  # in one piece it does not fit
+
+
+def test_groups_of_the_discriminator_stay_whole() -> None:
+    """SiDA's microbatches are multiples of its group: where these are too large, memory is the reason."""
+    adversarial = config(method={"adversarial": {"group_size": 64}})
+    for way in make_plan(adversarial, hardware("8xmine:1:80")).ways:
+        if way.fits:
+            assert way.prediction.config.microbatch % 64 == 0
+    plan = make_plan(adversarial, hardware("1xmine:1:3.5"))
+    assert plan.best() is None
+    assert all("room for" in (way.prediction.why_not or "") for way in plan.ways)
+
+
+def test_two_devices_are_shared_by_three_roles() -> None:
+    """Psi has one (5 F), theta and the scorer the other (3 F and 2 F)."""
+    plan = make_plan(config(), hardware("2xmine:1:80"))
+    splits = [way for way in plan.ways if way.fits and way.prediction.placement == "split"]
+    settings = splits[0].settings
+    shares = {role: settings[f"resources.{role}.num_gpus"] for role in ("fake_score", "generator", "teacher")}
+    assert shares == {"fake_score": 1.0, "generator": 0.5, "teacher": 0.5}
+    assert splits[0].prediction.devices == 2
+
+
+def test_scorers_sit_on_the_devices_given_for_them() -> None:
+    plan = make_plan(config(), hardware("4xH100-80GB", "4xL4-24GB"))
+    splits = [way for way in plan.ways if way.fits and way.prediction.placement == "split"]
+    assert splits[0].settings["teacher.num_replicas"] > 1
+    assert splits[0].settings["resources.teacher.label_selector"] == {"ray.io/accelerator-type": "L4"}
+    assert splits[0].settings["resources.generator.label_selector"] == {"ray.io/accelerator-type": "H100"}
+
+
+def test_every_way_that_fits_is_one_that_a_run_would_take() -> None:
+    """Its settings make a config, which the same prediction is for."""
+    plan = make_plan(config(), hardware("6xmine:1:80"))
+    for way in plan.ways:
+        if way.fits and way.prediction.placement != "colocated":
+            found = predict(override(plan.config, way.settings), plan.hardware)
+            assert found.config.microbatch == way.prediction.config.microbatch
+            assert (found.step_seconds, found.memory) == (way.prediction.step_seconds, way.prediction.memory)
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "name"),
+    [
+        ("8xH100-80GB", 8, "H100-80GB"),
+        ("h100", 1, "H100-80GB"),
+        ("2xl4", 2, "L4-24GB"),
+        ("4xRTX 4090", 4, "RTX4090-24GB"),
+        ("1xA100_40gb", 1, "A100-40GB"),
+    ],
+)
+def test_known_devices(text: str, count: int, name: str) -> None:
+    found = parse_devices(text, "--devices")
+    assert (found.count, found.device.name) == (count, name)
+
+
+def test_a_device_of_ones_own() -> None:
+    found = parse_devices("2xnew:40:24", "--devices")
+    assert (found.count, found.device.memory, found.device.peak("bf16")) == (2, 24 * GB, 40e12)
+    assert str(found) == "2xnew"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["plan", *arguments], prog_name="raysid")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--devices", "8xB9000"], "B9000 is not known; known: H200, H100-80GB"),
+        (["--devices", "8xB9000"], "8xB9000:TFLOPS:GB"),
+        (["--devices", "8xA100"], "A100 is one of several; known: A100-80GB, A100-40GB"),
+        (["--devices", "0xL4"], "give a number and a name, as in 8xH100-80GB"),
+        (["--devices", "2xmine:fast:24"], "NAME:TFLOPS:GB"),
+        (
+            ["--devices", "2xV100-16GB", "--precision", "bf16"],
+            "V100-16GB has no bf16, which precision asks for",
+        ),
+        (["--devices", "2xcpu", "--teacher-devices", "4xL4"], "--teacher-devices needs named devices"),
+        (["--devices", "2xL4", "--efficiency", "1.5"], "--efficiency"),
+        (["--devices", "2xL4", "--json", "no/such/plan.json"], "there is no folder no/such"),
+    ],
+)
+def test_what_cannot_be_planned_for_is_one_line(arguments: list[str], words: str) -> None:
+    result = run("digits-sid", *arguments)
+    assert result.exit_code == 2 and words in result.stderr, result.output
+    assert result.stderr.startswith("Usage") or result.stderr.count("\n") == 1
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """A table, what to type, and the same as JSON; without the teacher's file."""
+    file = tmp_path / "plan.json"
+    result = run("cifar10-uncond-sid", "--devices", "8xH100-80GB", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    for words in (
+        "8xH100-80GB; 55.73 M parameters",
+        "60% of H100-80GB's 67 TFLOP/s",
+        "colocated, 8 workers",
+        "local",
+    ):
+        assert words in result.output
+    assert "raysid distill cifar10-uncond-sid --placement colocated" in result.output
+    tree = json.loads(file.read_text())
+    recommended = tree["placements"][tree["recommended"]]
+    assert recommended["fits"] and recommended["schedule"] == "alternating"  # the recipe's own
+    fitting = [one for one in tree["placements"] if one["fits"] and one["schedule"] == "alternating"]
+    fastest = max(one["images_per_second"] for one in fitting)
+    assert recommended["images_per_second"] >= 0.98 * fastest
+    assert recommended["hours"] == pytest.approx(500e6 / recommended["images_per_second"] / 3600)
+
+
+def test_a_stated_efficiency_is_used_and_said() -> None:
+    local = config(placement="local")
+    devices = parse_devices("1xL40S", "--devices")
+    for share in (0.2, 0.4):
+        speed = predict(local, counted_hardware(devices, None, costs(), share, 10 * GB, 8)).images_per_second
+        assert speed == pytest.approx(91.6e12 * share / (10 * GIGA), rel=1e-3)
+    result = run("digits-sid", "--devices", "1xL40S", "--efficiency", "0.2")
+    assert result.exit_code == 0, result.output
+    assert "20% of L40S-48GB's 91.6 TFLOP/s in float32 (as stated)" in result.output
+
+
+def test_half_precision_has_the_speed_of_tensor_cores() -> None:
+    devices = parse_devices("1xA100-40GB", "--devices")
+    half = config(placement="local", precision="bf16")
+    speed = predict(half, counted_hardware(devices, None, costs(), 0.5, 10 * GB, 8)).images_per_second
+    assert speed == pytest.approx(312e12 * 0.5 / (10 * GIGA), rel=1e-3)
+
+
+def test_this_machine_is_measured(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --devices every call of every role is timed here, and three placements are predicted from that."""
+    monkeypatch.chdir(tmp_path)
+    tiny = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path / "runs")
+    recipe = write_recipe(tiny, tmp_path / "mine.yaml")
+    result = run(str(recipe), "--devices", "2xcpu", "--seconds", "0.1", "--json", "plan.json")
+    assert result.exit_code == 0, result.output
+    assert "measuring the roles' calls" in result.output and "measured on this machine" in result.output
+    tree = json.loads(Path("plan.json").read_text())
+    assert tree["measured"] and tree["devices"] == "2xcpu"
+    assert len(tree["call_seconds"]) == 11 and all(seconds > 0 for seconds in tree["call_seconds"].values())
+    assert tree["transport"]["driver"] > 0 and tree["transport"]["process"] > 0
+    kinds = {one["placement"] for one in tree["placements"] if one["fits"] and one["images_per_second"] > 0}
+    assert kinds == {"local", "colocated", "split"}
+    runs = Path(tiny.storage)
+    assert not runs.exists() or not list(runs.iterdir())  # nothing is left where the runs are kept
