@@ -84,7 +84,11 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
         if hardware.devices.count > 1:
             found.append(_whole(given, hardware, hardware.devices.count))
         ways += sorted([*found, *_splits(given, hardware)], key=_speed, reverse=True)
-    return Plan(config, hardware, predict(config, hardware), ways)
+    if config.placement == "colocated":
+        as_given = _whole(config, hardware, config.colocated.num_workers).prediction
+    else:
+        as_given = predict(config, hardware)
+    return Plan(config, hardware, as_given, ways)
 
 
 def _speed(way: Way) -> float:
