@@ -1,6 +1,6 @@
 """How near `raysid plan` comes to `raysid bench` on this machine: `python -m tests.benchmarks.plan_against_bench`.
 
-Two recipes, digits (0.19 M parameters, batch 128) and a DDPM++ for 32x32 images (batch 8 in microbatches of 4), each
+Two recipes, digits (0.19 M parameters, batch 128) and a DDPM++ for 32x32 images (`ddpmpp32.yaml`, batch 4), each
 in three ways: three actors overlapped, one process overlapped, one process in the authors' order. A round measures
 the roles' calls alone, predicts the three ways from them, and then runs them in turns; rounds alternate the two, so
 that whatever else the machine does falls on both. Told is measured over predicted, the median of the rounds: images a
@@ -27,25 +27,9 @@ from raysid.plan.predict import Hardware, predict
 from raysid.progress import print_table
 from raysid.recipes import load_recipe
 
-NETWORK32 = {
-    "img_resolution": 32,
-    "img_channels": 3,
-    "model_channels": 64,
-    "channel_mult": [2, 2, 2],
-    "num_blocks": 2,
-    "attn_resolutions": [16],
-    "dropout": 0.1,
-}
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"batch_size": 128},
-    "32x32": {
-        "teacher.recipe": None,
-        "teacher.path": "unused",
-        "teacher.network": NETWORK32,
-        "data.source": None,
-        "batch_size": 8,
-        "microbatch_size": 4,
-    },
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits": ("digits-sid", {"batch_size": 128}),
+    "32x32": (str(Path(__file__).with_name("ddpmpp32.yaml")), {}),
 }
 WAYS = {
     "split, overlapped": {"placement": "split", "schedule": "overlapped"},
@@ -84,7 +68,8 @@ def main() -> None:
 
 def one_round(recipe: str, ways: list[str], storage: str, seconds: float) -> list[dict[str, Any]]:
     """The calls measured, the ways predicted, then run."""
-    base = load_recipe("digits-sid", {"storage": storage} | RECIPES[recipe], kind="distill")
+    name, settings = RECIPES[recipe]
+    base = load_recipe(name, {"storage": storage} | settings, kind="distill")
     hardware = make_hardware(base, f"{os.cpu_count()}xcpu", seconds=seconds)
     entries = []
     for name in ways:
