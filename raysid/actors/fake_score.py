@@ -31,6 +31,8 @@ from raysid.networks import EDMDenoiser
 from raysid.networks.denoiser import Network
 from raysid.noise import NoiseProcess
 
+BAD_IMAGES = "bad_images"
+
 
 class FakeScoreLearner:
     """psi: scores generated images for theta's loss, and learns from them; with SiDA it also discriminates.
@@ -169,9 +171,16 @@ class FakeScoreLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> dict[str, float]:
-        """Figures since this learner started: busy seconds, seconds spent waiting for real images."""
+        """Figures since this learner started: busy seconds, seconds spent waiting for real images, bad ones met."""
         waited = self.real_images.wait_seconds if self.real_images else 0.0
-        return {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
+        figures = {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
+        if self.real_images:
+            figures[BAD_IMAGES] = float(len(self.real_images.faults))
+        return figures
+
+    def bad_images(self) -> dict[int, str]:
+        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
+        return dict(self.real_images.faults) if self.real_images else {}
 
     @property
     def device(self) -> torch.device:

@@ -79,6 +79,9 @@ class Placement(Protocol):
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
 
+    def bad_images(self) -> dict[int, str]:
+        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
+
     def profile(self) -> dict[str, dict[int, Profile]]:
         """What each role's processes have used since they started, by role and number."""
 
@@ -122,7 +125,7 @@ class LocalPlacement:
         torch.set_num_threads(threads)
         config = inputs.config
         self.teacher = build_teacher(inputs.teacher, config)
-        self.fake_score = build_fake_score(inputs, source.blocks if source else None)
+        self.fake_score = build_fake_score(inputs, source)
         self.generator = build_generator(inputs)
         self.roles = Roles(self.teacher, self.fake_score, self.generator)
         self.saver = Saver()
@@ -156,6 +159,9 @@ class LocalPlacement:
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
         }
+
+    def bad_images(self) -> dict[int, str]:
+        return self.fake_score.bad_images()
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         roles = {"teacher": self.teacher, "fake_score": self.fake_score, "generator": self.generator}

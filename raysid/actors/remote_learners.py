@@ -20,7 +20,7 @@ from raysid.actors.ranks import Ranks
 from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
 from raysid.config import Config
-from raysid.data import ray_blocks
+from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed
 from raysid.storage import holds
 
@@ -80,10 +80,10 @@ class FakeScoreActor(LearnerActor):
 
     name = "fake_score"
 
-    def __init__(self, inputs: RunInputs, threads: int, dataset: Any, rank: int = 0) -> None:
+    def __init__(self, inputs: RunInputs, threads: int, source: ImageSource | None, rank: int = 0) -> None:
         super().__init__(inputs.config, threads, rank)
-        read_blocks = ray_blocks(dataset) if dataset is not None else None
-        self.role = build_fake_score(inputs, read_blocks, self.ranks)
+        read_blocks = None if source is None else ray_blocks(source)
+        self.role = build_fake_score(inputs, source, read_blocks, self.ranks)
 
 
 class GeneratorActor(LearnerActor):

@@ -293,7 +293,10 @@ def _from_text(path: str, text: str, model: type[AnyConfig]) -> Any:
 
     field = config_fields(model).get(path)
     if field is not None and field.is_text:
-        return None if field.nullable and text == "null" else text
+        if field.nullable and text == "null":
+            return None
+        if not (text.startswith("[") and "list" in field.allowed):
+            return text
     try:
         return parse_yaml(text)
     except NotYAML as error:

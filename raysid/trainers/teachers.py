@@ -43,7 +43,7 @@ SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 # What does not make another teacher: where it is kept, how the work is shared out, what is said of its data.
 NOT_ITS_IDENTITY: Any = dict.fromkeys(
     ("storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"), True
-) | {"data": {"origin"}}
+) | {"data": {"origin", "max_bad_fraction"}}
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Teacher:
             return known
         card, network = load_network(self.path, "teacher", config.teacher.factory)
         sampler = teacher_sampler(network, self.sampler_steps)
-        assert config.data.source is not None
-        return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
+        assert config.data.source_name is not None
+        return measure(sampler, card, config.data.source_name, config.evaluation.num_samples, seed)
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,10 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
 def _check_made(network: FactoryDenoiser, config: Config) -> None:
     """Refuse what a function of the user's made where the roles could not run it, or nothing could measure it."""
     check_factory(network, config.method.sigma_init, config.method.tmax)
-    if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
+    if measures(config.data.source_name) and not isinstance(network.noise, EDMNoise | DDPMNoise):
         raise UserError(
-            f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source}: there "
-            f"is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
+            f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source_name}: "
+            f"there is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
         )
 
 
