@@ -89,6 +89,12 @@ class DataSettings(Settings):
         return ", ".join(self.source) if isinstance(self.source, list) else self.source
 
 
+class DataConfig(Settings):
+    """Real images by themselves, as `raysid data` looks at them."""
+
+    data: DataSettings = DataSettings()
+
+
 class LearningRateSchedule(Settings):
     warmup_images: Count = Field(0, description="Images over which the rate rises linearly from 0.")
     decay: Literal["constant", "linear", "cosine"] = Field(

@@ -64,7 +64,9 @@ def write_parquet(
     return str(path)
 
 
-def write_tars(folder: Path, pictures: Sequence[tuple[str, bytes, Any]], per_tar: int, label: str = "cls") -> str:
+def write_tars(
+    folder: Path, pictures: Sequence[tuple[str, bytes, Any]], per_tar: int, label: str = "cls"
+) -> str:
     """WebDataset's shards, the label in a member `.cls` or in a field of `.json`; a pattern for all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pictures), per_tar):

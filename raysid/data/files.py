@@ -142,15 +142,16 @@ def _below(given: str) -> list[File]:
         paths = _globbed(place)
         if not paths:
             raise NotHere(f"nothing matches {given}")
-        folders = [path for path in paths if path.is_dir()]
-        if not folders:
-            return _files(paths)
-        return [file for folder in folders for file in _tree(folder)]
+        # What lies above all that match is not part of what files are called: `images/*` is `images`.
+        root = os.path.commonpath([os.path.dirname(path.path) for path in paths])
+        return [
+            file for path in paths for file in (_tree(path, root) if path.is_dir() else [_file(path, root)])
+        ]
     if place.is_dir():
-        return _tree(place)
+        return _tree(place, place.path)
     if not place.exists():
         raise NotHere(f"there is no file or folder {given}")
-    return _files([place])
+    return [_file(place, os.path.dirname(place.path))]
 
 
 def _globbed(pattern: UPath) -> list[UPath]:
@@ -163,53 +164,44 @@ def _same(beside: UPath, path: str) -> UPath:
     return UPath(path) if is_local(beside) else UPath(f"{beside.protocol}://{path}")
 
 
-def _files(paths: list[UPath]) -> list[File]:
-    """Files named one by one: what lies above all of them is not part of what they are called."""
-    names = [path.path for path in paths]
-    root = os.path.commonpath([os.path.dirname(name) for name in names]) if names else ""
-    return [
-        File(str(path), PurePosixPath(os.path.relpath(name, root)).parts)
-        for path, name in zip(paths, names, strict=True)
-    ]
+def _file(path: UPath, root: str) -> File:
+    return File(str(path), _parts(path.path, root))
 
 
-def _tree(root: UPath) -> list[File]:
+def _parts(path: str, root: str) -> tuple[str, ...]:
+    return PurePosixPath(os.path.relpath(path, root)).parts
+
+
+def _tree(folder: UPath, root: str) -> list[File]:
     """All files below a folder; its subfolders are listed side by side."""
-    if is_local(root):
-        own, folders = [], []
-        with os.scandir(root.path) as entries:
+    if is_local(folder):
+        own: list[str] = []
+        inside: list[str] = []
+        with os.scandir(folder.path) as entries:
             for entry in entries:
-                if entry.is_dir():  # through a link too, but further down not: links may lead back
-                    folders.append(entry.path)
-                else:
-                    own.append(entry.path)
-        lists: Iterator[list[Any]] = in_threads(_walked, folders)
-        paths = own + [path for found in lists for path in found]
-        return [
-            File(path, PurePosixPath(os.path.relpath(path, root.path)).parts)
-            for path in paths
-            if _shown(path)
-        ]
-    listed = root.fs.ls(root.path, detail=True)
-    folders = [entry["name"] for entry in listed if entry["type"] == "directory"]
-    entries_of = in_threads(lambda folder: list(root.fs.find(folder, detail=True).values()), folders)
+                # A folder through a link too, but further down not: links may lead back.
+                (inside if entry.is_dir() else own).append(entry.path)
+        own += [path for found in in_threads(_walked, inside) for path in found]
+        return _shown(File(path, _parts(path, root)) for path in own)
+    fs = folder.fs
+    listed = fs.ls(folder.path, detail=True)
     found = [entry for entry in listed if entry["type"] == "file"]
-    found += [entry for entries in entries_of for entry in entries]
-    top = root.path.rstrip("/") + "/"
-    return [
-        File(str(_same(root, e["name"])), tuple(e["name"].removeprefix(top).split("/")), int(e["size"]))
-        for e in found
-        if _shown(e["name"]) and e["name"].rstrip("/") != root.path.rstrip("/")
-    ]
+    inside = [entry["name"] for entry in listed if entry["type"] == "directory"]
+    for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), inside):
+        found += entries_inside
+    return _shown(
+        File(str(_same(folder, entry["name"])), _parts(entry["name"], root), int(entry["size"]))
+        for entry in found
+    )
 
 
 def _walked(folder: str) -> list[str]:
     return [os.path.join(inside, name) for inside, _, names in os.walk(folder) for name in names]
 
 
-def _shown(path: str) -> bool:
-    """Whether a file counts: not what macOS and others keep beside files."""
-    return not path.rpartition("/")[2].startswith(".")
+def _shown(files: Iterable[File]) -> list[File]:
+    """Files that count: not what macOS and others hide beside them, nor a folder made in a bucket's console."""
+    return [file for file in files if file.parts and not any(part.startswith(".") for part in file.parts)]
 
 
 def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:

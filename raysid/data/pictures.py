@@ -26,7 +26,6 @@ SAMPLED = 16  # pictures looked at for the size and the kind of all
 IMAGES_PER_SHARD = 1024  # where a list can be cut anywhere
 BLOCK_BYTES = 1 << 25
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
-NO_LABEL = "has no label"
 
 # What Pillow raises for files that are damaged, each in its own way.
 _DAMAGED = (
@@ -103,6 +102,19 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
     return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
+def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
+    """Width and height of a picture, and Pillow's name of its mode, without decoding it. Raises BadPicture."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                return picture.size, picture.mode
+    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
+
+
 def _in_mode(picture: Any, channels: int | None) -> Any:
     """A picture of Pillow's as L or RGB."""
     from PIL import Image
@@ -139,10 +151,12 @@ class PictureSource(ImageSource):
 
     Attributes:
         fit: how they become images.
+        labels: of its list.
     """
 
     pixel_max = 255
     fit: Fit
+    labels: Labels
 
     @abstractmethod
     def contents(self, piece: Piece) -> Iterator[Content]:
@@ -187,17 +201,21 @@ class PictureSource(ImageSource):
             self.fit = replace(self.fit, channels=3)
         self.image_shape = (channels, *next(iter(sizes)))  # type: ignore[assignment]
 
+    def image_of(self, content: Content) -> NDArray[np.uint8]:
+        """A picture as an image of this source. Raises BadPicture where it is none that can be trained on."""
+        if content.label < 0:
+            raise BadPicture("has no label")
+        image = _image(content, self.fit)
+        if image.shape != self.image_shape:
+            raise BadPicture(_odd(image.shape, self.image_shape))
+        return image
+
     def _block(self, contents: list[Content]) -> Block:
         images = np.zeros((len(contents), *self.image_shape), np.uint8)
         faults = np.full(len(contents), "", object)
         for row, content in enumerate(contents):
             try:
-                if content.label < 0:
-                    raise BadPicture(NO_LABEL)
-                image = _image(content, self.fit)
-                if image.shape != images.shape[1:]:
-                    raise BadPicture(_odd(image.shape, self.image_shape))
-                images[row] = image
+                images[row] = self.image_of(content)
             except BadPicture as error:
                 faults[row] = f"{content.name} {error}"
         return Block(
@@ -212,13 +230,11 @@ class ListedSource(PictureSource):
     """Pictures that can be read one by one, from a list that can be cut into shards anywhere.
 
     Attributes:
-        labels: of the list.
         order: places in the list, in the order in which they are read.
         per_shard: images of a shard.
     """
 
     per_shard = IMAGES_PER_SHARD
-    labels: Labels
     order: NDArray[np.int64]
 
     @abstractmethod

@@ -267,7 +267,7 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
     """
     from ray.exceptions import RayTaskError
 
-    _quieten_ray_data()
+    quieten_ray_data()
     # Ray's annotation lacks the None that its documentation offers.
     batches = dataset.iterator().iter_batches(batch_size=cast(int, None), batch_format="numpy")
     running = cast(Generator[dict[str, Any], None, None], iter(batches))
@@ -281,7 +281,7 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
         running.close()
 
 
-def _quieten_ray_data() -> None:
+def quieten_ray_data() -> None:
     """Takes Ray Data's notes on every execution off the console of this process; its log files keep them.
 
     Warnings and errors stay, but for the one that says that progress bars are off.

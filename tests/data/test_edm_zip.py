@@ -151,7 +151,7 @@ def faults(path: str) -> list[str]:
 
 
 def test_a_picture_that_is_damaged_is_named(tmp_path: Path) -> None:
-    (cut,) = faults(write_zip(tmp_path / "c.zip", labels=None, zz__cut=png(colour(1))[:-20]))
+    (cut,) = faults(write_zip(tmp_path / "c.zip", labels=None, zz__cut=png(colour(1))[:-26]))
     assert cut.startswith(f"zz/cut.png in {tmp_path / 'c.zip'} cannot be read as an image: ")
     labels = [[f"{i // 5:05d}/img{i:08d}.png", 1] for i in range(39)]
     (unlabelled,) = faults(write_zip(tmp_path / "l.zip", labels=labels))
