@@ -26,6 +26,7 @@ from raysid.storage import children, is_local
 FILE_BYTES = 256 << 20  # about; at least a shard
 GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere
 MEASURED = 64  # pictures by which the files are cut
+MADE_FROM = b"raysid"  # in the files' metadata
 NAME = "part-{:05d}-of-{:05d}.parquet"
 
 
@@ -61,7 +62,7 @@ def plan_files(source: PictureSource) -> list[list[Piece]]:
     return files
 
 
-def check_target(target: UPath, files: int) -> None:
+def check_target(target: UPath, source: PictureSource, files: int) -> None:
     """Refuse a folder that holds anything but files of this conversion, which go on where they are.
 
     Raises:
@@ -69,10 +70,21 @@ def check_target(target: UPath, files: int) -> None:
     """
     ours = {NAME.format(number, files) for number in range(files)}
     for path in children(target):
-        if path.name not in ours and not path.name.startswith("."):
+        if path.name in ours:
+            with path.open("rb") as file:
+                made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
+            known = made_from == _made_from(source)
+        else:
+            known = path.name.startswith(".")  # what a killed conversion left
+        if not known:
             raise UserError(
                 f"{target} holds {path.name}, which is not of this conversion: give another folder"
             )
+
+
+def _made_from(source: PictureSource) -> bytes:
+    """What tells one conversion from another."""
+    return f"{source.name}, {source.num_images} images, {source.fit}".encode()
 
 
 def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]) -> Iterator[Written]:
@@ -110,17 +122,18 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
             Path(target).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target if is_local(path) else None, prefix=".part-") as folder:
             made = os.path.join(folder, path.name)
-            _write(made, _rows(source, files[number], bad), bool(source.num_classes))
+            _write(made, source, _rows(source, files[number], bad))
             os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
     with path.open("rb") as file:
         written = pq.ParquetFile(file).metadata.num_rows
     return {"images": count, "written": written, "bad": bad}
 
 
-def _write(path: str, rows: Iterator[dict[str, Any]], labelled: bool) -> None:
+def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> None:
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [("image", picture), ("label", pa.int64()), (INDEX, pa.int64())]
-    schema = pa.schema([field for field in fields if labelled or field[0] != "label"])
+    kept = [field for field in fields if source.num_classes or field[0] != "label"]
+    schema = pa.schema(kept, metadata={MADE_FROM: _made_from(source)})
     # Pictures are compressed already.
     with pq.ParquetWriter(path, schema, compression="none") as writer:
         group: list[dict[str, Any]] = []

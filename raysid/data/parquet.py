@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from raysid.errors import UserError
 INDEX = "raysid_index"
 """Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
 ROWS_AT_A_TIME = 64
+CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # as `raysid data convert` names its files
 BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
 
 
@@ -40,6 +42,7 @@ class ParquetSource(PictureSource):
     def __init__(self, found: Found, data: DataSettings) -> None:
         self.name = found.name
         paths = [file.path for file in found.files]
+        _check_whole(found)
         with reaching_source(found.name):
             footers = list(in_threads(_footer, paths))
         schema = footers[0].schema.to_arrow_schema()
@@ -98,6 +101,18 @@ class ParquetSource(PictureSource):
     def _file_start(self, number: int) -> int:
         """The place of a file's first row in the list."""
         return int(self.starts[np.searchsorted(self.groups[:, 0], number)])
+
+
+def _check_whole(found: Found) -> None:
+    """Refuse a folder in which a conversion is not finished."""
+    parts = [CONVERTED.fullmatch(file.parts[-1]) for file in found.files]
+    totals = {int(part[1]) for part in parts if part}
+    in_one_folder = all(len(file.parts) == 1 for file in found.files) and not found.name.endswith(".parquet")
+    if all(parts) and in_one_folder and len(totals) == 1 and len(parts) < (total := totals.pop()):
+        raise UserError(
+            f"data.source {found.name}: of {total} files {len(parts)} are there; the same `raysid data convert` again "
+            "writes the others"
+        )
 
 
 def _footer(path: str) -> pq.FileMetaData:

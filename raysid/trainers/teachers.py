@@ -337,6 +337,11 @@ def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> N
             f"{what} makes images of shape {network.sample_shape}, but data.source {source.name} has "
             f"{source.image_shape}: give a teacher for these images, or other images (`null` for none)"
         )
+    if network.label_dim and not source.num_classes:
+        raise UserError(
+            f"{what} knows {network.label_dim} classes, but data.source {source.name} has no labels: give images with "
+            "labels, or a teacher without classes"
+        )
     if network.label_dim not in (0, source.num_classes):
         raise UserError(
             f"{what} knows {network.label_dim} classes, but data.source {source.name} has "

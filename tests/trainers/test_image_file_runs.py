@@ -1,4 +1,4 @@
-"""Runs on real images from files: the same images in other files come to the same weights; bad ones do not stop them."""
+"""Runs on real images from files: the same images in other files are the same weights; bad ones do not stop a run."""
 
 from __future__ import annotations
 
