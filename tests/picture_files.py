@@ -60,7 +60,8 @@ def write_parquet(
         contents = [{"bytes": content, "path": f"{name}.png"} for name, content, _ in pictures]
     table = pa.table({"image": contents, "label": [label for _, _, label in pictures]})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=group)
+    # A picture that is there twice is stored twice, as different ones are.
+    pq.write_table(table, path, row_group_size=group, use_dictionary=False)
     return str(path)
 
 

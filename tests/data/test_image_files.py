@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +272,37 @@ def test_files_in_a_bucket_are_read_there(
             assert open_source(f"{url}/digits-000[01].tar").num_images == 100
         with pytest.raises(NotHere, match="there is no file or folder gs://"):
             open_source(f"gs://{BUCKET}/nothing")
+
+
+STREAM = """
+    import resource, sys
+    import numpy as np
+    from raysid.data import ImageStream, open_source
+
+    source = open_source(sys.argv[1])
+    stream = ImageStream(source.blocks, source.shard_sizes, 0, 200)
+    stream.read(0, 100)
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    allowed = used + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+    total = sum(int(stream.read(start, 100)[0].sum()) for start in range(0, source.num_images, 100))
+    print(source.num_images, total)
+"""
+
+
+def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
+    """All of it in two row groups of one file, each larger than what may be used."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), dtype=np.uint8)
+    some = [encoded(image, compress_level=1) for image in pixels]
+    pictures = [(str(i), some[i % 20], i % 2) for i in range(6000)]
+    path = write_parquet(tmp_path / "large.parquet", pictures, group=3000)
+    allowed = 120 << 20
+    assert Path(path).stat().st_size > 2 * allowed
+    command = [sys.executable, "-c", textwrap.dedent(STREAM), path, str(allowed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["6000", str(300 * int(pixels.astype(int).sum()))]
 
 
 def test_patches_of_photographs() -> None:
