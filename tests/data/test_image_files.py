@@ -19,7 +19,7 @@ import pytest
 from raysid.config import DataSettings
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
 from raysid.errors import NotHere, UserError
-from tests.bucket_server import BUCKET, bucket_server, in_bucket
+from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 from tests.picture_files import (
     add,
     digit_pictures,
@@ -303,6 +303,25 @@ def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["6000", str(300 * int(pixels.astype(int).sum()))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
+def test_a_bucket_that_answers_badly_is_asked_again(
+    tmp_path: Path, folder: str, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "parquet" / "d.parquet", pictures, group=20)
+    write_tars(tmp_path / "tars", pictures, 50)
+    local = Path(folder) if kind == "folder" else tmp_path / kind
+    with bucket_server() as server:
+        connection = Connection(server, bad=True)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        for path in local.rglob("*.*"):
+            in_bucket(server, f"gs://{BUCKET}/bad/{path.relative_to(local)}").write_bytes(path.read_bytes())
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
+        assert_same_stream(open_source(folder), open_source(f"gs://{BUCKET}/bad"))
+        assert connection.met["503"] > 0
+        connection.close()
 
 
 def test_patches_of_photographs() -> None:
