@@ -83,7 +83,9 @@ def test_check_refuses_what_cannot_be_trained_on(tmp_path: Path) -> None:
     (tmp_path / "flat" / "colour.png").write_bytes(encoded(np.zeros((8, 8, 3), np.uint8)))
     result = data("check", flat, "--data.max_bad_fraction", "1")
     assert "L (60), RGB (1)" in result.stdout
-    assert "data.filter is 'sharp'; allowed: lanczos or box" in refused("check", flat, "--data.filter", "sharp")
+    assert "data.filter is 'sharp'; allowed: lanczos or box" in refused(
+        "check", flat, "--data.filter", "sharp"
+    )
 
 
 def test_convert_resizes_and_leaves_out_what_is_bad(ray_cluster: None, tmp_path: Path) -> None:

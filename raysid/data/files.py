@@ -83,6 +83,8 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         for path in given:
             for file in _below(path):
                 files[file.path] = file
+    if len({"://" in path for path in files}) > 1:
+        raise UserError(f"data.source {name} is in part here and in part in a bucket: give one place")
     by_kind: dict[str, list[File]] = {}
     for _, file in sorted(files.items()):
         if (found := KINDS.get(PurePosixPath(file.parts[-1]).suffix.lower())) is not None:
@@ -138,25 +140,23 @@ def located(path: str) -> UPath:
 def _below(given: str) -> list[File]:
     """The files that one path, or one pattern, stands for."""
     place = located(given)
-    if any(sign in given for sign in "*?["):
-        paths = _globbed(place)
-        if not paths:
-            raise NotHere(f"nothing matches {given}")
-        # What lies above all that match is not part of what files are called: `images/*` is `images`.
-        root = os.path.commonpath([os.path.dirname(path.path) for path in paths])
-        return [
-            file for path in paths for file in (_tree(path, root) if path.is_dir() else [_file(path, root)])
-        ]
     if place.is_dir():
         return _tree(place, place.path)
-    if not place.exists():
+    if place.exists():
+        return [_file(place, place.fs.info(place.path), os.path.dirname(place.path))]
+    if not any(sign in given for sign in "*?["):
         raise NotHere(f"there is no file or folder {given}")
-    return [_file(place, os.path.dirname(place.path))]
-
-
-def _globbed(pattern: UPath) -> list[UPath]:
-    found = pattern.fs.glob(pattern.path)
-    return sorted((_same(pattern, path) for path in found), key=str)
+    found = place.fs.glob(place.path, detail=True)
+    if not found:
+        raise NotHere(f"nothing matches {given}")
+    # What lies above all that match is not part of what files are called: `images/*` is `images`.
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    files = []
+    for path, info in found.items():
+        files += (
+            _tree(_same(place, path), root) if info["type"] == "directory" else [_file(place, info, root)]
+        )
+    return files
 
 
 def _same(beside: UPath, path: str) -> UPath:
@@ -164,12 +164,14 @@ def _same(beside: UPath, path: str) -> UPath:
     return UPath(path) if is_local(beside) else UPath(f"{beside.protocol}://{path}")
 
 
-def _file(path: UPath, root: str) -> File:
-    return File(str(path), _parts(path.path, root))
+def _file(beside: UPath, info: dict[str, Any], root: str) -> File:
+    """A file as its filesystem tells of it."""
+    name = info["name"]
+    return File(str(_same(beside, name)), _parts(name, root), -1 if is_local(beside) else int(info["size"]))
 
 
 def _parts(path: str, root: str) -> tuple[str, ...]:
-    return PurePosixPath(os.path.relpath(path, root)).parts
+    return tuple(path.removeprefix(root).strip("/").split("/"))
 
 
 def _tree(folder: UPath, root: str) -> list[File]:
@@ -189,10 +191,7 @@ def _tree(folder: UPath, root: str) -> list[File]:
     inside = [entry["name"] for entry in listed if entry["type"] == "directory"]
     for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), inside):
         found += entries_inside
-    return _shown(
-        File(str(_same(folder, entry["name"])), _parts(entry["name"], root), int(entry["size"]))
-        for entry in found
-    )
+    return _shown(_file(folder, entry, root) for entry in found)
 
 
 def _walked(folder: str) -> list[str]:
@@ -201,7 +200,7 @@ def _walked(folder: str) -> list[str]:
 
 def _shown(files: Iterable[File]) -> list[File]:
     """Files that count: not what macOS and others hide beside them, nor a folder made in a bucket's console."""
-    return [file for file in files if file.parts and not any(part.startswith(".") for part in file.parts)]
+    return [file for file in files if not any(part.startswith(".") for part in file.parts)]
 
 
 def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:

@@ -20,6 +20,7 @@ from raysid.data.labels import Labels, class_labels
 from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource
 from raysid.data.source import Piece
 from raysid.errors import UserError
+from raysid.storage import of_a_bucket
 
 INDEX = "raysid_index"
 """Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
@@ -75,28 +76,32 @@ class ParquetSource(PictureSource):
             for group in range(first, last):
                 rows = file.metadata.row_group(group).num_rows
                 if row + rows > piece.first and row < piece.last:
-                    for offset, picture, index in self._rows(file, group, row):
-                        place = start + offset
-                        if piece.first <= offset < piece.last:
+                    for offset, (picture, index) in enumerate(self._rows(file, group), start=row):
+                        if offset >= piece.last:
+                            return
+                        if offset >= piece.first:
+                            place = start + offset
+                            name = f"row {place - self._file_start(number)} of {path}"
                             label = int(self.labels.numbers[place])
-                            place_in_list = place if index is None else index
-                            yield Content(
-                                f"row {place - self._file_start(number)} of {path}",
-                                place_in_list,
-                                label,
-                                picture,
-                            )
+                            yield Content(name, place if index is None else index, label, picture)
                 row += rows
 
-    def _rows(self, file: Any, group: int, row: int) -> Iterator[tuple[int, bytes | BadPicture, int | None]]:
-        """Place within the shard, picture and kept index of a row group's rows; a few decoded at a time."""
+    def _rows(self, file: Any, group: int) -> Iterator[tuple[bytes | BadPicture, int | None]]:
+        """Picture and kept index of a row group's rows, a few read at a time; those after a damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
         batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group], columns=columns)
-        for batch in batches:
+        missing = file.metadata.row_group(group).num_rows
+        while missing:
+            try:
+                batch = next(batches)
+            except (pa.ArrowException, OSError) as error:
+                if of_a_bucket(error):
+                    raise
+                yield from [(BadPicture(f"cannot be read: {_line(error)}"), None)] * missing
+                return
+            missing -= len(batch)
             kept = batch.column(INDEX).to_pylist() if self.has_index else [None] * len(batch)
-            for value, index in zip(batch.column(self.image_column), kept, strict=True):
-                yield row, _picture(value), index
-                row += 1
+            yield from zip(map(_picture, batch.column(self.image_column)), kept, strict=True)
 
     def _file_start(self, number: int) -> int:
         """The place of a file's first row in the list."""

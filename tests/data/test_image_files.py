@@ -239,6 +239,17 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, pictures: Any) -> None:
     assert "data.resolution is for files" in refused("digits", resolution=16)
 
 
+def test_rows_of_a_damaged_part_of_a_parquet_file_are_bad(tmp_path: Path, pictures: Any) -> None:
+    path = Path(write_parquet(tmp_path / "d.parquet", pictures, group=40))
+    content = bytearray(path.read_bytes())
+    begin = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content[begin : begin + 40] = bytes(40)
+    path.write_bytes(content)
+    faults = [fault for block in open_source(str(path)).blocks() for fault in block["fault"]]
+    assert [bool(fault) for fault in faults] == [40 <= row < 80 for row in range(COUNT)]
+    assert faults[40].startswith(f"row 40 of {path} cannot be read: ")
+
+
 def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Path, pictures: Any) -> None:
     path = str(tmp_path / "d.parquet")
     contents = [content for _, content, _ in pictures]
@@ -270,6 +281,9 @@ def test_files_in_a_bucket_are_read_there(
         assert_same_stream(open_source(folder), open_source(url))
         if kind == "tars":
             assert open_source(f"{url}/digits-000[01].tar").num_images == 100
+        if kind == "folder":
+            assert_same_stream(open_source(folder), open_source(f"{url}/*/*.png"))
+            assert "in part in a bucket" in refused(folder, url)
         with pytest.raises(NotHere, match="there is no file or folder gs://"):
             open_source(f"gs://{BUCKET}/nothing")
 
