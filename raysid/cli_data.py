@@ -147,11 +147,9 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _check_recipe(config: Any, source: ImageSource) -> None:
     """Refuse images that the recipe's network is not for."""
-    from raysid.config import PretrainConfig, TuneConfig
+    from raysid.config import PretrainConfig
     from raysid.trainers.teachers import check_fits, find_teacher
 
-    if isinstance(config, TuneConfig):
-        raise UserError(f"--recipe is a search's: give the recipe that it is of, {config.recipe}")
     if isinstance(config, PretrainConfig):
         check_fits(config.network, "network", source)
     else:

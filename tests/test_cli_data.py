@@ -73,6 +73,8 @@ def test_check_refuses_what_cannot_be_trained_on(tmp_path: Path) -> None:
     flat = write_folder(tmp_path / "flat", [(n.replace("/", "-"), c, 0) for n, c, _ in pictures])
     assert data("check", flat).exit_code == 0
     assert "no labels" in refused("check", flat, "--recipe", "digits-teacher")
+    large = write_folder(tmp_path / "large", [("a", encoded(np.zeros((16, 16), np.uint8)), 0)])
+    assert refused("check", large, "--recipe", "digits-teacher").endswith(", or data.resolution 8")
     few = write_folder(tmp_path / "few", [picture for picture in pictures if picture[2] < 7])
     assert "knows 10 classes" in refused("check", few, "--recipe", "digits-teacher")
     (tmp_path / "few" / "0" / "large.png").write_bytes(encoded(np.zeros((16, 16), np.uint8)))

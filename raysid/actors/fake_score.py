@@ -24,6 +24,7 @@ from raysid.actors.ranks import Ranks
 from raysid.augment import augment, draw_transforms
 from raysid.config import Config
 from raysid.data import ImageStream, to_unit
+from raysid.data.windows import Images as StoredImages
 from raysid.draws import Draws
 from raysid.guidance import drop_conditions, guided
 from raysid.losses import denoising_loss, discriminator_loss, finite_samples
@@ -66,6 +67,7 @@ class FakeScoreLearner:
         self.pixel_max = pixel_max
         self.draws = draws or partial(Draws, config.seed)
         self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.prepared: dict[Slice, StoredImages] = {}
         self.stopwatch = Stopwatch()
 
     @busy
@@ -95,6 +97,15 @@ class FakeScoreLearner:
             assert logits is not None
             outputs, seeds = [x_hat, logits], [seed.x_hat, seed.logits]
         return Pull(torch.autograd.grad(outputs, x_t, seeds)[0])
+
+    def prepare(self, *slices: Slice) -> None:
+        """Read the real images of a step's microbatches before any of it is computed.
+
+        Where they cannot be read the learners are still at the same step, and can be saved.
+        """
+        assert self.real_images is not None
+        size = self.config.batch_size
+        self.prepared = {at: self.real_images.read(at.step * size + at.start, at.count) for at in slices}
 
     @busy
     def accumulate(self, at: Slice, images: Images) -> Token:
@@ -195,7 +206,9 @@ class FakeScoreLearner:
     def _real(self, at: Slice) -> tuple[Tensor, Tensor | None]:
         """The real images of a microbatch, each with its own label: their place in the stream is the step's."""
         assert self.real_images is not None
-        pixels, labels = self.real_images.read(at.step * self.config.batch_size + at.start, at.count)
+        if at not in self.prepared:
+            self.prepare(at)
+        pixels, labels = self.prepared.pop(at)
         cond = one_hot(torch.from_numpy(labels), self.network.settings.label_dim)
         real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
         return real, None if cond is None else cond.to(self.device)

@@ -79,6 +79,9 @@ class Placement(Protocol):
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
 
+    def prepare(self, slices: list[Slice]) -> None:
+        """Have the real images of a step's microbatches read, before any of it is computed. Raises RunFailed."""
+
     def bad_images(self) -> dict[int, str]:
         """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
 
@@ -159,6 +162,9 @@ class LocalPlacement:
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
         }
+
+    def prepare(self, slices: list[Slice]) -> None:
+        self.fake_score.prepare(*slices)
 
     def bad_images(self) -> dict[int, str]:
         return self.fake_score.bad_images()

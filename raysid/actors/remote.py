@@ -19,6 +19,7 @@ from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.fleet import Asked, Members, ScorerFleet
+from raysid.actors.messages import Slice
 from raysid.actors.placement import Roles
 from raysid.actors.placing import Say, learner_places, reserve, wait_for_room
 from raysid.actors.pool import TeacherActor, TeacherPool
@@ -179,6 +180,9 @@ class SplitPlacement:
             "fake_score": _of_the_busiest(get(self.fake_score.report())),
             "generator": _of_the_busiest(get(self.generator.report())),
         }
+
+    def prepare(self, slices: list[Slice]) -> None:
+        get(self.fake_score.prepare(slices))
 
     def bad_images(self) -> dict[int, str]:
         found: dict[int, str] = {}

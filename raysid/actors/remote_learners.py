@@ -138,6 +138,11 @@ class RemoteFakeScore(RemoteLearner):
     def pullback(self, at: Slice, noised: Any, seed: Any) -> Any:
         return self.call("pullback", at, noised, seed)
 
+    def prepare(self, slices: list[Slice]) -> list[Any]:
+        """Every rank reads what is its own."""
+        of_rank = [slices[rank :: len(self.ranks)] for rank in range(len(self.ranks))]
+        return [rank.call.remote("prepare", *own) for rank, own in zip(self.ranks, of_rank, strict=True)]
+
     def accumulate(self, at: Slice, images: Any) -> Any:
         return self.call("accumulate", at, images)
 

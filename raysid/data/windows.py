@@ -62,7 +62,7 @@ class Windows:
                 self._fill(epoch, first, size)
             except UserError as error:  # it was well when the run began
                 self.close()
-                raise RunFailed(f"{error}; the same command goes on from the newest checkpoint") from error
+                raise RunFailed(f"{error}; the same command goes on") from error
             except BaseException:
                 self.close()  # a pass that broke is not continued: the next read starts a new one
                 raise

@@ -26,7 +26,7 @@ from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, take_step
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, microbatches, take_step
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
@@ -265,6 +265,7 @@ class _Distillation:
             self.meter.begin(step * self.config.batch_size, placement.report())
             while step < self.config.total_steps:
                 self._stop_if_asked(placement, step)
+                self._prepare(placement, step)
                 try:
                     result = take_step(placement.roles, self.config, step)
                 except RunFailed:  # no scorer is there
@@ -305,6 +306,26 @@ class _Distillation:
             placement.close()
             raise
         return placement
+
+    def _prepare(self, placement: Placement, step: int) -> None:
+        """Where a step needs real images that no step before it had in memory, read them before it begins.
+
+        Raises:
+            RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
+        """
+        if self.source is None or self.config.method.adversarial is None:
+            return
+        size, num_images = self.config.batch_size, self.source.num_images
+        window = min(self.config.data.shuffle_window, num_images)
+        last, before = (divmod(place, num_images) for place in ((step + 1) * size - 1, step * size - 1))
+        if num_images > window and (last[0], last[1] // window) != (before[0], before[1] // window):
+            self._finish_steps(placement)
+            try:
+                placement.prepare(microbatches(self.config, step))
+            except RunFailed as error:
+                failed = self._checkpoint_last(placement, step)
+                kept = f"none written ({failed})" if failed else "written"
+                raise RunFailed(f"{error}; checkpoint of step {step:,} {kept}") from error
 
     def _stop_if_asked(self, placement: Placement, step: int) -> None:
         """Leave at a signal, with a checkpoint of where the run is."""

@@ -14,6 +14,7 @@ from upath import UPath
 from raysid.augment import LABEL_DIM
 from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
+from raysid.data.pictures import PictureSource
 from raysid.download import file_name, local_copy
 from raysid.errors import UserError
 from raysid.networks import DiffusersSettings, FactorySettings
@@ -332,10 +333,14 @@ def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> N
         shapes_or_refuse(network, what)
     if source is None:
         return
-    if network.sample_shape != source.image_shape:
+    if (wanted := network.sample_shape) != source.image_shape:
+        other = "other images (`null` for none)"
+        if isinstance(source, PictureSource) and len(wanted) == 3:
+            odd = wanted[1:] != source.image_shape[1:]
+            other += f", or data.resolution {wanted[-1]}" if odd else f", or data.channels {wanted[0]}"
         raise UserError(
-            f"{what} makes images of shape {network.sample_shape}, but data.source {source.name} has "
-            f"{source.image_shape}: give a teacher for these images, or other images (`null` for none)"
+            f"{what} makes images of shape {wanted}, but data.source {source.name} has {source.image_shape}: give a "
+            f"teacher for these images, or {other}"
         )
     if network.label_dim and not source.num_classes:
         raise UserError(

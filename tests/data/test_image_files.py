@@ -320,12 +320,11 @@ def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_a_bucket_that_answers_badly_is_asked_again(
     tmp_path: Path, folder: str, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(tmp_path / "parquet" / "d.parquet", pictures, group=20)
-    write_tars(tmp_path / "tars", pictures, 50)
     local = Path(folder) if kind == "folder" else tmp_path / kind
     with bucket_server() as server:
         connection = Connection(server, bad=True)

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from raysid.actors.placement import Roles
 from raysid.cli import cli
+from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.tracking import METRICS, read_metrics
 from raysid.trainers.distill import distill
+from raysid.trainers.step import StepResult, take_step
 from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars
 from tests.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
 from tests.trainers.test_pretrain import tiny_pretrain
@@ -114,11 +117,34 @@ def test_too_many_bad_images_stop_the_run_with_their_names(
     assert f"{damaged}/0/empty.png is empty" in line and "\n" not in line
 
 
+def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_are_back(
+    teacher: str, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_tars(tmp_path / "tars", pictures, 50)
+    settings = {"data__shuffle_window": 40, "checkpoint__every_images": 100 * BATCH}
+    whole = end(teacher, tmp_path, source, "whole", **settings)
+
+    def then_gone(roles: Roles, config: Config, step: int) -> StepResult:
+        if step == 3:
+            (tmp_path / "tars").rename(tmp_path / "elsewhere")
+        return take_step(roles, config, step)
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
+        patch.setattr("raysid.trainers.distill.take_step", then_gone)
+        end(teacher, tmp_path, source, "cut", **settings)
+    assert "the same command goes on; checkpoint of step 4 written" in str(caught.value)
+    (tmp_path / "elsewhere").rename(tmp_path / "tars")
+    assert_same(end(teacher, tmp_path, source, "cut", **settings), whole)
+
+
 @pytest.mark.slow
 def test_actors_that_read_by_ray_data_come_to_the_same_weights(
     ray_cluster: None, teacher: str, folder: str, from_folder: Weights, tmp_path: Path
 ) -> None:
     assert_same(end(teacher, tmp_path, folder, "split", placement="split"), from_folder)
+    small = {"data__shuffle_window": 40}
+    local = end(teacher, tmp_path, folder, "local-small", **small)
+    assert_same(end(teacher, tmp_path, folder, "split-small", placement="split", **small), local)
 
 
 @pytest.mark.slow
