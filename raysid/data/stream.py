@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
 from raysid.data.windows import Images, ReadBlocks, Windows, random_words
+from raysid.errors import UserError
 
 if TYPE_CHECKING:
     import ray.data
@@ -173,15 +174,13 @@ class ImageStream:
         while count > 0:
             epoch, position = divmod(start, self.num_images)
             window, first = divmod(position, self.window)
-            images, labels = self._windows.load(epoch, window)
-            rows = self._permutation(epoch, window, len(labels))[first : first + count]
+            images, labels, listed = self._windows.load(epoch, window)
+            part = slice(first, first + count)
+            rows = listed[self._permutation(epoch, window, len(listed))[part]]
             taken = images[rows]
             if self.xflip:
-                flips = (
-                    random_words(self.seed, len(labels), XFLIP_PURPOSE, epoch, window)[first : first + count]
-                    & 1
-                )
-                taken = np.where(flips[:, None, None, None] == 1, taken[..., ::-1], taken)
+                flips = random_words(self.seed, len(listed), XFLIP_PURPOSE, epoch, window)[part] % 2 == 1
+                taken[flips] = taken[flips][..., ::-1]
             pieces.append((taken, labels[rows]))
             start += len(rows)
             count -= len(rows)
@@ -263,7 +262,8 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
     """The blocks of a Dataset whose columns are those of `Block`, without copies.
 
     Raises:
-        RuntimeError: a read task failed.
+        UserError: the source cannot be read.
+        RuntimeError: a read task failed otherwise.
     """
     from ray.exceptions import RayTaskError
 
@@ -275,6 +275,8 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
         for batch in running:
             yield cast(Block, batch)
     except RayTaskError as error:
+        if isinstance(error.cause, UserError):  # it has its line
+            raise error.cause from error
         reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
         raise RuntimeError(f"reading the real images failed: {reason}") from error
     finally:

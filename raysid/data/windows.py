@@ -42,16 +42,17 @@ class Windows:
         self.stopping = threading.Event()
         self._blocks: Iterator[Block] | None = None
         self._rest: Block | None = None  # of the block that the last window ended in
-        self._pass: tuple[int, int] = (
-            0,
-            0,
-        )  # epoch of the pass under way, and the position that it has come to
+        self._pass = (0, 0)  # epoch of the pass under way, and the position that it has come to
         self._loaded: tuple[int, int] | None = None
         self._images: NDArray[np.uint8] | None = None  # (window, C, H, W), filled anew for every window
         self._labels = np.empty(window, np.int64)
+        self._rows = np.arange(0)
 
-    def load(self, epoch: int, index: int) -> Images:
-        """Window `index` of an epoch in the order of the source's list; valid until the next call."""
+    def load(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.intp]]:
+        """Window `index` of an epoch: images and labels as they were read, and the rows of those to use.
+
+        The rows are in the order of the source's list, a bad image's being another one's. Valid until the next call.
+        """
         if self.window == self.num_images:
             epoch = 0  # it holds the whole set, whatever the epoch
         first = index * self.window
@@ -68,7 +69,7 @@ class Windows:
                 raise
             self._loaded = epoch, index
         assert self._images is not None
-        return self._images[:size], self._labels[:size]
+        return self._images, self._labels, self._rows
 
     def close(self) -> None:
         """Ends the pass under way, if any. The window held stays."""
@@ -117,8 +118,7 @@ class Windows:
         if faults:
             self._report({int(index[row]): fault for row, fault in faults.items()})
             order = _without(order, faults)
-        if not np.array_equal(order, np.arange(size)):
-            self._images[:size], self._labels[:size] = self._images[order], self._labels[order]
+        self._rows = order
 
     def _report(self, faults: dict[int, str]) -> None:
         """Count bad images. Raises RunFailed where they are too many."""
