@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from raysid.cli_bench import bench
+from raysid.cli_data import data
 from raysid.cli_jobs import jobs, submit
 from raysid.cli_networks import export, import_network
 from raysid.cli_options import (
@@ -207,7 +208,7 @@ def tune(ctx: click.Context, recipe: str, fresh: bool) -> None:
     run_search(config, fresh=fresh)
 
 
-for _command in (bench, plan, submit, jobs, import_network, export):
+for _command in (bench, plan, data, submit, jobs, import_network, export):
     cli.add_command(_command)
 
 

@@ -35,17 +35,64 @@ class RunSettings(Settings):
 
 
 class DataSettings(Settings):
-    source: str | None = Field(
+    source: str | list[str] | None = Field(
         "digits",
-        description="Real images: `digits` (scikit-learn's, 1,797 images of 8x8), or a zip as EDM's dataset_tool.py "
-        "writes it (a path or gs://...); `null`: none, for SiD.",
+        description="Real images: `digits` or `patches` (in scikit-learn), or files: a folder, a .zip as EDM's "
+        "dataset_tool.py writes it, .parquet, .tar (WebDataset); a path, gs://... or s3://..., a glob or a list of "
+        "them; `null`: none, for SiD.",
+    )
+    format: Literal["folder", "zip", "parquet", "webdataset"] | None = Field(
+        None, description="What the files of `source` are; by their names when not given."
     )
     origin: str | None = Field(
         None, description="Where to get the images of `source`; told where they are missing."
     )
+    image_column: str | None = Field(
+        None,
+        description="Column of Parquet files with the pictures (bytes, or a struct with `bytes`); when not given the "
+        "only one that can be.",
+    )
+    label_column: str = Field(
+        "label",
+        description="Where the class stands: a column of Parquet files or of their folders (`name=value`), a field of "
+        "a tar's .json.",
+    )
+    resolution: Positive | None = Field(
+        None,
+        description="Pixels to which pictures of another size are cropped and resized; when not given all must have "
+        "one size.",
+    )
+    crop: Literal["center", "none"] = Field(
+        "center",
+        description="Before resizing: `center` cuts to a square, as EDM's center-crop; `none` stretches.",
+    )
+    filter: Literal["lanczos", "box", "bicubic"] = Field(
+        "lanczos", description="Filter of the resizing; EDM's tool has lanczos."
+    )
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="1: grey, 3: RGB; when not given RGB, or grey where the first pictures all are.",
+    )
+    xflip: bool = Field(False, description="Mirror half of the real images, others in each epoch.")
+    max_bad_fraction: Fraction = Field(
+        0.01,
+        description="Part of the images that may be unreadable or without label; each is skipped and named in "
+        "metrics.jsonl, and past this the run stops.",
+    )
     shuffle_window: Positive = Field(
         10_000, description="Images held in memory to shuffle among; a smaller set is read once and kept."
     )
+
+    @property
+    def source_name(self) -> str | None:
+        """What the images are called in messages and records."""
+        return ", ".join(self.source) if isinstance(self.source, list) else self.source
+
+
+class DataConfig(Settings):
+    """Real images by themselves, as `raysid data` looks at them."""
+
+    data: DataSettings = DataSettings()
 
 
 class LearningRateSchedule(Settings):

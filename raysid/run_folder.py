@@ -58,7 +58,7 @@ FIXED = (
     "ema",
 )
 # Of these, what does not change what is computed.
-FREE = {"generator": {"num_workers"}, "fake_score": {"num_workers"}, "data": {"origin"}}
+FREE = {"generator": {"num_workers"}, "fake_score": {"num_workers"}, "data": {"origin", "max_bad_fraction"}}
 LOCK, OWNER = ".lock", "owner.json"
 
 

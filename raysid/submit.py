@@ -209,6 +209,7 @@ def check_absolute(what: str, path: str) -> None:
 
 def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
     """The config as the job will read it; a file that its teacher's recipe is goes along in `files`."""
+    from raysid.data.opening import is_path
     from raysid.recipes import config_yaml, load_recipe, packaged_recipes
 
     teacher, source = config.teacher, config.data.source
@@ -216,8 +217,9 @@ def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
         check_absolute("teacher.path", teacher.path)
     if config.generator.path is not None:
         check_absolute("generator.path", config.generator.path)
-    if source is not None and source.endswith(".zip"):
-        check_absolute("data.source", source)
+    for path in [source] if isinstance(source, str) else source or []:
+        if is_path(path):
+            check_absolute("data.source", path)
     if teacher.recipe is None or teacher.recipe in packaged_recipes():
         return config
     files["teacher.yaml"] = config_yaml(load_recipe(teacher.recipe, {}, kind="pretrain")).encode()

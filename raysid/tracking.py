@@ -58,6 +58,7 @@ class Tracker:
 
     - `train`, `perf`, `evaluation`: the figures by name. Numbers that are not finite are the strings "nan",
       "inf" and "-inf", which `read_metrics` turns back; a figure that does not apply is null.
+    - `bad_images`: `names` of real images that are skipped, each with its fault; an image is named once.
     - `samples`: `path`, a picture's path within the run's folder.
     - `table`: `rows`, the run's final figures, a list of objects.
 
@@ -116,6 +117,9 @@ class Tracker:
             (entry["kind"], name) for entry in entries if entry["step"] == step for name in entry
         }
         self._recorded_step = step
+        self._bad_images = {
+            name for entry in entries if entry["kind"] == "bad_images" for name in entry["names"]
+        }
         self._open_tensorboard(entries)
 
     def train(self, step: int, images: int, figures: Mapping[str, Any]) -> None:
@@ -129,6 +133,12 @@ class Tracker:
     def evaluation(self, step: int, images: int, figures: Mapping[str, Any]) -> None:
         """Records the figures of an evaluation: `eval/<name>` in TensorBoard."""
         self._record("evaluation", step, images, figures)
+
+    def bad_images(self, step: int, images: int, names: Sequence[str]) -> None:
+        """Records real images that are skipped, but for those that are recorded already."""
+        if new := [name for name in names if name not in self._bad_images]:
+            self._bad_images.update(new)
+            self._record("bad_images", step, images, {"names": new})
 
     def sample_grid(
         self,

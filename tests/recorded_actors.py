@@ -13,7 +13,7 @@ class RecordedFakeScoreActor(FakeScoreActor):
     """The fake-score learner's actor, on the draws and the real images of the run called `name`."""
 
     def __init__(self, inputs: RunInputs, name: str, rank: int = 0) -> None:
-        super().__init__(inputs, threads=1, dataset=None, rank=rank)
+        super().__init__(inputs, threads=1, source=None, rank=rank)
         self.role.draws = partial(RecordedDraws, name)
         if inputs.config.method.adversarial is not None:
             self.role.real_images = RecordedStream(name, inputs.config.batch_size)

@@ -84,7 +84,7 @@ class RecordedStream(ImageStream):
     pixel_max = 2
 
     def __init__(self, name: str, batch: int) -> None:
-        self.name, self.batch, self.wait_seconds = name, batch, 0.0
+        self.name, self.batch, self.wait_seconds, self.faults = name, batch, 0.0, {}
 
     def read(self, start: int, count: int) -> tuple[Any, Any]:
         step, offset = divmod(start, self.batch)

@@ -293,7 +293,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"run.name": "a/b"}, "run.name is 'a/b'; allowed: text that matches"),
         ({"run.name": ".."}, "run.name is '..'"),
         ({"run.name": ""}, "run.name is ''"),
-        ({"data.source": 3}, "data.source is 3; allowed: text, or null; quote it"),
+        ({"data.source": 3}, "data.source is 3; allowed: text, or list, each: text, or null; quote it"),
         ({"generator.betas": "[0.9]"}, "generator.betas.1 is missing; allowed in generator.betas: list of 2"),
         ({"generator.betas": "[0.9, 2]"}, "generator.betas.1 is 2; allowed in generator.betas: list of 2"),
         ({"resources.teacher.resources": "{a: b}"}, "resources.teacher.resources.a is 'b'"),

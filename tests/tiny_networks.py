@@ -89,7 +89,7 @@ class FixedStream(ImageStream):
     """Real images that are a function of their place: image i is of class i % 3, its pixels are i % 17."""
 
     def __init__(self) -> None:
-        self.wait_seconds = 0.0
+        self.wait_seconds, self.faults = 0.0, {}
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         place = np.arange(start, start + count)

@@ -119,8 +119,6 @@ def inputs_for(config: Config, checkpoint: str | None = None) -> tuple[RunInputs
         teacher=str(config.teacher.path),
         label_frequencies=tuple(source.label_counts.tolist()) if adversarial else (1.0,) * source.num_classes,
         checkpoint=checkpoint,
-        num_real=source.num_images if adversarial else None,
-        pixel_max=source.pixel_max,
     )
     return inputs, source if adversarial else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysid.actors.compute import equip
@@ -11,8 +11,10 @@ from raysid.actors.generator import GeneratorLearner
 from raysid.actors.ranks import Ranks
 from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
-from raysid.config import Config, LearnerSettings
-from raysid.data import Block, ImageStream
+from raysid.config import Config, DataSettings, LearnerSettings
+from raysid.data import ImageSource
+from raysid.data.stream import ImageStream
+from raysid.data.windows import ReadBlocks
 from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import load_network
@@ -27,8 +29,6 @@ class RunInputs:
         label_frequencies: how often each class is drawn for generated images.
         checkpoint: folder of the checkpoint to go on from; None starts from the beginning.
         start: folder of the generator that theta begins as; None is the teacher.
-        num_real: images in the real set, and the stored pixel value of +1 in them; None is data-free.
-        pixel_max: the stored value of +1 in the real images.
     """
 
     config: Config
@@ -36,8 +36,6 @@ class RunInputs:
     label_frequencies: Sequence[float]
     checkpoint: str | None = None
     start: str | None = None
-    num_real: int | None = None
-    pixel_max: int = 255
 
 
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
@@ -49,34 +47,43 @@ def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherSc
 
 
 def build_fake_score(
-    inputs: RunInputs, read_blocks: Callable[[], Iterable[Block]] | None, ranks: Ranks | None = None
+    inputs: RunInputs,
+    source: ImageSource | None,
+    read_blocks: ReadBlocks | None = None,
+    ranks: Ranks | None = None,
 ) -> FakeScoreLearner:
     """The fake-score learner, from the teacher or from a checkpoint.
 
     Args:
-        read_blocks: starts a pass over the real images; None when the method needs none.
+        source: the real images; None when the method needs none.
+        read_blocks: reads them otherwise than in this process.
         ranks: the learner's other ranks, where it has any.
     """
     config = inputs.config
     stream = None
-    if read_blocks is not None:
-        assert inputs.num_real is not None
-        window = config.data.shuffle_window
-        stream = ImageStream(
-            # A set that fits the window is held: reading it is cheaper than handing it to a thread.
-            read_blocks,
-            inputs.num_real,
-            config.seed,
-            window,
-            prefetch=inputs.num_real > window,
-        )
+    if source is not None:
+        stream = image_stream(config.data, config.seed, source, read_blocks or source.blocks)
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
     network.precision = config.precision
     equip(network, config.compute, config.device_of("fake_score"))
-    learner = FakeScoreLearner(config, network, stream, inputs.pixel_max, ranks=ranks)
+    learner = FakeScoreLearner(config, network, stream, source.pixel_max if source else 255, ranks=ranks)
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
     return learner
+
+
+def image_stream(data: DataSettings, seed: int, source: ImageSource, read_blocks: ReadBlocks) -> ImageStream:
+    """The stream of a run's real images."""
+    return ImageStream(
+        read_blocks,
+        source.shard_sizes,
+        seed,
+        data.shuffle_window,
+        xflip=data.xflip,
+        max_bad_fraction=data.max_bad_fraction,
+        # A set that fits the window is held: reading it is cheaper than handing it to a thread.
+        prefetch=source.num_images > data.shuffle_window,
+    )
 
 
 def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorLearner:

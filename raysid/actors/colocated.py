@@ -46,7 +46,7 @@ class ColocatedPlacement:
         self._numbers = [0] * self.group.size
         self._begun: dict[tuple[str, str], Any] = {}
         self._asked: dict[tuple[str, str], Any] = {}
-        get_ranks(self._all("build", inputs, source.dataset() if source else None), workers.check)
+        get_ranks(self._all("build", inputs, source), workers.check)
 
     def step(self, step: int) -> StepResult:
         answers = self._all("step", step, num_returns=2)
@@ -91,6 +91,15 @@ class ColocatedPlacement:
             for role, figures in reports[0].items()
         }
         return busiest | {"worker": {"replicas": float(self.group.size)}}
+
+    def prepare(self, step: int) -> None:
+        get_ranks(self._all("prepare", step), self.workers.check)
+
+    def bad_images(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for of_worker in get_ranks(self._all("bad_images"), self.workers.check):
+            found |= of_worker
+        return found
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         profiles = get_ranks(self._all("profile"), self.workers.check)

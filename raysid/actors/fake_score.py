@@ -24,12 +24,15 @@ from raysid.actors.ranks import Ranks
 from raysid.augment import augment, draw_transforms
 from raysid.config import Config
 from raysid.data import ImageStream, to_unit
+from raysid.data.windows import Images as StoredImages
 from raysid.draws import Draws, seed_torch
 from raysid.guidance import drop_conditions, guided
 from raysid.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.networks import EDMDenoiser
 from raysid.networks.denoiser import Network
 from raysid.noise import NoiseProcess
+
+BAD_IMAGES = "bad_images"
 
 
 class FakeScoreLearner:
@@ -65,6 +68,7 @@ class FakeScoreLearner:
         self.draws = draws or partial(Draws, config.seed)
         self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
         self.learning: bool | None = None  # not known before the first call
+        self.prepared: dict[Slice, StoredImages] = {}
         self.stopwatch = Stopwatch()
 
     @busy
@@ -95,6 +99,15 @@ class FakeScoreLearner:
             assert logits is not None
             outputs, seeds = [x_hat, logits], [seed.x_hat, seed.logits]
         return Pull(torch.autograd.grad(outputs, x_t, seeds)[0])
+
+    def prepare(self, *slices: Slice) -> None:
+        """Read the real images of a step's microbatches before any of it is computed.
+
+        Where they cannot be read the learners are still at the same step, and can be saved.
+        """
+        assert self.real_images is not None
+        size = self.config.batch_size
+        self.prepared = {at: self.real_images.read(at.step * size + at.start, at.count) for at in slices}
 
     @busy
     def accumulate(self, at: Slice, images: Images) -> Token:
@@ -171,9 +184,16 @@ class FakeScoreLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> dict[str, float]:
-        """Figures since this learner started: busy seconds, seconds spent waiting for real images."""
+        """Figures since this learner started: busy seconds, seconds spent waiting for real images, bad ones met."""
         waited = self.real_images.wait_seconds if self.real_images else 0.0
-        return {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
+        figures = {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
+        if self.real_images:
+            figures[BAD_IMAGES] = float(len(self.real_images.faults))
+        return figures
+
+    def bad_images(self) -> dict[int, str]:
+        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
+        return dict(self.real_images.faults) if self.real_images else {}
 
     @property
     def device(self) -> torch.device:
@@ -197,7 +217,9 @@ class FakeScoreLearner:
     def _real(self, at: Slice) -> tuple[Tensor, Tensor | None]:
         """The real images of a microbatch, each with its own label: their place in the stream is the step's."""
         assert self.real_images is not None
-        pixels, labels = self.real_images.read(at.step * self.config.batch_size + at.start, at.count)
+        if at not in self.prepared:
+            self.prepare(at)
+        pixels, labels = self.prepared.pop(at)
         cond = one_hot(torch.from_numpy(labels), self.network.settings.label_dim)
         real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
         return real, None if cond is None else cond.to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,8 +17,9 @@ from raysid.actors.roles import Roles
 from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
 from raysid.config import Config
-from raysid.data import Block, ImageSource
-from raysid.trainers.step import WHOLE, Share, StepResult, take_step
+from raysid.data import ImageSource
+from raysid.data.windows import ReadBlocks
+from raysid.trainers.step import WHOLE, Share, StepResult, microbatches, take_step
 
 if TYPE_CHECKING:
     from raysid.actors.remote import Within
@@ -48,6 +49,12 @@ class Placement(Protocol):
 
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
+
+    def prepare(self, step: int) -> None:
+        """Have the real images of a step read, before any of it is computed. Raises RunFailed."""
+
+    def bad_images(self) -> dict[int, str]:
+        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         """What each role's processes have used since they started, by role and number."""
@@ -123,7 +130,7 @@ class LocalPlacement:
         source: the real images, for a method that needs them.
         threads: torch's threads.
         ranks: the other workers; None where this is the only one.
-        read_blocks: starts a pass over the real images, instead of `source`.
+        read_blocks: reads them otherwise than in this process.
     """
 
     def __init__(
@@ -132,12 +139,12 @@ class LocalPlacement:
         source: ImageSource | None,
         threads: int,
         ranks: Ranks | None = None,
-        read_blocks: Callable[[], Iterable[Block]] | None = None,
+        read_blocks: ReadBlocks | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.config = inputs.config
         self.teacher = build_teacher(inputs.teacher, self.config)
-        self.fake_score = build_fake_score(inputs, source.blocks if source else read_blocks, ranks)
+        self.fake_score = build_fake_score(inputs, source, read_blocks, ranks)
         self.generator = build_generator(inputs, ranks)
         self.roles, self.share = Roles(self.teacher, self.fake_score, self.generator), WHOLE
         if ranks is not None:
@@ -177,6 +184,12 @@ class LocalPlacement:
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
         }
+
+    def prepare(self, step: int) -> None:
+        self.fake_score.prepare(*microbatches(self.config, step, self.share))
+
+    def bad_images(self) -> dict[int, str]:
+        return self.fake_score.bad_images()
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         roles = {"teacher": self.teacher, "fake_score": self.fake_score, "generator": self.generator}

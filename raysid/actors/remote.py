@@ -38,7 +38,7 @@ from raysid.data import ImageSource
 from raysid.data.source import READ_CPUS
 from raysid.errors import LearnerLost, RunFailed, UserError
 from raysid.storage import remove_file, write_whole
-from raysid.trainers.step import StepResult, take_step
+from raysid.trainers.step import StepResult, microbatches, take_step
 
 READER = RoleResources(num_cpus=READ_CPUS)
 
@@ -111,8 +111,7 @@ class SplitPlacement:
         self._begun: dict[tuple[str, RemoteLearner], Any] = {}
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
         try:
-            dataset = source.dataset() if source else None
-            fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, dataset)
+            fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
             self.fake_score = RemoteFakeScore(fake_score, config.batch_size)
             self.learners.append(self.fake_score)
             generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
@@ -131,7 +130,7 @@ class SplitPlacement:
                 stopping=stopping,
             )
             get_ranks(joined, self.pool.check_alone)
-            if dataset is not None:  # last: what it asks for is what the roles have left
+            if source is not None:  # last: what it asks for is what the roles have left
                 _wait_for_reading(timeout, say)
         except BaseException:
             self.close()
@@ -185,6 +184,15 @@ class SplitPlacement:
             "fake_score": _of_the_busiest(get(self.fake_score.report())),
             "generator": _of_the_busiest(get(self.generator.report())),
         }
+
+    def prepare(self, step: int) -> None:
+        get(self.fake_score.prepare(microbatches(self.config, step)))
+
+    def bad_images(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for of_rank in get([rank.call.remote("bad_images") for rank in self.fake_score.ranks]):
+            found |= of_rank
+        return found
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         actors: dict[str, dict[int, Any]] = {

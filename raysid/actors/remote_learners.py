@@ -21,7 +21,7 @@ from raysid.actors.ranks import Ranks
 from raysid.actors.saving import Saver
 from raysid.checkpoint import StateFile
 from raysid.config import Config
-from raysid.data import ray_blocks
+from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed
 from raysid.storage import holds
 
@@ -90,10 +90,10 @@ class FakeScoreActor(LearnerActor):
 
     name = "fake_score"
 
-    def __init__(self, inputs: RunInputs, threads: int, dataset: Any, rank: int = 0) -> None:
+    def __init__(self, inputs: RunInputs, threads: int, source: ImageSource | None, rank: int = 0) -> None:
         super().__init__(inputs.config, threads, rank)
-        read_blocks = ray_blocks(dataset) if dataset is not None else None
-        self.role = build_fake_score(inputs, read_blocks, self.ranks)
+        read_blocks = None if source is None else ray_blocks(source)
+        self.role = build_fake_score(inputs, source, read_blocks, self.ranks)
 
 
 class GeneratorActor(LearnerActor):
@@ -169,6 +169,11 @@ class RemoteFakeScore(RemoteLearner):
 
     def pullback(self, at: Slice, noised: Any, seed: Any) -> Any:
         return self.call("pullback", at, noised, seed)
+
+    def prepare(self, slices: list[Slice]) -> list[Any]:
+        """Every rank reads what is its own."""
+        of_rank = [slices[rank :: len(self.ranks)] for rank in range(len(self.ranks))]
+        return [rank.call.remote("prepare", *own) for rank, own in zip(self.ranks, of_rank, strict=True)]
 
 
 class RemoteGenerator(RemoteLearner):

@@ -25,7 +25,7 @@ from raysid.actors.placing import Say, wait_for_room
 from raysid.actors.ranks import TIMEOUT, Ranks
 from raysid.actors.results import what_died
 from raysid.config import Config
-from raysid.data import ray_blocks
+from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, PeerLost, RunFailed
 from raysid.storage import for_ray, holds, remove_folder
 
@@ -132,10 +132,10 @@ class Worker:
         self.ranks, self.threads = ranks, threads
         self.placement: LocalPlacement | None = None
 
-    def build(self, inputs: RunInputs, dataset: Any) -> None:
+    def build(self, inputs: RunInputs, source: ImageSource | None) -> None:
         """Make the roles, from the beginning or a checkpoint."""
-        read_blocks = ray_blocks(dataset) if dataset is not None else None
-        self.placement = LocalPlacement(inputs, None, self.threads, self.ranks, read_blocks)
+        read_blocks = None if source is None else ray_blocks(source)
+        self.placement = LocalPlacement(inputs, source, self.threads, self.ranks, read_blocks)
 
     def step(self, step: int) -> tuple[Any, Any]:
         """Take a step's share; what the two learners say of the whole step."""

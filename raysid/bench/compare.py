@@ -137,8 +137,7 @@ def steady(config: Config) -> Config:
 def _side(config: Config, teacher: str) -> Side:
     source = None
     if config.method.adversarial is not None:
-        assert config.data.source is not None  # the config sees to it
-        source = open_source(config.data.source)
+        source = open_source(config.data)
     return Side(run_inputs(config, teacher, source), source)
 
 

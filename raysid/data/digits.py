@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from raysid.data.source import Block, ImageSource
+from raysid.data.source import Block, ImageSource, Piece, even_shards
 
 
 class DigitsSource(ImageSource):
@@ -20,7 +20,6 @@ class DigitsSource(ImageSource):
 
     name = "digits"
     image_shape = (1, 8, 8)
-    num_images = 1797
     num_classes = 10
     pixel_max = 16
 
@@ -28,25 +27,27 @@ class DigitsSource(ImageSource):
         if images_per_shard < 1:
             raise ValueError(f"images_per_shard must be at least 1, not {images_per_shard}")
         self.images_per_shard = images_per_shard
-        self.num_shards = -(-self.num_images // images_per_shard)
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        return even_shards(1797, self.images_per_shard)
 
     @property
     def label_counts(self) -> NDArray[np.int64]:
         """Images of each digit, (10,), 174 to 183 each."""
         return np.bincount(_load()["label"], minlength=self.num_classes).astype(np.int64)
 
-    def read_shard(self, index: int) -> Iterator[Block]:
-        """Images [index * images_per_shard, (index + 1) * images_per_shard), read-only, in one block."""
-        if not 0 <= index < self.num_shards:
-            raise IndexError(f"digits has shards 0..{self.num_shards - 1}, not {index}")
-        rows = slice(index * self.images_per_shard, (index + 1) * self.images_per_shard)
+    def read(self, piece: Piece) -> Iterator[Block]:
+        """A part of a shard, read-only, in one block."""
+        start = piece.shard * self.images_per_shard
+        rows = slice(start + piece.first, start + piece.last)
         digits = _load()
         yield Block(image=digits["image"][rows], label=digits["label"][rows])
 
 
 @lru_cache(maxsize=1)
 def _load() -> Block:
-    """All digits, read-only; kept by the process and not by the source, which has to pickle small."""
+    """All digits, read-only; kept by the process and not by the source, which travels without pixels."""
     # Here, because it takes a second to import and only those who read need it.
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 

@@ -1,4 +1,4 @@
-"""A source's shards as Ray Data read tasks.
+"""Parts of a source's shards as Ray Data read tasks.
 
 Apart from `source.py` because the base class has to be imported from Ray Data, which takes a second, and a
 run in one process needs none of it.
@@ -6,22 +6,35 @@ run in one process needs none of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import ray
 import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block as RayBlock
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
-from raysid.data.source import ImageSource
+from raysid.data.source import READ_CPUS, ImageSource, Piece
 
 
-def shard_dataset(source: ImageSource, num_cpus: float) -> ray.data.Dataset:
-    """A lazy Dataset of `source`: columns image (C, H, W) uint8 and label int64, in the canonical order."""
+def shard_dataset(
+    source: ImageSource, pieces: Sequence[Piece] | None = None, num_cpus: float = READ_CPUS
+) -> ray.data.Dataset:
+    """A lazy Dataset of `source`: the columns of its blocks, one read task a piece, in their order.
+
+    Args:
+        pieces: what to read, in which order; all shards when not given.
+        num_cpus: CPU slots that one read task asks for. Ray Data waits for ever when the cluster has
+            fewer left, and roles hold slots too: hence a fraction. Where decoding is the work and CPUs
+            are many, 1 keeps the tasks from crowding each other.
+    """
+    pieces = source.pieces() if pieces is None else pieces
     dataset = ray.data.read_datasource(
-        _ShardDatasource(source), num_cpus=num_cpus, override_num_blocks=source.num_shards
+        _ShardDatasource(source, pieces), num_cpus=num_cpus, override_num_blocks=len(pieces)
     )
     # The Dataset's own copy of the settings: it travels with the Dataset to whoever iterates over it, and
     # leaves the user's other Datasets alone.
@@ -32,40 +45,43 @@ def shard_dataset(source: ImageSource, num_cpus: float) -> ray.data.Dataset:
 
 
 class _ShardDatasource(Datasource):
-    """One read task a shard."""
+    """One read task a piece."""
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, pieces: Sequence[Piece]) -> None:
         super().__init__()
-        self.source = source
+        self.pieces = pieces
+        self.name = source.name
+        self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
+        # Once, for all tasks: its list may be long.
+        self.source = ray.put(source)
 
     def get_name(self) -> str:
-        return self.source.name
+        return self.name
 
     def estimate_inmemory_data_size(self) -> int:
-        return self.source.num_images * _row_bytes(self.source)
+        return sum(last - first for _, first, last in self.pieces) * self.row_bytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        # Sizes are estimates for Ray's scheduling. The number of rows is left open: a source knows its
-        # total, not how many images every shard holds.
-        metadata = BlockMetadata(
-            num_rows=None,
-            size_bytes=self.estimate_inmemory_data_size() // self.source.num_shards,
-            input_files=None,
-            exec_stats=None,
-        )
         return [
-            ReadTask(partial(_read, self.source, index), metadata, per_task_row_limit=per_task_row_limit)
-            for index in range(self.source.num_shards)
+            ReadTask(
+                partial(_read, self.source, piece),
+                BlockMetadata(
+                    num_rows=piece.last - piece.first,
+                    size_bytes=(piece.last - piece.first) * self.row_bytes,
+                    input_files=None,
+                    exec_stats=None,
+                ),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for piece in self.pieces
         ]
 
 
-def _read(source: ImageSource, index: int) -> Iterator[RayBlock]:
-    for block in source.read_shard(index):
-        yield BlockAccessor.batch_to_block(dict(block))
-
-
-def _row_bytes(source: ImageSource) -> int:
-    channels, height, width = source.image_shape
-    return channels * height * width + 8  # the label
+def _read(source: ray.ObjectRef, piece: Piece) -> Iterator[RayBlock]:
+    for block in ray.get(source).read(piece):
+        batch = dict(block)
+        if "fault" in block:
+            batch["fault"] = pa.array(block["fault"], pa.string())
+        yield BlockAccessor.batch_to_block(batch)

@@ -1,26 +1,21 @@
-"""What a source of real images is, and how one is opened by name.
+"""What a source of real images is: shards of uint8 images with labels, of which any part can be read alone.
 
-A source is a list of shards. A shard is read alone, in a task of its own, so the same few lines serve a
-plain loop (`blocks`) and Ray Data (`dataset`), and the order of the two cannot differ: shard by shard.
+Order is none of a source's business: it lists its images, in shards whose sizes it knows, and the stream decides
+which shards come when. A part of a shard is read in a task of its own, so the same few lines serve a plain loop
+(`blocks`) and Ray Data (`raysid.data.shards`), and what the two read cannot differ.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysid.errors import UserError
-
-if TYPE_CHECKING:
-    import ray.data
-
-
 READ_CPUS = 0.25  # CPU slots that a read task of Ray Data asks for when nothing else is said
+ORDER_SEED = 0  # of lists that are shuffled once: folders and zips often lie sorted by class
 
 
 class Block(TypedDict):
@@ -28,51 +23,78 @@ class Block(TypedDict):
 
     image: NDArray[np.uint8]  # (n, C, H, W), 0..pixel_max
     label: NDArray[np.int64]  # (n,), 0..num_classes-1
+    index: NotRequired[NDArray[np.int64]]
+    """(n,): the image's place in the source's list, where it is not read in that order."""
+    fault: NotRequired[NDArray[np.object_]]
+    """(n,) str: why an image cannot be used, after its name; empty where it can. Its pixels mean nothing then."""
+
+
+class Piece(NamedTuple):
+    """Images `first` to `last` of a shard."""
+
+    shard: int
+    first: int
+    last: int
 
 
 class ImageSource(ABC):
-    """Real images in a fixed order, the canonical one, read shard by shard.
+    """Real images in shards.
 
-    An instance travels to the workers that read its shards: it must pickle, and small (paths, not pixels).
-    A source whose files lie sorted by class should shuffle its list once, with a fixed seed: the stream
-    mixes images only within its window.
+    It travels once to each process that streams it, with what it lists; large lists should be numpy arrays, which
+    Ray moves without a copy. It holds no pixels.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     """(C, H, W), the same for every image."""
-    num_images: int
-    """Images in one pass, exactly: a stream that meets more or fewer stops with an error."""
     num_classes: int
+    """0 where the images have no labels."""
     pixel_max: int
     """The stored value that stands for +1 (0 stands for -1): 255 for ordinary 8-bit images."""
-    num_shards: int
+
+    @property
+    @abstractmethod
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Images of each shard, (n,), exactly: a stream that meets more or fewer stops with an error."""
 
     @property
     @abstractmethod
     def label_counts(self) -> NDArray[np.int64]:
-        """Images of each class, (num_classes,); the sum is `num_images`. Generated labels are drawn so."""
+        """Images of each class, (num_classes,). Generated labels are drawn so."""
 
     @abstractmethod
-    def read_shard(self, index: int) -> Iterator[Block]:
-        """The images of shard `index` (0..num_shards-1), in order, in one block or several."""
+    def read(self, piece: Piece) -> Iterator[Block]:
+        """The images of a part of a shard, in order, in one block or several."""
 
-    def blocks(self) -> Iterator[Block]:
-        """One pass over all images in the canonical order, in this process, without Ray."""
-        for index in range(self.num_shards):
-            yield from self.read_shard(index)
+    @property
+    def num_images(self) -> int:
+        """Images in one pass."""
+        return int(self.shard_sizes.sum())
 
-    def dataset(self, num_cpus: float = READ_CPUS) -> ray.data.Dataset:
-        """The same rows in the same order as a Ray Dataset: one read task a shard, nothing read yet.
+    @property
+    def num_shards(self) -> int:
+        return len(self.shard_sizes)
 
-        Args:
-            num_cpus: CPU slots that one read task asks for. Ray Data waits for ever when the cluster has
-                fewer left, and roles hold slots too: hence a fraction. Where decoding is the work and CPUs
-                are many, 1 keeps the tasks from crowding each other.
-        """
-        from raysid.data.shards import shard_dataset
+    def pieces(self) -> list[Piece]:
+        """All shards, whole, in order."""
+        return [Piece(shard, 0, int(size)) for shard, size in enumerate(self.shard_sizes)]
 
-        return shard_dataset(self, num_cpus)
+    def blocks(self, pieces: Iterable[Piece] | None = None) -> Iterator[Block]:
+        """The images of some pieces, of all when not given, in this process, without Ray."""
+        for piece in self.pieces() if pieces is None else pieces:
+            yield from self.read(piece)
+
+
+def even_shards(num_images: int, images_per_shard: int) -> NDArray[np.int64]:
+    """Sizes of shards of a list that can be cut anywhere, (n,); the last may be smaller."""
+    starts = np.arange(0, num_images, images_per_shard)
+    return np.minimum(images_per_shard, num_images - starts)
+
+
+def shuffled_once(count: int) -> NDArray[np.int64]:
+    """An order of 0..count-1 that is the same everywhere and for ever."""
+    # Not Generator.permutation: NumPy keeps the raw words the same across versions, not its methods.
+    return np.argsort(np.random.Philox(ORDER_SEED).random_raw(count), kind="stable").astype(np.int64)
 
 
 def to_unit(images: NDArray[np.uint8], pixel_max: int) -> NDArray[np.float32]:
@@ -81,29 +103,3 @@ def to_unit(images: NDArray[np.uint8], pixel_max: int) -> NDArray[np.float32]:
     Divides by half of `pixel_max` (exact in float32), as EDM does, so that both ends come out exact.
     """
     return images.astype(np.float32) / np.float32(pixel_max / 2) - np.float32(1)
-
-
-def located(name: str) -> str:
-    """A source's name as any process of this machine finds it: a file's path from the root, all else as it is."""
-    return str(Path(name).expanduser().absolute()) if name.endswith(".zip") and "://" not in name else name
-
-
-def open_source(name: str) -> ImageSource:
-    """The source called `name`: `digits`, or the path of a zip.
-
-    Raises:
-        NotHere: there is no such file.
-        UserError: it is no source that is known, or damaged.
-    """
-    # Here, because they import this file.
-    from raysid.data.digits import DigitsSource
-    from raysid.data.edm_zip import EDMZipSource
-
-    if name == DigitsSource.name:
-        return DigitsSource()
-    if name.endswith(".zip"):
-        return EDMZipSource(name)
-    raise UserError(
-        f"data.source: unknown source of real images {name!r}; known: digits, or the path of a .zip as EDM's "
-        "dataset_tool.py writes it"
-    )

@@ -1,9 +1,15 @@
 """Real images by address: an endless, shuffled stream in which every position holds a known image.
 
-The stream is epoch after epoch of the whole set. An epoch is cut into windows of the source's canonical
-order, and each window is permuted by a permutation that depends on (seed, epoch, window) alone. So what
-stands at a position depends neither on who reads it nor on what was read before: ranks take slices of one
-stream, and a checkpoint's cursor is the number of images consumed.
+The stream is epoch after epoch of the whole set. An epoch lays the source's shards in an order of its own, one
+after another, and cuts that into windows; the images of each are permuted. Both orders depend on (seed, epoch,
+window) alone, so what stands at a position depends neither on who reads it nor on what was read before: ranks take
+slices of one stream, and a checkpoint's cursor is the number of images consumed.
+
+Where the whole set fits one window the permutation is of the source's list: the same list in other shards, or in
+files of another kind, is the same stream.
+
+An image that cannot be used leaves no gap: its place is taken by the next good one of its window, in the order of
+the source's list.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -23,17 +29,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from raysid.data.source import Block
+from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
+from raysid.data.windows import Images, ReadBlocks, Windows, random_words
+from raysid.errors import UserError
 
 if TYPE_CHECKING:
     import ray.data
 
 PURPOSE = 0x5EA1  # keeps the permutations apart from whatever else is drawn from the run's seed
+XFLIP_PURPOSE = 0x5EA3
 CLOSE_SECONDS = 5.0
 
 T = TypeVar("T")
-Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images (n, C, H, W) and their labels (n,)."""
 
 
 class ImageStream:
@@ -41,46 +48,52 @@ class ImageStream:
 
     Where the whole set fits the window it is read once and kept, as uint8; later epochs only permute it.
     Otherwise one window is held, and read afresh every epoch. Reading onwards costs nothing extra, nor does
-    anything within the window held. Skipping forward reads what lies between and drops it. Going back behind
-    the window held opens the source again and skips from the set's first image: up to one pass over the
-    set, paid once by a resume.
+    anything within the window held. To read anywhere else, as a resume does, starts at the window of that place.
 
     For one caller at a time. Does not pickle: make it in the process that reads.
 
     Args:
-        read_blocks: starts a new pass over the set, in the same order each time: `ImageSource.blocks`,
-            or `ray_blocks(dataset)`.
-        num_images: images in one pass.
+        read_blocks: reads pieces of the source, the same images each time.
+        shard_sizes: images of each of its shards.
         seed: the run's seed, at least 0.
         window: images shuffled together, and the most that is held in memory (besides one block). Part of the
             order: a resumed run needs the same one (all windows that hold the whole set are the same).
+        xflip: mirror each image with probability 1/2, by its place in the stream.
+        max_bad_fraction: part of the set's images that may be bad, 0 to 1.
         prefetch: a thread prepares the next read while the caller computes. It expects the stride of the
             last two reads where they agree (a rank among several), else the position where the last ended.
             A wrong guess costs time, never another image.
 
     Attributes:
         wait_seconds: seconds that callers have spent in `read`, in all.
+        faults: what is wrong with each bad image met so far, by its place in the source's list; as `Block` has it.
     """
 
     def __init__(
         self,
-        read_blocks: Callable[[], Iterable[Block]],
-        num_images: int,
+        read_blocks: ReadBlocks,
+        shard_sizes: Sequence[int] | NDArray[np.int64],
         seed: int,
         window: int,
         *,
+        xflip: bool = False,
+        max_bad_fraction: float = 0.0,
         prefetch: bool = False,
     ) -> None:
-        if num_images < 1 or window < 1 or seed < 0:
+        sizes = np.asarray(shard_sizes, np.int64)
+        num_images = int(sizes.sum())
+        if num_images < 1 or sizes.min() < 1 or window < 1 or seed < 0:
             raise ValueError(
-                f"an image stream needs num_images >= 1, window >= 1 and seed >= 0, "
-                f"not {num_images}, {window} and {seed}"
+                f"an image stream needs images in every shard, window >= 1 and seed >= 0, "
+                f"not {num_images} images, {window} and {seed}"
             )
         self.num_images = num_images
         self.seed = seed
         self.window = min(window, num_images)
+        self.xflip = xflip
         self.wait_seconds = 0.0
-        self._windows = _Windows(read_blocks, num_images, self.window)
+        self._windows = Windows(read_blocks, sizes, seed, self.window, max_bad_fraction)
+        self.faults = self._windows.faults
         self._order: tuple[tuple[int, int], NDArray[np.intp]] | None = None
         self._ahead: _Ahead | None = None
         self._last_start = 0
@@ -99,7 +112,8 @@ class ImageStream:
 
         Raises:
             ValueError: a negative start or a count below 1; or the source yielded another number of images
-                than `num_images`, or blocks that are not uint8 images with their labels.
+                than its shards have, or blocks that are not uint8 images with their labels.
+            RunFailed: more images are bad than `max_bad_fraction` of the set; names some.
             RuntimeError: the stream is closed. Whatever `read_blocks` raises comes through as it is; the
                 next read opens the source again.
         """
@@ -160,9 +174,14 @@ class ImageStream:
         while count > 0:
             epoch, position = divmod(start, self.num_images)
             window, first = divmod(position, self.window)
-            images, labels = self._windows.load(window)
-            rows = self._permutation(epoch, window, len(labels))[first : first + count]
-            pieces.append((images[rows], labels[rows]))
+            images, labels, listed = self._windows.load(epoch, window)
+            part = slice(first, first + count)
+            rows = listed[self._permutation(epoch, window, len(listed))[part]]
+            taken = images[rows]
+            if self.xflip:
+                flips = random_words(self.seed, len(listed), XFLIP_PURPOSE, epoch, window)[part] % 2 == 1
+                taken[flips] = taken[flips][..., ::-1]
+            pieces.append((taken, labels[rows]))
             start += len(rows)
             count -= len(rows)
         if len(pieces) == 1:
@@ -172,10 +191,8 @@ class ImageStream:
 
     def _permutation(self, epoch: int, window: int, size: int) -> NDArray[np.intp]:
         if self._order is None or self._order[0] != (epoch, window):
-            key = np.random.SeedSequence(self.seed, spawn_key=(PURPOSE, epoch, window))
-            # Not Generator.permutation: NumPy keeps the raw words the same across versions, not its methods.
-            words = np.random.Philox(key).random_raw(size)
-            self._order = (epoch, window), np.argsort(words, kind="stable")
+            order = np.argsort(random_words(self.seed, size, PURPOSE, epoch, window), kind="stable")
+            self._order = (epoch, window), order
         return self._order[1]
 
 
@@ -186,108 +203,6 @@ class _Ahead:
     start: int
     count: int
     result: Future[Images]
-
-
-class _Windows:
-    """Windows of the canonical order, one at a time, read from passes over the source."""
-
-    def __init__(self, read_blocks: Callable[[], Iterable[Block]], num_images: int, window: int) -> None:
-        self.read_blocks = read_blocks
-        self.num_images = num_images
-        self.window = window
-        self.stopping = threading.Event()
-        self._blocks: Iterator[Block] | None = None
-        self._rest: Block | None = None  # of the block that the last window ended in
-        self._position = 0  # images of this pass taken so far
-        self._loaded: int | None = None
-        self._images: NDArray[np.uint8] | None = None  # (window, C, H, W), filled anew for every window
-        self._labels = np.empty(window, np.int64)
-
-    def load(self, index: int) -> Images:
-        """Window `index` in canonical order; valid until the next call."""
-        first = index * self.window
-        size = min(self.window, self.num_images - first)
-        if self._loaded != index:
-            self._loaded = None
-            try:
-                self._fill(first, size)
-            except BaseException:
-                self.close()  # a pass that broke is not continued: the next read starts a new one
-                raise
-            self._loaded = index
-        assert self._images is not None
-        return self._images[:size], self._labels[:size]
-
-    def close(self) -> None:
-        """Ends the pass under way, if any. The window held stays."""
-        blocks, self._blocks, self._rest = self._blocks, None, None
-        close = getattr(blocks, "close", None)
-        if close is not None:
-            close()  # at once: Ray Data goes on producing until its iterator is closed or collected
-
-    def _fill(self, first: int, size: int) -> None:
-        if self._blocks is None or self._position > first:
-            self.close()
-            self._blocks = iter(self.read_blocks())
-            self._position = 0
-        while self._position < first:
-            self._take(first - self._position)
-        filled = 0
-        while filled < size:
-            block = self._take(size - filled)
-            taken = slice(filled, filled + len(block["label"]))
-            if self._images is None:
-                self._images = np.empty((self.window, *block["image"].shape[1:]), np.uint8)
-            self._images[taken] = block["image"]
-            self._labels[taken] = block["label"]
-            filled = taken.stop
-        if first + size == self.num_images:
-            if self._next_block() is not None:
-                raise ValueError(f"the source yields more images than the {self.num_images} it announced")
-            self.close()
-
-    def _take(self, most: int) -> Block:
-        """The next images of the pass: at least one and at most `most`, never across two blocks."""
-        block = self._next_block()
-        if block is None:
-            raise ValueError(
-                f"the source yielded {self._position} images, not the {self.num_images} it announced"
-            )
-        length = len(block["label"])
-        if length > most:
-            self._rest = Block(image=block["image"][most:], label=block["label"][most:])
-            block = Block(image=block["image"][:most], label=block["label"][:most])
-        self._position += min(length, most)
-        return block
-
-    def _next_block(self) -> Block | None:
-        """The rest of the last block, or the next that is not empty; None at the end of the pass."""
-        if self._rest is not None:
-            block, self._rest = self._rest, None
-            return block
-        assert self._blocks is not None
-        for block in self._blocks:
-            if self.stopping.is_set():
-                raise RuntimeError("the image stream was closed during a read")
-            self._check(block)
-            if len(block["label"]) > 0:
-                return block
-        return None
-
-    def _check(self, block: Block) -> None:
-        images, labels = block["image"], block["label"]
-        shape = None if self._images is None else self._images.shape[1:]
-        if images.dtype != np.uint8 or images.ndim != 4 or (shape is not None and images.shape[1:] != shape):
-            wanted = "(n, C, H, W)" if shape is None else f"(n, {', '.join(map(str, shape))})"
-            raise ValueError(
-                f"the source yielded images of {images.dtype} {images.shape} where uint8 {wanted} was "
-                f"expected, after image {self._position} of a pass"
-            )
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"the source yielded labels of {labels.dtype} {labels.shape} for {len(images)} images, "
-                f"after image {self._position} of a pass"
-            )
 
 
 class _CallThread:
@@ -323,51 +238,52 @@ def _make_calls(calls: SimpleQueue[tuple[Future, Callable[[], object]] | None]) 
         del submitted, future, call  # holds no stream while it waits, so that a dropped one can be collected
 
 
-def ray_blocks(
-    data: ray.data.Dataset | ray.data.DataIterator, batch_size: int | None = None
-) -> Callable[[], Iterator[Block]]:
-    """`read_blocks` for an `ImageStream`: every call runs `data` once more, here, in order.
+def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:
+    """`read_blocks` for an `ImageStream`: every call has Ray Data read its pieces, in order.
 
-    The result pickles, so it can be made on the driver and handed to the actor that reads; so can `data`.
-    Hand over a whole Dataset rather than a shard that Ray cut: the stream's addresses do the cutting.
+    The result pickles, so it can be made on the driver and handed to the actor that reads.
 
     Args:
-        data: columns image (C, H, W) uint8 and label int64; `ImageSource.dataset()` is one. Its context must
-            have `preserve_order` set.
-        batch_size: images in a block; None takes the blocks as they come, without copies.
+        num_cpus: CPU slots that one read task asks for, as `shard_dataset` has it.
 
     Raises (from the call):
-        ValueError: `data` does not keep its order.
         RuntimeError: a read task failed; one line with its own error, the full one as its cause.
     """
-    return partial(_run_dataset, data, batch_size)
+    return partial(_run_dataset, source, num_cpus)
 
 
-def _run_dataset(data: ray.data.Dataset | ray.data.DataIterator, batch_size: int | None) -> Iterator[Block]:
-    from ray.data import DataIterator
+def _run_dataset(source: ImageSource, num_cpus: float, pieces: Sequence[Piece]) -> Iterator[Block]:
+    from raysid.data.shards import shard_dataset
+
+    return dataset_blocks(shard_dataset(source, pieces, num_cpus))
+
+
+def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
+    """The blocks of a Dataset whose columns are those of `Block`, without copies.
+
+    Raises:
+        UserError: the source cannot be read.
+        RuntimeError: a read task failed otherwise.
+    """
     from ray.exceptions import RayTaskError
 
-    iterator = data if isinstance(data, DataIterator) else data.iterator()
-    if not iterator.get_context().execution_options.preserve_order:
-        raise ValueError(
-            "this Ray Dataset does not keep its order, which the image stream relies on; "
-            "set dataset.context.execution_options.preserve_order = True"
-        )
-    _quieten_ray_data()
+    quieten_ray_data()
     # Ray's annotation lacks the None that its documentation offers.
-    batches = iterator.iter_batches(batch_size=cast(int, batch_size), batch_format="numpy")
+    batches = dataset.iterator().iter_batches(batch_size=cast(int, None), batch_format="numpy")
     running = cast(Generator[dict[str, Any], None, None], iter(batches))
     try:
         for batch in running:
-            yield Block(image=batch["image"], label=batch["label"])
+            yield cast(Block, batch)
     except RayTaskError as error:
+        if isinstance(error.cause, UserError):  # it has its line
+            raise error.cause from error
         reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
         raise RuntimeError(f"reading the real images failed: {reason}") from error
     finally:
         running.close()
 
 
-def _quieten_ray_data() -> None:
+def quieten_ray_data() -> None:
     """Takes Ray Data's notes on every execution off the console of this process; its log files keep them.
 
     Warnings and errors stay, but for the one that says that progress bars are off.

@@ -242,8 +242,7 @@ def _measure_calls(task: _Task, size: int, together: Callable[[], object]) -> di
     )
     source = None
     if config.method.adversarial is not None:
-        assert config.data.source is not None  # the config sees to it
-        source = open_source(config.data.source)
+        source = open_source(config.data)
     placement = LocalPlacement(run_inputs(config, task.teacher, source), source, task.threads)
     try:
         return _by_role(placement, config, size, task.seconds / len(task.sizes), together)

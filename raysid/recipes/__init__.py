@@ -19,7 +19,7 @@ from raysid.recipes.yaml_form import NotYAML, dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
     # Importing the config takes pydantic's time; listing the recipes needs none of it.
-    from raysid.config import AnyConfig, Config, PretrainConfig, TuneConfig
+    from raysid.config import AnyConfig, Config, DataConfig, DataSettings, PretrainConfig, TuneConfig
 
 __all__ = [
     "KINDS",
@@ -144,6 +144,26 @@ def load_recipe(
     except ValidationError as error:
         named = [(None, given), *((source.name, source.values) for source in sources)]
         raise UserError(describe(error, model, name, named)) from None
+
+
+def data_settings(overrides: Mapping[str, Any]) -> DataSettings:
+    """The settings of real images without a recipe: the defaults, and overrides as `load_recipe` takes them.
+
+    Raises:
+        UserError: a setting is not known or not allowed.
+    """
+    from pydantic import ValidationError
+
+    from raysid.config import DataConfig
+    from raysid.recipes.problems import describe
+
+    given: dict[str, Any] = {}
+    for path, value in overrides.items():
+        _set(given, path, _from_text(path, value, DataConfig) if isinstance(value, str) else value)
+    try:
+        return DataConfig.model_validate(given).data
+    except ValidationError as error:
+        raise UserError(describe(error, DataConfig, "data", [(None, given)])) from None
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
@@ -286,14 +306,17 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     _merge(values, value)
 
 
-def _from_text(path: str, text: str, model: type[AnyConfig]) -> Any:
+def _from_text(path: str, text: str, model: type[AnyConfig | DataConfig]) -> Any:
     """The value that an override's text stands for."""
     from raysid.config_fields import config_fields
     from raysid.recipes.problems import show
 
     field = config_fields(model).get(path)
     if field is not None and field.is_text:
-        return None if field.nullable and text == "null" else text
+        if field.nullable and text == "null":
+            return None
+        if not (text.startswith("[") and "list" in field.allowed):
+            return text
     try:
         return parse_yaml(text)
     except NotYAML as error:

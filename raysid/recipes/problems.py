@@ -31,18 +31,23 @@ def describe(
     """
     # A misspelt key shows twice, as unknown and as a missing one: the unknown one tells more.
     problems = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-    path = [str(part) for part in problems[0]["loc"]]
+    path = _place(problems[0])
     if problems[0]["type"] == "missing" or not path:
         source: str | None = recipe
     else:
         source = next((name for name, values in sources if _says(values, problems[0]["loc"])), recipe)
     line = _describe(problems[0], path, model)
-    more = len(problems) - 1
+    more = len({tuple(_place(problem)) for problem in problems}) - 1
     if more:
         line += f" (and {more} more problem{'s' if more > 1 else ''})"
     line = f"{source}: {line}" if source else line
     # Keys are shown as they are, and YAML lets them hold line breaks and a terminal's control sequences.
     return "".join(character if character.isprintable() else " " for character in line)
+
+
+def _place(problem: ErrorDetails) -> list[str]:
+    """Where a problem is, whichever of several forms that a value may have was tried there."""
+    return [str(part) for part in problem["loc"] if part not in ("str", "list[str]")]
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raysid.actors.fake_score import BAD_IMAGES
 from raysid.actors.placement import Placement, place, workers_for
 from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
@@ -20,7 +21,7 @@ from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, wei
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
-from raysid.tracking import Tracker, read_metrics
+from raysid.tracking import METRICS, Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
@@ -197,6 +198,7 @@ class _Distillation:
         self.best = math.inf
         self.note = ""
         self.stop = StopSignals()
+        self.bad_images = 0  # that were told
 
     def run(self) -> DistillResult:
         """Train to the end, measure what came out, show it."""
@@ -263,6 +265,7 @@ class _Distillation:
         self.folder.checkpoints.remove_unfinished(after_step=step)
         newest = self.folder.checkpoints.newest_step()  # none of its own where it branches from another run
         self.in_flight.clear()
+        self.bad_images = 0
         self.evaluation = self.evaluate_next = None
         self.best = best_distance(self.folder.record)
         self.meter = Meter(recomputes=recomputes_so_far(self.folder.record))
@@ -275,6 +278,7 @@ class _Distillation:
             self.meter.begin(step * self.config.batch_size, placement.report())
             while step < self.config.total_steps:
                 self._stop_if_asked(placement, step)
+                self._prepare(placement, step)
                 try:
                     result = placement.step(step)
                 except RunFailed:  # no scorer is there
@@ -315,6 +319,26 @@ class _Distillation:
             placement.close()
             raise
         return placement
+
+    def _prepare(self, placement: Placement, step: int) -> None:
+        """Where a step needs real images that no step before it had in memory, read them before it begins.
+
+        Raises:
+            RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
+        """
+        if self.source is None or self.config.method.adversarial is None:
+            return
+        size, num_images = self.config.batch_size, self.source.num_images
+        window = min(self.config.data.shuffle_window, num_images)
+        last, before = (divmod(place, num_images) for place in ((step + 1) * size - 1, step * size - 1))
+        if num_images > window and (last[0], last[1] // window) != (before[0], before[1] // window):
+            self._finish_steps(placement)
+            try:
+                placement.prepare(step)
+            except RunFailed as error:
+                failed = self._checkpoint_last(placement, step)
+                kept = f"none written ({failed})" if failed else "written"
+                raise RunFailed(f"{error}; checkpoint of step {step:,} {kept}") from error
 
     def _stop_if_asked(self, placement: Placement, step: int) -> None:
         """Leave at a signal, with a checkpoint of where the run is."""
@@ -359,7 +383,16 @@ class _Distillation:
         """A line of metrics: means since the last one, speed, how busy each role was."""
         images = step * self.config.batch_size
         self.tracker.train(step, images, self.meter.means())
-        self.tracker.perf(step, images, self.meter.performance(images, placement.report()))
+        report = placement.report()
+        self.tracker.perf(step, images, self.meter.performance(images, report))
+        if (count := int(report["fake_score"].get(BAD_IMAGES, 0))) > self.bad_images:
+            self.bad_images = count
+            bad = placement.bad_images()
+            self.tracker.bad_images(step, images, [bad[place] for place in sorted(bad)])
+            self.progress.message(
+                f"{count:,} real image{'s' * (count > 1)} skipped so far ({next(iter(bad.values()))}); {METRICS} names "
+                "all"
+            )
 
     def _keep(self, placement: Placement, step: int) -> None:
         """Checkpoint, export and evaluate where they are due after `step` steps.
@@ -367,7 +400,7 @@ class _Distillation:
         A checkpoint goes before every evaluation, so that the best generator is never one whose training
         state is gone. The generator's folder stays as it is until its evaluation has read it.
         """
-        source, shape = self.config.data.source, self.teacher.card.network.sample_shape
+        source, shape = self.config.data.source_name, self.teacher.card.network.sample_shape
         evaluate = step == 0 or self._due(self.config.evaluation.every_images, step)
         evaluate = evaluate and (measures(source) or is_picture(shape))  # or there is nothing to show
         if not (evaluate or self._due(self.config.checkpoint.every_images, step)):
@@ -389,7 +422,9 @@ class _Distillation:
     def _finish_saving(self, wait: bool = True) -> None:
         """Go on with what is being written, if it is done (or wait for it); then begin the evaluation of it."""
         if self.saver.done(wait) and self.evaluate_next is not None:
-            self.evaluation = PendingEvaluation(self.config, self.folder.path, self.evaluate_next)
+            self.evaluation = PendingEvaluation(
+                self.config, self.folder.path, self.evaluate_next, self.source
+            )
             self.evaluate_next = None
 
     def _finish_evaluation(self, wait: bool = True) -> None:

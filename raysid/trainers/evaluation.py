@@ -15,9 +15,8 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.config import Config, PretrainConfig
-from raysid.data import Block, open_source, to_unit
+from raysid.data import Block, ImageSource, Piece, open_source, to_unit
 from raysid.data.digits import DigitsSource
-from raysid.data.source import located
 from raysid.draws import Draws
 from raysid.errors import UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator
@@ -31,7 +30,7 @@ from raysid.sampling import ddim, heun
 BATCH = 500
 GRID_ROWS = 10
 GRID_COLUMNS = 8
-GRID_SHARDS = 4  # from which the real ones beside them are taken
+GRID_REAL = 1024  # the first ones, from which those beside them are taken
 
 MakeImages = Callable[[Tensor, Tensor | None], Tensor]
 """Noise (B, C, H, W) and class indices (B,) or None to images (B, C, H, W)."""
@@ -92,7 +91,7 @@ def _stored(blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
 
 def evaluate_folder(
     folder: str,
-    source: str | None,
+    source: ImageSource | None,
     num_samples: int,
     seed: int,
     threads: int | None = None,
@@ -103,8 +102,8 @@ def evaluate_folder(
         torch.set_num_threads(threads)
     generator = Generator.from_pretrained(folder, factory)
     figures = None
-    if source is not None and measures(source):
-        figures = measure(generator, generator.card, source, num_samples, seed)
+    if source is not None and measures(source.name):
+        figures = measure(generator, generator.card, source.name, num_samples, seed)
     return figures, draw_grids(generator, source)
 
 
@@ -114,10 +113,9 @@ class PendingEvaluation:
     It reads the generator's folder, so that folder must stay as it is until the evaluation is done.
     """
 
-    def __init__(self, config: Config, run: UPath, step: int) -> None:
+    def __init__(self, config: Config, run: UPath, step: int, source: ImageSource | None) -> None:
         self.step = step
         settings = config.evaluation
-        source = None if config.data.source is None else located(config.data.source)
         arguments = (str(run / FOLDERS["last"]), source, settings.num_samples, settings.seed)
         self._local = config.placement == "local"
         if self._local:
@@ -148,7 +146,7 @@ class PendingEvaluation:
         return get(self._answer)
 
 
-def draw_grids(generator: Generator, source: str | None) -> Grids:
+def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:
     """A grid of generated images at a z that never changes, and one of real images with the same labels."""
     classes = generator.num_classes
     count = GRID_ROWS * GRID_COLUMNS
@@ -157,12 +155,27 @@ def draw_grids(generator: Generator, source: str | None) -> Grids:
         images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.sample_shape), labels)
     if source is None:
         return Grids(images.numpy(), None)
-    opened = open_source(source)
-    first_shards = range(min(GRID_SHARDS, opened.num_shards))
-    pixels, stored = _stored(block for index in first_shards for block in opened.read_shard(index))
+    pixels, stored = _first(source, GRID_REAL)
+    if not len(stored):
+        return Grids(images.numpy(), None)
     real_labels = torch.from_numpy(stored)
     chosen = torch.arange(count) % len(real_labels) if labels is None else _of_classes(real_labels, labels)
-    return Grids(images.numpy(), to_unit(pixels[chosen.numpy()], opened.pixel_max))
+    return Grids(images.numpy(), to_unit(pixels[chosen.numpy()], source.pixel_max))
+
+
+def _first(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of the good ones among the first images of a source."""
+    pieces = []
+    for shard, size in enumerate(source.shard_sizes.tolist()):
+        if count > 0:
+            pieces.append(Piece(shard, 0, min(size, count)))
+        count -= size
+    pixels, labels = [], []
+    for block in source.blocks(pieces):
+        good = block["fault"] == "" if "fault" in block else slice(None)
+        pixels.append(block["image"][good])
+        labels.append(block["label"][good])
+    return np.concatenate(pixels), np.concatenate(labels)
 
 
 def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ def find_inputs(config: Config) -> Inputs:
             missing[setting] = error
             return None
 
-    name = config.data.source
-    source = look("data.source", lambda: None if name is None else open_source(name))
+    data = config.data
+    source = look("data.source", lambda: None if data.source is None else open_source(data))
     teacher = look("teacher.path", lambda: find_teacher(config, source))
     start = look("generator.path", lambda: _find_start(config, teacher))
     if missing:
@@ -98,8 +98,6 @@ def run_inputs(
         label_frequencies=tuple(source.label_counts.tolist()) if source else (1.0,) * max(classes, 1),
         checkpoint=checkpoint,
         start=start,
-        num_real=source.num_images if source else None,
-        pixel_max=source.pixel_max if source else 255,
     )
 
 

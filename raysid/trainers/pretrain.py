@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from upath import UPath
 
+from raysid.actors.build import image_stream
 from raysid.actors.learner import one_hot
 from raysid.cluster import connect
 from raysid.config import PretrainConfig
-from raysid.data import ImageSource, ImageStream, open_source, ray_blocks, to_unit
+from raysid.data import ImageSource, open_source, ray_blocks, to_unit
 from raysid.draws import Draws, seed_torch
 from raysid.errors import RunFailed, UserError
 from raysid.lease import Lease, lock, still_owned
@@ -56,8 +57,7 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
         RunFailed: training stopped; the same call goes on from its last checkpoint.
     """
     folder = storage_folder(out) if out else teacher_folder(config)
-    assert config.data.source is not None  # the config sees to it
-    source = open_source(config.data.source)
+    source = open_source(config.data)
     check_fits(config.network, "network", source)
     with reaching(str(folder.parent)):
         if (folder / CONFIG).exists():
@@ -105,9 +105,7 @@ def _train(
         train_loop_config={
             "config": config.model_dump_json(),
             # Not by `datasets=`: Ray Train would drop the order that makes the stream addressable.
-            "read_blocks": ray_blocks(source.dataset()),
-            "num_images": source.num_images,
-            "pixel_max": source.pixel_max,
+            "source": source,
             "progress": progress,
         },
         scaling_config=ScalingConfig(
@@ -203,7 +201,7 @@ def _worker(inputs: dict[str, Any]) -> None:
         loss = training.step(step)
         images = (step + 1) * config.batch_size
         if rank == 0:
-            inputs["progress"].put_nowait((images, {"loss/denoising": loss}))
+            inputs["progress"].put_nowait((images, {"loss/denoising": loss}, training.skipped()))
         if (step + 1) % save_every == 0 or step + 1 == total:
             figures = {"step": step + 1, "images": images, "loss": loss}
             with tempfile.TemporaryDirectory() as directory:
@@ -223,7 +221,8 @@ class _Training:
         self.config = config
         self.rank = rank
         self.count = config.batch_size // ranks
-        self.pixel_max = inputs["pixel_max"]
+        source: ImageSource = inputs["source"]
+        self.pixel_max = source.pixel_max
         torch.manual_seed(config.seed)
         network = EDMDenoiser(config.network)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
@@ -235,14 +234,7 @@ class _Training:
         self.adam = torch.optim.Adam(
             self.network.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
-        window = config.data.shuffle_window
-        self.images = ImageStream(
-            inputs["read_blocks"],
-            inputs["num_images"],
-            config.seed,
-            window,
-            prefetch=inputs["num_images"] > window,
-        )
+        self.images = image_stream(config.data, config.seed, source, ray_blocks(source))
 
     def step(self, step: int) -> float:
         """One update; returns this worker's loss per image."""
@@ -264,6 +256,13 @@ class _Training:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
         return loss.item()
+
+    def skipped(self) -> str:
+        """A note on real images that cannot be used, where there are any."""
+        faults = self.images.faults
+        if not faults:
+            return ""
+        return f"{len(faults):,} real image{'s' * (len(faults) > 1)} skipped, {next(iter(faults.values()))} the first"
 
     def save(self, path: Path, step: int) -> None:
         """Write everything that going on after `step` steps needs."""

@@ -57,7 +57,7 @@ def summary_rows(
     The seed is another than that of the evaluations in training, so that choosing the best of these does not
     flatter it.
     """
-    source = config.data.source
+    source = config.data.source_name
     if source is None or not measures(source):
         return []
     seed, samples = config.evaluation.seed + 1, config.evaluation.num_samples

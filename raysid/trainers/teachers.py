@@ -15,6 +15,7 @@ from raysid.actors.compute import checkpoint_activations
 from raysid.augment import LABEL_DIM
 from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
+from raysid.data.pictures import PictureSource
 from raysid.download import file_name, local_copy
 from raysid.errors import UserError
 from raysid.networks import DiffusersSettings, FactorySettings
@@ -44,7 +45,7 @@ SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 # What does not make another teacher: where it is kept, how the work is shared out, what is said of its data.
 NOT_ITS_IDENTITY: Any = dict.fromkeys(
     ("storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"), True
-) | {"data": {"origin"}}
+) | {"data": {"origin", "max_bad_fraction"}}
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Teacher:
             return known
         card, network = load_network(self.path, "teacher", config.teacher.factory)
         sampler = teacher_sampler(network, self.sampler_steps)
-        assert config.data.source is not None
-        return measure(sampler, card, config.data.source, config.evaluation.num_samples, seed)
+        assert config.data.source_name is not None
+        return measure(sampler, card, config.data.source_name, config.evaluation.num_samples, seed)
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,10 @@ def _check_made(network: FactoryDenoiser, config: Config) -> None:
     check_factory(network, config.method.sigma_init, config.method.tmax)
     if config.compute.activation_checkpointing or config.teacher_compute.activation_checkpointing:
         checkpoint_activations(network)  # for its refusal: every role has a network of its own
-    if measures(config.data.source) and not isinstance(network.noise, EDMNoise | DDPMNoise):
+    if measures(config.data.source_name) and not isinstance(network.noise, EDMNoise | DDPMNoise):
         raise UserError(
-            f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source}: there "
-            f"is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
+            f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source_name}: "
+            f"there is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
         )
 
 
@@ -335,10 +336,19 @@ def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> N
         shapes_or_refuse(network, what)
     if source is None:
         return
-    if network.sample_shape != source.image_shape:
+    if (wanted := network.sample_shape) != source.image_shape:
+        other = "other images (`null` for none)"
+        if isinstance(source, PictureSource) and len(wanted) == 3:
+            odd = wanted[1:] != source.image_shape[1:]
+            other += f", or data.resolution {wanted[-1]}" if odd else f", or data.channels {wanted[0]}"
         raise UserError(
-            f"{what} makes images of shape {network.sample_shape}, but data.source {source.name} has "
-            f"{source.image_shape}: give a teacher for these images, or other images (`null` for none)"
+            f"{what} makes images of shape {wanted}, but data.source {source.name} has {source.image_shape}: give a "
+            f"teacher for these images, or {other}"
+        )
+    if network.label_dim and not source.num_classes:
+        raise UserError(
+            f"{what} knows {network.label_dim} classes, but data.source {source.name} has no labels: give images with "
+            "labels, or a teacher without classes"
         )
     if network.label_dim not in (0, source.num_classes):
         raise UserError(

@@ -98,9 +98,9 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     try:
         with reaching(config.storage):
             _begin(folder, config, fresh)
-        if not measures(base.data.source):
+        if not measures(base.data.source_name):
             raise UserError(
-                f"a search compares figures, and {base.data.source or 'a run without real images'} gives none: "
+                f"a search compares figures, and {base.data.source_name or 'a run without real images'} gives none: "
                 "data.source must be digits"
             )
         inputs = find_inputs(base)

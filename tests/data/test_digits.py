@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from raysid.data import open_source, to_unit
 from raysid.data.digits import DigitsSource
+from raysid.data.shards import shard_dataset
 from raysid.errors import UserError
 
 
@@ -59,9 +60,7 @@ def test_a_source_pickles_small_even_after_reading():
     assert len(pickle.dumps(source)) < 1000
 
 
-def test_shards_out_of_range():
-    with pytest.raises(IndexError, match=r"shards 0\.\.1, not 2"):
-        next(DigitsSource().read_shard(2))
+def test_shards_of_no_images():
     with pytest.raises(ValueError, match="images_per_shard"):
         DigitsSource(0)
 
@@ -69,7 +68,8 @@ def test_shards_out_of_range():
 def test_open_source():
     assert isinstance(open_source("digits"), DigitsSource)
     with pytest.raises(
-        UserError, match=r"^data.source: unknown source of real images 'digit'; known: digits, or the path"
+        UserError,
+        match=r"^data.source: unknown source of real images 'digit'; known: digits, patches, or the path",
     ):
         open_source("digit")
 
@@ -82,7 +82,7 @@ def test_importing_the_package_imports_neither_ray_nor_sklearn():
 
 def test_ray_data_has_the_same_rows_in_the_same_order(ray_cluster):
     source = DigitsSource(images_per_shard=100)
-    images, labels = joined(source.dataset().iter_batches(batch_size=256, batch_format="numpy"))
+    images, labels = joined(shard_dataset(source).iter_batches(batch_size=256, batch_format="numpy"))
     expected_images, expected_labels = joined(source.blocks())
     np.testing.assert_array_equal(images, expected_images)
     np.testing.assert_array_equal(labels, expected_labels)
@@ -97,6 +97,6 @@ def test_the_settings_of_the_users_own_datasets_stay(ray_cluster):
         return context.execution_options.preserve_order, context.enable_progress_bars
 
     before = settings()
-    dataset = DigitsSource().dataset()
+    dataset = shard_dataset(DigitsSource())
     assert dataset.context.execution_options.preserve_order and not dataset.context.enable_progress_bars
     assert settings() == before

@@ -11,32 +11,44 @@ import time
 import numpy as np
 import pytest
 
-from raysid.data import ImageStream, ray_blocks
+from raysid.data import ImageSource, ImageStream, ray_blocks
 from raysid.data.digits import DigitsSource
+from raysid.data.source import even_shards
 
 DIGITS = 1797
 
 
-class Numbers:
+class Numbers(ImageSource):
     """A source of `num_images` images of 1x1x2 that spell their own index; the label is the index too."""
 
-    def __init__(self, num_images: int = 10, block: int = 3) -> None:
-        self.num_images = num_images
-        self.block = block
-        self.passes = 0
-        self.largest_index = -1
+    name, image_shape, num_classes, pixel_max = "numbers", (1, 1, 2), 0, 255
 
-    def blocks(self):
+    def __init__(self, num_images: int = 10, block: int = 3) -> None:
+        self.count, self.block = num_images, block
+        self.passes = 0
+        self.images_read = 0
+
+    @property
+    def shard_sizes(self):
+        return even_shards(self.count, self.block)
+
+    @property
+    def label_counts(self):
+        return np.ones(self.count, np.int64)
+
+    def blocks(self, pieces=None):
         self.passes += 1
-        for first in range(0, self.num_images, self.block):
-            index = np.arange(first, min(first + self.block, self.num_images))
-            self.largest_index = int(index[-1])
-            image = np.stack([index // 256, index % 256], axis=-1).astype(np.uint8)[:, None, None, :]
-            yield {"image": image, "label": index}
+        yield from super().blocks(pieces)
+
+    def read(self, piece):
+        index = np.arange(piece.first, piece.last) + piece.shard * self.block
+        self.images_read += len(index)
+        image = np.stack([index // 256, index % 256], axis=-1).astype(np.uint8)[:, None, None, :]
+        yield {"image": image, "label": index}
 
 
 def stream_of(source, seed=0, window=4, **options):
-    return ImageStream(source.blocks, source.num_images, seed, window, **options)
+    return ImageStream(source.blocks, source.shard_sizes, seed, window, **options)
 
 
 def spelt(images):
@@ -69,17 +81,39 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 def test_the_order_is_the_same_on_every_platform_and_version():
     """A resumed run must go on with the images that the interrupted one would have read."""
+    whole = stream_of(Numbers(), seed=7, window=10).read(0, 20)[1]
+    assert whole.tolist() == [8, 5, 3, 4, 9, 1, 6, 2, 0, 7, 6, 1, 3, 8, 4, 9, 5, 7, 0, 2]
     labels = stream_of(Numbers(), seed=7, window=6).read(0, 20)[1]
-    assert labels.tolist() == [5, 3, 4, 1, 2, 0, 7, 8, 6, 9, 1, 3, 4, 5, 0, 2, 9, 6, 8, 7]
+    assert labels.tolist() == [4, 9, 3, 1, 2, 0, 6, 7, 5, 8, 3, 5, 6, 7, 9, 4, 2, 8, 1, 0]
 
 
-def test_a_window_mixes_its_images_and_no_others():
-    stream = stream_of(Numbers(400), window=100)
-    labels = stream.read(0, 400)[1].reshape(4, 100)
-    for window, found in enumerate(labels):
-        assert sorted(found) == list(range(window * 100, window * 100 + 100))
-        assert np.mean(np.diff(found) == 1) < 0.1
-    assert not np.array_equal(labels[0], labels[1] - 100)
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_where_the_window_holds_all_it_does_not_matter_how_they_lie_in_shards(block):
+    expected = stream_of(Numbers(40), window=40).read(0, 80)[1]
+    np.testing.assert_array_equal(stream_of(Numbers(40, block), window=99).read(0, 80)[1], expected)
+
+
+def test_a_window_mixes_whole_shards_and_each_epoch_other_ones():
+    stream = stream_of(Numbers(400, block=20), window=100)
+    labels = stream.read(0, 800)[1].reshape(2, 4, 100)
+    shards = labels // 20
+    for window in labels.reshape(8, 100):
+        assert np.mean(np.diff(window) == 1) < 0.1
+    held = [[sorted(set(window)) for window in epoch] for epoch in shards.tolist()]
+    assert all(len(window) == 5 for epoch in held for window in epoch)
+    assert sorted(held[0]) != sorted(held[1])
+
+
+def test_xflip_mirrors_half_of_the_images_others_in_each_epoch_wherever_reading_begins():
+    plain = stream_of(Numbers(100), window=30).read(0, 200)
+    images, labels = stream_of(Numbers(100), window=30, xflip=True).read(0, 200)
+    np.testing.assert_array_equal(labels, plain[1])
+    mirrored = (images != plain[0]).any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(images[mirrored], plain[0][mirrored][..., ::-1])
+    by_epoch = [set(labels[:100][mirrored[:100]]), set(labels[100:][mirrored[100:]])]
+    assert all(35 < len(epoch) < 65 for epoch in by_epoch) and by_epoch[0] != by_epoch[1]
+    again = stream_of(Numbers(100), window=30, xflip=True).read(140, 20)[0]
+    np.testing.assert_array_equal(again, images[140:160])
 
 
 # -- addresses ---------------------------------------------------------------------------------------------
@@ -144,9 +178,19 @@ def test_sequential_reads_make_one_pass_an_epoch_and_hold_one_window():
     stream = stream_of(source, window=20)
     for start in range(0, 300, 4):
         stream.read(start, 4)
-        in_epoch = start % 100
-        assert source.largest_index < (in_epoch // 20 + 1) * 20  # nothing behind the window is touched
+        # Nothing behind the window is touched.
+        assert source.images_read <= start // 100 * 100 + (start % 100 // 20 + 1) * 20
     assert source.passes == 3
+
+
+@pytest.mark.parametrize("start", [90, 95, 190, 290])
+def test_a_resume_reads_the_window_that_it_goes_on_in_and_no_more(start):
+    source = Numbers(100, block=7)
+    labels = stream_of(source, window=20).read(start, 4)[1]
+    assert source.images_read <= 20 + 6  # a shard may reach over the window's end
+    np.testing.assert_array_equal(
+        labels, stream_of(Numbers(100, block=7), window=20).read(0, 300)[1][start:][:4]
+    )
 
 
 def test_going_back_within_the_window_opens_nothing():
@@ -161,8 +205,8 @@ def test_going_back_within_the_window_opens_nothing():
 
 def test_wait_is_counted_and_prefetch_hides_it():
     class Slow(Numbers):
-        def blocks(self):
-            for block in super().blocks():
+        def blocks(self, pieces=None):
+            for block in super().blocks(pieces):
                 time.sleep(0.02)
                 yield block
 
@@ -191,7 +235,7 @@ def test_wait_is_counted_and_prefetch_hides_it():
     ],
 )
 def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
-    with ImageStream(Numbers(10).blocks, announced, 0, window, prefetch=prefetch) as stream:
+    with ImageStream(lambda _: Numbers(10).blocks(), [announced], 0, window, prefetch=prefetch) as stream:
         for _ in range(2):  # and stays one
             with pytest.raises(ValueError, match=message):
                 stream.read(0, announced)
@@ -207,7 +251,7 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
     ],
 )
 def test_blocks_that_are_not_labelled_images(image, label, message):
-    stream = ImageStream(lambda: [{"image": image, "label": label}], 2, 0, 2)
+    stream = ImageStream(lambda _: [{"image": image, "label": label}], [2], 0, 2)
     with pytest.raises(ValueError, match=message):
         stream.read(0, 1)
 
@@ -215,11 +259,11 @@ def test_blocks_that_are_not_labelled_images(image, label, message):
 def test_images_of_two_shapes():
     blocks = [{"image": np.zeros((2, 1, n, n), np.uint8), "label": np.zeros(2, int)} for n in (4, 5)]
     with pytest.raises(ValueError, match=r"uint8 \(n, 1, 4, 4\) was expected, after image 2"):
-        ImageStream(lambda: blocks, 4, 0, 2).read(0, 4)
+        ImageStream(lambda _: blocks, [4], 0, 2).read(0, 4)
 
 
 def test_wrong_arguments():
-    for arguments in [(0, 0, 1), (1, -1, 1), (1, 0, 0)]:
+    for arguments in [([], 0, 1), ([3, 0], 0, 1), ([1], -1, 1), ([1], 0, 0)]:
         with pytest.raises(ValueError, match="an image stream needs"):
             ImageStream(Numbers().blocks, *arguments)
     for start, count in [(-1, 1), (0, 0)]:
@@ -230,9 +274,9 @@ def test_wrong_arguments():
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_an_error_of_the_source_surfaces_in_read_and_the_next_read_tries_again(prefetch):
     class Flaky(Numbers):
-        def blocks(self):
-            for block in super().blocks():
-                if self.passes == 1 and block["label"][0] == 6:
+        def blocks(self, pieces=None):
+            for block in super().blocks(pieces):
+                if self.passes == 1 and self.images_read > 6:
                     raise OSError("the disk is gone")
                 yield block
 
@@ -256,9 +300,9 @@ def test_close_stops_the_thread_and_the_source():
     ended = threading.Event()
 
     class Watched(Numbers):
-        def blocks(self):
+        def blocks(self, pieces=None):
             try:
-                yield from super().blocks()
+                yield from super().blocks(pieces)
             finally:
                 ended.set()
 
@@ -298,10 +342,10 @@ def test_a_blocked_source_does_not_hold_up_the_end_of_the_process():
     code = """
         import threading, numpy as np
         from raysid.data import ImageStream
-        def blocks():
+        def blocks(pieces):
             yield {"image": np.zeros((2, 1, 1, 1), np.uint8), "label": np.zeros(2, int)}
             threading.Event().wait()
-        ImageStream(blocks, 4, 0, 2, prefetch=True).read(0, 2)
+        ImageStream(blocks, [4], 0, 2, prefetch=True).read(0, 2)
         """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=30)
 
@@ -315,8 +359,8 @@ def reader_actors(num_readers: int):
 
     @ray.remote(num_cpus=0.25)
     class Reader:
-        def read(self, read_blocks, num_images, window, addresses, prefetch):
-            with ImageStream(read_blocks, num_images, 5, window, prefetch=prefetch) as stream:
+        def read(self, read_blocks, shard_sizes, window, addresses, prefetch):
+            with ImageStream(read_blocks, shard_sizes, 5, window, prefetch=prefetch) as stream:
                 return [stream.read(start, count) for start, count in addresses]
 
         def up(self):
@@ -334,61 +378,43 @@ def test_an_actor_reads_the_same_through_ray_data(ray_cluster, window, prefetch)
     source = DigitsSource(images_per_shard=300)
     addresses = [(0, 100), (100, 900), (1000, 1000), (1500, 100), (300, 10)]
     readers = reader_actors(3)  # a learner's machine: three roles of a quarter each
-    read = readers[0].read.remote(ray_blocks(source.dataset()), DIGITS, window, addresses, prefetch)
-    local = ImageStream(source.blocks, DIGITS, 5, window)
+    read = readers[0].read.remote(ray_blocks(source), source.shard_sizes, window, addresses, prefetch)
+    local = ImageStream(source.blocks, source.shard_sizes, 5, window)
     for (start, count), (images, labels) in zip(addresses, ray.get(read, timeout=60), strict=True):
         expected_images, expected_labels = local.read(start, count)
         np.testing.assert_array_equal(images, expected_images)
         np.testing.assert_array_equal(labels, expected_labels)
 
 
-def test_an_iterator_of_ray_data_reads_the_same(ray_cluster):
-    source = DigitsSource(images_per_shard=300)
-    expected = ImageStream(source.blocks, DIGITS, 5, 500).read(0, 2000)
-    [split] = source.dataset().streaming_split(1)  # what Ray Train hands out
-    for data in (source.dataset().iterator(), split):
-        with ImageStream(ray_blocks(data, batch_size=128), DIGITS, 5, 500) as stream:
-            stream.read(700, 10)  # a resume, then a pass that is broken off for a new one
-            images, labels = stream.read(0, 2000)
-        np.testing.assert_array_equal(images, expected[0])
-        np.testing.assert_array_equal(labels, expected[1])
-
-
 def test_slow_shards_do_not_change_the_order(ray_cluster, tmp_path):
     class FirstIsLast(DigitsSource):
         """Shard 0 comes after shard 1 is done, which without `preserve_order` changes the order."""
 
-        def read_shard(self, index):
+        def read(self, piece):
+            index = piece.shard
             patience = time.monotonic() + 30
             while index == 0 and not (tmp_path / "1").exists() and time.monotonic() < patience:
                 time.sleep(0.01)
             time.sleep(0.5 if index == 0 else 0)
-            yield from super().read_shard(index)
+            yield from super().read(piece)
             (tmp_path / str(index)).touch()
 
-    stream = ImageStream(ray_blocks(FirstIsLast(300).dataset()), DIGITS, 5, DIGITS)
-    expected = ImageStream(DigitsSource().blocks, DIGITS, 5, DIGITS)
+    stream = ImageStream(ray_blocks(FirstIsLast(300)), FirstIsLast(300).shard_sizes, 5, DIGITS)
+    expected = stream_of(DigitsSource(), 5, DIGITS)
     np.testing.assert_array_equal(stream.read(0, DIGITS)[0], expected.read(0, DIGITS)[0])
 
 
 def test_an_error_in_a_read_task_is_one_line(ray_cluster):
     class Broken(DigitsSource):
-        def read_shard(self, index):
-            if index == 3:
+        def read(self, piece):
+            if piece.shard == 3:
                 raise OSError("no such bucket: gs://nowhere\nwith\ndetails")
-            yield from super().read_shard(index)
+            yield from super().read(piece)
 
-    stream = ImageStream(ray_blocks(Broken(300).dataset()), DIGITS, 5, DIGITS)
+    stream = ImageStream(ray_blocks(Broken(300)), Broken(300).shard_sizes, 5, DIGITS)
     with pytest.raises(RuntimeError) as raised:
         stream.read(0, 10)
     assert str(raised.value) == "reading the real images failed: OSError: no such bucket: gs://nowhere"
-
-
-def test_a_dataset_without_a_fixed_order_is_refused(ray_cluster):
-    dataset = DigitsSource().dataset()
-    dataset.context.execution_options.preserve_order = False
-    with pytest.raises(ValueError, match="preserve_order = True"):
-        ImageStream(ray_blocks(dataset), DIGITS, 5, DIGITS).read(0, 1)
 
 
 ONE_CPU = """
@@ -398,8 +424,8 @@ ONE_CPU = """
 
     @ray.remote(num_cpus=0.25)
     class Reader:
-        def read(self, read_blocks):
-            with ImageStream(read_blocks, 1797, 0, 500) as stream:
+        def read(self, read_blocks, sizes):
+            with ImageStream(read_blocks, sizes, 0, 500) as stream:
                 return [stream.read(start, 100)[1].sum() for start in range(0, 4000, 100)]
 
         def up(self):
@@ -409,8 +435,8 @@ ONE_CPU = """
     readers = [Reader.remote() for _ in range(3)]
     ray.get([reader.up.remote() for reader in readers])
     source = DigitsSource(images_per_shard=300)
-    sums = ray.get(readers[0].read.remote(ray_blocks(source.dataset())), timeout=60)
-    stream = ImageStream(source.blocks, 1797, 0, 500)
+    sums = ray.get(readers[0].read.remote(ray_blocks(source), source.shard_sizes), timeout=60)
+    stream = ImageStream(source.blocks, source.shard_sizes, 0, 500)
     assert sums == [stream.read(start, 100)[1].sum() for start in range(0, 4000, 100)]
     ray.shutdown()
 """

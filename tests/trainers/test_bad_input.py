@@ -316,6 +316,7 @@ FORBIDDEN = [
 ]
 ALLOWED = {
     "data.origin": "elsewhere",
+    "data.max_bad_fraction": "0.5",
     "total_images": "6400",
     "microbatch_size": "null",
     "placement": "local",

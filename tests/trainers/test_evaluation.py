@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raysid.data import open_source
 from raysid.errors import UserError
 from raysid.generator import load_generator
 from raysid.networks.files import CONFIG, WEIGHTS, NetworkCard
@@ -69,7 +70,7 @@ def test_a_runs_folder_and_its_generators_folder_agree(generator_path: str, tmp_
 
 
 def test_evaluation_beside_training_gives_the_figures_of_evaluate(generator_path: str) -> None:
-    figures, _ = evaluate_folder(generator_path, "digits", SAMPLES, seed=2)
+    figures, _ = evaluate_folder(generator_path, open_source("digits"), SAMPLES, seed=2)
     assert known(figures) == known(evaluate_generator_path(generator_path, "last", SAMPLES, 2))
 
 
@@ -141,7 +142,7 @@ def test_a_teachers_samples_are_heuns_under_their_labels() -> None:
 
 
 def test_grids_show_the_same_noise_beside_real_images_of_the_same_labels(generator_path: str) -> None:
-    grids, again = (draw_grids(load_generator(generator_path), "digits") for _ in range(2))
+    grids, again = (draw_grids(load_generator(generator_path), open_source("digits")) for _ in range(2))
     assert grids.generated.shape == grids.real.shape == (80, 1, 8, 8)
     assert (grids.generated == again.generated).all() and (grids.real == again.real).all()
     images, labels = real_images("digits")

@@ -1,0 +1,119 @@
+"""What real images are there, and whether they can be trained on, before a run finds out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raysid.config import DataSettings
+from raysid.data.files import in_threads
+from raysid.data.pictures import BadPicture, Fit, PictureSource, as_stored, decoded
+from raysid.data.source import ImageSource, Piece
+from raysid.errors import UserError
+
+
+@dataclass
+class Survey:
+    """What was found in some pictures.
+
+    Attributes:
+        count: pictures.
+        sizes: how many there are of each (width, height), as they are stored.
+        modes: how many of each of Pillow's modes.
+        bad: what is wrong with each that cannot be used, after its name.
+        shapes: how many images of each (C, H, W) they make, as the settings have it.
+    """
+
+    count: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+    shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+
+    def add(self, other: Survey) -> None:
+        self.count += other.count
+        self.sizes += other.sizes
+        self.modes += other.modes
+        self.bad += other.bad
+        self.shapes += other.shapes
+
+
+def survey(source: PictureSource, data: DataSettings, tell: Callable[[int], None]) -> Survey:
+    """Decode every picture, several shards at a time.
+
+    Args:
+        tell: called with the number of pictures so far.
+    """
+    fit = Fit.of(data)
+
+    def of_piece(piece: Piece) -> Survey:
+        found = Survey()
+        for content in source.contents(piece):
+            found.count += 1
+            try:
+                if isinstance(content.data, BadPicture):
+                    raise content.data
+                image = decoded(content.data, fit)
+                size, mode = as_stored(content.data)
+                if content.label < 0:
+                    raise BadPicture("has no label")
+            except BadPicture as error:
+                found.bad.append(f"{content.name} {error}")
+                continue
+            found.sizes[size] += 1
+            found.modes[mode] += 1
+            found.shapes[image.shape] += 1
+        return found
+
+    whole = Survey()
+    for part in in_threads(of_piece, source.pieces()):
+        whole.add(part)
+        tell(whole.count)
+    return whole
+
+
+def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> None:
+    """Refuse what a run would stop at.
+
+    Args:
+        source: which this settles.
+
+    Raises:
+        UserError: no picture can be used, they make images of several sizes or kinds, or too many are bad.
+    """
+    good = found.count - len(found.bad)
+    if not good:
+        raise UserError(f"of the {found.count:,} pictures of {source.name} none can be used")
+    sizes = Counter[tuple[int, ...]]()
+    for shape, count in found.shapes.items():
+        sizes[shape[1:]] += count
+    if len(sizes) > 1:
+        raise UserError(
+            f"the pictures of {source.name} have {len(sizes)} sizes: give data.resolution, to which all are cropped "
+            "and resized"
+        )
+    source.settle(data)
+    odd = sum(count for shape, count in found.shapes.items() if shape[0] > source.image_shape[0])
+    if odd:
+        raise UserError(
+            f"{odd:,} of the pictures of {source.name} are in colour and the others in grey: give data.channels"
+        )
+    most = data.max_bad_fraction * found.count
+    if len(found.bad) > most:
+        raise UserError(
+            f"{len(found.bad):,} of {found.count:,} pictures cannot be used, which is more than data.max_bad_fraction "
+            f"= {data.max_bad_fraction:g} of them"
+        )
+
+
+def first_images(source: ImageSource, count: int) -> np.ndarray:
+    """The first good images of a source as they are read, (N, C, H, W) as stored; at most `count`."""
+    taken: list[np.ndarray] = []
+    for block in source.blocks():
+        taken.append(block["image"][block["fault"] == ""] if "fault" in block else block["image"])
+        if sum(map(len, taken)) >= count:
+            break
+    return np.concatenate(taken)[:count]

@@ -1,0 +1,177 @@
+"""Any pictures as Parquet files of a size for streaming, written side by side by Ray Data."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from upath import UPath
+
+from raysid.data.parquet import INDEX
+from raysid.data.pictures import BadPicture, PictureSource, as_stored
+from raysid.data.source import Piece
+from raysid.errors import UserError
+from raysid.storage import children, is_local
+
+FILE_BYTES = 256 << 20  # about; at least a shard
+GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere
+MEASURED = 64  # pictures by which the files are cut
+MADE_FROM = b"raysid"  # in the files' metadata
+NAME = "part-{:05d}-of-{:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that is there now.
+
+    Attributes:
+        images: pictures that it is of.
+        written: those in it.
+        bad: why others were left out, after their names; not of a file that was there already.
+    """
+
+    images: int
+    written: int
+    bad: list[str]
+
+
+def plan_files(source: PictureSource) -> list[list[Piece]]:
+    """The shards of each file: as many in a row as come to about 256 MB, by the first pictures."""
+    first = source.pieces()[0]
+    rows = list(_rows(source, [first._replace(last=min(first.last, MEASURED))], []))
+    mean = sum(len(row["image"]["bytes"]) for row in rows) / max(len(rows), 1)
+    files: list[list[Piece]] = [[]]
+    images = 0
+    for piece in source.pieces():
+        size = piece.last - piece.first
+        if files[-1] and (images + size) * mean > FILE_BYTES:
+            files.append([])
+            images = 0
+        files[-1].append(piece)
+        images += size
+    return files
+
+
+def check_target(target: UPath, source: PictureSource, files: int) -> None:
+    """Refuse a folder that holds anything but files of this conversion, which go on where they are.
+
+    Raises:
+        UserError: names one.
+    """
+    ours = {NAME.format(number, files) for number in range(files)}
+    for path in children(target):
+        if path.name in ours:
+            with path.open("rb") as file:
+                made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
+            known = made_from == _made_from(source)
+        else:
+            known = path.name.startswith(".")  # what a killed conversion left
+        if not known:
+            raise UserError(
+                f"{target} holds {path.name}, which is not of this conversion: give another folder"
+            )
+
+
+def _made_from(source: PictureSource) -> bytes:
+    """What tells one conversion from another."""
+    return f"{source.name}, {source.num_images} images, {source.fit}".encode()
+
+
+def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]) -> Iterator[Written]:
+    """Write the files that are not there yet; yields what became of each.
+
+    A file is there whole or not at all. A picture that is an image of this source already is kept as it is, byte for
+    byte; any other becomes a PNG of what it is read as.
+    """
+    import ray
+    import ray.data
+
+    from raysid.data.stream import quieten_ray_data
+
+    quieten_ray_data()
+    shared = ray.put((source, files))
+    dataset = ray.data.range(len(files), override_num_blocks=len(files)).map(
+        partial(_write_file, shared, str(target)), num_cpus=1
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    for row in dataset.iter_rows():
+        yield Written(int(row["images"]), int(row["written"]), list(row["bad"]))
+
+
+def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]:
+    import ray
+
+    source, files = ray.get(shared)
+    number = int(row["id"])
+    path = UPath(target) / NAME.format(number, len(files))
+    count = sum(last - first for _, first, last in files[number])
+    bad: list[str] = []
+    if not path.exists():
+        if is_local(path):
+            Path(target).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target if is_local(path) else None, prefix=".part-") as folder:
+            made = os.path.join(folder, path.name)
+            _write(made, source, _rows(source, files[number], bad))
+            os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
+    with path.open("rb") as file:
+        written = pq.ParquetFile(file).metadata.num_rows
+    return {"images": count, "written": written, "bad": bad}
+
+
+def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> None:
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("image", picture), ("label", pa.int64()), (INDEX, pa.int64())]
+    kept = [field for field in fields if source.num_classes or field[0] != "label"]
+    schema = pa.schema(kept, metadata={MADE_FROM: _made_from(source)})
+    # Pictures are compressed already.
+    with pq.ParquetWriter(path, schema, compression="none") as writer:
+        group: list[dict[str, Any]] = []
+        for row in rows:
+            group.append(row)
+            if len(group) == GROUP_ROWS:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                group = []
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterator[dict[str, Any]]:
+    for piece in pieces:
+        for content in source.contents(piece):
+            try:
+                image = source.image_of(content)
+                assert isinstance(content.data, bytes)  # or it would have been refused
+                data = content.data if _is_image(content.data, image) else _png(image)
+            except BadPicture as error:
+                bad.append(f"{content.name} {error}")
+                continue
+            yield {
+                "image": {"bytes": data, "path": content.name},
+                "label": content.label,
+                INDEX: content.index,
+            }
+
+
+def _is_image(data: bytes, image: NDArray[np.uint8]) -> bool:
+    """Whether a picture is read as this image whatever the settings are."""
+    (width, height), mode = as_stored(data)
+    return ({"L": 1, "RGB": 3}.get(mode), height, width) == image.shape
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,248 @@
+"""Which files a source of real images is: a path, a glob or a list, on this machine or in a bucket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from upath import UPath
+
+from raysid.data.pictures import SUFFIXES
+from raysid.errors import NotHere, UserError
+from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
+
+KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
+WHAT = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
+LISTERS = 16  # folders that are listed, and files whose headers are read, at a time
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source.
+
+    Attributes:
+        path: from the root, or with the protocol; `UPath` opens it.
+        parts: its path below the folder that the source names.
+        size: in bytes; -1 where it was not asked for.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    size: int = -1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source's files, sorted by path, and what they are."""
+
+    name: str
+    kind: str
+    files: list[File]
+
+
+class Texts:
+    """Many texts as two numpy arrays, which travel between processes without a copy."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> str:
+        start = self.ends[place - 1] if place else 0
+        return self.bytes[start : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
+
+
+def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
+    """The files that `source` names.
+
+    Args:
+        kind: what they are, where their names do not say it; other files are left out.
+
+    Raises:
+        NotHere: there is nothing there.
+        UserError: it cannot be reached, holds nothing that is known, or several things.
+    """
+    given = [source] if isinstance(source, str) else list(source)
+    name = ", ".join(given)
+    if not given:
+        raise UserError("data.source is an empty list: name files, or null for none")
+    files: dict[str, File] = {}
+    with reaching_source(name):
+        for path in given:
+            for file in _below(path):
+                files[file.path] = file
+    if len({"://" in path for path in files}) > 1:
+        raise UserError(f"data.source {name} is in part here and in part in a bucket: give one place")
+    by_kind: dict[str, list[File]] = {}
+    for _, file in sorted(files.items()):
+        if (found := KINDS.get(PurePosixPath(file.parts[-1]).suffix.lower())) is not None:
+            by_kind.setdefault(found, []).append(file)
+    if kind is None and len(by_kind) > 1:
+        held = " and ".join(WHAT[found] for found in by_kind)
+        raise UserError(f"data.source {name} holds {held}: say which by data.format")
+    kind = kind or next(iter(by_kind), None)
+    if kind is None:
+        raise UserError(
+            f"data.source {name} holds no images: pictures ({', '.join(SUFFIXES)}), .parquet, .tar or a .zip are needed"
+        )
+    if not by_kind.get(kind):
+        raise UserError(
+            f"data.source {name} holds no {WHAT[kind].removeprefix('a ')}, which data.format {kind} needs"
+        )
+    return Found(name, kind, by_kind[kind])
+
+
+class reaching_source:
+    """What keeps a source from being read comes out as one line that says so."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ImportError):
+            needs = " (pip install 'raysid[s3]')" if "s3fs" in str(error) else ""
+            raise UserError(f"data.source {self.name} cannot be reached: {error}{needs}") from None
+        if isinstance(error, FileNotFoundError):
+            raise NotHere(f"there is no file or folder {self.name}") from None
+        if isinstance(error, Exception) and of_a_bucket(error):
+            raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
+        if isinstance(error, OSError):
+            raise UserError(f"data.source {self.name} cannot be read: {error.strerror or error}") from None
+
+
+def located(path: str) -> UPath:
+    """A path as any process of this machine finds it."""
+    place = UPath(path)
+    if is_local(place):
+        return UPath(Path(place.path).expanduser().absolute())
+    if place.protocol not in BUCKETS:
+        raise UserError(
+            f"data.source {path}: {place.protocol}:// is not read; give a path, gs://... or s3://..."
+        )
+    return place
+
+
+def _below(given: str) -> list[File]:
+    """The files that one path, or one pattern, stands for."""
+    place = located(given)
+    if place.is_dir():
+        return _tree(place, place.path)
+    if place.exists():
+        return [_file(place, place.fs.info(place.path), os.path.dirname(place.path))]
+    if not any(sign in given for sign in "*?["):
+        raise NotHere(f"there is no file or folder {given}")
+    found = place.fs.glob(place.path, detail=True)
+    if not found:
+        raise NotHere(f"nothing matches {given}")
+    # What lies above all that match is not part of what files are called: `images/*` is `images`.
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    files = []
+    for path, info in found.items():
+        files += (
+            _tree(_same(place, path), root) if info["type"] == "directory" else [_file(place, info, root)]
+        )
+    return files
+
+
+def _same(beside: UPath, path: str) -> UPath:
+    """A path as a filesystem gives it, with the protocol of another of its paths."""
+    return UPath(path) if is_local(beside) else UPath(f"{beside.protocol}://{path}")
+
+
+def _file(beside: UPath, info: dict[str, Any], root: str) -> File:
+    """A file as its filesystem tells of it."""
+    name = info["name"]
+    return File(str(_same(beside, name)), _parts(name, root), -1 if is_local(beside) else int(info["size"]))
+
+
+def _parts(path: str, root: str) -> tuple[str, ...]:
+    return tuple(path.removeprefix(root).strip("/").split("/"))
+
+
+def _tree(folder: UPath, root: str) -> list[File]:
+    """All files below a folder; its subfolders are listed side by side."""
+    if is_local(folder):
+        own: list[str] = []
+        inside: list[str] = []
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                # A folder through a link too, but further down not: links may lead back.
+                (inside if entry.is_dir() else own).append(entry.path)
+        own += [path for found in in_threads(_walked, inside) for path in found]
+        return _shown(File(path, _parts(path, root)) for path in own)
+    fs = folder.fs
+    listed = fs.ls(folder.path, detail=True)
+    found = [entry for entry in listed if entry["type"] == "file"]
+    inside = [entry["name"] for entry in listed if entry["type"] == "directory"]
+    for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), inside):
+        found += entries_inside
+    return _shown(_file(folder, entry, root) for entry in found)
+
+
+def _walked(folder: str) -> list[str]:
+    return [os.path.join(inside, name) for inside, _, names in os.walk(folder) for name in names]
+
+
+def _shown(files: Iterable[File]) -> list[File]:
+    """Files that count: not what macOS and others hide beside them, nor a folder made in a bucket's console."""
+    return [file for file in files if not any(part.startswith(".") for part in file.parts)]
+
+
+def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:
+    """`map`, several at a time, for work that waits for disks or networks."""
+    with ThreadPoolExecutor(LISTERS) as pool:
+        yield from pool.map(work, *items)
+
+
+def contents_of(
+    paths: Sequence[str], sizes: NDArray[np.int64] | None, most: int
+) -> Iterator[bytes | Exception]:
+    """The content of files, of which none is larger than `most` bytes, in order; what was raised where one has none.
+
+    Raises: what a bucket raises that stays away.
+    """
+    if sizes is None:
+        for path in paths:
+            try:
+                with open(path, "rb") as file:
+                    yield file.read(most + 1)
+            except OSError as error:
+                yield error
+        return
+    place = UPath(paths[0])
+    for start in range(0, len(paths), LISTERS):
+        some = [
+            (UPath(path).path, size)
+            for path, size in zip(paths[start : start + LISTERS], sizes[start : start + LISTERS], strict=True)
+        ]
+        wanted = [path for path, size in some if 0 < size <= most]
+        found = _fetched(place.fs, wanted)
+        for path, size in some:
+            yield found.get(path, bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes"))
+
+
+def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:
+    """Files of a bucket, fetched side by side. Raises what keeps the bucket away; returns what is one file's own."""
+    if not paths:
+        return {}
+    found = fs.cat(paths, recursive=False, on_error="return")
+    found = {paths[0]: found} if not isinstance(found, dict) else found
+    for answer in found.values():
+        if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError | PermissionError):
+            raise answer
+    return found

@@ -1,0 +1,72 @@
+"""Opening the real images that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raysid.config import DataSettings
+from raysid.data.pictures import PictureSource
+from raysid.data.source import ImageSource
+from raysid.errors import NotHere, UserError
+
+BUILT_IN = ("digits", "patches")
+
+
+def open_source(data: DataSettings | str) -> ImageSource:
+    """The real images of these settings, or of the source of this name.
+
+    Raises:
+        NotHere: there is no such file.
+        UserError: it is no source that is known, or cannot be used.
+    """
+    data = DataSettings(source=data) if isinstance(data, str) else data
+    source = find_source(data)
+    if isinstance(source, PictureSource):
+        source.settle(data)
+    return source
+
+
+def find_source(data: DataSettings) -> ImageSource:
+    """As `open_source`, before any picture is looked at: files can be listed whose pictures cannot be used."""
+    from raysid.data.digits import DigitsSource
+    from raysid.data.patches import PatchesSource
+
+    assert data.source is not None  # whoever has none opens none
+    if data.source in BUILT_IN:
+        for setting in ("resolution", "channels", "format"):
+            if getattr(data, setting) is not None:
+                raise UserError(f"data.{setting} is for files; data.source {data.source} is as it is")
+        return DigitsSource() if data.source == DigitsSource.name else PatchesSource()
+    return _open_files(data)
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is files, rather than what comes with a package."""
+    return source not in BUILT_IN
+
+
+def _open_files(data: DataSettings) -> ImageSource:
+    # Here, because each imports what reads its kind of files.
+    from raysid.data.edm_zip import EDMZipSource
+    from raysid.data.files import Found, find_files
+    from raysid.data.folder import FolderSource
+    from raysid.data.parquet import ParquetSource
+    from raysid.data.webdataset import WebDatasetSource
+
+    assert data.source is not None
+    try:
+        found = find_files(data.source, data.format)
+    except NotHere:
+        if isinstance(data.source, str) and not set(data.source) & set("/.*?["):
+            raise UserError(
+                f"data.source: unknown source of real images {data.source!r}; known: {', '.join(BUILT_IN)}, or the "
+                "path of a folder of pictures, a .zip, .parquet or .tar"
+            ) from None
+        raise
+    kinds: dict[str, Callable[[Found, DataSettings], ImageSource]] = {
+        "folder": FolderSource,
+        "zip": EDMZipSource,
+        "parquet": ParquetSource,
+        "webdataset": WebDatasetSource,
+    }
+    return kinds[found.kind](found, data)

@@ -1,0 +1,222 @@
+"""Parquet: a column of pictures, and one of labels or folders named after them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from upath import UPath
+
+from raysid.config import DataSettings
+from raysid.data.files import File, Found, Texts, in_threads, reaching_source
+from raysid.data.labels import Labels, class_labels
+from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource
+from raysid.data.source import Piece
+from raysid.errors import UserError
+from raysid.storage import of_a_bucket
+
+INDEX = "raysid_index"
+"""Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
+ROWS_AT_A_TIME = 64
+CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # as `raysid data convert` names its files
+BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
+
+
+class ParquetSource(PictureSource):
+    """The rows of Parquet files, in the order of the files' paths.
+
+    A shard is as many row groups in a row of one file as come to 1,024 images, at least one. Pictures are bytes, or a
+    struct with `bytes` as Hugging Face's datasets have them. Labels are the column `data.label_column`, or the value in
+    the files' paths where folders are named `label=value`.
+
+    Raises:
+        UserError: a file is no Parquet, the columns are not there or are ambiguous, or labels are not classes.
+    """
+
+    def __init__(self, found: Found, data: DataSettings) -> None:
+        self.name = found.name
+        paths = [file.path for file in found.files]
+        _check_whole(found)
+        with reaching_source(found.name):
+            footers = list(in_threads(_footer, paths))
+        schema = footers[0].schema.to_arrow_schema()
+        self.image_column = _image_column(schema, data.image_column, found)
+        self.has_index = INDEX in schema.names
+        self.paths = Texts(paths)
+        for file, footer in zip(found.files, footers, strict=True):
+            if self.image_column not in footer.schema.to_arrow_schema().names:
+                raise UserError(
+                    f"{file.path} has no column {self.image_column}, which {found.files[0].path} has"
+                )
+        self.groups, self.starts = _shards(footers)
+        self.labels = _labels(found, footers, data.label_column, self.image_column)
+        self.num_classes = len(self.labels.names)
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        return self.labels.counts
+
+    def contents(self, piece: Piece) -> Iterator[Content]:
+        number, first, last = (int(value) for value in self.groups[piece.shard])
+        path, start = self.paths[number], int(self.starts[piece.shard])
+        with reaching_source(self.name), UPath(path).open("rb") as opened:
+            file = pq.ParquetFile(opened, buffer_size=BUFFER)
+            row = 0
+            for group in range(first, last):
+                rows = file.metadata.row_group(group).num_rows
+                if row + rows > piece.first and row < piece.last:
+                    for offset, (picture, index) in enumerate(self._rows(file, group), start=row):
+                        if offset >= piece.last:
+                            return
+                        if offset >= piece.first:
+                            place = start + offset
+                            name = f"row {place - self._file_start(number)} of {path}"
+                            label = int(self.labels.numbers[place])
+                            yield Content(name, place if index is None else index, label, picture)
+                row += rows
+
+    def _rows(self, file: Any, group: int) -> Iterator[tuple[bytes | BadPicture, int | None]]:
+        """Picture and kept index of a row group's rows, a few read at a time; those after a damage are bad."""
+        columns = [self.image_column] + [INDEX] * self.has_index
+        batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group], columns=columns)
+        missing = file.metadata.row_group(group).num_rows
+        while missing:
+            try:
+                batch = next(batches)
+            except (pa.ArrowException, OSError) as error:
+                if of_a_bucket(error):
+                    raise
+                yield from [(BadPicture(f"cannot be read: {_line(error)}"), None)] * missing
+                return
+            missing -= len(batch)
+            kept = batch.column(INDEX).to_pylist() if self.has_index else [None] * len(batch)
+            yield from zip(map(_picture, batch.column(self.image_column)), kept, strict=True)
+
+    def _file_start(self, number: int) -> int:
+        """The place of a file's first row in the list."""
+        return int(self.starts[np.searchsorted(self.groups[:, 0], number)])
+
+
+def _check_whole(found: Found) -> None:
+    """Refuse a folder in which a conversion is not finished."""
+    parts = [CONVERTED.fullmatch(file.parts[-1]) for file in found.files]
+    totals = {int(part[1]) for part in parts if part}
+    in_one_folder = all(len(file.parts) == 1 for file in found.files) and not found.name.endswith(".parquet")
+    if all(parts) and in_one_folder and len(totals) == 1 and len(parts) < (total := totals.pop()):
+        raise UserError(
+            f"data.source {found.name}: of {total} files {len(parts)} are there; the same `raysid data convert` again "
+            "writes the others"
+        )
+
+
+def _footer(path: str) -> pq.FileMetaData:
+    try:
+        with UPath(path).open("rb") as file:
+            return pq.ParquetFile(file).metadata
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} cannot be read as Parquet: {_line(error)}") from None
+
+
+def _image_column(schema: pa.Schema, given: str | None, found: Found) -> str:
+    able = [field.name for field in schema if _holds_pictures(field.type)]
+    where = f"data.source {found.name} ({found.files[0].path})"
+    if given is not None:
+        if given not in able:
+            what = "has no column of bytes" if given in schema.names else "has no column"
+            raise UserError(f"{where} {what} {given}; columns: {', '.join(schema.names)}")
+        return given
+    if len(able) != 1:
+        what = f"several columns of bytes ({', '.join(able)})" if able else "no column of bytes"
+        raise UserError(f"{where} has {what}: say which holds the pictures by data.image_column")
+    return able[0]
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _picture(value: pa.Scalar) -> bytes | BadPicture:
+    if value.is_valid and pa.types.is_struct(value.type):
+        value = value["bytes"]
+    if not value.is_valid:
+        return BadPicture("is null")
+    data = value.as_buffer()
+    return (
+        data.to_pybytes() if data.size <= MAX_PICTURE else BadPicture(f"has more than {MAX_PICTURE:,} bytes")
+    )
+
+
+def _shards(footers: Sequence[pq.FileMetaData]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(file, first row group, last) of each shard (n, 3), and the place of its first row (n + 1,)."""
+    groups: list[tuple[int, int, int]] = []
+    starts, place = [0], 0
+    for number, footer in enumerate(footers):
+        first, size = 0, 0
+        for group in range(footer.num_row_groups):
+            rows = footer.row_group(group).num_rows
+            if size and size + rows > IMAGES_PER_SHARD:
+                groups.append((number, first, group))
+                starts.append(place)
+                first, size = group, 0
+            size, place = size + rows, place + rows
+        if size:
+            groups.append((number, first, footer.num_row_groups))
+            starts.append(place)
+    if not groups:
+        raise UserError("data.source holds Parquet files without rows")
+    return np.array(groups, np.int64), np.array(starts, np.int64)
+
+
+def _labels(found: Found, footers: Sequence[pq.FileMetaData], column: str, image_column: str) -> Labels:
+    """The labels of all rows, from their column or from the names of their folders."""
+    if column == image_column:
+        raise UserError(f"data.label_column and data.image_column are both {column}")
+    values: list[Any] = []
+    with reaching_source(found.name):
+        for of_file in in_threads(partial(_of_file, column), found.files, footers):
+            values += of_file
+    return class_labels(values, found.name)
+
+
+def _of_file(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
+    if column not in footer.schema.to_arrow_schema().names:
+        return [_partition(file, column)] * footer.num_rows
+    with UPath(file.path).open("rb") as opened:
+        labels = pq.ParquetFile(opened).read(columns=[column])[column]
+        return [_plain(label) for label in labels.to_pylist()]
+
+
+def _partition(file: File, column: str) -> int | str | None:
+    """The value of a folder `column=value` in a file's path."""
+    for part in file.path.split("/")[:-1]:
+        name, equals, value = part.partition("=")
+        if equals and unquote(name) == column and value != "__HIVE_DEFAULT_PARTITION__":
+            value = unquote(value)
+            return int(value) if value.isascii() and value.isdigit() else value
+    return None
+
+
+def _plain(label: Any) -> Any:
+    """A label as Python has it; a whole number that was stored as a fraction is whole."""
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

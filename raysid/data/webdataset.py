@@ -1,0 +1,130 @@
+"""WebDataset: tar files in which the members of one name are a sample, as `0001.jpg` and `0001.cls`."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from upath import UPath
+
+from raysid.config import DataSettings
+from raysid.data.files import Found, Texts, in_threads, reaching_source
+from raysid.data.labels import class_labels
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource
+from raysid.errors import UserError
+
+MAX_LABEL = 1 << 20  # bytes of a cls or json member
+
+
+class _Sample(NamedTuple):
+    """A picture in a tar: the name of its sample, where its bytes lie, its label."""
+
+    name: str
+    offset: int
+    size: int
+    label: int | str | None
+
+
+class WebDatasetSource(ListedSource):
+    """The pictures of tar files, in the order of the files' names and of their members.
+
+    Opening it reads the headers and labels of every file, several at a time; pictures are read where they lie, each by
+    itself. Such files are shuffled when they are made; the stream mixes what is in its window.
+
+    The label is the sample's `.cls` member, or the field of its `.json` that `data.label_column` names.
+
+    Raises:
+        UserError: a file is no tar, none holds a picture, or labels are not classes.
+    """
+
+    def __init__(self, found: Found, data: DataSettings) -> None:
+        self.name = found.name
+        paths = [file.path for file in found.files]
+        with reaching_source(found.name):
+            listed = list(in_threads(partial(_samples, label_field=data.label_column), paths))
+        samples = [sample for of_file in listed for sample in of_file]
+        if not samples:
+            raise UserError(
+                f"data.source {found.name} holds no samples with a picture ({', '.join(SUFFIXES)})"
+            )
+        self.paths = Texts(paths)
+        self.file = np.repeat(np.arange(len(paths)), [len(of_file) for of_file in listed])
+        self.names = Texts(sample.name for sample in samples)
+        self.offsets = np.array([sample.offset for sample in samples], np.int64)
+        self.sizes = np.array([sample.size for sample in samples], np.int64)
+        self.labels = class_labels([sample.label for sample in samples], found.name)
+        self.order = np.arange(len(samples))
+
+    def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
+        file: Any = None
+        opened = -1
+        try:
+            with reaching_source(self.name):
+                for place in places:
+                    path = self.paths[number := int(self.file[place])]
+                    if number != opened:
+                        if file is not None:
+                            file.close()
+                        file, opened = UPath(path).open("rb"), number
+                    yield f"{self.names[place]} in {path}", self._read(file, int(place))
+        finally:
+            if file is not None:
+                file.close()
+
+    def _read(self, file: Any, place: int) -> bytes | BadPicture:
+        size = int(self.sizes[place])
+        if size > MAX_PICTURE:
+            return BadPicture(f"has more than {MAX_PICTURE:,} bytes")
+
+        file.seek(int(self.offsets[place]))
+        data = file.read(size)
+        return data if len(data) == size else BadPicture("is cut off: the tar ends before it")
+
+
+def _samples(path: str, label_field: str) -> list[_Sample]:
+    """The samples of a tar that have a picture.
+
+    Raises:
+        UserError: it is no tar.
+    """
+    pictures: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int | str | None] = {}
+    try:
+        with UPath(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, kind = base.partition(".")
+                key, kind = f"{folder}/{stem}", f".{kind.lower()}"
+                if kind.endswith(SUFFIXES):
+                    pictures.setdefault(key, (member.name, member.offset_data, member.size))
+                elif kind in (".cls", ".json") and member.size <= MAX_LABEL:
+                    text = archive.extractfile(member).read()  # type: ignore[union-attr]
+                    label = _class(text) if kind == ".cls" else _field(text, label_field)
+                    if label is not None:
+                        labels[key] = label
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a tar (uncompressed): {error}") from None
+    return [_Sample(*picture, labels.get(key)) for key, picture in pictures.items()]
+
+
+def _class(text: bytes) -> int | str | None:
+    """What a .cls member says: a number, or a name."""
+    said = text.decode("utf-8", "replace").strip()
+    return int(said) if said.isascii() and said.isdigit() else said or None
+
+
+def _field(text: bytes, name: str) -> int | str | None:
+    """A field of a .json member; None where there is none, or the member is damaged."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    label = said.get(name) if isinstance(said, dict) else None
+    return label if type(label) in (int, str) else None

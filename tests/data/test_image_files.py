@@ -1,0 +1,358 @@
+"""Real images from files of every kind: the same pictures are the same stream; what is found, by whichever name."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysid.config import DataSettings
+from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
+from raysid.errors import NotHere, UserError
+from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.picture_files import (
+    add,
+    digit_pictures,
+    encoded,
+    write_folder,
+    write_parquet,
+    write_tars,
+    write_zip,
+)
+
+COUNT = 120
+
+
+def stream_of(source: ImageSource, window: int = 1000, **options: Any) -> ImageStream:
+    return ImageStream(source.blocks, source.shard_sizes, 0, window, **options)
+
+
+def assert_same_stream(one: ImageSource, other: ImageSource) -> None:
+    assert (one.image_shape, one.num_classes) == (other.image_shape, other.num_classes)
+    assert one.label_counts.tolist() == other.label_counts.tolist()
+    for ours, theirs in zip(stream_of(one).read(0, 300), stream_of(other).read(0, 300), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def refused(*source: Any, **data: Any) -> str:
+    """What is said of a source, in one line."""
+    with pytest.raises(UserError) as caught:
+        open_source(DataSettings(source=source[0] if len(source) == 1 else list(source), **data))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple[str, bytes, int]]:
+    return digit_pictures(COUNT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> str:
+    return write_folder(tmp_path_factory.mktemp("pictures") / "digits", pictures)
+
+
+# The same pictures.
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet", "plain parquet", "tar", "tar with json", "partitions"])
+def test_the_same_pictures_in_other_files_are_the_same_stream(
+    tmp_path: Path, folder: str, pictures: Any, kind: str
+) -> None:
+    if kind == "zip":
+        other = write_zip(tmp_path / "d.zip", pictures)
+    elif kind == "partitions":
+        for label in range(10):
+            of_class = [picture for picture in pictures if picture[2] == label]
+            path = write_parquet(tmp_path / f"label={label}" / "part-0.parquet", of_class)
+            pq.write_table(pq.read_table(path).drop(["label"]), path)
+        other = str(tmp_path)
+    elif "parquet" in kind:
+        other = write_parquet(tmp_path / "d.parquet", pictures, group=50, struct=kind == "parquet")
+    else:
+        other = write_tars(tmp_path / "tars", pictures, 50, "cls" if kind == "tar" else "label")
+    assert_same_stream(open_source(folder), open_source(other))
+
+
+def test_classes_are_the_subfolders_by_name(folder: str, pictures: Any) -> None:
+    source = open_source(folder)
+    counts = np.bincount([label for _, _, label in pictures])
+    assert source.num_classes == 10 and source.label_counts.tolist() == counts.tolist()
+    assert (source.image_shape, source.pixel_max, source.num_images) == ((1, 8, 8), 255, COUNT)
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path, pictures: Any) -> None:
+    flat = write_folder(tmp_path, [(name.replace("/", "-"), content, 0) for name, content, _ in pictures])
+    (tmp_path / "readme.txt").write_text("not a picture")
+    (tmp_path / "._00.png").write_bytes(b"what macOS leaves")
+    source = open_source(flat)
+    assert (source.num_classes, source.num_images, source.label_counts.tolist()) == (0, COUNT, [])
+    assert not stream_of(source).read(0, COUNT)[1].any()
+
+
+def test_names_and_labels_that_are_words_are_sorted(tmp_path: Path, pictures: Any) -> None:
+    words = ["zero", "one", "two"]
+    some = [
+        (f"{words[label]}/{name[2:]}", content, words[label])
+        for name, content, label in pictures
+        if label < 3
+    ]
+    folder = open_source(write_folder(tmp_path / "f", some))
+    parquet = open_source(write_parquet(tmp_path / "p.parquet", sorted(some)))
+    assert folder.num_classes == 3
+    assert folder.label_counts.tolist()[2] == sum(label == "zero" for _, _, label in some)
+    assert_same_stream(folder, parquet)
+
+
+def test_ray_data_reads_all_kinds_the_same(
+    ray_cluster: None, tmp_path: Path, folder: str, pictures: Any
+) -> None:
+    for path in (folder, write_parquet(tmp_path / "d.parquet", pictures), write_tars(tmp_path, pictures, 50)):
+        source = open_source(path)
+        if hasattr(source, "per_shard"):
+            source.per_shard = 30
+        remote = ImageStream(ray_blocks(source), source.shard_sizes, 0, 50)
+        for ours, theirs in zip(remote.read(40, 200), stream_of(source, 50).read(40, 200), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        remote.close()
+
+
+def test_a_large_list_travels_without_a_copy(folder: str) -> None:
+    buffers: list[Any] = []
+    source = open_source(folder)
+    stayed = pickle.dumps(source, protocol=5, buffer_callback=buffers.append)
+    assert len(stayed) < 2000 and len(buffers) >= 3
+    assert pickle.loads(stayed, buffers=buffers).paths[7] == source.paths[7]  # type: ignore[attr-defined]
+
+
+# Order and cost.
+
+
+def bytes_read(source: Any, window: int, start: int) -> int:
+    """Bytes of pictures that a stream opened for one batch fetches."""
+    fetched = source.fetched
+    seen = []
+
+    def counting(places: Any) -> Any:
+        for name, data in fetched(places):
+            seen.append(len(data))
+            yield name, data
+
+    source.fetched = counting
+    stream_of(source, window).read(start, 4)
+    return sum(seen)
+
+
+def test_a_resume_late_in_an_epoch_reads_one_window(folder: str, pictures: Any) -> None:
+    source: Any = open_source(folder)
+    source.per_shard = 10
+    largest = max(len(content) for _, content, _ in pictures)
+    assert 0 < bytes_read(source, 20, start=108) <= 20 * largest
+    whole = open_source(folder)
+    assert bytes_read(whole, 120, start=108) == sum(len(content) for _, content, _ in pictures)
+
+
+def test_an_epoch_of_small_windows_has_every_image_once_and_the_next_is_another(folder: str) -> None:
+    source: Any = open_source(folder)
+    source.per_shard = 10
+    images, labels = stream_of(source, 25).read(0, 2 * COUNT)
+    first, second = ([image.tobytes() for image in part] for part in np.split(images, 2))
+    assert sorted(first) == sorted(second) and len(set(first)) == COUNT and first != second
+    assert np.mean(labels[1:] == labels[:-1]) < 0.3  # folders lie sorted by class
+
+
+@pytest.mark.parametrize("group", [7, 50, 1000])
+def test_part_of_a_parquet_shard_is_that_part(tmp_path: Path, pictures: Any, group: int) -> None:
+    source = open_source(write_parquet(tmp_path / "d.parquet", pictures, group))
+    whole = np.concatenate([block["image"] for block in source.blocks()])
+    assert len(whole) == COUNT
+    piece = source.pieces()[0]._replace(first=33, last=81)
+    part = np.concatenate([block["image"] for block in source.blocks([piece])])
+    np.testing.assert_array_equal(part, whole[33:81])
+
+
+# Which files.
+
+
+def test_globs_and_lists(tmp_path: Path, pictures: Any) -> None:
+    thirds = [pictures[start::3] for start in range(3)]
+    paths = [write_parquet(tmp_path / f"part-{i}.parquet", third) for i, third in enumerate(thirds)]
+    assert open_source(str(tmp_path / "part-[01].parquet")).num_images == 80
+    listed = DataSettings(source=[paths[2], paths[0]])
+    source = open_source(listed)
+    assert source.num_images == 80 and source.name == f"{paths[2]}, {paths[0]}"
+    assert_same_stream(source, open_source(str(tmp_path / "part-[02].parquet")))
+    folder = write_folder(tmp_path / "folder", pictures)
+    assert_same_stream(open_source(folder), open_source(f"{folder}/*/*.png"))
+    assert_same_stream(open_source(folder), open_source(f"{folder}/*"))
+
+
+def test_a_folder_is_what_its_files_are(tmp_path: Path, pictures: Any) -> None:
+    write_tars(tmp_path / "both", pictures, 50)
+    assert open_source(str(tmp_path / "both")).num_images == COUNT
+    (tmp_path / "both" / "preview.png").write_bytes(pictures[0][1])
+    line = refused(str(tmp_path / "both"))
+    assert "holds .tar files and pictures" in line and "data.format" in line
+    data = DataSettings(source=str(tmp_path / "both"), format="webdataset")
+    assert open_source(data).num_images == COUNT
+
+
+def test_a_relative_path_and_a_link(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "linked").mkdir()
+    for name in os.listdir(folder):
+        (tmp_path / "linked" / name).symlink_to(Path(folder) / name)
+    monkeypatch.chdir(tmp_path)
+    relative = open_source("linked")
+    monkeypatch.chdir("/")
+    assert_same_stream(relative, open_source(folder))
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, pictures: Any) -> None:
+    with pytest.raises(NotHere, match="there is no file or folder /no/such/folder"):
+        open_source("/no/such/folder")
+    with pytest.raises(NotHere, match="nothing matches"):
+        open_source(str(tmp_path / "*.parquet"))
+    assert "holds no images" in refused(str(tmp_path))
+    assert "http:// is not read" in refused("http://host/images.zip")
+    (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
+    assert "t.parquet cannot be read as Parquet" in refused(str(tmp_path / "t.parquet"))
+    (tmp_path / "t.tar").write_bytes(b"nothing of the kind" * 100)
+    assert "t.tar cannot be read as a tar" in refused(str(tmp_path / "t.tar"))
+    with tarfile.open(tmp_path / "e.tar", "w") as tar:
+        add(tar, "a.cls", b"1")
+    assert "holds no samples with a picture" in refused(str(tmp_path / "e.tar"))
+    write_folder(tmp_path / "sizes", [("a", encoded(np.zeros((8, 8), np.uint8)), 0)])
+    write_folder(tmp_path / "sizes", [("b", encoded(np.zeros((8, 9), np.uint8)), 0)])
+    assert "b.png: 9x8" in (line := refused(str(tmp_path / "sizes"))) and "give data.resolution" in line
+    write_folder(tmp_path / "bad", [("a", b"", 0), ("b", b"?", 0)])
+    assert "of the first 2 pictures" in (line := refused(str(tmp_path / "bad"))) and "is empty" in line
+    assert "data.resolution is for files" in refused("digits", resolution=16)
+
+
+def test_rows_of_a_damaged_part_of_a_parquet_file_are_bad(tmp_path: Path, pictures: Any) -> None:
+    path = Path(write_parquet(tmp_path / "d.parquet", pictures, group=40))
+    content = bytearray(path.read_bytes())
+    begin = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content[begin : begin + 40] = bytes(40)
+    path.write_bytes(content)
+    faults = [fault for block in open_source(str(path)).blocks() for fault in block["fault"]]
+    assert [bool(fault) for fault in faults] == [40 <= row < 80 for row in range(COUNT)]
+    assert faults[40].startswith(f"row 40 of {path} cannot be read: ")
+
+
+@pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
+def test_s3_says_what_to_install() -> None:
+    assert "Install s3fs to access S3 (pip install 'raysid[s3]')" in refused("s3://bucket/images.parquet")
+
+
+def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Path, pictures: Any) -> None:
+    path = str(tmp_path / "d.parquet")
+    contents = [content for _, content, _ in pictures]
+    numbers = [number for _, _, number in pictures]
+    pq.write_table(pa.table({"img": contents, "thumbnail": contents, "fine": numbers}), path)
+    assert "several columns of bytes (img, thumbnail): say which" in refused(path)
+    assert "has no column image; columns: img, thumbnail, fine" in refused(path, image_column="image")
+    assert "has no column of bytes fine" in refused(path, image_column="fine")
+    assert open_source(DataSettings(source=path, image_column="img")).num_classes == 0
+    data = DataSettings(source=path, image_column="img", label_column="fine")
+    assert open_source(data).num_classes == 10
+    pq.write_table(pa.table({"image": contents, "label": [0.5] * COUNT}), path)
+    assert "has the label 0.5: classes are whole numbers" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
+def test_files_in_a_bucket_are_read_there(
+    tmp_path: Path, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = pictures[::6]
+    folder = write_folder(tmp_path / "folder", some)
+    write_parquet(tmp_path / "parquet" / "d.parquet", some)
+    write_tars(tmp_path / "tars", some, 8)
+    local = tmp_path / kind
+    with bucket_server() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        url = f"gs://{BUCKET}/data"
+        for path in local.rglob("*.*"):
+            in_bucket(server, f"{url}/{path.relative_to(local)}").write_bytes(path.read_bytes())
+        assert_same_stream(open_source(folder), open_source(url))
+        if kind == "tars":
+            assert open_source(f"{url}/digits-000[01].tar").num_images == 16
+        if kind == "folder":
+            assert_same_stream(open_source(folder), open_source(f"{url}/*/*.png"))
+            assert "in part in a bucket" in refused(folder, url)
+        with pytest.raises(NotHere, match="there is no file or folder gs://"):
+            open_source(f"gs://{BUCKET}/nothing")
+
+
+STREAM = """
+    import resource, sys
+    import numpy as np
+    from raysid.data import ImageStream, open_source
+
+    source = open_source(sys.argv[1])
+    stream = ImageStream(source.blocks, source.shard_sizes, 0, 200)
+    stream.read(0, 100)
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    allowed = used + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+    total = sum(int(stream.read(start, 100)[0].sum()) for start in range(0, source.num_images, 100))
+    print(source.num_images, total)
+"""
+
+
+def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
+    """All of it in two row groups of one file, each larger than what may be used."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), dtype=np.uint8)
+    some = [encoded(image, compress_level=1) for image in pixels]
+    pictures = [(str(i), some[i % 20], i % 2) for i in range(6000)]
+    path = write_parquet(tmp_path / "large.parquet", pictures, group=3000)
+    allowed = 120 << 20
+    assert Path(path).stat().st_size > 2 * allowed
+    command = [sys.executable, "-c", textwrap.dedent(STREAM), path, str(allowed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["6000", str(300 * int(pixels.astype(int).sum()))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_bucket_that_answers_badly_is_asked_again(
+    tmp_path: Path, folder: str, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "parquet" / "d.parquet", pictures, group=20)
+    local = Path(folder) if kind == "folder" else tmp_path / kind
+    with bucket_server() as server:
+        connection = Connection(server, bad=True)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        for path in local.rglob("*.*"):
+            in_bucket(server, f"gs://{BUCKET}/bad/{path.relative_to(local)}").write_bytes(path.read_bytes())
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
+        assert_same_stream(open_source(folder), open_source(f"gs://{BUCKET}/bad"))
+        assert connection.met["503"] > 0
+        connection.close()
+
+
+def test_patches_of_photographs() -> None:
+    source = open_source("patches")
+    assert (source.image_shape, source.num_images, source.num_classes) == ((3, 32, 32), 1950, 2)
+    assert source.label_counts.tolist() == [975, 975]
+    images, labels = stream_of(source, 2000).read(0, 1950)
+    assert len({image.tobytes() for image in images}) == 1950 and labels.sum() == 975
+    from sklearn.datasets import load_sample_image
+
+    flower = load_sample_image("flower.jpg")
+    patch = next(iter(source.blocks([source.pieces()[1]._replace(first=40, last=41)])))["image"][0]
+    np.testing.assert_array_equal(patch, flower[16:48, 16:48].transpose(2, 0, 1))

@@ -1,0 +1,161 @@
+"""Runs on real images from files: the same images in other files are the same weights; bad ones do not stop a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from raysid.actors.placement import Roles
+from raysid.cli import cli
+from raysid.config import Config
+from raysid.errors import RunFailed
+from raysid.tracking import METRICS, read_metrics
+from raysid.trainers.distill import distill
+from raysid.trainers.step import StepResult, take_step
+from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars
+from tests.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
+from tests.trainers.test_pretrain import tiny_pretrain
+
+COUNT, STEPS = 150, 6  # a little more than an epoch
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple[str, bytes, int]]:
+    return digit_pictures(COUNT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> str:
+    return write_folder(tmp_path_factory.mktemp("pictures") / "digits", pictures)
+
+
+def end(teacher: str, storage: Path, source: Any, name: str, steps: int = STEPS, **changes: Any) -> Weights:
+    """What a run of a few steps in this process comes to; the same name goes on with it."""
+    settings = {"placement": "local", "data__source": source, "total_images": steps * BATCH} | changes
+    config = tiny_config(teacher, storage, name, **settings)
+    result = distill(config)
+    assert result.checkpoint is not None and result.checkpoint.endswith(f"step-{steps:08d}")
+    return learner_states(Path(result.checkpoint))
+
+
+@pytest.fixture(scope="module")
+def from_folder(teacher: str, folder: str, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return end(teacher, tmp_path_factory.mktemp("runs"), folder, "folder")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tars"])
+def test_the_same_images_in_other_files_come_to_the_same_weights(
+    teacher: str, from_folder: Weights, pictures: Any, tmp_path: Path, kind: str
+) -> None:
+    source = (
+        write_parquet(tmp_path / "d" / "d.parquet", pictures)
+        if kind == "parquet"
+        else write_tars(tmp_path / "d", pictures, 40)
+    )
+    assert_same(end(teacher, tmp_path, source, kind), from_folder)
+
+
+def test_converted_images_come_to_the_same_weights_where_a_window_holds_a_part(
+    ray_cluster: None, teacher: str, folder: str, tmp_path: Path
+) -> None:
+    ran = CliRunner().invoke(cli, ["data", "convert", folder, str(tmp_path / "converted")])
+    assert ran.exit_code == 0, ran.stderr
+    small = {"data__shuffle_window": 40}
+    ours = end(teacher, tmp_path, str(tmp_path / "converted"), "converted", **small)
+    assert_same(ours, end(teacher, tmp_path, folder, "folder", **small))
+
+
+def test_a_run_that_goes_on_in_the_midst_of_an_epoch_is_the_whole_one(
+    teacher: str, folder: str, tmp_path: Path
+) -> None:
+    small = {"data__shuffle_window": 40, "data__xflip": True, "lr_schedule__decay": "constant"}
+    whole = end(teacher, tmp_path, folder, "whole", **small)
+    end(teacher, tmp_path, folder, "cut", steps=3, **small)
+    assert_same(end(teacher, tmp_path, folder, "cut", **small), whole)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, pictures: Any) -> str:
+    """The folder with 3 of 153 pictures that cannot be used."""
+    root = write_folder(tmp_path / "damaged", pictures)
+    (tmp_path / "damaged" / "0" / "empty.png").write_bytes(b"")
+    (tmp_path / "damaged" / "1" / "text.jpg").write_text("not a picture")
+    (tmp_path / "damaged" / "beside.png").write_bytes(pictures[0][1])
+    return root
+
+
+def test_bad_images_are_skipped_and_named_once(
+    teacher: str, damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = end(teacher, tmp_path / "runs", damaged, "damaged", data__max_bad_fraction=0.02, steps=4)
+    lines = [entry for entry in read_metrics(tmp_path / "runs" / "damaged") if entry["kind"] == "bad_images"]
+    named = [
+        f"{damaged}/0/empty.png is empty (0 bytes)",
+        f"{damaged}/1/text.jpg is no PNG, JPEG or WebP",
+        f"{damaged}/beside.png has no label",
+    ]
+    assert [name for entry in lines for name in entry["names"]] == named
+    assert "3 real images skipped so far" in capsys.readouterr().err
+    end(teacher, tmp_path / "runs", damaged, "damaged", data__max_bad_fraction=0.02)
+    lines = [entry for entry in read_metrics(tmp_path / "runs" / "damaged") if entry["kind"] == "bad_images"]
+    assert [name for entry in lines for name in entry["names"]] == named
+    assert_same(
+        end(teacher, tmp_path / "runs", damaged, "again", data__max_bad_fraction=0.02, steps=4), first
+    )
+
+
+def test_too_many_bad_images_stop_the_run_with_their_names(
+    teacher: str, damaged: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunFailed) as caught:
+        end(teacher, tmp_path / "runs", damaged, "damaged")
+    line = str(caught.value)
+    assert "3 of 153 real images cannot be used, which is more than data.max_bad_fraction = 0.01" in line
+    assert f"{damaged}/0/empty.png is empty" in line and "\n" not in line
+
+
+def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_are_back(
+    teacher: str, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_tars(tmp_path / "tars", pictures, 50)
+    settings = {"data__shuffle_window": 40, "checkpoint__every_images": 100 * BATCH}
+    whole = end(teacher, tmp_path, source, "whole", **settings)
+
+    def then_gone(roles: Roles, config: Config, step: int) -> StepResult:
+        if step == 3:
+            (tmp_path / "tars").rename(tmp_path / "elsewhere")
+        return take_step(roles, config, step)
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
+        patch.setattr("raysid.trainers.distill.take_step", then_gone)
+        end(teacher, tmp_path, source, "cut", **settings)
+    assert "the same command goes on; checkpoint of step 4 written" in str(caught.value)
+    (tmp_path / "elsewhere").rename(tmp_path / "tars")
+    assert_same(end(teacher, tmp_path, source, "cut", **settings), whole)
+
+
+@pytest.mark.slow
+def test_actors_that_read_by_ray_data_come_to_the_same_weights(
+    ray_cluster: None, teacher: str, folder: str, from_folder: Weights, tmp_path: Path
+) -> None:
+    assert_same(end(teacher, tmp_path, folder, "split", placement="split"), from_folder)
+    small = {"data__shuffle_window": 40}
+    local = end(teacher, tmp_path, folder, "local-small", **small)
+    assert_same(end(teacher, tmp_path, folder, "split-small", placement="split", **small), local)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_on_a_folder_and_distilled_with_it(
+    ray_cluster: None, folder: str, tmp_path: Path
+) -> None:
+    data = tiny_pretrain(tmp_path).data.model_copy(update={"source": folder})
+    recipe = tiny_pretrain(tmp_path).model_copy(update={"data": data})
+    write_recipe(recipe, tmp_path / "teacher.yaml")  # type: ignore[arg-type]
+    config = tiny_config("none", tmp_path, "whole", data__source=folder, placement="local", total_images=64)
+    teacher = config.teacher.model_copy(update={"path": None, "recipe": str(tmp_path / "teacher.yaml")})
+    distill(config.model_copy(update={"teacher": teacher}))
+    assert (tmp_path / "whole" / METRICS).exists()
+    assert (tmp_path / "whole" / "generator" / "model.safetensors").exists()
