@@ -145,10 +145,10 @@ def _below(given: str) -> list[File]:
     if place.exists():
         return [_file(place, place.fs.info(place.path), os.path.dirname(place.path))]
     if not any(sign in given for sign in "*?["):
-        raise NotHere(f"there is no file or folder {given}")
+        raise NotHere(f"there is no file or folder {place}")
     found = place.fs.glob(place.path, detail=True)
     if not found:
-        raise NotHere(f"nothing matches {given}")
+        raise NotHere(f"nothing matches {place}")
     # What lies above all that match is not part of what files are called: `images/*` is `images`.
     root = os.path.commonpath([os.path.dirname(path) for path in found])
     files = []

@@ -115,16 +115,19 @@ def test_names_and_labels_that_are_words_are_sorted(tmp_path: Path, pictures: An
     assert_same_stream(folder, parquet)
 
 
-def test_ray_data_reads_all_kinds_the_same(
-    ray_cluster: None, tmp_path: Path, folder: str, pictures: Any
-) -> None:
-    for path in (folder, write_parquet(tmp_path / "d.parquet", pictures), write_tars(tmp_path, pictures, 50)):
+def test_ray_data_reads_all_kinds_the_same(ray_cluster: None, tmp_path: Path, pictures: Any) -> None:
+    """With one picture that is bad in each."""
+    some = [*pictures[:-1], ("9/zz", b"no picture", 9)]
+    paths = [write_folder(tmp_path / "f", some), write_parquet(tmp_path / "d.parquet", some)]
+    for path in (*paths, write_tars(tmp_path, some, 50)):
         source = open_source(path)
         if hasattr(source, "per_shard"):
             source.per_shard = 30
-        remote = ImageStream(ray_blocks(source), source.shard_sizes, 0, 50)
-        for ours, theirs in zip(remote.read(40, 200), stream_of(source, 50).read(40, 200), strict=True):
+        remote = ImageStream(ray_blocks(source), source.shard_sizes, 0, 50, max_bad_fraction=0.01)
+        local = stream_of(source, 50, max_bad_fraction=0.01)
+        for ours, theirs in zip(remote.read(40, 200), local.read(40, 200), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+        assert remote.faults == local.faults and len(remote.faults) == 1
         remote.close()
 
 

@@ -69,7 +69,9 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
     assert (code, out) == (2, "")
     first, data, teacher, generator, last = error.splitlines()
     assert first == "raysid: error: what this run needs is not here"
-    assert f"data.source: there is no file {tmp_path}/datasets/cifar10-32x32.zip; to get it: " in data
+    assert (
+        f"data.source: there is no file or folder {tmp_path}/datasets/cifar10-32x32.zip; to get it: " in data
+    )
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in data and "dataset_tool.py" in data
     for setting, line in (("teacher.path", teacher), ("generator.path", generator)):
         assert f"{setting}: {NOWHERE} cannot be fetched from this machine" in line
