@@ -103,7 +103,7 @@ def measured_hardware(
     """
     kind = devices.device.name
     parts = measure_parts(config, costs, kind, seconds, say)
-    say("measuring calls between two empty Ray actors")
+    say("measuring calls between two Ray actors")
     transport = measure_transport(config, costs.image_bytes, on_pool=kind == "cpu")
     return Hardware(devices, None, costs, parts, transport, devices.count)
 
