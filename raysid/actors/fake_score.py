@@ -223,3 +223,10 @@ class FakeScoreLearner:
         cond = one_hot(torch.from_numpy(labels), self.network.settings.label_dim)
         real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
         return real, None if cond is None else cond.to(self.device)
+
+
+def of_all_ranks(reports: list[dict[str, float]]) -> dict[str, float]:
+    """A learner's figures from its ranks': the largest, since a step waits for all of them; of bad images the sum."""
+    return {
+        name: (sum if name == BAD_IMAGES else max)(report[name] for report in reports) for name in reports[0]
+    }

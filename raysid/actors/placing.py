@@ -10,9 +10,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from raysid.config import Config, RoleResources
+from raysid.data.source import READ_CPUS
 from raysid.errors import RunFailed
 
 NOTICE_SECONDS = 30.0
+READER = RoleResources(num_cpus=READ_CPUS)
 Say = Callable[[str], None]
 
 
@@ -126,3 +128,34 @@ def _matches(has: Any, wanted: str) -> bool:
     else:
         fits = has == wanted
     return fits != negated
+
+
+def wait_for_reading(timeout: float, say: Say) -> None:
+    """Wait until the roles have left room to read the real images: Ray Data would wait for ever, without a word.
+
+    Raises:
+        RunFailed: they have not, in time.
+    """
+
+    def nothing() -> None:
+        pass
+
+    # Spread, as Ray Data has it: a trial's own tasks would look for room in the trial's places.
+    task = ray.remote(nothing).options(scheduling_strategy="SPREAD", **amounts(READER)).remote()
+    try:
+        wait_for_room(
+            lambda seconds: bool(ray.wait([task], timeout=seconds)[0]),
+            "reading the real images",
+            [READER],
+            timeout,
+            say,
+        )
+    except BaseException:
+        # Not otherwise: Ray 2.60 aborts the driver where a task is cancelled just as it completes.
+        ray.cancel(task)
+        raise
+
+
+def amounts(resources: RoleResources) -> dict[str, float]:
+    """CPUs and GPUs, as an actor's options have them."""
+    return {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}

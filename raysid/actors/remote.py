@@ -18,8 +18,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from upath import UPath
 
 from raysid.actors.build import RunInputs
+from raysid.actors.fake_score import of_all_ranks
 from raysid.actors.fleet import Asked, Members, ScorerFleet
-from raysid.actors.placing import Say, learner_places, reserve, wait_for_room
+from raysid.actors.placing import (
+    Say,
+    amounts,
+    learner_places,
+    reserve,
+    wait_for_reading,
+    wait_for_room,
+)
 from raysid.actors.pool import TeacherActor, TeacherPool
 from raysid.actors.profile import Profile
 from raysid.actors.remote_learners import (
@@ -35,12 +43,9 @@ from raysid.actors.roles import Roles
 from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
-from raysid.data.source import READ_CPUS
 from raysid.errors import LearnerLost, RunFailed, UserError
 from raysid.storage import remove_file, write_whole
 from raysid.trainers.step import StepResult, microbatches, take_step
-
-READER = RoleResources(num_cpus=READ_CPUS)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ class SplitPlacement:
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
         try:
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
-            self.fake_score = RemoteFakeScore(fake_score, config.batch_size)
+            # Where scorers may be waited for in the middle of a step, psi's update comes after all that.
+            alone = config.teacher.scaling.max_replicas == 1
+            self.fake_score = RemoteFakeScore(fake_score, config.batch_size if alone else None)
             self.learners.append(self.fake_score)
             generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
             self.generator = RemoteGenerator(generator, config.batch_size)
@@ -125,13 +132,13 @@ class SplitPlacement:
                 sync=self.fleet.sync if self.fleet else self._sync_shared,
                 resources=resources.teacher,
                 timeout=timeout,
-                alone=config.teacher.scaling.max_replicas == 1,
+                alone=alone,
                 say=say,
                 stopping=stopping,
             )
             get_ranks(joined, self.pool.check_alone)
             if source is not None:  # last: what it asks for is what the roles have left
-                _wait_for_reading(timeout, say)
+                wait_for_reading(timeout, say)
         except BaseException:
             self.close()
             raise
@@ -181,8 +188,8 @@ class SplitPlacement:
     def report(self) -> dict[str, dict[str, float]]:
         return {
             "teacher": self.pool.report(),
-            "fake_score": _of_the_busiest(get(self.fake_score.report())),
-            "generator": _of_the_busiest(get(self.generator.report())),
+            "fake_score": of_all_ranks(get(self.fake_score.report())),
+            "generator": of_all_ranks(get(self.generator.report())),
         }
 
     def prepare(self, step: int) -> None:
@@ -255,7 +262,7 @@ class SplitPlacement:
                 max_task_retries=0,
                 scheduling_strategy=place,
                 resources=resources.resources,
-                **_amounts(resources),
+                **amounts(resources),
             )
             return learner.remote(*arguments, rank)
 
@@ -280,7 +287,7 @@ def start_fleet(teacher: str, config: Config, threads: int, say: Say = print, ru
         max_task_retries=-1,
         resources=resources.resources,
         label_selector=resources.label_selector,
-        **_amounts(resources),
+        **amounts(resources),
     )
     return ScorerFleet(
         start=lambda: scorer.remote(teacher, config, runs, threads),
@@ -289,38 +296,3 @@ def start_fleet(teacher: str, config: Config, threads: int, say: Say = print, ru
         timeout=config.failure.placement_timeout_s,
         say=say,
     )
-
-
-def _of_the_busiest(reports: list[dict[str, float]]) -> dict[str, float]:
-    """A learner's figures from those of its ranks: the largest of each, since a step waits for all of them."""
-    return {name: max(report[name] for report in reports) for name in reports[0]}
-
-
-def _wait_for_reading(timeout: float, say: Say) -> None:
-    """Wait until the roles have left room to read the real images: Ray Data would wait for ever, without a word.
-
-    Raises:
-        RunFailed: they have not, in time.
-    """
-
-    def nothing() -> None:
-        pass
-
-    # Spread, as Ray Data has it: a trial's own tasks would look for room in the trial's places.
-    task = ray.remote(nothing).options(scheduling_strategy="SPREAD", **_amounts(READER)).remote()
-    try:
-        wait_for_room(
-            lambda seconds: bool(ray.wait([task], timeout=seconds)[0]),
-            "reading the real images",
-            [READER],
-            timeout,
-            say,
-        )
-    except BaseException:
-        # Not otherwise: Ray 2.60 aborts the driver where a task is cancelled just as it completes.
-        ray.cancel(task)
-        raise
-
-
-def _amounts(resources: RoleResources) -> dict[str, float]:
-    return {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}

@@ -113,10 +113,11 @@ class RemoteLearner:
 
     Args:
         ranks: the actors, by rank.
-        batch_size: images a step, whose last microbatch ends there.
+        batch_size: images a step, where its last microbatch, which ends there, may make the update at once; None
+            has the update wait for `step`.
     """
 
-    def __init__(self, ranks: Sequence[Any], batch_size: int) -> None:
+    def __init__(self, ranks: Sequence[Any], batch_size: int | None) -> None:
         self.ranks = ranks
         self.batch_size = batch_size
         self._step = -1  # the one under way, where one rank has all of its microbatches
@@ -133,8 +134,8 @@ class RemoteLearner:
         return rank.call.options(num_returns=num_returns).remote(method, at, *arguments)
 
     def accumulate(self, at: Slice, *inputs: Any) -> Any:
-        """Add a microbatch; its token. One rank alone makes the step's update with the last one, at once."""
-        if len(self.ranks) > 1:
+        """Add a microbatch; its token. One rank alone may make the step's update with the last one, at once."""
+        if len(self.ranks) > 1 or self.batch_size is None:
             return self.call("accumulate", at, *inputs)
         if at.step != self._step:
             self._step, self._tokens = at.step, []

@@ -385,9 +385,10 @@ class _Distillation:
         self.tracker.train(step, images, self.meter.means())
         report = placement.report()
         self.tracker.perf(step, images, self.meter.performance(images, report))
-        if (count := int(report["fake_score"].get(BAD_IMAGES, 0))) > self.bad_images:
-            self.bad_images = count
+        if (met := int(report["fake_score"].get(BAD_IMAGES, 0))) > self.bad_images:
+            self.bad_images = met  # by all ranks: several may have met the same one
             bad = placement.bad_images()
+            count = len(bad)
             self.tracker.bad_images(step, images, [bad[place] for place in sorted(bad)])
             self.progress.message(
                 f"{count:,} real image{'s' * (count > 1)} skipped so far ({next(iter(bad.values()))}); {METRICS} names "
