@@ -12,10 +12,11 @@ from typing import Any
 from upath import UPath
 
 from raysid.actors.build import RunInputs
+from raysid.actors.fake_score import of_all_ranks
 from raysid.actors.mailbox import Call
-from raysid.actors.placing import Say
+from raysid.actors.placing import Say, wait_for_reading
 from raysid.actors.profile import Profile
-from raysid.actors.results import get, get_ranks, is_ready
+from raysid.actors.results import get_ranks, is_ready
 from raysid.actors.train_workers import TrainWorkers
 from raysid.checkpoint import StateFile
 from raysid.data import ImageSource
@@ -47,6 +48,8 @@ class ColocatedPlacement:
         self._begun: dict[tuple[str, str], Any] = {}
         self._asked: dict[tuple[str, str], Any] = {}
         get_ranks(self._all("build", inputs, source), workers.check)
+        # Last: evaluations ask for as much as reading does, of what the workers have left.
+        wait_for_reading(self.config.failure.placement_timeout_s, say)
 
     def step(self, step: int) -> StepResult:
         answers = self._all("step", step, num_returns=2)
@@ -86,10 +89,7 @@ class ColocatedPlacement:
 
     def report(self) -> dict[str, dict[str, float]]:
         reports = get_ranks(self._all("report"), self.workers.check)
-        busiest = {
-            role: {name: max(report[role][name] for report in reports) for name in figures}
-            for role, figures in reports[0].items()
-        }
+        busiest = {role: of_all_ranks([report[role] for report in reports]) for role in reports[0]}
         return busiest | {"worker": {"replicas": float(self.group.size)}}
 
     def prepare(self, step: int) -> None:
@@ -126,8 +126,9 @@ class ColocatedPlacement:
                 self._asked[what, folder] = self._ask(0, what, folder, wait)
             if not (wait or is_ready(self._asked[what, folder])):
                 return None
-            get(self._begun[what, folder])  # where that has failed, so has the answer, and says less
-            written = get(self._asked.pop((what, folder)))
+            # Where the beginning has failed, so has the answer, and says less.
+            begun, asked = self._begun[what, folder], self._asked.pop((what, folder))
+            _, written = get_ranks([begun, asked], self.workers.check)
             if written or not wait:
                 break
         if written:

@@ -44,6 +44,7 @@ class Mailbox:
         self._answers: dict[tuple[int, int], asyncio.Future[Any]] = {}
         self._ends: dict[str, LearnerLost] = {}  # by group that is gone: why
         self._closed = False
+        self._controller: Any = None
         self._news = asyncio.Condition()
 
     # -- for the driver --------------------------------------------------------------------------------------
@@ -77,11 +78,12 @@ class Mailbox:
             self._news.notify_all()
         return await answer
 
-    async def close(self) -> None:
-        """Send the workers home."""
+    async def close(self) -> Any:
+        """Send the workers home; Ray Train's controller, as far as it has begun."""
         async with self._news:
             self._closed = True
             self._news.notify_all()
+        return self._controller
 
     # -- for the workers and Ray Train -----------------------------------------------------------------------
 
@@ -91,9 +93,7 @@ class Mailbox:
             if self._group != group:
                 if self._group is not None:
                     self._end(
-                        WorkersChanged(
-                            f"Ray Train has changed its workers: {self._group.size} -> {group.size}"
-                        )
+                        WorkersChanged(f"Ray Train changes its workers: {self._group.size} -> {group.size}")
                     )
                 self._group, self._joined, self._calls = group, set(), {}
             self._joined.add(rank)
@@ -102,12 +102,9 @@ class Mailbox:
     async def take(self, group: str, rank: int, number: int) -> Call | None:
         """The call of this number, once there is one; None: go home."""
 
-        def over() -> bool:
-            return self._closed or group in self._ends
-
         async with self._news:
-            await self._news.wait_for(lambda: over() or (rank, number) in self._calls)
-            return None if over() else self._calls.pop((rank, number))
+            await self._news.wait_for(lambda: self._over(group) or (rank, number) in self._calls)
+            return None if self._over(group) else self._calls.pop((rank, number))
 
     async def answer(self, group: str, rank: int, number: int, value: Any, error: Exception | None) -> None:
         """What came of a call."""
@@ -117,14 +114,30 @@ class Mailbox:
         if waiting is not None and not waiting.done():
             waiting.set_result(value) if error is None else waiting.set_exception(error)
 
+    async def begun(self, controller: Any) -> None:
+        """Ray Train's controller is there."""
+        self._controller = controller
+
     async def lost(self, why: str) -> None:
         """Workers have died; Ray Train will start new ones."""
-        self._end(LearnerLost(why))
-
-    async def closed(self) -> None:
-        """Returns when the workers are to go home."""
         async with self._news:
-            await self._news.wait_for(lambda: self._closed)
+            self._end(LearnerLost(why))
+            self._news.notify_all()
+
+    async def changes(self, size: int) -> None:
+        """Ray Train is about to end the workers and to start so many."""
+        async with self._news:
+            before = self._group.size if self._group is not None else 0
+            self._end(WorkersChanged(f"Ray Train changes its workers: {before} -> {size}"))
+            self._news.notify_all()
+
+    async def over(self, group: str) -> None:
+        """Returns when the workers of a group are to go home."""
+        async with self._news:
+            await self._news.wait_for(lambda: self._over(group))
+
+    def _over(self, group: str) -> bool:
+        return self._closed or group in self._ends
 
     def _end(self, why: LearnerLost) -> None:
         """The newest group is no more: whoever waits for it is told."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -16,6 +16,8 @@ import torch.distributed
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
 from raysid.actors.build import RunInputs
@@ -29,6 +31,7 @@ from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, PeerLost, RunFailed
 from raysid.storage import for_ray, holds, remove_folder
 
+CALLS_WAITING = 100_000  # at a time: some of every worker; Ray takes 1,000 where nothing is said
 END_SECONDS = 10.0  # for a worker to finish what it is at when the run is over
 
 
@@ -45,7 +48,13 @@ class TrainWorkers:
     def __init__(self, config: Config, folder: str, threads: int) -> None:
         self.config = config
         self.folder = UPath(folder)
-        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+        # On this node: it holds no resources, so an autoscaler may take another node from under it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox: Any = (
+            ray.remote(Mailbox)
+            .options(num_cpus=0, max_concurrency=CALLS_WAITING, scheduling_strategy=here)
+            .remote()
+        )
         own, place = config.colocated, config.resources.worker
         path, filesystem = for_ray(self.folder)
         number = own.num_workers if own.min_workers is None else (own.min_workers, own.num_workers)
@@ -71,12 +80,14 @@ class TrainWorkers:
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=config.failure.max_failures),
-                callbacks=[_Losses(self.mailbox)],
+                callbacks=[_News(self.mailbox)],
             ),
         )
         self._used: str | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ray-train")
-        self._fitting = self._thread.submit(trainer.fit)
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        # A daemon: where there is no room for workers Ray Train waits for ever, and no process should for it.
+        threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True).start()
 
     def next_group(self, say: Say) -> Group:
         """The workers, when all are there; not those that this has returned before, which are gone.
@@ -106,18 +117,31 @@ class TrainWorkers:
 
     def check(self) -> None:
         """Raises RunFailed where Ray Train has given up."""
-        if self._fitting.done():
-            error = self._fitting.exception()
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise RunFailed(f"Ray Train has ended the workers: {reason}; the same command goes on")
+        if self._ended.is_set():
+            reason = str(self._error or "it has sent them home").strip() or type(self._error).__name__
+            raise RunFailed(
+                f"Ray Train has ended the workers: {reason.splitlines()[-1]}; the same command goes on"
+            )
 
     def close(self) -> None:
         """Send the workers home, and remove Ray Train's notes."""
-        ray.get(self.mailbox.close.remote())
-        concurrent.futures.wait([self._fitting], timeout=3 * END_SECONDS)
-        self._thread.shutdown(wait=False)
+        controller = None
+        with suppress(RayError):
+            controller = ray.get(self.mailbox.close.remote())
+        if not self._ended.wait(END_SECONDS) and controller is not None:
+            with suppress(RayError):  # it ends with this call
+                ray.get(controller.abort.remote())  # they wait for each other, or for room
+            self._ended.wait(END_SECONDS)
         ray.kill(self.mailbox)
         remove_folder(self.folder)
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.set()
 
 
 class Worker:
@@ -164,14 +188,22 @@ class Worker:
             raise RunFailed(f"worker {self.ranks.rank} failed in `{call.method}`{at}: {error}") from error
 
 
-class _Losses(UserCallback):
-    """Tells the mailbox of workers that died, from Ray Train's controller."""
+class _News(UserCallback, ControllerCallback):
+    """Tells the mailbox, from Ray Train's controller, what becomes of the workers."""
 
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
 
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See `ControllerCallback`."""
+        self.mailbox.begun.remote(ray.get_runtime_context().current_actor)
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """See `ControllerCallback`. Before the workers are touched: what they say of that is no loss."""
+        ray.get(self.mailbox.changes.remote(resize_decision.num_workers))
+
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """See `ray.train.UserCallback`."""
+        """See `UserCallback`."""
         told = {rank: what_died(error) for rank, error in worker_exceptions.items()}
         # The others' errors are that they have lost these.
         died = {rank: line for rank, line in told.items() if line.endswith(" died")}
@@ -188,18 +220,23 @@ def _serve(inputs: dict[str, Any]) -> None:
     torch.distributed.broadcast_object_list(name)
     group = Group(name[0], size)
     at_home = threading.Event()
-    threading.Thread(target=_leave_at_the_end, args=(mailbox, at_home), daemon=True).start()
+    threading.Thread(target=_leave_at_the_end, args=(mailbox, group.name, at_home), daemon=True).start()
     worker = Worker(Ranks.of_process_group(), inputs["threads"])
     try:
         ray.get(mailbox.join.remote(group, rank))
         number, upcoming = 0, mailbox.take.remote(group.name, rank, 0)
+        failed: Exception | None = (
+            None  # in a step: the others are still in it, and nothing after it is right
+        )
         while (call := ray.get(upcoming)) is not None:
             upcoming = mailbox.take.remote(group.name, rank, number + 1)  # on its way while this one is done
-            value = error = None
-            try:
-                value = worker.call(call)
-            except Exception as failed:
-                error = failed
+            value, error = None, failed
+            if failed is None:
+                try:
+                    value = worker.call(call)
+                except Exception as raised:
+                    error = raised
+                    failed = raised if call.method == "step" else None
             mailbox.answer.remote(group.name, rank, number, value, error)
             if isinstance(error, PeerLost):
                 raise error  # Ray Train starts all of them anew
@@ -210,11 +247,9 @@ def _serve(inputs: dict[str, Any]) -> None:
         at_home.set()
 
 
-def _leave_at_the_end(mailbox: Any, at_home: threading.Event) -> None:
-    """End this process where the run is over and the worker does not come to see that: it waits for another one."""
-    try:
-        ray.get(mailbox.closed.remote())
-    except RayError:
-        pass
-    if not at_home.wait(END_SECONDS):
+def _leave_at_the_end(mailbox: Any, group: str, at_home: threading.Event) -> None:
+    """End this process where its group is over and the worker does not come to see that: it waits for another one."""
+    with suppress(RayError):
+        ray.get(mailbox.over.remote(group))
+    if not at_home.wait(2 * END_SECONDS):
         os._exit(1)

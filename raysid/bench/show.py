@@ -8,6 +8,7 @@ from raysid.bench.compare import Comparison, SideResult
 from raysid.bench.sides import RoleUse
 from raysid.config import ComputeSettings, Config
 from raysid.progress import print_table
+from raysid.trainers.step import Share, microbatches
 
 PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
 ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
@@ -130,8 +131,10 @@ def overhead(side: SideResult) -> float:
 
 def driver_seconds(side: SideResult) -> float:
     """CPU seconds of the driver a microbatch."""
-    microbatches = side.config.batch_size // side.config.microbatch
-    return side.middle.driver_seconds / (side.middle.steps * microbatches)
+    config = side.config
+    workers = config.colocated.num_workers if config.placement == "colocated" else 1
+    count = sum(len(microbatches(config, 0, Share(rank, workers))) for rank in range(workers))
+    return side.middle.driver_seconds / (side.middle.steps * count)
 
 
 def by_part(use: RoleUse) -> dict[str, float]:

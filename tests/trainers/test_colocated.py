@@ -140,7 +140,7 @@ def test_workers_grow_with_the_cluster_and_go_on_with_fewer(teacher: str, tmp_pa
         timeout=580,
     )
     assert output.returncode == 0, output.stderr
-    assert "Ray Train has changed its workers: 1 -> 2; restoring them from step" in output.stderr
+    assert "Ray Train changes its workers: 1 -> 2; restoring them from step" in output.stderr
     assert "lost a learner (worker" in output.stderr
     local = tiny_config(teacher, tmp_path / "local", placement="local", **changes)
     distill(local)
