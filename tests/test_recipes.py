@@ -289,7 +289,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"method.alpha.x": "1"}, "method.alpha is {'x': 1}; allowed: number"),
         ({"method": "3"}, "method is 3; allowed: mapping of alpha,"),
         ({"method": None}, "method is null; allowed: mapping"),
-        ({"placement": "spit"}, "placement is 'spit'; allowed: split, colocated or local"),
+        ({"placement": "spit"}, "placement is 'spit'; allowed: split or colocated or local"),
         ({"run.name": "a/b"}, "run.name is 'a/b'; allowed: text that matches"),
         ({"run.name": ".."}, "run.name is '..'"),
         ({"run.name": ""}, "run.name is ''"),

@@ -344,6 +344,7 @@ def test_half_precision_has_the_speed_of_tensor_cores() -> None:
     assert speed == pytest.approx(312e12 * 0.5 / (10 * GIGA), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --devices every call of every role is timed here, and three placements are predicted from that."""
     monkeypatch.chdir(tmp_path)

@@ -75,7 +75,8 @@ def test_three_workers_come_to_the_same_but_for_rounding(
     assert losses[1][:3] == pytest.approx(losses[0][:3], rel=1e-3)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=SLOW), 2])
+@SLOW
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_restored_bit_for_bit(
     whole_run: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:

@@ -162,7 +162,7 @@ def test_what_a_role_does_between_does_not_reach_a_kept_graph(teacher: str, tmp_
     for changes in ({}, CHECKPOINTED):
         inputs, source = inputs_for(tiny_config(teacher, tmp_path, **changes))
         assert source is not None
-        generator, psi = build_generator(inputs), build_fake_score(inputs, source.blocks)
+        generator, psi = build_generator(inputs), build_fake_score(inputs, source)
         at, other = (Slice(1, start, 16) for start in (0, 16))
         noised, images = generator.generate(at)
         prediction = psi.score(at, noised)

@@ -52,16 +52,17 @@ def ranks(generator: int, fake_score: int) -> dict[str, int]:
 # -- the same result ---------------------------------------------------------------------------------------
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("method", "schedule", "generator", "fake_score"),
     [
         ("sida", "overlapped", 2, 2),
-        pytest.param("sida", "overlapped", 2, 1, marks=SLOW),
-        pytest.param("sida", "overlapped", 1, 2, marks=SLOW),
-        pytest.param("sida", "alternating", 2, 2, marks=SLOW),
-        pytest.param("sid", "overlapped", 2, 2, marks=SLOW),
-        pytest.param("sid", "alternating", 2, 2, marks=SLOW),
-        pytest.param("sid", "alternating", 1, 2, marks=SLOW),
+        ("sida", "overlapped", 2, 1),
+        ("sida", "overlapped", 1, 2),
+        ("sida", "alternating", 2, 2),
+        ("sid", "overlapped", 2, 2),
+        ("sid", "alternating", 2, 2),
+        ("sid", "alternating", 1, 2),
     ],
 )
 def test_two_ranks_of_a_microbatch_each_are_one_process(

@@ -14,7 +14,7 @@ from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.tracking import METRICS, read_metrics
 from raysid.trainers.distill import distill
-from raysid.trainers.step import StepResult, take_step
+from raysid.trainers.step import Share, StepResult, take_step
 from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars
 from tests.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
 from tests.trainers.test_pretrain import tiny_pretrain
@@ -124,13 +124,13 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
     settings = {"data__shuffle_window": 40, "checkpoint__every_images": 100 * BATCH}
     whole = end(teacher, tmp_path, source, "whole", **settings)
 
-    def then_gone(roles: Roles, config: Config, step: int) -> StepResult:
+    def then_gone(roles: Roles, config: Config, step: int, share: Share) -> StepResult:
         if step == 3:
             (tmp_path / "tars").rename(tmp_path / "elsewhere")
-        return take_step(roles, config, step)
+        return take_step(roles, config, step, share)
 
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
-        patch.setattr("raysid.trainers.distill.take_step", then_gone)
+        patch.setattr("raysid.actors.placement.take_step", then_gone)
         end(teacher, tmp_path, source, "cut", **settings)
     assert "the same command goes on; checkpoint of step 4 written" in str(caught.value)
     (tmp_path / "elsewhere").rename(tmp_path / "tars")

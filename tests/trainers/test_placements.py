@@ -81,6 +81,7 @@ def test_local_and_split_are_the_same_in_half_precision(
     check_local_and_split(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_local_and_split_augment_the_same(ray_cluster: None, tmp_path: Path) -> None:
     teacher = tiny_teacher(tmp_path / "teacher", augment_dim=LABEL_DIM)
     check_local_and_split(tiny_config(teacher, tmp_path, fake_score__augment=0.3), tmp_path)
@@ -286,6 +287,23 @@ def test_a_step_whose_token_is_lost_does_not_run(
         save_whole(placement, str(tmp_path / "stepped"))
         with pytest.raises(AssertionError, match="differ"):
             assert_same(learner_states(tmp_path / "stepped"), learner_states(tmp_path / "before"))
+    finally:
+        placement.close()
+
+
+def test_psi_is_as_it_was_until_the_step_ends_where_scorers_may_be_waited_for(
+    ray_cluster: None, teacher: str, tmp_path: Path
+) -> None:
+    """A run that waits for a lost scorer may have to stop there: its checkpoint has both learners at one step."""
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
+    placement = SplitPlacement(*inputs_for(config), threads=1)
+    generator, fake = placement.generator, placement.fake_score
+    try:
+        save_whole(placement, str(tmp_path / "before"))
+        halves = [Slice(0, start, BATCH // 2) for start in (0, BATCH // 2)]
+        get([fake.accumulate(at, generator.generate(at)[1]) for at in halves])
+        save_whole(placement, str(tmp_path / "after"))
+        assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
     finally:
         placement.close()
 
