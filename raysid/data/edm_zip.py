@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts
+from raysid.data.files import Found, Texts, reaching_source
 from raysid.data.labels import Labels, class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource
 from raysid.data.source import shuffled_once
 from raysid.errors import NotHere, UserError
+from raysid.storage import of_a_bucket
 
 LABELS = "dataset.json"
 MAX_LABELS = 1 << 30  # bytes of dataset.json; ImageNet's has 50 million
 
-_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What zipfile raises for damage and for what it does not know. An OSError is the disk's or the network's.
+_DAMAGED = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class EDMZipSource(ListedSource):
@@ -49,17 +51,21 @@ class EDMZipSource(ListedSource):
                 f"data.source {self.path} holds no images: a zip of {', '.join(SUFFIXES)} is needed"
             )
         self.names = Texts(names)
-        self.labels = _labels(self.path, archive, names)
+        with reaching_source(self.name):
+            self.labels = _labels(self.path, archive, names)
         self.order = shuffled_once(len(names))
 
     def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
-        for place in places:
-            name = self.names[place]
-            try:
-                data: bytes | BadPicture = _content(_open(self.path), name, MAX_PICTURE)
-            except (*_DAMAGED, KeyError) as error:
-                data = BadPicture(f"cannot be read: {error}")
-            yield f"{name} in {self.path}", data
+        with reaching_source(self.name):
+            for place in places:
+                name = self.names[place]
+                try:
+                    data: bytes | BadPicture = _content(_open(self.path), name, MAX_PICTURE)
+                except (*_DAMAGED, KeyError) as error:
+                    if of_a_bucket(error):
+                        raise
+                    data = BadPicture(f"cannot be read: {error}")
+                yield f"{name} in {self.path}", data
 
 
 @lru_cache(maxsize=4)
@@ -69,7 +75,7 @@ def _open(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(UPath(path).open("rb"))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
-    except (*_DAMAGED, ImportError) as error:
+    except (*_DAMAGED, OSError, ImportError) as error:
         raise UserError(f"data.source {path} cannot be read as a zip of images: {error}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ class reaching_source:
         if isinstance(error, Exception) and of_a_bucket(error):
             raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
         if isinstance(error, OSError):
-            raise UserError(f"data.source {self.name} cannot be read: {error.strerror or error}") from None
+            said = error.strerror or str(error) or type(error).__name__
+            raise UserError(f"data.source {self.name} cannot be read: {said}") from None
 
 
 def located(path: str) -> UPath:
@@ -214,14 +216,13 @@ def contents_of(
 ) -> Iterator[bytes | Exception]:
     """The content of files, of which none is larger than `most` bytes, in order; what was raised where one has none.
 
-    Raises: what a bucket raises that stays away.
+    Raises: what a bucket raises that stays away, or a disk.
     """
     if sizes is None:
         for path in paths:
             try:
-                with open(path, "rb") as file:
-                    yield file.read(most + 1)
-            except OSError as error:
+                yield _read(path, most)
+            except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
                 yield error
         return
     place = UPath(paths[0])
@@ -234,6 +235,17 @@ def contents_of(
         found = _fetched(place.fs, wanted)
         for path, size in some:
             yield found.get(path, bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes"))
+
+
+def _read(path: str, most: int) -> bytes:
+    """A file of this machine. Raises ValueError where it is too large, or no file: a pipe may never say anything."""
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("is not a file")
+    if info.st_size > most:
+        raise ValueError(f"has more than {most:,} bytes")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:

@@ -166,8 +166,15 @@ class PictureSource(ImageSource):
         """Images of a part of a shard, with what is wrong with those that cannot be used."""
         most = max(1, BLOCK_BYTES // int(np.prod(self.image_shape)))
         contents = self.contents(piece)
-        while some := list(islice(contents, most)):
-            yield self._block(some)
+        # Decoded as they come: a photograph may have a thousand times the bytes of the image that it becomes.
+        while rows := [self._row(content) for content in islice(contents, most)]:
+            images, labels, indices, faults = zip(*rows, strict=True)
+            yield Block(
+                image=np.stack(images),
+                label=np.array(labels, np.int64),
+                index=np.array(indices, np.int64),
+                fault=np.array(faults, object),
+            )
 
     def settle(self, data: DataSettings) -> None:
         """Find the size and the kind of all images from the first pictures, before any is read as an image.
@@ -210,20 +217,15 @@ class PictureSource(ImageSource):
             raise BadPicture(_odd(image.shape, self.image_shape))
         return image
 
-    def _block(self, contents: list[Content]) -> Block:
-        images = np.zeros((len(contents), *self.image_shape), np.uint8)
-        faults = np.full(len(contents), "", object)
-        for row, content in enumerate(contents):
-            try:
-                images[row] = self.image_of(content)
-            except BadPicture as error:
-                faults[row] = f"{content.name} {error}"
-        return Block(
-            image=images,
-            label=np.array([max(content.label, 0) for content in contents], np.int64),
-            index=np.array([content.index for content in contents], np.int64),
-            fault=faults,
-        )
+    def _row(self, content: Content) -> tuple[NDArray[np.uint8], int, int, str]:
+        """Image, label, index and fault, as a block has them."""
+        fault = ""
+        try:
+            image = self.image_of(content)
+        except BadPicture as error:
+            image = np.zeros(self.image_shape, np.uint8)
+            fault = f"{content.name} {error}"
+        return image, max(content.label, 0), content.index, fault
 
 
 class ListedSource(PictureSource):

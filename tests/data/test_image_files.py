@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
 import textwrap
+import tracemalloc
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.exceptions import FSTimeoutError
 
 from raysid.config import DataSettings
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
@@ -254,6 +258,32 @@ def test_rows_of_a_damaged_part_of_a_parquet_file_are_bad(tmp_path: Path, pictur
     assert faults[40].startswith(f"row 40 of {path} cannot be read: ")
 
 
+def test_a_pipe_among_pictures_is_a_bad_picture(tmp_path: Path, pictures: Any) -> None:
+    folder = write_folder(tmp_path, pictures[:3])
+    os.mkfifo(tmp_path / "0" / "pipe.png")
+    (fault,) = (fault for block in open_source(folder).blocks() for fault in block["fault"] if fault)
+    assert fault == f"{folder}/0/pipe.png cannot be read: is not a file"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FSTimeoutError("too slow")])
+def test_an_outage_is_no_bad_picture(
+    tmp_path: Path, pictures: Any, kind: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = write_zip if kind == "zip" else write_folder
+    source = open_source(write(tmp_path / f"d.{kind}", pictures[:3]))
+
+    def broken(*arguments: Any) -> bytes:
+        raise error
+
+    if kind == "zip":
+        monkeypatch.setattr(zipfile.ZipFile, "open", broken)
+    else:
+        monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(UserError, match=r"data.source .* cannot be read: (Input/output error|too slow)"):
+        list(source.blocks())
+
+
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_s3_says_what_to_install() -> None:
     assert "Install s3fs to access S3 (pip install 'raysid[s3]')" in refused("s3://bucket/images.parquet")
@@ -328,6 +358,18 @@ def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["6000", str(300 * int(pixels.astype(int).sum()))]
+
+
+def test_large_files_of_small_images_are_not_held(tmp_path: Path, pictures: Any) -> None:
+    folder = write_folder(tmp_path, pictures[:20])
+    for path in tmp_path.rglob("*.png"):
+        os.truncate(path, 1 << 20)  # what follows a picture in its file is nothing to its reader
+    source = open_source(folder)
+    tracemalloc.start()
+    assert not any(block["fault"].any() for block in source.blocks())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 @pytest.mark.slow
