@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from raysid.data.pictures import SUFFIXES
+from raysid.data.pictures import SUFFIXES, shown
 from raysid.errors import NotHere, UserError
 from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
 
@@ -76,7 +76,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         UserError: it cannot be reached, holds nothing that is known, or several things.
     """
     given = [source] if isinstance(source, str) else list(source)
-    name = ", ".join(given)
+    name = shown(", ".join(given))
     if not given:
         raise UserError("data.source is an empty list: name files, or null for none")
     files: dict[str, File] = {}
@@ -124,6 +124,7 @@ class reaching_source:
             raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
         if isinstance(error, OSError):
             said = error.strerror or str(error) or type(error).__name__
+            said += f": {error.filename}" if error.filename else ""
             raise UserError(f"data.source {self.name} cannot be read: {said}") from None
 
 
@@ -184,7 +185,8 @@ def _tree(folder: UPath, root: str) -> list[File]:
         with os.scandir(folder.path) as entries:
             for entry in entries:
                 # A folder through a link too, but further down not: links may lead back.
-                (inside if entry.is_dir() else own).append(entry.path)
+                if not entry.name.startswith("."):
+                    (inside if entry.is_dir() else own).append(entry.path)
         own += [path for found in in_threads(_walked, inside) for path in found]
         return _shown(File(path, _parts(path, root)) for path in own)
     fs = folder.fs
@@ -197,7 +199,14 @@ def _tree(folder: UPath, root: str) -> list[File]:
 
 
 def _walked(folder: str) -> list[str]:
-    return [os.path.join(inside, name) for inside, _, names in os.walk(folder) for name in names]
+    """All files below a folder of this machine. Raises OSError where one cannot be listed: a class would be missing."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return [
+        os.path.join(inside, name) for inside, _, names in os.walk(folder, onerror=refuse) for name in names
+    ]
 
 
 def _shown(files: Iterable[File]) -> list[File]:
@@ -234,7 +243,10 @@ def contents_of(
         wanted = [path for path, size in some if 0 < size <= most]
         found = _fetched(place.fs, wanted)
         for path, size in some:
-            yield found.get(path, bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes"))
+            if path in found:
+                yield found[path]
+            else:
+                yield bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes")
 
 
 def _read(path: str, most: int) -> bytes:
@@ -250,11 +262,9 @@ def _read(path: str, most: int) -> bytes:
 
 def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:
     """Files of a bucket, fetched side by side. Raises what keeps the bucket away; returns what is one file's own."""
-    if not paths:
-        return {}
-    found = fs.cat(paths, recursive=False, on_error="return")
-    found = {paths[0]: found} if not isinstance(found, dict) else found
-    for answer in found.values():
+    # Not `cat`, which takes brackets in a name for a pattern.
+    found = fs.cat_ranges(paths, None, None, on_error="return")
+    for answer in found:
         if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError | PermissionError):
             raise answer
-    return found
+    return dict(zip(paths, found, strict=True))

@@ -17,7 +17,7 @@ from upath import UPath
 from raysid.config import DataSettings
 from raysid.data.files import File, Found, Texts, in_threads, reaching_source
 from raysid.data.labels import Labels, class_labels
-from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource
+from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource, shown
 from raysid.data.source import Piece
 from raysid.errors import UserError
 from raysid.storage import of_a_bucket
@@ -81,7 +81,7 @@ class ParquetSource(PictureSource):
                             return
                         if offset >= piece.first:
                             place = start + offset
-                            name = f"row {place - self._file_start(number)} of {path}"
+                            name = shown(f"row {place - self._file_start(number)} of {path}")
                             label = int(self.labels.numbers[place])
                             yield Content(name, place if index is None else index, label, picture)
                 row += rows

@@ -146,6 +146,11 @@ def _resized(picture: Any, fit: Fit) -> Any:
     return picture.resize(size, Image.Resampling[fit.filter.upper()])
 
 
+def shown(name: str) -> str:
+    """A name as it can be printed and stored: bytes that are no UTF-8 as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class PictureSource(ImageSource):
     """A source of encoded pictures: says where they lie, and the rest is done here.
 
@@ -259,7 +264,7 @@ class ListedSource(PictureSource):
         start = piece.shard * self.per_shard
         places = self.order[start + piece.first : start + piece.last]
         for place, (name, data) in zip(places, self.fetched(places), strict=True):
-            yield Content(name, int(place), int(self.labels.numbers[place]), data)
+            yield Content(shown(name), int(place), int(self.labels.numbers[place]), data)
 
 
 def _image(content: Content, fit: Fit) -> NDArray[np.uint8]:

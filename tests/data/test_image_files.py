@@ -284,6 +284,21 @@ def test_an_outage_is_no_bad_picture(
         list(source.blocks())
 
 
+def test_a_class_that_cannot_be_listed_is_not_left_out(
+    tmp_path: Path, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path, pictures)
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if path == f"{folder}/3":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert refused(folder).endswith(f"cannot be read: Permission denied: {folder}/3")
+
+
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_s3_says_what_to_install() -> None:
     assert "Install s3fs to access S3 (pip install 'raysid[s3]')" in refused("s3://bucket/images.parquet")
@@ -308,7 +323,7 @@ def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Pat
 def test_files_in_a_bucket_are_read_there(
     tmp_path: Path, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = pictures[::6]
+    some = [*pictures[::6], ("9/[9]*", pictures[-1][1], 9)]  # a name, no pattern
     folder = write_folder(tmp_path / "folder", some)
     write_parquet(tmp_path / "parquet" / "d.parquet", some)
     write_tars(tmp_path / "tars", some, 8)
