@@ -299,6 +299,53 @@ def test_a_class_that_cannot_be_listed_is_not_left_out(
     assert refused(folder).endswith(f"cannot be read: Permission denied: {folder}/3")
 
 
+def sized(size: int) -> tarfile.TarInfo:
+    """The header of a picture that says to have some bytes."""
+    member = tarfile.TarInfo("zz.png")
+    member.size = size
+    return member
+
+
+def extended(**said: str) -> tarfile.TarInfo:
+    member = sized(0)
+    member.pax_headers = said
+    return member
+
+
+def long_header() -> tarfile.TarInfo:
+    member = sized(6 << 30)
+    member.type = tarfile.XHDTYPE
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (sized(-512), "a member has -512 bytes"),
+        (sized(-1), "a member has -1 bytes"),
+        (extended(size="-5"), "a member has -5 bytes"),
+        (long_header(), "a header has 6,442,450,944 bytes"),
+    ],
+)
+def test_tars_whose_sizes_lie_are_refused(
+    tmp_path: Path, pictures: Any, member: tarfile.TarInfo, words: str
+) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        add(tar, "a.png", pictures[0][1])
+        tar.fileobj.write(member.tobuf(tarfile.PAX_FORMAT if member.pax_headers else tarfile.GNU_FORMAT))  # type: ignore[union-attr]
+    assert refused(str(tmp_path / "d.tar")).endswith(f"d.tar cannot be read as a tar (uncompressed): {words}")
+
+
+def test_sparse_members_and_endless_numbers_in_tars_are_passed_over(tmp_path: Path, pictures: Any) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        add(tar, "a.png", pictures[0][1])
+        add(tar, "a.cls", b"7" * 5000)
+        sparse = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "-7", "GNU.sparse.realsize": "-7"}
+        tar.fileobj.write(extended(**sparse).tobuf(tarfile.PAX_FORMAT))  # type: ignore[union-attr]
+    source = open_source(str(tmp_path / "d.tar"))
+    assert (source.num_images, source.num_classes) == (1, 1)
+
+
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_s3_says_what_to_install() -> None:
     assert "Install s3fs to access S3 (pip install 'raysid[s3]')" in refused("s3://bucket/images.parquet")
