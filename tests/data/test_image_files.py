@@ -366,6 +366,36 @@ def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Pat
     assert "has the label 0.5: classes are whole numbers" in refused(path)
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"image": [7]}, "two.parquet has no bytes in its column image, which "),
+        ({"image": [b""], "raysid_index": [1]}, "one has a column raysid_index"),
+        ({"image": [b""], "label": [[1, 2]]}, "in its column label: labels are whole numbers or names"),
+    ],
+    ids=["no bytes", "index", "labels"],
+)
+def test_files_that_are_not_alike_are_named(tmp_path: Path, pictures: Any, other: Any, words: str) -> None:
+    write_parquet(tmp_path / "one.parquet", pictures[:3])
+    pq.write_table(pa.table(other), tmp_path / "two.parquet")
+    line = refused(str(tmp_path))
+    assert f"{tmp_path}/two.parquet" in line and words in line
+
+
+def test_an_index_of_parquet_is_a_number(tmp_path: Path, pictures: Any) -> None:
+    path = str(tmp_path / "d.parquet")
+    pq.write_table(pa.table({"image": [pictures[0][1]], "raysid_index": ["one"]}), path)
+    assert refused(path) == f"{path} has a column raysid_index of string: int64 is needed"
+
+
+def test_the_file_whose_footer_is_damaged_is_named(tmp_path: Path, pictures: Any) -> None:
+    path = Path(write_parquet(tmp_path / "d.parquet", pictures))
+    content = bytearray(path.read_bytes())
+    content[-300:-8] = bytes([255] * 292)
+    path.write_bytes(content)
+    assert refused(str(tmp_path)).startswith(f"{path} cannot be read as Parquet: ")
+
+
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
 def test_files_in_a_bucket_are_read_there(
     tmp_path: Path, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
