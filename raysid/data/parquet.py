@@ -25,6 +25,7 @@ from raysid.storage import of_a_bucket
 INDEX = "raysid_index"
 """Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
 ROWS_AT_A_TIME = 64
+DICTIONARY_BYTES = 1 << 26  # of rows at a time, were each as large as all that its dictionary may hold
 CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # as `raysid data convert` names its files
 BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
 
@@ -86,7 +87,7 @@ class ParquetSource(PictureSource):
     def _rows(self, file: Any, group: int) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and kept index of a row group's rows, a few read at a time; those after a damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
-        batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group], columns=columns)
+        batches = file.iter_batches(self._at_a_time(file.metadata.row_group(group)), [group], columns)
         missing = file.metadata.row_group(group).num_rows
         while missing > 0:
             try:
@@ -103,6 +104,16 @@ class ParquetSource(PictureSource):
             missing -= len(batch)
             kept = batch.column(INDEX).to_pylist() if self.has_index else [None] * len(batch)
             yield from zip(map(_picture, batch.column(self.image_column)), kept, strict=True)
+
+    def _at_a_time(self, group: Any) -> int:
+        """Rows of a row group to hold at once: a dictionary has once what many of its rows may be, each in full."""
+        chunks = [group.column(place) for place in range(group.num_columns)]
+        size = sum(
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if chunk.has_dictionary_page and f"{chunk.path_in_schema}.".startswith(f"{self.image_column}.")
+        )
+        return max(1, min(ROWS_AT_A_TIME, DICTIONARY_BYTES // max(size, 1)))
 
     def _file_start(self, number: int) -> int:
         """The place of a file's first row in the list."""

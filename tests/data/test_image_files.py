@@ -464,6 +464,19 @@ def test_large_files_of_small_images_are_not_held(tmp_path: Path, pictures: Any)
     assert peak < 8 << 20
 
 
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_large_cell_that_many_rows_share_is_not_held_for_each(
+    tmp_path: Path, pictures: Any, struct: bool
+) -> None:
+    large = pictures[0][1] + bytes(4 << 20)
+    column = [{"bytes": large} if struct else large] * 64
+    pq.write_table(pa.table({"image": column}), tmp_path / "d.parquet")
+    del column
+    source: Any = open_source(str(tmp_path / "d.parquet"))
+    before = pa.total_allocated_bytes()
+    assert max(pa.total_allocated_bytes() for _ in source.contents(source.pieces()[0])) < before + (160 << 20)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_a_bucket_that_answers_badly_is_asked_again(
