@@ -21,11 +21,14 @@ from raysid.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # what is decoded: not whatever a file turns out to be
-MAX_PICTURE = 1 << 26  # bytes of a file, and about as many pixels: far above what is trained on
+MAX_PICTURE = 1 << 26  # bytes of a file, and its pixels: far above what is trained on
 SAMPLED = 16  # pictures looked at for the size and the kind of all
 IMAGES_PER_SHARD = 1024  # where a list can be cut anywhere
 BLOCK_BYTES = 1 << 25
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
+
+# Pillow's own limit is higher, and only warns: as errors its warnings would be for all threads at once, or for none.
+warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
 
 # What Pillow raises for files that are damaged, each in its own way.
 _DAMAGED = (
@@ -91,13 +94,11 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
     if len(content) > MAX_PICTURE:
         raise BadPicture(f"has more than {MAX_PICTURE:,} bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
+        with _opened(content) as picture:
+            image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
     except Image.UnidentifiedImageError:
         raise BadPicture("is no PNG, JPEG or WebP") from None
-    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
     return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
@@ -107,12 +108,21 @@ def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                return picture.size, picture.mode
-    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with _opened(content) as picture:
+            return picture.size, picture.mode
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
+
+
+def _opened(content: bytes) -> Any:
+    """A picture of Pillow's that is not decoded yet. Raises BadPicture where it is too large to be."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = picture.size
+    if width * height > MAX_PICTURE:
+        raise BadPicture(f"is {width}x{height}: more than {MAX_PICTURE:,} pixels")
+    return picture
 
 
 def _in_mode(picture: Any, channels: int | None) -> Any:
