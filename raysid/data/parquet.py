@@ -144,7 +144,8 @@ def _footer(path: str) -> pq.FileMetaData:
 
 def _of_a_place(error: Exception) -> bool:
     """Whether a bucket or a disk raised it. What Arrow raises for damage may be an OSError too, of no number."""
-    return of_a_bucket(error) or getattr(error, "errno", None) is not None
+    late = isinstance(error, TimeoutError)
+    return late or of_a_bucket(error) or getattr(error, "errno", None) is not None
 
 
 def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool, first: str) -> None:

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import textwrap
 import tracemalloc
-import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -265,21 +264,21 @@ def test_a_pipe_among_pictures_is_a_bad_picture(tmp_path: Path, pictures: Any) -
     assert fault == f"{folder}/0/pipe.png cannot be read: is not a file"
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "parquet"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FSTimeoutError("too slow")])
 def test_an_outage_is_no_bad_picture(
     tmp_path: Path, pictures: Any, kind: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = write_zip if kind == "zip" else write_folder
+    write: Any = {"folder": write_folder, "zip": write_zip, "parquet": write_parquet}[kind]
     source = open_source(write(tmp_path / f"d.{kind}", pictures[:3]))
 
     def broken(*arguments: Any) -> bytes:
         raise error
 
-    if kind == "zip":
-        monkeypatch.setattr(zipfile.ZipFile, "open", broken)
+    if kind == "parquet":
+        monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", lambda *_: map(broken, [0]))
     else:
-        monkeypatch.setattr("builtins.open", broken)
+        monkeypatch.setattr("zipfile.ZipFile.open" if kind == "zip" else "builtins.open", broken)
     with pytest.raises(UserError, match=r"data.source .* cannot be read: (Input/output error|too slow)"):
         list(source.blocks())
 
