@@ -133,8 +133,10 @@ def _show_classes(source: ImageSource) -> None:
     if not source.num_classes:
         click.echo("classes  none")
         return
+    from raysid.data.pictures import shown
+
     labels = getattr(source, "labels", None)
-    names = labels.names if labels else [str(number) for number in range(source.num_classes)]
+    names = map(shown, labels.names) if labels else map(str, range(source.num_classes))
     counts = dict(zip(names, source.label_counts.tolist(), strict=True))
     click.echo(f"classes  {source.num_classes:,}: {_counts(counts)}")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -111,6 +113,28 @@ def test_convert_resizes_and_leaves_out_what_is_bad(ray_cluster: None, tmp_path:
         np.testing.assert_array_equal(one, other)
     assert data("convert", folder, "large").exit_code == 2  # several sizes
     assert "is not of this conversion" in refused("convert", "small", "small")
+
+
+def test_names_that_are_not_utf8_are_shown_escaped(ray_cluster: None, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "caf\udce9", digit_pictures(20))
+    os.rename(f"{folder}/3", os.fsencode(f"{folder}/3\udce9"))
+    Path(folder, "4", "\udcff.png").write_bytes(b"")
+    result = data("check", folder, "--data.max_bad_fraction", "0.1")
+    assert result.exit_code == 0, result.stderr
+    assert f"bad      {tmp_path}/caf\\xe9/4/\\xff.png is empty (0 bytes)\n" in result.stdout
+    assert "3\\xe9" in result.stdout
+    result = data("convert", folder, "out", "--data.max_bad_fraction", "0.1")
+    assert "20 images in 1 file" in result.stdout
+    assert open_source("out").num_images == 20
+
+
+def test_convert_does_not_go_on_with_other_labels(ray_cluster: None, tmp_path: Path) -> None:
+    contents = [content for _, content, _ in digit_pictures(20)]
+    pq.write_table(pa.table({"image": contents, "fine": range(20), "coarse": [0] * 20}), "d.parquet")
+    assert data("convert", "d.parquet", "out", "--data.label_column", "fine").exit_code == 0
+    assert "is not of this conversion" in refused(
+        "convert", "d.parquet", "out", "--data.label_column", "coarse"
+    )
 
 
 def test_convert_goes_on_with_files_that_are_missing(

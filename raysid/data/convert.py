@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -84,7 +86,11 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
 
 def _made_from(source: PictureSource) -> bytes:
     """What tells one conversion from another."""
-    return f"{source.name}, {source.num_images} images, {source.fit}".encode()
+    digest = hashlib.sha256(source.labels.numbers.tobytes() + json.dumps(source.labels.names).encode())
+    column = getattr(source, "image_column", "")
+    return (
+        f"{source.name}, {source.num_images} images, {source.fit}, {column}, labels {digest.hexdigest()}"
+    ).encode()
 
 
 def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]) -> Iterator[Written]:

@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts
+from raysid.data.files import Found, Texts, reaching_source
 from raysid.data.labels import Labels, class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource
 from raysid.data.source import shuffled_once
 from raysid.errors import NotHere, UserError
+from raysid.storage import is_local, of_a_bucket
 
 LABELS = "dataset.json"
-MAX_LABELS = 1 << 30  # bytes of dataset.json; ImageNet's has 50 million
+MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
+READ_AHEAD = 1 << 16  # bytes that a bucket is asked for at least: pictures are read in a shuffled order
 
-_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What zipfile raises for damage and for what it does not know. An OSError is the disk's or the network's.
+_DAMAGED = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class EDMZipSource(ListedSource):
@@ -49,27 +52,33 @@ class EDMZipSource(ListedSource):
                 f"data.source {self.path} holds no images: a zip of {', '.join(SUFFIXES)} is needed"
             )
         self.names = Texts(names)
-        self.labels = _labels(self.path, archive, names)
+        with reaching_source(self.name):
+            self.labels = _labels(self.path, archive, names)
         self.order = shuffled_once(len(names))
 
     def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
-        for place in places:
-            name = self.names[place]
-            try:
-                data: bytes | BadPicture = _content(_open(self.path), name, MAX_PICTURE)
-            except (*_DAMAGED, KeyError) as error:
-                data = BadPicture(f"cannot be read: {error}")
-            yield f"{name} in {self.path}", data
+        with reaching_source(self.name):
+            for place in places:
+                name = self.names[place]
+                try:
+                    data: bytes | BadPicture = _content(_open(self.path), name, MAX_PICTURE)
+                except (*_DAMAGED, KeyError) as error:
+                    if of_a_bucket(error):
+                        raise
+                    data = BadPicture(f"cannot be read: {error}")
+                yield f"{name} in {self.path}", data
 
 
 @lru_cache(maxsize=4)
 def _open(path: str) -> zipfile.ZipFile:
     """The zip, kept open by the process; a file opened through fsspec is read by ranges."""
+    place = UPath(path)
+    ahead = {} if is_local(place) else {"cache_type": "readahead", "block_size": READ_AHEAD}
     try:
-        return zipfile.ZipFile(UPath(path).open("rb"))  # type: ignore[arg-type]
+        return zipfile.ZipFile(place.open("rb", **ahead))  # type: ignore[arg-type, call-overload]
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
-    except (*_DAMAGED, ImportError) as error:
+    except (*_DAMAGED, OSError, ImportError) as error:
         raise UserError(f"data.source {path} cannot be read as a zip of images: {error}") from None
 
 
@@ -87,8 +96,12 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
 
 
 def _content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A file of the zip. Raises ValueError where it says that it is larger than `limit` bytes."""
-    size = archive.getinfo(name).file_size
-    if size > limit:
+    """A file of the zip. Raises ValueError where it is larger than `limit` bytes, or not packed as others pack."""
+    info = archive.getinfo(name)
+    # What is packed in other ways is unpacked whole, however much it says to be.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"it is packed by method {info.compress_type}: stored and deflated files are read")
+    if (size := max(info.file_size, info.compress_size)) > limit:
         raise ValueError(f"it has {size:,} bytes, and at most {limit:,} are read")
-    return archive.read(name)
+    with archive.open(info) as file:
+        return file.read(info.file_size + 1)

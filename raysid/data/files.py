@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from raysid.data.pictures import SUFFIXES
+from raysid.data.pictures import SUFFIXES, shown
 from raysid.errors import NotHere, UserError
 from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
 
@@ -75,7 +76,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         UserError: it cannot be reached, holds nothing that is known, or several things.
     """
     given = [source] if isinstance(source, str) else list(source)
-    name = ", ".join(given)
+    name = shown(", ".join(given))
     if not given:
         raise UserError("data.source is an empty list: name files, or null for none")
     files: dict[str, File] = {}
@@ -122,7 +123,9 @@ class reaching_source:
         if isinstance(error, Exception) and of_a_bucket(error):
             raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
         if isinstance(error, OSError):
-            raise UserError(f"data.source {self.name} cannot be read: {error.strerror or error}") from None
+            said = error.strerror or str(error) or type(error).__name__
+            said += f": {error.filename}" if error.filename else ""
+            raise UserError(f"data.source {self.name} cannot be read: {said}") from None
 
 
 def located(path: str) -> UPath:
@@ -182,7 +185,8 @@ def _tree(folder: UPath, root: str) -> list[File]:
         with os.scandir(folder.path) as entries:
             for entry in entries:
                 # A folder through a link too, but further down not: links may lead back.
-                (inside if entry.is_dir() else own).append(entry.path)
+                if not entry.name.startswith("."):
+                    (inside if entry.is_dir() else own).append(entry.path)
         own += [path for found in in_threads(_walked, inside) for path in found]
         return _shown(File(path, _parts(path, root)) for path in own)
     fs = folder.fs
@@ -195,7 +199,14 @@ def _tree(folder: UPath, root: str) -> list[File]:
 
 
 def _walked(folder: str) -> list[str]:
-    return [os.path.join(inside, name) for inside, _, names in os.walk(folder) for name in names]
+    """All files below a folder of this machine. Raises OSError where one cannot be listed: a class would be missing."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return [
+        os.path.join(inside, name) for inside, _, names in os.walk(folder, onerror=refuse) for name in names
+    ]
 
 
 def _shown(files: Iterable[File]) -> list[File]:
@@ -214,14 +225,13 @@ def contents_of(
 ) -> Iterator[bytes | Exception]:
     """The content of files, of which none is larger than `most` bytes, in order; what was raised where one has none.
 
-    Raises: what a bucket raises that stays away.
+    Raises: what a bucket raises that stays away, or a disk.
     """
     if sizes is None:
         for path in paths:
             try:
-                with open(path, "rb") as file:
-                    yield file.read(most + 1)
-            except OSError as error:
+                yield _read(path, most)
+            except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
                 yield error
         return
     place = UPath(paths[0])
@@ -233,16 +243,28 @@ def contents_of(
         wanted = [path for path, size in some if 0 < size <= most]
         found = _fetched(place.fs, wanted)
         for path, size in some:
-            yield found.get(path, bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes"))
+            if path in found:
+                yield found[path]
+            else:
+                yield bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes")
+
+
+def _read(path: str, most: int) -> bytes:
+    """A file of this machine. Raises ValueError where it is too large, or no file: a pipe may never say anything."""
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("is not a file")
+    if info.st_size > most:
+        raise ValueError(f"has more than {most:,} bytes")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:
     """Files of a bucket, fetched side by side. Raises what keeps the bucket away; returns what is one file's own."""
-    if not paths:
-        return {}
-    found = fs.cat(paths, recursive=False, on_error="return")
-    found = {paths[0]: found} if not isinstance(found, dict) else found
-    for answer in found.values():
+    # Not `cat`, which takes brackets in a name for a pattern.
+    found = fs.cat_ranges(paths, None, None, on_error="return")
+    for answer in found:
         if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError | PermissionError):
             raise answer
-    return found
+    return dict(zip(paths, found, strict=True))

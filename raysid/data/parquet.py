@@ -17,7 +17,7 @@ from upath import UPath
 from raysid.config import DataSettings
 from raysid.data.files import File, Found, Texts, in_threads, reaching_source
 from raysid.data.labels import Labels, class_labels
-from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource
+from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource, shown
 from raysid.data.source import Piece
 from raysid.errors import UserError
 from raysid.storage import of_a_bucket
@@ -25,6 +25,7 @@ from raysid.storage import of_a_bucket
 INDEX = "raysid_index"
 """Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
 ROWS_AT_A_TIME = 64
+DICTIONARY_BYTES = 1 << 26  # of rows at a time, were each as large as all that its dictionary may hold
 CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # as `raysid data convert` names its files
 BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
 
@@ -50,11 +51,8 @@ class ParquetSource(PictureSource):
         self.image_column = _image_column(schema, data.image_column, found)
         self.has_index = INDEX in schema.names
         self.paths = Texts(paths)
-        for file, footer in zip(found.files, footers, strict=True):
-            if self.image_column not in footer.schema.to_arrow_schema().names:
-                raise UserError(
-                    f"{file.path} has no column {self.image_column}, which {found.files[0].path} has"
-                )
+        for path, footer in zip(paths, footers, strict=True):
+            _check_file(path, footer, self.image_column, self.has_index, paths[0])
         self.groups, self.starts = _shards(footers)
         self.labels = _labels(found, footers, data.label_column, self.image_column)
         self.num_classes = len(self.labels.names)
@@ -81,7 +79,7 @@ class ParquetSource(PictureSource):
                             return
                         if offset >= piece.first:
                             place = start + offset
-                            name = f"row {place - self._file_start(number)} of {path}"
+                            name = shown(f"row {place - self._file_start(number)} of {path}")
                             label = int(self.labels.numbers[place])
                             yield Content(name, place if index is None else index, label, picture)
                 row += rows
@@ -89,19 +87,33 @@ class ParquetSource(PictureSource):
     def _rows(self, file: Any, group: int) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and kept index of a row group's rows, a few read at a time; those after a damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
-        batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group], columns=columns)
+        batches = file.iter_batches(self._at_a_time(file.metadata.row_group(group)), [group], columns)
         missing = file.metadata.row_group(group).num_rows
-        while missing:
+        while missing > 0:
             try:
-                batch = next(batches)
+                batch = next(batches, None)
             except (pa.ArrowException, OSError) as error:
-                if of_a_bucket(error):
+                if _of_a_place(error):
                     raise
                 yield from [(BadPicture(f"cannot be read: {_line(error)}"), None)] * missing
                 return
+            if batch is None:
+                yield from [(BadPicture("is cut off: its row group ends before it"), None)] * missing
+                return
+            batch = batch.slice(0, missing)
             missing -= len(batch)
             kept = batch.column(INDEX).to_pylist() if self.has_index else [None] * len(batch)
             yield from zip(map(_picture, batch.column(self.image_column)), kept, strict=True)
+
+    def _at_a_time(self, group: Any) -> int:
+        """Rows of a row group to hold at once: a dictionary has once what many of its rows may be, each in full."""
+        chunks = [group.column(place) for place in range(group.num_columns)]
+        size = sum(
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if chunk.has_dictionary_page and f"{chunk.path_in_schema}.".startswith(f"{self.image_column}.")
+        )
+        return max(1, min(ROWS_AT_A_TIME, DICTIONARY_BYTES // max(size, 1)))
 
     def _file_start(self, number: int) -> int:
         """The place of a file's first row in the list."""
@@ -124,8 +136,34 @@ def _footer(path: str) -> pq.FileMetaData:
     try:
         with UPath(path).open("rb") as file:
             return pq.ParquetFile(file).metadata
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        if _of_a_place(error):
+            raise
         raise UserError(f"{path} cannot be read as Parquet: {_line(error)}") from None
+
+
+def _of_a_place(error: Exception) -> bool:
+    """Whether a bucket or a disk raised it. What Arrow raises for damage may be an OSError too, of no number."""
+    late = isinstance(error, TimeoutError)
+    return late or of_a_bucket(error) or getattr(error, "errno", None) is not None
+
+
+def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool, first: str) -> None:
+    """Refuse a file that is not like the first, or whose numbers of rows do not agree."""
+    schema = footer.schema.to_arrow_schema()
+    if column not in schema.names:
+        raise UserError(f"{path} has no column {column}, which {first} has")
+    if not _holds_pictures(schema.field(column).type):
+        raise UserError(f"{path} has no bytes in its column {column}, which {first} has")
+    if (INDEX in schema.names) != has_index:
+        raise UserError(f"of {path} and {first} one has a column {INDEX}: they are not of one conversion")
+    if has_index and schema.field(INDEX).type != pa.int64():
+        raise UserError(f"{path} has a column {INDEX} of {schema.field(INDEX).type}: int64 is needed")
+    rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    if min(rows, default=0) < 0 or footer.num_rows != sum(rows):
+        raise UserError(
+            f"{path} is damaged: it says to have {footer.num_rows:,} rows, its groups {sum(rows):,}"
+        )
 
 
 def _image_column(schema: pa.Schema, given: str | None, found: Found) -> str:
@@ -198,9 +236,23 @@ def _labels(found: Found, footers: Sequence[pq.FileMetaData], column: str, image
 def _of_file(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if column not in footer.schema.to_arrow_schema().names:
         return [_partition(file, column)] * footer.num_rows
+    kind = footer.schema.to_arrow_schema().field(column).type
+    if not _holds_labels(kind):
+        raise UserError(f"{file.path} has {kind} in its column {column}: labels are whole numbers or names")
+    labels: list[Any] = []
     with UPath(file.path).open("rb") as opened:
-        labels = pq.ParquetFile(opened).read(columns=[column])[column]
-        return [_plain(label) for label in labels.to_pylist()]
+        for batch in pq.ParquetFile(opened).iter_batches(batch_size=IMAGES_PER_SHARD, columns=[column]):
+            labels += map(_plain, batch.column(0).to_pylist())
+    if len(labels) != footer.num_rows:
+        raise UserError(f"{file.path} is damaged: of {footer.num_rows:,} rows {len(labels):,} have a label")
+    return labels
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    able = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string)
+    return pa.types.is_null(kind) or any(is_kind(kind) for is_kind in able)
 
 
 def _partition(file: File, column: str) -> int | str | None:

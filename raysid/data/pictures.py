@@ -21,11 +21,14 @@ from raysid.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # what is decoded: not whatever a file turns out to be
-MAX_PICTURE = 1 << 26  # bytes of a file, and about as many pixels: far above what is trained on
+MAX_PICTURE = 1 << 26  # bytes of a file, and its pixels: far above what is trained on
 SAMPLED = 16  # pictures looked at for the size and the kind of all
 IMAGES_PER_SHARD = 1024  # where a list can be cut anywhere
 BLOCK_BYTES = 1 << 25
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
+
+# Pillow's own limit is higher, and only warns: as errors its warnings would be for all threads at once, or for none.
+warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
 
 # What Pillow raises for files that are damaged, each in its own way.
 _DAMAGED = (
@@ -91,13 +94,11 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
     if len(content) > MAX_PICTURE:
         raise BadPicture(f"has more than {MAX_PICTURE:,} bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
+        with _opened(content) as picture:
+            image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
     except Image.UnidentifiedImageError:
         raise BadPicture("is no PNG, JPEG or WebP") from None
-    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
     return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
@@ -107,12 +108,21 @@ def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                return picture.size, picture.mode
-    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with _opened(content) as picture:
+            return picture.size, picture.mode
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
+
+
+def _opened(content: bytes) -> Any:
+    """A picture of Pillow's that is not decoded yet. Raises BadPicture where it is too large to be."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = picture.size
+    if width * height > MAX_PICTURE:
+        raise BadPicture(f"is {width}x{height}: more than {MAX_PICTURE:,} pixels")
+    return picture
 
 
 def _in_mode(picture: Any, channels: int | None) -> Any:
@@ -146,6 +156,11 @@ def _resized(picture: Any, fit: Fit) -> Any:
     return picture.resize(size, Image.Resampling[fit.filter.upper()])
 
 
+def shown(name: str) -> str:
+    """A name as it can be printed and stored: bytes that are no UTF-8 as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class PictureSource(ImageSource):
     """A source of encoded pictures: says where they lie, and the rest is done here.
 
@@ -166,8 +181,15 @@ class PictureSource(ImageSource):
         """Images of a part of a shard, with what is wrong with those that cannot be used."""
         most = max(1, BLOCK_BYTES // int(np.prod(self.image_shape)))
         contents = self.contents(piece)
-        while some := list(islice(contents, most)):
-            yield self._block(some)
+        # Decoded as they come: a photograph may have a thousand times the bytes of the image that it becomes.
+        while rows := [self._row(content) for content in islice(contents, most)]:
+            images, labels, indices, faults = zip(*rows, strict=True)
+            yield Block(
+                image=np.stack(images),
+                label=np.array(labels, np.int64),
+                index=np.array(indices, np.int64),
+                fault=np.array(faults, object),
+            )
 
     def settle(self, data: DataSettings) -> None:
         """Find the size and the kind of all images from the first pictures, before any is read as an image.
@@ -210,20 +232,15 @@ class PictureSource(ImageSource):
             raise BadPicture(_odd(image.shape, self.image_shape))
         return image
 
-    def _block(self, contents: list[Content]) -> Block:
-        images = np.zeros((len(contents), *self.image_shape), np.uint8)
-        faults = np.full(len(contents), "", object)
-        for row, content in enumerate(contents):
-            try:
-                images[row] = self.image_of(content)
-            except BadPicture as error:
-                faults[row] = f"{content.name} {error}"
-        return Block(
-            image=images,
-            label=np.array([max(content.label, 0) for content in contents], np.int64),
-            index=np.array([content.index for content in contents], np.int64),
-            fault=faults,
-        )
+    def _row(self, content: Content) -> tuple[NDArray[np.uint8], int, int, str]:
+        """Image, label, index and fault, as a block has them."""
+        fault = ""
+        try:
+            image = self.image_of(content)
+        except BadPicture as error:
+            image = np.zeros(self.image_shape, np.uint8)
+            fault = f"{content.name} {error}"
+        return image, max(content.label, 0), content.index, fault
 
 
 class ListedSource(PictureSource):
@@ -257,7 +274,7 @@ class ListedSource(PictureSource):
         start = piece.shard * self.per_shard
         places = self.order[start + piece.first : start + piece.last]
         for place, (name, data) in zip(places, self.fetched(places), strict=True):
-            yield Content(name, int(place), int(self.labels.numbers[place]), data)
+            yield Content(shown(name), int(place), int(self.labels.numbers[place]), data)
 
 
 def _image(content: Content, fit: Fit) -> NDArray[np.uint8]:

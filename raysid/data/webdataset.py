@@ -18,7 +18,14 @@ from raysid.data.labels import class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource
 from raysid.errors import UserError
 
-MAX_LABEL = 1 << 20  # bytes of a cls or json member
+MAX_LABEL = 1 << 20  # bytes of a cls or json member, and of a header that extends another
+_EXTENDING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
 class _Sample(NamedTuple):
@@ -28,6 +35,20 @@ class _Sample(NamedTuple):
     offset: int
     size: int
     label: int | str | None
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header. Raises tarfile.ReadError for sizes that would have tarfile read for ever, or all there is."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError(f"a member has {count} bytes")
+        return super()._block(count)  # type: ignore[misc]
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDING and self.size > MAX_LABEL:
+            raise tarfile.ReadError(f"a header has {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class WebDatasetSource(ListedSource):
@@ -95,9 +116,13 @@ def _samples(path: str, label_field: str) -> list[_Sample]:
     pictures: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int | str | None] = {}
     try:
-        with UPath(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
+        with (
+            UPath(path).open("rb") as file,
+            tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive,  # type: ignore[call-overload]
+        ):
             for member in archive:
-                if not member.isfile():
+                # Of a sparse member, and of some with a size in an extended header, the bytes are not what is said.
+                if not member.isfile() or member.issparse() or member.size < 0:
                     continue
                 folder, _, base = member.name.rpartition("/")
                 stem, _, kind = base.partition(".")
@@ -109,15 +134,15 @@ def _samples(path: str, label_field: str) -> list[_Sample]:
                     label = _class(text) if kind == ".cls" else _field(text, label_field)
                     if label is not None:
                         labels[key] = label
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a tar (uncompressed): {error}") from None
     return [_Sample(*picture, labels.get(key)) for key, picture in pictures.items()]
 
 
 def _class(text: bytes) -> int | str | None:
-    """What a .cls member says: a number, or a name."""
+    """What a .cls member says: a number, or a name; so are more digits than any class has."""
     said = text.decode("utf-8", "replace").strip()
-    return int(said) if said.isascii() and said.isdigit() else said or None
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 20 else said or None
 
 
 def _field(text: bytes, name: str) -> int | str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import ray
 from PIL import Image
 
 from raysid.data import ImageStream, open_source, ray_blocks
-from raysid.data.edm_zip import EDMZipSource
+from raysid.data.edm_zip import EDMZipSource, _open
 from raysid.errors import NotHere, UserError
 from tests.bucket_server import BUCKET, bucket_server, in_bucket
 
@@ -115,7 +116,10 @@ def test_a_zip_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         url = f"gs://{BUCKET}/data/c.zip"
         in_bucket(server, url).write_bytes(Path(local).read_bytes())
-        assert rows(open_source(url)) == rows(open_source(local))  # type: ignore[arg-type]
+        source = open_source(url)
+        assert rows(source) == rows(open_source(local))  # type: ignore[arg-type]
+        # Pictures are read in a shuffled order: what is read ahead of each is not used.
+        assert _open(url).fp.cache.blocksize < 1 << 20  # type: ignore[union-attr]
 
 
 def refused(path: Any) -> str:
@@ -165,3 +169,31 @@ def test_a_picture_that_is_damaged_is_named(tmp_path: Path) -> None:
     damaged.write_bytes(content)
     (broken,) = faults(str(damaged))
     assert broken.startswith("a.png in") and "cannot be read" in broken
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_unpacked_without_a_limit_is_refused(tmp_path: Path, method: int) -> None:
+    path = write_zip(tmp_path / "c.zip", 2, labels="no file")
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr("zz.png", png(colour(1)))
+    (fault,) = faults(path)
+    assert fault.startswith(f"zz.png in {path} cannot be read: it is packed by method {method}: ")
+    other = write_zip(tmp_path / "l.zip", 2, labels="no file")
+    with zipfile.ZipFile(other, "a", method) as archive:
+        archive.writestr("dataset.json", "{}")
+    assert "it is packed by method" in refused(other)
+
+
+def test_more_than_a_file_of_a_zip_says_to_be_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png(colour(1)))
+        archive.writestr("b.png", png(colour(1)) + bytes(64 << 20))
+    content = path.read_bytes()
+    said = (len(png(colour(1))) + (64 << 20)).to_bytes(4, "little")
+    path.write_bytes(content.replace(said, (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    faults(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
 import textwrap
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.exceptions import FSTimeoutError
 
 from raysid.config import DataSettings
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
@@ -254,6 +257,94 @@ def test_rows_of_a_damaged_part_of_a_parquet_file_are_bad(tmp_path: Path, pictur
     assert faults[40].startswith(f"row 40 of {path} cannot be read: ")
 
 
+def test_a_pipe_among_pictures_is_a_bad_picture(tmp_path: Path, pictures: Any) -> None:
+    folder = write_folder(tmp_path, pictures[:3])
+    os.mkfifo(tmp_path / "0" / "pipe.png")
+    (fault,) = (fault for block in open_source(folder).blocks() for fault in block["fault"] if fault)
+    assert fault == f"{folder}/0/pipe.png cannot be read: is not a file"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "parquet"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FSTimeoutError("too slow")])
+def test_an_outage_is_no_bad_picture(
+    tmp_path: Path, pictures: Any, kind: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write: Any = {"folder": write_folder, "zip": write_zip, "parquet": write_parquet}[kind]
+    source = open_source(write(tmp_path / f"d.{kind}", pictures[:3]))
+
+    def broken(*arguments: Any) -> bytes:
+        raise error
+
+    if kind == "parquet":
+        monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", lambda *_: map(broken, [0]))
+    else:
+        monkeypatch.setattr("zipfile.ZipFile.open" if kind == "zip" else "builtins.open", broken)
+    with pytest.raises(UserError, match=r"data.source .* cannot be read: (Input/output error|too slow)"):
+        list(source.blocks())
+
+
+def test_a_class_that_cannot_be_listed_is_not_left_out(
+    tmp_path: Path, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path, pictures)
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if path == f"{folder}/3":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert refused(folder).endswith(f"cannot be read: Permission denied: {folder}/3")
+
+
+def sized(size: int) -> tarfile.TarInfo:
+    """The header of a picture that says to have some bytes."""
+    member = tarfile.TarInfo("zz.png")
+    member.size = size
+    return member
+
+
+def extended(**said: str) -> tarfile.TarInfo:
+    member = sized(0)
+    member.pax_headers = said
+    return member
+
+
+def long_header() -> tarfile.TarInfo:
+    member = sized(6 << 30)
+    member.type = tarfile.XHDTYPE
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (sized(-512), "a member has -512 bytes"),
+        (sized(-1), "a member has -1 bytes"),
+        (extended(size="-5"), "a member has -5 bytes"),
+        (long_header(), "a header has 6,442,450,944 bytes"),
+    ],
+)
+def test_tars_whose_sizes_lie_are_refused(
+    tmp_path: Path, pictures: Any, member: tarfile.TarInfo, words: str
+) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        add(tar, "a.png", pictures[0][1])
+        tar.fileobj.write(member.tobuf(tarfile.PAX_FORMAT if member.pax_headers else tarfile.GNU_FORMAT))  # type: ignore[union-attr]
+    assert refused(str(tmp_path / "d.tar")).endswith(f"d.tar cannot be read as a tar (uncompressed): {words}")
+
+
+def test_sparse_members_and_endless_numbers_in_tars_are_passed_over(tmp_path: Path, pictures: Any) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        add(tar, "a.png", pictures[0][1])
+        add(tar, "a.cls", b"7" * 5000)
+        sparse = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "-7", "GNU.sparse.realsize": "-7"}
+        tar.fileobj.write(extended(**sparse).tobuf(tarfile.PAX_FORMAT))  # type: ignore[union-attr]
+    source = open_source(str(tmp_path / "d.tar"))
+    assert (source.num_images, source.num_classes) == (1, 1)
+
+
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_s3_says_what_to_install() -> None:
     assert "Install s3fs to access S3 (pip install 'raysid[s3]')" in refused("s3://bucket/images.parquet")
@@ -274,11 +365,41 @@ def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Pat
     assert "has the label 0.5: classes are whole numbers" in refused(path)
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"image": [7]}, "two.parquet has no bytes in its column image, which "),
+        ({"image": [b""], "raysid_index": [1]}, "one has a column raysid_index"),
+        ({"image": [b""], "label": [[1, 2]]}, "in its column label: labels are whole numbers or names"),
+    ],
+    ids=["no bytes", "index", "labels"],
+)
+def test_files_that_are_not_alike_are_named(tmp_path: Path, pictures: Any, other: Any, words: str) -> None:
+    write_parquet(tmp_path / "one.parquet", pictures[:3])
+    pq.write_table(pa.table(other), tmp_path / "two.parquet")
+    line = refused(str(tmp_path))
+    assert f"{tmp_path}/two.parquet" in line and words in line
+
+
+def test_an_index_of_parquet_is_a_number(tmp_path: Path, pictures: Any) -> None:
+    path = str(tmp_path / "d.parquet")
+    pq.write_table(pa.table({"image": [pictures[0][1]], "raysid_index": ["one"]}), path)
+    assert refused(path) == f"{path} has a column raysid_index of string: int64 is needed"
+
+
+def test_the_file_whose_footer_is_damaged_is_named(tmp_path: Path, pictures: Any) -> None:
+    path = Path(write_parquet(tmp_path / "d.parquet", pictures))
+    content = bytearray(path.read_bytes())
+    content[-300:-8] = bytes([255] * 292)
+    path.write_bytes(content)
+    assert refused(str(tmp_path)).startswith(f"{path} cannot be read as Parquet: ")
+
+
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
 def test_files_in_a_bucket_are_read_there(
     tmp_path: Path, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = pictures[::6]
+    some = [*pictures[::6], ("9/[9]*", pictures[-1][1], 9)]  # a name, no pattern
     folder = write_folder(tmp_path / "folder", some)
     write_parquet(tmp_path / "parquet" / "d.parquet", some)
     write_tars(tmp_path / "tars", some, 8)
@@ -328,6 +449,31 @@ def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["6000", str(300 * int(pixels.astype(int).sum()))]
+
+
+def test_large_files_of_small_images_are_not_held(tmp_path: Path, pictures: Any) -> None:
+    folder = write_folder(tmp_path, pictures[:20])
+    for path in tmp_path.rglob("*.png"):
+        os.truncate(path, 1 << 20)  # what follows a picture in its file is nothing to its reader
+    source = open_source(folder)
+    tracemalloc.start()
+    assert not any(block["fault"].any() for block in source.blocks())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_large_cell_that_many_rows_share_is_not_held_for_each(
+    tmp_path: Path, pictures: Any, struct: bool
+) -> None:
+    large = pictures[0][1] + bytes(4 << 20)
+    column = [{"bytes": large} if struct else large] * 64
+    pq.write_table(pa.table({"image": column}), tmp_path / "d.parquet")
+    del column
+    source: Any = open_source(str(tmp_path / "d.parquet"))
+    before = pa.total_allocated_bytes()
+    assert max(pa.total_allocated_bytes() for _ in source.contents(source.pieces()[0])) < before + (160 << 20)
 
 
 @pytest.mark.slow

@@ -92,9 +92,13 @@ def test_a_picture_of_the_wanted_size_is_not_touched() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "is no PNG, JPEG or WebP"),
         (saved(Image.fromarray(COLOURS))[:-25], "cannot be read as an image"),
         (saved(Image.fromarray(np.zeros((200, 200), np.uint8)), "JPEG")[:-300], "cannot be read as an image"),
-        (saved(Image.fromarray(np.zeros((9_500, 9_500), np.uint8))), "could be decompression bomb"),
+        (
+            saved(Image.fromarray(np.zeros((8_200, 8_200), np.uint8))),
+            "is 8200x8200: more than 67,108,864 pixels",
+        ),
+        (saved(Image.new("1", (14_000, 14_000))), "could be decompression bomb"),
     ],
-    ids=["empty", "another kind", "a program", "cut PNG", "cut JPEG", "bomb"],
+    ids=["empty", "another kind", "a program", "cut PNG", "cut JPEG", "large", "bomb"],
 )
 def test_what_is_no_picture_says_why(content: bytes, words: str) -> None:
     with pytest.raises(BadPicture, match=words):
