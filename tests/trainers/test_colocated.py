@@ -123,8 +123,8 @@ def test_a_run_moves_between_placements(
 @SLOW
 def test_workers_grow_with_the_cluster_and_go_on_with_fewer(teacher: str, tmp_path: Path) -> None:
     """A node comes and goes while the run trains: 1, 2 and 1 workers, and the weights of one process."""
-    changes = {"total_images": 1_500 * BATCH, "checkpoint__every_images": 100 * BATCH}
-    changes |= {"tracking__log_every_images": 20 * BATCH, "evaluation__every_images": 1_500 * BATCH}
+    changes = {"total_images": 600 * BATCH, "checkpoint__every_images": 50 * BATCH}
+    changes |= {"tracking__log_every_images": 20 * BATCH, "evaluation__every_images": 600 * BATCH}
     config = colocated(
         teacher,
         tmp_path,
