@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli_options import RECIPE_HELP, RecipeCommand, given_overrides
-from raysid.errors import UserError
+from raysid.cli_options import RECIPE_HELP, RecipeCommand, check_writable, given_overrides, write_json
 from raysid.recipes import load_recipe
 
 if TYPE_CHECKING:
@@ -89,8 +86,7 @@ def bench(
     config = load_recipe(recipe, mine, kind="distill")
     other = None if against is None else other_side(recipe, mine, against, theirs)
     for file in (json_file, trace_file):
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise UserError(f"{file} cannot be written: there is no folder {Path(file).parent}")
+        check_writable(file)
     from raysid.bench.compare import compare
     from raysid.bench.show import as_json, show, trace
 
@@ -98,5 +94,4 @@ def bench(
     show(found)
     for file, content in ((json_file, as_json), (trace_file, trace)):
         if file is not None:
-            Path(file).write_text(json.dumps(content(found), indent=2) + "\n")
-            click.echo(file)
+            write_json(file, content(found))

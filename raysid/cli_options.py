@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from raysid.errors import UserError
 
 if TYPE_CHECKING:
     from raysid.config_fields import ConfigField
@@ -164,3 +167,15 @@ def _help(field: ConfigField, only_for: str | None) -> str:
     limits = f"[{field.allowed}; {default}]"
     kind = f"(Only for {only_for}.)" if only_for else ""
     return " ".join(part for part in (field.description, kind, limits) if part)
+
+
+def check_writable(file: str | None) -> None:
+    """Refuse a file to write to, before anything is measured for it, in a folder that is not there."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise UserError(f"{file} cannot be written: there is no folder {Path(file).parent}")
+
+
+def write_json(file: str, content: Any) -> None:
+    """Write and name a file of what was found."""
+    Path(file).write_text(json.dumps(content, indent=2) + "\n")
+    click.echo(file)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import click
 
-from raysid.cli_options import RECIPE_HELP, RecipeCommand, given_overrides
-from raysid.errors import UserError
+from raysid.cli_options import RECIPE_HELP, RecipeCommand, check_writable, given_overrides, write_json
 from raysid.recipes import load_recipe
 
 
@@ -66,8 +62,7 @@ def plan(
     json_file: str | None,
 ) -> None:
     config = load_recipe(recipe, given_overrides(ctx), kind="distill")
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise UserError(f"{json_file} cannot be written: there is no folder {Path(json_file).parent}")
+    check_writable(json_file)
     from raysid.plan.make import make_hardware
     from raysid.plan.placements import make_plan
     from raysid.plan.show import as_json, show
@@ -78,5 +73,4 @@ def plan(
     found = make_plan(config, hardware)
     show(found, recipe)
     if json_file is not None:
-        Path(json_file).write_text(json.dumps(as_json(found), indent=2) + "\n")
-        click.echo(json_file)
+        write_json(json_file, as_json(found))

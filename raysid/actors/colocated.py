@@ -6,10 +6,7 @@ share, and their sums of gradients meet in the learners' `step`. No image leaves
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
-
-from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.fake_score import of_all_ranks
@@ -17,11 +14,10 @@ from raysid.actors.mailbox import Call
 from raysid.actors.placing import Say, wait_for_reading
 from raysid.actors.profile import Profile
 from raysid.actors.results import get_ranks, is_ready
+from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers
 from raysid.checkpoint import StateFile
 from raysid.data import ImageSource
-from raysid.errors import UserError
-from raysid.storage import remove_file, write_whole
 from raysid.trainers.step import StepResult, updates_theta
 
 
@@ -62,18 +58,7 @@ class ColocatedPlacement:
 
     def check_shared(self, folder: str) -> None:
         """Refuse a run's folder that a worker does not share with the driver. Raises UserError."""
-        content = uuid.uuid4().hex
-        probe = UPath(folder) / f".shared-{content}"
-        write_whole(probe, content.encode())
-        try:
-            for node in get_ranks(self._all("sees", str(probe), content), self.workers.check):
-                if node is not None:
-                    raise UserError(
-                        f"{folder} is not shared: the worker on node {node} does not see what the driver writes there; "
-                        "give --storage a path that all nodes mount"
-                    )
-        finally:
-            remove_file(probe)
+        check_shared(folder, "worker", lambda *file: get_ranks(self._all("sees", *file), self.workers.check))
 
     def save(self, folder: str) -> None:
         self._begun["saved", folder] = self._ask(0, "save", folder)
@@ -96,10 +81,8 @@ class ColocatedPlacement:
         get_ranks(self._all("prepare", step), self.workers.check)
 
     def bad_images(self) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for of_worker in get_ranks(self._all("bad_images"), self.workers.check):
-            found |= of_worker
-        return found
+        of_workers = get_ranks(self._all("bad_images"), self.workers.check)
+        return {place: fault for found in of_workers for place, fault in found.items()}
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         profiles = get_ranks(self._all("profile"), self.workers.check)

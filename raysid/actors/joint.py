@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from raysid.actors.messages import Slice, Token
+from raysid.actors.messages import Token
 from raysid.actors.ranks import Ranks
 from raysid.config import Config
-from raysid.trainers.step import Share, microbatches
+from raysid.trainers.step import all_microbatches
 
 
 class JointLearner:
@@ -34,8 +34,7 @@ class JointLearner:
 
     def _of_all(self, step: int, tokens: tuple[Token, ...]) -> list[Token]:
         """The tokens of the step's microbatches that were added by any rank."""
-        shares = (Share(rank, self.ranks.size) for rank in range(self.ranks.size))
-        cut: list[Slice] = [at for share in shares for at in microbatches(self.config, step, share)]
+        cut = all_microbatches(self.config, step, self.ranks.size)
         names = sorted({name for token in tokens for name in token.sums})  # the same on all ranks
         table = torch.zeros(len(cut), 1 + len(names), dtype=torch.float64, device=self.role.device)
         for token in tokens:

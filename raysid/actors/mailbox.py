@@ -91,17 +91,13 @@ class Mailbox:
         """A worker is there; the first of a new group ends the one before."""
         async with self._news:
             if self._group != group:
-                if self._group is not None:
-                    self._end(
-                        WorkersChanged(f"Ray Train changes its workers: {self._group.size} -> {group.size}")
-                    )
+                self._change(group.size)
                 self._group, self._joined, self._calls = group, set(), {}
             self._joined.add(rank)
             self._news.notify_all()
 
     async def take(self, group: str, rank: int, number: int) -> Call | None:
         """The call of this number, once there is one; None: go home."""
-
         async with self._news:
             await self._news.wait_for(lambda: self._over(group) or (rank, number) in self._calls)
             return None if self._over(group) else self._calls.pop((rank, number))
@@ -127,8 +123,7 @@ class Mailbox:
     async def changes(self, size: int) -> None:
         """Ray Train is about to end the workers and to start so many."""
         async with self._news:
-            before = self._group.size if self._group is not None else 0
-            self._end(WorkersChanged(f"Ray Train changes its workers: {before} -> {size}"))
+            self._change(size)
             self._news.notify_all()
 
     async def over(self, group: str) -> None:
@@ -138,6 +133,10 @@ class Mailbox:
 
     def _over(self, group: str) -> bool:
         return self._closed or group in self._ends
+
+    def _change(self, size: int) -> None:
+        if self._group is not None:
+            self._end(WorkersChanged(f"Ray Train changes its workers: {self._group.size} -> {size}"))
 
     def _end(self, why: LearnerLost) -> None:
         """The newest group is no more: whoever waits for it is told."""

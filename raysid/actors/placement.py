@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -100,11 +100,8 @@ def workers_for(config: Config, folder: str) -> Iterator[TrainWorkers | None]:
         return
     from raysid.actors.train_workers import TrainWorkers
 
-    workers = TrainWorkers(config, folder, torch_threads(config))
-    try:
+    with closing(TrainWorkers(config, folder, torch_threads(config))) as workers:
         yield workers
-    finally:
-        workers.close()
 
 
 def torch_threads(config: Config) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysid.config import Config, RoleResources
 from raysid.data.source import READ_CPUS
@@ -154,6 +155,11 @@ def wait_for_reading(timeout: float, say: Say) -> None:
         # Not otherwise: Ray 2.60 aborts the driver where a task is cancelled just as it completes.
         ray.cancel(task)
         raise
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Where an actor goes that holds no resources: an autoscaler may take another node from under it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def amounts(resources: RoleResources) -> dict[str, float]:

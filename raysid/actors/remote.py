@@ -7,7 +7,6 @@ restores all from a checkpoint.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.fake_score import of_all_ranks
@@ -40,11 +38,11 @@ from raysid.actors.remote_learners import (
 )
 from raysid.actors.results import get, get_ranks, is_ready
 from raysid.actors.roles import Roles
+from raysid.actors.shared_folder import check_shared
 from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
-from raysid.errors import LearnerLost, RunFailed, UserError
-from raysid.storage import remove_file, write_whole
+from raysid.errors import LearnerLost, RunFailed
 from raysid.trainers.step import StepResult, microbatches, take_step
 
 
@@ -149,24 +147,9 @@ class SplitPlacement:
         return take_step(self.roles, self.config, step)
 
     def check_shared(self, folder: str) -> None:
-        """Refuse a run's folder that a learner does not share with the driver: it writes its states there.
-
-        Raises:
-            UserError: names the learner and its node.
-        """
-        content = uuid.uuid4().hex
-        probe = UPath(folder) / f".shared-{content}"
-        write_whole(probe, content.encode())
-        try:
-            ranks = [rank for learner in self.learners for rank in learner.ranks]
-            for node in get([rank.sees.remote(str(probe), content) for rank in ranks]):
-                if node is not None:
-                    raise UserError(
-                        f"{folder} is not shared: the learner on node {node} does not see what the driver writes "
-                        "there; give --storage a path that all nodes mount"
-                    )
-        finally:
-            remove_file(probe)
+        """Refuse a run's folder that a learner does not share with the driver: it writes its states there."""
+        ranks = [rank for learner in self.learners for rank in learner.ranks]
+        check_shared(folder, "learner", lambda *file: get([rank.sees.remote(*file) for rank in ranks]))
 
     def collect(self, figures: Any) -> dict[str, float]:
         """What a learner's ranks returned: it is the same, each having all tokens."""
@@ -196,10 +179,8 @@ class SplitPlacement:
         get(self.fake_score.prepare(microbatches(self.config, step)))
 
     def bad_images(self) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for of_rank in get([rank.call.remote("bad_images") for rank in self.fake_score.ranks]):
-            found |= of_rank
-        return found
+        of_ranks = get([rank.call.remote("bad_images") for rank in self.fake_score.ranks])
+        return {place: fault for found in of_ranks for place, fault in found.items()}
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         actors: dict[str, dict[int, Any]] = {

@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 import torch
-from upath import UPath
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator
 from raysid.actors.messages import Slice
@@ -19,11 +18,11 @@ from raysid.actors.pool import PoolCall
 from raysid.actors.profile import Profile, Traffic, profile_of
 from raysid.actors.ranks import Ranks
 from raysid.actors.saving import Saver
+from raysid.actors.shared_folder import seen_from
 from raysid.checkpoint import StateFile
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed
-from raysid.storage import holds
 
 
 class LearnerActor:
@@ -81,8 +80,7 @@ class LearnerActor:
         return self.saver.saved(folder, self.name, wait)
 
     def sees(self, file: str, content: str) -> str | None:
-        """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
-        return None if holds(UPath(file), content) else ray.util.get_node_ip_address()
+        return seen_from(file, content)
 
 
 class FakeScoreActor(LearnerActor):

@@ -17,19 +17,19 @@ from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
 from raysid.actors.build import RunInputs
 from raysid.actors.mailbox import Call, Group, Mailbox
 from raysid.actors.placement import LocalPlacement
-from raysid.actors.placing import Say, wait_for_room
+from raysid.actors.placing import Say, demand, on_this_node, wait_for_room
 from raysid.actors.ranks import TIMEOUT, Ranks
-from raysid.actors.results import what_died
+from raysid.actors.results import get, what_died
+from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, PeerLost, RunFailed
-from raysid.storage import for_ray, holds, remove_folder
+from raysid.storage import for_ray, remove_folder
 
 CALLS_WAITING = 100_000  # at a time: some of every worker; Ray takes 1,000 where nothing is said
 END_SECONDS = 10.0  # for a worker to finish what it is at when the run is over
@@ -48,11 +48,9 @@ class TrainWorkers:
     def __init__(self, config: Config, folder: str, threads: int) -> None:
         self.config = config
         self.folder = UPath(folder)
-        # On this node: it holds no resources, so an autoscaler may take another node from under it.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox: Any = (
             ray.remote(Mailbox)
-            .options(num_cpus=0, max_concurrency=CALLS_WAITING, scheduling_strategy=here)
+            .options(num_cpus=0, max_concurrency=CALLS_WAITING, scheduling_strategy=on_this_node())
             .remote()
         )
         own, place = config.colocated, config.resources.worker
@@ -71,8 +69,7 @@ class TrainWorkers:
                 num_workers=number,
                 elastic_resize_monitor_interval_s=own.elastic_resize_monitor_interval_s,
                 use_gpu=place.num_gpus > 0,
-                resources_per_worker={"CPU": place.num_cpus, **place.resources}
-                | ({"GPU": place.num_gpus} if place.num_gpus else {}),
+                resources_per_worker=demand(place),
                 label_selector=place.label_selector or None,
             ),
             run_config=run(
@@ -101,9 +98,7 @@ class TrainWorkers:
             end = time.monotonic() + seconds
             while True:
                 self.check()
-                group = ray.get(
-                    self.mailbox.group.remote(self._used, min(1.0, max(0.0, end - time.monotonic())))
-                )
+                group = get(self.mailbox.group.remote(self._used, min(1.0, max(0.0, end - time.monotonic()))))
                 if group is not None:
                     found.append(group)
                 if group is not None or time.monotonic() >= end:
@@ -168,8 +163,7 @@ class Worker:
         return result.fake_score, result.generator
 
     def sees(self, file: str, content: str) -> str | None:
-        """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
-        return None if holds(UPath(file), content) else ray.util.get_node_ip_address()
+        return seen_from(file, content)
 
     def call(self, call: Call) -> Any:
         """Do what is asked.

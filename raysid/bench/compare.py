@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from upath import UPath
 
+from raysid.actors.build import RunInputs
 from raysid.actors.busy import Span
 from raysid.actors.placement import torch_threads
 from raysid.bench.sides import Round, Side
 from raysid.cluster import connect
 from raysid.config import Config
-from raysid.data import open_source
+from raysid.data import ImageSource, open_source
 from raysid.errors import UserError
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
@@ -102,7 +103,7 @@ def compare(
         folder = stack.enter_context(stand_in_teacher(config))
         sides: list[Side] = []
         for each in configs:
-            sides.append(side := _side(each, folder))
+            sides.append(side := Side(*role_inputs(each, folder)))
             stack.callback(side.close)
         steps = [side.warm_up(seconds) for side in sides]
         for number in range(rounds):
@@ -134,11 +135,10 @@ def steady(config: Config) -> Config:
     return config.model_copy(update={"method": method, "torch_threads": threads} | learners)
 
 
-def _side(config: Config, teacher: str) -> Side:
-    source = None
-    if config.method.adversarial is not None:
-        source = open_source(config.data)
-    return Side(run_inputs(config, teacher, source), source)
+def role_inputs(config: Config, teacher: str) -> tuple[RunInputs, ImageSource | None]:
+    """What the roles are made from, around a teacher's folder; real images where the method needs them."""
+    source = open_source(config.data) if config.method.adversarial is not None else None
+    return run_inputs(config, teacher, source), source
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from raysid.bench.compare import Comparison, SideResult
 from raysid.bench.sides import RoleUse
 from raysid.config import ComputeSettings, Config
 from raysid.progress import print_table
-from raysid.trainers.step import Share, microbatches
+from raysid.trainers.step import all_microbatches
 
 PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
 ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
@@ -133,7 +133,7 @@ def driver_seconds(side: SideResult) -> float:
     """CPU seconds of the driver a microbatch."""
     config = side.config
     workers = config.colocated.num_workers if config.placement == "colocated" else 1
-    count = sum(len(microbatches(config, 0, Share(rank, workers))) for rank in range(workers))
+    count = len(all_microbatches(config, 0, workers))
     return side.middle.driver_seconds / (side.middle.steps * count)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from raysid.config import DataSettings
 from raysid.data.files import in_threads
 from raysid.data.pictures import BadPicture, Fit, PictureSource, as_stored, decoded
-from raysid.data.source import ImageSource, Piece
+from raysid.data.source import ImageSource, Piece, good_of
 from raysid.errors import UserError
 
 
@@ -113,7 +113,7 @@ def first_images(source: ImageSource, count: int) -> np.ndarray:
     """The first good images of a source as they are read, (N, C, H, W) as stored; at most `count`."""
     taken: list[np.ndarray] = []
     for block in source.blocks():
-        taken.append(block["image"][block["fault"] == ""] if "fault" in block else block["image"])
+        taken.append(good_of(block)["image"])
         if sum(map(len, taken)) >= count:
             break
     return np.concatenate(taken)[:count]

@@ -29,6 +29,12 @@ class Block(TypedDict):
     """(n,) str: why an image cannot be used, after its name; empty where it can. Its pixels mean nothing then."""
 
 
+def good_of(block: Block) -> Block:
+    """Those images of a block that can be used, with their labels."""
+    good = block["fault"] == "" if "fault" in block else slice(None)
+    return Block(image=block["image"][good], label=block["label"][good])
+
+
 class Piece(NamedTuple):
     """Images `first` to `last` of a shard."""
 

@@ -21,14 +21,12 @@ import torch.multiprocessing
 from raysid.actors.messages import Slice
 from raysid.actors.placement import LocalPlacement, all_cores
 from raysid.actors.ranks import Ranks
-from raysid.bench.compare import NO_RATE, stand_in_teacher, steady
+from raysid.bench.compare import NO_RATE, role_inputs, stand_in_teacher, steady
 from raysid.config import Config, ResourceSettings, RoleResources
-from raysid.data import open_source
 from raysid.errors import RunFailed, UserError
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import Device, Devices
 from raysid.plan.parts import Seconds, all_reduce_bytes
-from raysid.trainers.inputs import run_inputs
 
 REPEATS = 3  # of a role's calls, at least
 SUMS = 5  # of the gradients
@@ -240,10 +238,7 @@ def _measure_calls(task: _Task, size: int, together: Callable[[], object]) -> di
     config = task.config.model_copy(
         update={"batch_size": size, "microbatch_size": None, "placement": "local"} | learners
     )
-    source = None
-    if config.method.adversarial is not None:
-        source = open_source(config.data)
-    placement = LocalPlacement(run_inputs(config, task.teacher, source), source, task.threads)
+    placement = LocalPlacement(*role_inputs(config, task.teacher), task.threads)
     try:
         return _by_role(placement, config, size, task.seconds / len(task.sizes), together)
     finally:

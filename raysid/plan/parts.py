@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from raysid.config import Config
 from raysid.plan.costs import NetworkCosts
@@ -27,11 +27,10 @@ class Parts(Protocol):
         """Of adding up a network's gradients."""
 
 
-def arithmetic(config: Any, role: str) -> Arithmetic:
+def arithmetic(config: Config, role: str) -> Arithmetic:
     """What a role's network computes in."""
     precision = (config.teacher.precision if role == "teacher" else None) or config.precision
-    tf32 = getattr(getattr(config, "compute", None), "tf32", False)
-    return "tf32" if precision == "float32" and tf32 else precision
+    return "tf32" if precision == "float32" and config.compute.tf32 else precision
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,15 @@ class CountedParts:
     def all_reduce(self, ranks: int, one_node: bool) -> float:
         rate = self.device.link if one_node else self.network
         return all_reduce_bytes(self.costs.parameters, ranks) / rate
+
+
+def calls_of(role: str, config: Config, seconds: Seconds) -> list[float]:
+    """Seconds of each call that a role gets for a microbatch, without its step."""
+    return [
+        value
+        for (other, method), value in seconds.items()
+        if other == role and method != "step" and (method != "images" or config.schedule == "alternating")
+    ]
 
 
 def all_reduce_bytes(parameters: int, ranks: int) -> float:

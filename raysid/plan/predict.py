@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raysid.bench.compare import steady
+from raysid.bench.show import ROLES as NAMES
 from raysid.config import Config
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import GB, Devices
 from raysid.plan.memory import PROCESS, role_memory, usable, whole_memory
-from raysid.plan.parts import Parts, Seconds
+from raysid.plan.parts import Parts, Seconds, calls_of
 from raysid.plan.simulate import Pool, Process, Transport, Workers, simulate
 
 ROLES = ("fake_score", "generator", "teacher")
-NAMES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,7 @@ def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transp
     of_pool: dict[Pool, float] = {}
     for role in ROLES:
         ranks: list[Process] = getattr(workers, role)
-        each = [
-            seconds_ + transport.process
-            for (other, method), seconds_ in seconds.items()
-            if other == role and method != "step" and (method != "images" or config.schedule == "alternating")
-        ]
+        each = [call + transport.process for call in calls_of(role, config, seconds)]
         for rank in ranks:
             work = sum(each) * count / len(ranks) + seconds.get((role, "step"), 0.0)
             of_process[rank] = of_process.get(rank, 0.0) + work

@@ -7,12 +7,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from raysid.bench.show import ROLES as NAMES
 from raysid.config import Config
 from raysid.plan.devices import EFFICIENCY, GB
 from raysid.plan.memory import FRAGMENTS, PROCESS, passes, role_memory
-from raysid.plan.parts import CountedParts, arithmetic
+from raysid.plan.parts import CountedParts, arithmetic, calls_of
 from raysid.plan.placements import Plan, Way
-from raysid.plan.predict import NAMES, ROLES, Prediction
+from raysid.plan.predict import ROLES, Prediction
 from raysid.progress import print_table
 
 SHORT = {"fake_score": "fake score", "generator": "generator", "teacher": "scorers"}
@@ -202,11 +203,7 @@ def _show_roles(plan: Plan) -> None:
     work = _work(config, plan)
     rows = []
     for role in ROLES:
-        each = sum(
-            value
-            for (other, method), value in seconds.items()
-            if other == role and method != "step" and (method != "images" or config.schedule == "alternating")
-        )
+        each = sum(calls_of(role, config, seconds))
         weights, graphs = memory[role].weights, memory[role].graphs
         milliseconds = 1000 * each / config.microbatch
         rows.append(

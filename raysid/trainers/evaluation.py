@@ -17,6 +17,7 @@ from upath import UPath
 from raysid.config import Config, PretrainConfig
 from raysid.data import Block, ImageSource, Piece, open_source, to_unit
 from raysid.data.digits import DigitsSource
+from raysid.data.source import good_of
 from raysid.draws import Draws
 from raysid.errors import UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator
@@ -170,12 +171,7 @@ def _first(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
         if count > 0:
             pieces.append(Piece(shard, 0, min(size, count)))
         count -= size
-    pixels, labels = [], []
-    for block in source.blocks(pieces):
-        good = block["fault"] == "" if "fault" in block else slice(None)
-        pixels.append(block["image"][good])
-        labels.append(block["label"][good])
-    return np.concatenate(pixels), np.concatenate(labels)
+    return _stored(map(good_of, source.blocks(pieces)))
 
 
 def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:

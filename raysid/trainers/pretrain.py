@@ -17,7 +17,8 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.actors.build import image_stream
-from raysid.actors.learner import one_hot
+from raysid.actors.learner import move_average, one_hot
+from raysid.actors.placing import demand
 from raysid.cluster import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
@@ -111,8 +112,7 @@ def _train(
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=resources.num_gpus > 0,
-            resources_per_worker={"CPU": resources.num_cpus, **resources.resources}
-            | ({"GPU": resources.num_gpus} if resources.num_gpus else {}),
+            resources_per_worker=demand(resources),
         ),
         run_config=RunConfig(
             name=training.name,
@@ -253,8 +253,7 @@ class _Training:
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         beta = ema_beta(config.ema, seen, config.batch_size)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - beta)
+        move_average(list(self.ema.parameters()), list(self.network.parameters()), beta, foreach=True)
         return loss.item()
 
     def skipped(self) -> str:

@@ -120,6 +120,11 @@ def microbatches(config: Config, step: int, share: Share = WHOLE) -> list[Slice]
     return [Slice(step, start, min(config.microbatch, end - start)) for start in starts]
 
 
+def all_microbatches(config: Config, step: int, ranks: int) -> list[Slice]:
+    """The step's microbatches as so many workers cut it, those of each worker's share in a row."""
+    return [at for rank in range(ranks) for at in microbatches(config, step, Share(rank, ranks))]
+
+
 def in_flight(config: Config, step: int, share: Share = WHOLE) -> list[list[Slice]]:
     """The step's microbatches, in groups of those that are under way at the same time."""
     cut = microbatches(config, step, share)

@@ -20,10 +20,9 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
-from raysid.actors.placing import demand, learner_places, reserve, wait_for_room
+from raysid.actors.placing import demand, learner_places, on_this_node, reserve, wait_for_room
 from raysid.actors.remote import FleetActor
 from raysid.actors.results import get
 from raysid.cluster import connect
@@ -136,11 +135,9 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
     timeout = base.failure.placement_timeout_s
     learners = learner_places(base)
     remove_placement_group(reserve(learners, timeout, say))  # one trial at least finds its places
-    # On this node: the service holds no resources, so an autoscaler may take another node from under it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     service: Any = (
         ray.remote(FleetActor)
-        .options(name=service_of(folder), num_cpus=0, scheduling_strategy=here)
+        .options(name=service_of(folder), num_cpus=0, scheduling_strategy=on_this_node())
         .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
     )
     ready = service.__ray_ready__.remote()
