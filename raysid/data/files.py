@@ -21,6 +21,7 @@ from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
 WHAT = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
 LISTERS = 16  # folders that are listed, and files whose headers are read, at a time
+TOGETHER_BYTES = 1 << 26  # of a bucket at a time
 
 Value = TypeVar("Value")
 
@@ -247,6 +248,29 @@ def contents_of(
                 yield found[path]
             else:
                 yield bytes(0) if size == 0 else ValueError(f"has more than {most:,} bytes")
+
+
+def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
+    """Parts of a file, in order, from a bucket several at a time. What reaches beyond its end is shorter.
+
+    Raises: what a bucket raises that stays away, or a disk.
+    """
+    place = UPath(path)
+    if is_local(place):
+        with open(place.path, "rb", buffering=0) as file:
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+                yield os.pread(file.fileno(), size, start)
+        return
+    ends = starts + sizes
+    first = 0
+    while first < len(starts):
+        together = int(
+            np.searchsorted(np.cumsum(sizes[first : first + LISTERS]), TOGETHER_BYTES, side="right")
+        )
+        last = first + max(1, together)
+        wanted = [starts[first:last].tolist(), ends[first:last].tolist()]
+        yield from place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise")
+        first = last
 
 
 def _read(path: str, most: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from raysid.config import DataSettings
 from raysid.data.labels import Labels
@@ -87,8 +88,6 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
     Raises:
         BadPicture: it is none, or damaged, or too large.
     """
-    from PIL import Image
-
     if not content:
         raise BadPicture("is empty (0 bytes)")
     if len(content) > MAX_PICTURE:
@@ -105,8 +104,6 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
 
 def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
     """Width and height of a picture, and Pillow's name of its mode, without decoding it. Raises BadPicture."""
-    from PIL import Image
-
     try:
         with _opened(content) as picture:
             return picture.size, picture.mode
@@ -116,8 +113,6 @@ def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
 
 def _opened(content: bytes) -> Any:
     """A picture of Pillow's that is not decoded yet. Raises BadPicture where it is too large to be."""
-    from PIL import Image
-
     picture = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = picture.size
     if width * height > MAX_PICTURE:
@@ -127,8 +122,6 @@ def _opened(content: bytes) -> Any:
 
 def _in_mode(picture: Any, channels: int | None) -> Any:
     """A picture of Pillow's as L or RGB."""
-    from PIL import Image
-
     mode = picture.mode
     if mode in ("I", "F"):
         raise BadPicture(f"has mode {mode}: pictures of 8 or 16 bits a channel are read")
@@ -143,8 +136,6 @@ def _in_mode(picture: Any, channels: int | None) -> Any:
 
 def _resized(picture: Any, fit: Fit) -> Any:
     """Cut and resized as EDM's dataset tool does it."""
-    from PIL import Image
-
     if fit.resolution is None or picture.size == (fit.resolution, fit.resolution):
         return picture
     width, height = picture.size

@@ -272,13 +272,13 @@ def test_an_outage_is_no_bad_picture(
     write: Any = {"folder": write_folder, "zip": write_zip, "parquet": write_parquet}[kind]
     source = open_source(write(tmp_path / f"d.{kind}", pictures[:3]))
 
-    def broken(*arguments: Any) -> bytes:
+    def broken(*arguments: Any, **options: Any) -> bytes:
         raise error
 
     if kind == "parquet":
         monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", lambda *_: map(broken, [0]))
     else:
-        monkeypatch.setattr("zipfile.ZipFile.open" if kind == "zip" else "builtins.open", broken)
+        monkeypatch.setattr("builtins.open", broken)
     with pytest.raises(UserError, match=r"data.source .* cannot be read: (Input/output error|too slow)"):
         list(source.blocks())
 
