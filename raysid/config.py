@@ -80,7 +80,14 @@ class DataSettings(Settings):
         "metrics.jsonl, and past this the run stops.",
     )
     shuffle_window: Positive = Field(
-        10_000, description="Images held in memory to shuffle among; a smaller set is read once and kept."
+        16_384,
+        description="Images shuffled at a time; up to twice as many are held. A smaller set is read once and kept.",
+    )
+    lanes: Positive = Field(
+        16,
+        description="Parts of a batch, each shuffled by itself, so that a worker reads its own images alone: at least "
+        "as many as a step has microbatches. Fewer where `shuffle_window` holds fewer shards (row groups, or 1,024 "
+        "files each).",
     )
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -82,9 +83,13 @@ class RecordedStream(ImageStream):
     """
 
     pixel_max = 2
+    faults: ClassVar[dict[int, str]] = {}  # type: ignore[misc]
 
     def __init__(self, name: str, batch: int) -> None:
-        self.name, self.batch, self.wait_seconds, self.faults = name, batch, 0.0, {}
+        self.name, self.batch, self.wait_seconds = name, batch, 0.0
+
+    def loaded_until(self, position: int) -> float:
+        return math.inf
 
     def read(self, start: int, count: int) -> tuple[Any, Any]:
         step, offset = divmod(start, self.batch)

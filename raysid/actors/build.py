@@ -11,7 +11,7 @@ from raysid.actors.generator import GeneratorLearner
 from raysid.actors.ranks import Ranks
 from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
-from raysid.config import Config, DataSettings, LearnerSettings
+from raysid.config import Config, LearnerSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.data.stream import ImageStream
 from raysid.data.windows import ReadBlocks
@@ -51,6 +51,7 @@ def build_fake_score(
     source: ImageSource | None,
     read_blocks: ReadBlocks | None = None,
     ranks: Ranks | None = None,
+    parts: Sequence[tuple[int, int]] | None = None,
 ) -> FakeScoreLearner:
     """The fake-score learner, from the teacher or from a checkpoint.
 
@@ -58,11 +59,12 @@ def build_fake_score(
         source: the real images; None when the method needs none.
         read_blocks: reads them otherwise than in this process.
         ranks: the learner's other ranks, where it has any.
+        parts: of every batch, from offset to offset, that are this rank's; all of it where not given.
     """
     config = inputs.config
     stream = None
     if source is not None:
-        stream = image_stream(config.data, config.seed, source, read_blocks or source.blocks)
+        stream = image_stream(config, source, read_blocks or source.blocks, parts)
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
     network.precision = config.precision
     equip(network, config.compute, config.device_of("fake_score"))
@@ -72,16 +74,25 @@ def build_fake_score(
     return learner
 
 
-def image_stream(data: DataSettings, seed: int, source: ImageSource, read_blocks: ReadBlocks) -> ImageStream:
-    """The stream of a run's real images."""
+def image_stream(
+    config: Config | PretrainConfig,
+    source: ImageSource,
+    read_blocks: ReadBlocks,
+    parts: Sequence[tuple[int, int]] | None = None,
+) -> ImageStream:
+    """The stream of a run's real images, or of some parts of every batch."""
+    data = config.data
     return ImageStream(
         read_blocks,
         source.shard_sizes,
-        seed,
+        config.seed,
         data.shuffle_window,
+        batch_size=config.batch_size,
+        lanes=data.lanes,
+        parts=parts,
         xflip=data.xflip,
         max_bad_fraction=data.max_bad_fraction,
-        # A set that fits the window is held: reading it is cheaper than handing it to a thread.
+        # A set that fits the window is held: nothing is ahead of it.
         prefetch=source.num_images > data.shuffle_window,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysid.actors.build import RunInputs
-from raysid.actors.fake_score import of_all_ranks
+from raysid.actors.fake_score import of_a_step, of_all_ranks
 from raysid.actors.mailbox import Call
 from raysid.actors.placing import Say, wait_for_reading
 from raysid.actors.profile import Profile
@@ -42,6 +42,7 @@ class ColocatedPlacement:
         self.group = workers.next_group(say)
         self._numbers = [0] * self.group.size
         self._begun: dict[tuple[str, str], Any] = {}
+        self.images_until = 0.0  # as a step's workers said
         self._asked: dict[tuple[str, str], Any] = {}
         get_ranks(self._all("build", inputs, source), workers.check)
         # Last: evaluations ask for as much as reading does, of what the workers have left.
@@ -54,7 +55,9 @@ class ColocatedPlacement:
 
     def collect(self, figures: Any) -> dict[str, float]:
         """What the workers returned of a learner: it is the same, each having all tokens."""
-        return get_ranks(figures, self.workers.check)[0]
+        answer, until = of_a_step(get_ranks(figures, self.workers.check))
+        self.images_until = self.images_until if until is None else until
+        return answer
 
     def check_shared(self, folder: str) -> None:
         """Refuse a run's folder that a worker does not share with the driver. Raises UserError."""

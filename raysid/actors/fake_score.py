@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from raysid.networks.denoiser import Network
 from raysid.noise import NoiseProcess
 
 BAD_IMAGES = "bad_images"
+IMAGES_UNTIL = "images_until"
 
 
 class FakeScoreLearner:
@@ -191,6 +193,10 @@ class FakeScoreLearner:
             figures[BAD_IMAGES] = float(len(self.real_images.faults))
         return figures
 
+    def images_until(self, step: int) -> float:
+        """Up to which place of the stream a step's real images, and what follows, can be read without waiting."""
+        return self.real_images.loaded_until(step * self.config.batch_size) if self.real_images else math.inf
+
     def bad_images(self) -> dict[int, str]:
         """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
         return dict(self.real_images.faults) if self.real_images else {}
@@ -230,3 +236,9 @@ def of_all_ranks(reports: list[dict[str, float]]) -> dict[str, float]:
     return {
         name: (sum if name == BAD_IMAGES else max)(report[name] for report in reports) for name in reports[0]
     }
+
+
+def of_a_step(answers: list[dict[str, float]]) -> tuple[dict[str, float], float | None]:
+    """What a learner's ranks say of a step, which is the same; and up to where all have their real images."""
+    until = [answer.pop(IMAGES_UNTIL) for answer in answers if IMAGES_UNTIL in answer]
+    return answers[0], min(until, default=None)

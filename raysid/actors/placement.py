@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 class Placement(Protocol):
     """Where the roles of a run live, and what the driver asks of them."""
 
+    @property
+    def images_until(self) -> float:
+        """Up to which place of the stream real images are known to be there; later ones may be waited for, or fail."""
+
     def step(self, step: int) -> StepResult:
         """Begin step `step` of the schedule, or take it."""
 
@@ -141,15 +145,23 @@ class LocalPlacement:
         torch.set_num_threads(threads)
         self.config = inputs.config
         self.teacher = build_teacher(inputs.teacher, self.config)
-        self.fake_score = build_fake_score(inputs, source, read_blocks, ranks)
+        self.share = WHOLE if ranks is None else Share(ranks.rank, ranks.size)
+        parts = [self.share.bounds(self.config)]
+        self.fake_score = build_fake_score(inputs, source, read_blocks, ranks, parts)
         self.generator = build_generator(inputs, ranks)
-        self.roles, self.share = Roles(self.teacher, self.fake_score, self.generator), WHOLE
+        self.roles = Roles(self.teacher, self.fake_score, self.generator)
         if ranks is not None:
             joint = [JointLearner(role, ranks, self.config) for role in (self.fake_score, self.generator)]
-            self.roles, self.share = Roles(self.teacher, *joint), Share(ranks.rank, ranks.size)
+            self.roles = Roles(self.teacher, *joint)
+        self._next_step = 0
         self.saver = Saver()
 
+    @property
+    def images_until(self) -> float:
+        return self.fake_score.images_until(self._next_step)
+
     def step(self, step: int) -> StepResult:
+        self._next_step = step + 1
         return take_step(self.roles, self.config, step, self.share)
 
     def collect(self, figures: Any) -> dict[str, float]:

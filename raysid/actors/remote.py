@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysid.actors.build import RunInputs
-from raysid.actors.fake_score import of_all_ranks
+from raysid.actors.fake_score import of_a_step, of_all_ranks
 from raysid.actors.fleet import Asked, Members, ScorerFleet
 from raysid.actors.placing import (
     Say,
@@ -112,6 +112,7 @@ class SplitPlacement:
             wait_for_room(self.group.wait, "the learners", learners, timeout, say)
         self.learners: list[RemoteLearner] = []
         self._begun: dict[tuple[str, RemoteLearner], Any] = {}
+        self.images_until = 0.0  # as a step's ranks said
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
         try:
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
@@ -153,7 +154,9 @@ class SplitPlacement:
 
     def collect(self, figures: Any) -> dict[str, float]:
         """What a learner's ranks returned: it is the same, each having all tokens."""
-        return get_ranks(figures, self.pool.check_alone)[0]
+        answer, until = of_a_step(get_ranks(figures, self.pool.check_alone))
+        self.images_until = self.images_until if until is None else until
+        return answer
 
     def save(self, folder: str) -> None:
         for learner in self.learners:

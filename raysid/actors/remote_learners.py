@@ -13,6 +13,7 @@ import ray
 import torch
 
 from raysid.actors.build import RunInputs, build_fake_score, build_generator
+from raysid.actors.fake_score import IMAGES_UNTIL
 from raysid.actors.messages import Slice
 from raysid.actors.pool import PoolCall
 from raysid.actors.profile import Profile, Traffic, profile_of
@@ -23,6 +24,7 @@ from raysid.checkpoint import StateFile
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed
+from raysid.trainers.step import microbatches
 
 
 class LearnerActor:
@@ -91,7 +93,16 @@ class FakeScoreActor(LearnerActor):
     def __init__(self, inputs: RunInputs, threads: int, source: ImageSource | None, rank: int = 0) -> None:
         super().__init__(inputs.config, threads, rank)
         read_blocks = None if source is None else ray_blocks(source)
-        self.role = build_fake_score(inputs, source, read_blocks, self.ranks)
+        config = inputs.config
+        own = microbatches(config, 0)[rank :: config.fake_score.num_workers]
+        parts = [(at.start, at.start + at.count) for at in own]
+        self.role = build_fake_score(inputs, source, read_blocks, self.ranks, parts)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        answer = super().call(method, *arguments)
+        if method == "step":
+            answer[IMAGES_UNTIL] = self.role.images_until(arguments[0] + 1)
+        return answer
 
 
 class GeneratorActor(LearnerActor):

@@ -20,6 +20,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from upath import UPath
 
 from raysid.actors.build import RunInputs
+from raysid.actors.fake_score import IMAGES_UNTIL
 from raysid.actors.mailbox import Call, Group, Mailbox
 from raysid.actors.placement import LocalPlacement
 from raysid.actors.placing import Say, demand, on_this_node, wait_for_room
@@ -160,7 +161,8 @@ class Worker:
         """Take a step's share; what the two learners say of the whole step."""
         assert self.placement is not None
         result = self.placement.step(step)
-        return result.fake_score, result.generator
+        until = self.placement.fake_score.images_until(step + 1)
+        return result.fake_score | {IMAGES_UNTIL: until}, result.generator
 
     def sees(self, file: str, content: str) -> str | None:
         return seen_from(file, content)

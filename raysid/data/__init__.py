@@ -3,8 +3,8 @@
 `source.py` says what a source is (shards of uint8 images with labels) and `opening.py` opens the one that a config
 names. `digits.py` and `patches.py` need no download; `folder.py`, `edm_zip.py`, `parquet.py` and `webdataset.py` read
 files, which `files.py` finds and `pictures.py` decodes; `shards.py` reads any source through Ray Data.
-`stream.py` turns a source into an endless shuffled stream whose every image has an address, so that ranks
-take slices of it and a checkpoint stores one number:
+`stream.py` turns a source into an endless shuffled stream whose every image has an address (`order.py`), so that ranks
+take slices of it and a checkpoint stores one number; `reader.py` holds the `windows.py` of it that are needed now:
 
     source = open_source("digits")
     stream = ImageStream(source.blocks, source.shard_sizes, seed=0, window=50_000)      # in-process

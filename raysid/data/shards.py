@@ -34,7 +34,11 @@ def shard_dataset(
     """
     pieces = source.pieces() if pieces is None else pieces
     dataset = ray.data.read_datasource(
-        _ShardDatasource(source, pieces), num_cpus=num_cpus, override_num_blocks=len(pieces)
+        _ShardDatasource(source, pieces),
+        num_cpus=num_cpus,
+        # As many as have a core, though they ask for a part of one: more would each start a process, to wait.
+        concurrency=max(1, int(ray.cluster_resources().get("CPU", 1))),
+        override_num_blocks=len(pieces),
     )
     # The Dataset's own copy of the settings: it travels with the Dataset to whoever iterates over it, and
     # leaves the user's other Datasets alone.

@@ -1,12 +1,8 @@
 """Real images by address: an endless, shuffled stream in which every position holds a known image.
 
-The stream is epoch after epoch of the whole set. An epoch lays the source's shards in an order of its own, one
-after another, and cuts that into windows; the images of each are permuted. Both orders depend on (seed, epoch,
-window) alone, so what stands at a position depends neither on who reads it nor on what was read before: ranks take
-slices of one stream, and a checkpoint's cursor is the number of images consumed.
-
-Where the whole set fits one window the permutation is of the source's list: the same list in other shards, or in
-files of another kind, is the same stream.
+What stands at a position depends on the seed, the epoch, the batch's size and the number of lanes alone
+(`raysid.data.order`), neither on who reads it nor on what was read before: ranks take slices of one stream, and a
+checkpoint's cursor is the number of images consumed.
 
 An image that cannot be used leaves no gap: its place is taken by the next good one of its window, in the order of
 the source's list.
@@ -15,40 +11,34 @@ the source's list.
 from __future__ import annotations
 
 import logging
-import threading
+import math
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
-from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysid.data.order import Order, Window
+from raysid.data.reader import Reader
 from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
-from raysid.data.windows import Images, ReadBlocks, Windows, random_words
+from raysid.data.windows import Images, ReadBlocks
 from raysid.errors import UserError
 
 if TYPE_CHECKING:
     import ray.data
-
-PURPOSE = 0x5EA1  # keeps the permutations apart from whatever else is drawn from the run's seed
-XFLIP_PURPOSE = 0x5EA3
-CLOSE_SECONDS = 5.0
-
-T = TypeVar("T")
 
 
 class ImageStream:
     """Real images by their position in the global stream.
 
     Where the whole set fits the window it is read once and kept, as uint8; later epochs only permute it.
-    Otherwise one window is held, and read afresh every epoch. Reading onwards costs nothing extra, nor does
-    anything within the window held. To read anywhere else, as a resume does, starts at the window of that place.
+    Otherwise the windows that the reader is in are held, and read afresh every epoch. Reading onwards costs nothing
+    extra, nor does anything within the batch that was read last. To read anywhere else, as a resume does, starts at
+    the windows of that place.
 
     For one caller at a time. Does not pickle: make it in the process that reads.
 
@@ -56,17 +46,17 @@ class ImageStream:
         read_blocks: reads pieces of the source, the same images each time.
         shard_sizes: images of each of its shards.
         seed: the run's seed, at least 0.
-        window: images shuffled together, and the most that is held in memory (besides one block). Part of the
+        window: images shuffled at a time, and about the most that is held in memory (besides one block). Part of the
             order: a resumed run needs the same one (all windows that hold the whole set are the same).
+        batch_size, lanes: into how many lanes a batch of how many images is cut. Part of the order, too.
+        parts: of every batch, from offset to offset, that this reader reads; all of it where not given. What else is
+            read comes later, never otherwise.
         xflip: mirror each image with probability 1/2, by its place in the stream.
         max_bad_fraction: part of the set's images that may be bad, 0 to 1.
-        prefetch: a thread prepares the next read while the caller computes. It expects the stride of the
-            last two reads where they agree (a rank among several), else the position where the last ended.
-            A wrong guess costs time, never another image.
+        prefetch: a thread reads windows before they are needed: as many images again as are held.
 
     Attributes:
         wait_seconds: seconds that callers have spent in `read`, in all.
-        faults: what is wrong with each bad image met so far, by its place in the source's list; as `Block` has it.
     """
 
     def __init__(
@@ -76,44 +66,50 @@ class ImageStream:
         seed: int,
         window: int,
         *,
+        batch_size: int = 1,
+        lanes: int = 1,
+        parts: Iterable[tuple[int, int]] | None = None,
         xflip: bool = False,
         max_bad_fraction: float = 0.0,
         prefetch: bool = False,
     ) -> None:
         sizes = np.asarray(shard_sizes, np.int64)
         num_images = int(sizes.sum())
-        if num_images < 1 or sizes.min() < 1 or window < 1 or seed < 0:
+        if num_images < 1 or sizes.min() < 1 or min(window, batch_size, lanes) < 1 or seed < 0:
             raise ValueError(
-                f"an image stream needs images in every shard, window >= 1 and seed >= 0, "
-                f"not {num_images} images, {window} and {seed}"
+                "an image stream needs images in every shard, window, batch_size and lanes >= 1 and seed >= 0, "
+                f"not {num_images} images, {window}, {batch_size}, {lanes} and {seed}"
             )
-        self.num_images = num_images
-        self.seed = seed
-        self.window = min(window, num_images)
         self.xflip = xflip
         self.wait_seconds = 0.0
-        self._windows = Windows(read_blocks, sizes, seed, self.window, max_bad_fraction)
-        self.faults = self._windows.faults
-        self._order: tuple[tuple[int, int], NDArray[np.intp]] | None = None
-        self._ahead: _Ahead | None = None
-        self._last_start = 0
-        self._last_stride = 0
+        self._order = Order(sizes, seed, window, batch_size, lanes)
+        mine = self._order.lanes_of(parts if parts is not None else [(0, batch_size)])
+        self._reader = Reader(read_blocks, self._order, mine, max_bad_fraction, prefetch)
+        self._permuted: dict[tuple[Window, int], tuple[NDArray[np.intp], NDArray[np.bool_] | None]] = {}
         self._closed = False
-        self._thread: _CallThread | None = None
-        if prefetch:
-            self._thread = _CallThread("raysid-images")
-            weakref.finalize(self, self._thread.finish)  # a stream dropped unclosed leaves no thread
+        weakref.finalize(self, self._reader.stop)  # a stream dropped unclosed leaves no thread
+
+    @property
+    def num_images(self) -> int:
+        """Images of an epoch."""
+        return self._order.num_images
+
+    @property
+    def faults(self) -> dict[int, str]:
+        """What is wrong with each bad image met so far, by its place in the source's list; as `Block` has it."""
+        return self._reader.faults
 
     def read(self, start: int, count: int) -> Images:
         """Images `start` to `start + count` of the stream: uint8 (count, C, H, W) and int64 labels (count,).
 
         The arrays are the caller's own. `start` counts images consumed since the run's first, over all
-        ranks; the range may cross the ends of windows and epochs.
+        ranks; the range may cross the ends of windows, batches and epochs.
 
         Raises:
             ValueError: a negative start or a count below 1; or the source yielded another number of images
                 than its shards have, or blocks that are not uint8 images with their labels.
-            RunFailed: more images are bad than `max_bad_fraction` of the set; names some.
+            RunFailed: more images are bad than `max_bad_fraction` of the set (names some), or the source cannot be
+                read any more.
             RuntimeError: the stream is closed. Whatever `read_blocks` raises comes through as it is; the
                 next read opens the source again.
         """
@@ -123,24 +119,20 @@ class ImageStream:
             raise RuntimeError("the image stream is closed")
         began = time.perf_counter()
         try:
-            return self._gather(start, count) if self._thread is None else self._from_thread(start, count)
+            return self._gather(start, count)
         finally:
             self.wait_seconds += time.perf_counter() - began
 
+    def loaded_until(self, position: int) -> float:
+        """Up to where a reader who is at a position can read on without waiting; infinite where all is held."""
+        until = self._reader.loaded_until(position)
+        return math.inf if until is None else until
+
     def close(self) -> None:
         """Stops the thread and the source. Waits a few seconds at most for a read that is under way."""
-        if self._closed:
-            return
-        self._closed = True
-        self._windows.stopping.set()
-        if self._thread is None:
-            self._windows.close()
-        else:
-            if self._ahead is not None:
-                self._ahead.result.cancel()
-            self._thread.submit(self._windows.close)  # there: a generator is closed by the thread it runs in
-            self._thread.finish()
-            self._thread.join(CLOSE_SECONDS)
+        if not self._closed:
+            self._closed = True
+            self._reader.close()
 
     def __enter__(self) -> ImageStream:
         return self
@@ -150,92 +142,44 @@ class ImageStream:
     ) -> None:
         self.close()
 
-    def _from_thread(self, start: int, count: int) -> Images:
-        """The read that the thread has ready, or else one that it does now; then has it start the next."""
-        assert self._thread is not None
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and (ahead.start, ahead.count) == (start, count):
-            images = ahead.result.result()
-        else:
-            if ahead is not None:
-                ahead.result.cancel()
-            images = self._thread.submit(partial(self._gather, start, count)).result()
-
-        stride = start - self._last_start
-        steady = stride == self._last_stride and stride >= count
-        self._last_start, self._last_stride = start, stride
-        following = start + (stride if steady else count)
-        pending = self._thread.submit(partial(self._gather, following, count))
-        self._ahead = _Ahead(following, count, pending)
-        return images
-
     def _gather(self, start: int, count: int) -> Images:
-        pieces: list[Images] = []
+        floor = start - start % self._order.batch_size
+        all_images: list[NDArray[np.uint8]] = []
+        all_labels: list[NDArray[np.int64]] = []
         while count > 0:
-            epoch, position = divmod(start, self.num_images)
-            window, first = divmod(position, self.window)
-            images, labels, listed = self._windows.load(epoch, window)
-            part = slice(first, first + count)
-            rows = listed[self._permutation(epoch, window, len(listed))[part]]
-            taken = images[rows]
-            if self.xflip:
-                flips = random_words(self.seed, len(listed), XFLIP_PURPOSE, epoch, window)[part] % 2 == 1
-                taken[flips] = taken[flips][..., ::-1]
-            pieces.append((taken, labels[rows]))
-            start += len(rows)
-            count -= len(rows)
-        if len(pieces) == 1:
-            return pieces[0]
-        all_images, all_labels = zip(*pieces, strict=True)
+            window, row, epoch, run = self._order.place(start)
+            images, labels, listed, _ = self._reader.load(window, floor)
+            taken = min(run, count)
+            permutation, flips = self._permutation(window, epoch, floor)
+            rows = listed[permutation[row : row + taken]]
+            of_window = images[rows]
+            if flips is not None:
+                mirrored = flips[row : row + taken]
+                of_window[mirrored] = of_window[mirrored][..., ::-1]
+            all_images.append(of_window)
+            all_labels.append(labels[rows])
+            start += taken
+            count -= taken
+        if len(all_images) == 1:
+            return all_images[0], all_labels[0]
         return np.concatenate(all_images), np.concatenate(all_labels)
 
-    def _permutation(self, epoch: int, window: int, size: int) -> NDArray[np.intp]:
-        if self._order is None or self._order[0] != (epoch, window):
-            order = np.argsort(random_words(self.seed, size, PURPOSE, epoch, window), kind="stable")
-            self._order = (epoch, window), order
-        return self._order[1]
-
-
-@dataclass(frozen=True)
-class _Ahead:
-    """A read that the thread was asked for before the caller came for it."""
-
-    start: int
-    count: int
-    result: Future[Images]
-
-
-class _CallThread:
-    """A daemon thread that makes calls one after another: the source is only ever driven by one thread."""
-
-    def __init__(self, name: str) -> None:
-        self._calls: SimpleQueue[tuple[Future, Callable[[], object]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=_make_calls, args=(self._calls,), name=name, daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
-        self._calls.put((future, call))
-        return future
-
-    def finish(self) -> None:
-        """Lets the thread end after the calls submitted so far."""
-        self._calls.put(None)
-
-    def join(self, timeout: float) -> None:
-        """Waits for the thread's end, up to `timeout` seconds."""
-        self._thread.join(timeout)
-
-
-def _make_calls(calls: SimpleQueue[tuple[Future, Callable[[], object]] | None]) -> None:
-    while (submitted := calls.get()) is not None:
-        future, call = submitted
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
-        del submitted, future, call  # holds no stream while it waits, so that a dropped one can be collected
+    def _permutation(
+        self, window: Window, epoch: int, floor: int
+    ) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None]:
+        """A window's order in an epoch, and which images are mirrored in it."""
+        if (window, epoch) not in self._permuted:
+            soon = floor + self._order.batch_size
+            for other, of_epoch in list(self._permuted):
+                if (
+                    (of_epoch != epoch)
+                    if self._order.held
+                    else not other.begin < soon <= other.end + soon - floor
+                ):
+                    del self._permuted[other, of_epoch]
+            flips = self._order.flips(window, epoch) if self.xflip else None
+            self._permuted[window, epoch] = self._order.permutation(window, epoch), flips
+        return self._permuted[window, epoch]
 
 
 def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:

@@ -1,18 +1,19 @@
-"""Windows of the stream: the images that are shuffled together, read from passes over a source."""
+"""Windows of the stream, read from passes over a source."""
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysid.data.order import Order, Window
 from raysid.data.source import Block, Piece
-from raysid.errors import RunFailed, UserError
+from raysid.errors import RunFailed
 
-SHARDS_PURPOSE = 0x5EA2  # keeps the shards' order apart from whatever else is drawn from the run's seed
+PASS_PIECES = 512  # of one pass over the source, about: to begin one takes Ray Data a while
 NAMED = 5  # bad images that a message names
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -21,128 +22,111 @@ ReadBlocks = Callable[[Sequence[Piece]], Iterable[Block]]
 """Reads pieces of a source, in order: `ImageSource.blocks`, or `ray_blocks(source)`."""
 
 
-class Windows:
-    """Windows of an epoch's shards, one at a time, read from passes over the source."""
+class Loaded(NamedTuple):
+    """A window's images and labels as they were read.
 
-    def __init__(
-        self,
-        read_blocks: ReadBlocks,
-        sizes: NDArray[np.int64],
-        seed: int,
-        window: int,
-        max_bad_fraction: float,
-    ) -> None:
+    Attributes:
+        rows: of those to use, in the order of the source's list; a bad image's is another one's.
+        faults: what is wrong with bad ones, by their place in the source's list.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    rows: NDArray[np.intp]
+    faults: dict[int, str]
+
+
+class Passes:
+    """Reads windows one after another, in passes over the source.
+
+    Args:
+        windows: in the order in which they are wanted.
+
+    Attributes:
+        abandoned: set from anywhere, it ends a read that is under way, after its block.
+    """
+
+    def __init__(self, read_blocks: ReadBlocks, order: Order, windows: Iterator[Window]) -> None:
         self.read_blocks = read_blocks
-        self.sizes = sizes
-        self.num_images = int(sizes.sum())
-        self.seed = seed
-        self.window = window
-        self.max_bad = max_bad_fraction * self.num_images
-        self.faults: dict[int, str] = {}
-        self.stopping = threading.Event()
+        self.order = order
+        self.abandoned = False
+        self._windows = windows
+        self._plan: deque[Window] = deque()
+        self._pieces: list[Piece] = []  # of the windows of a pass
         self._blocks: Iterator[Block] | None = None
         self._rest: Block | None = None  # of the block that the last window ended in
-        self._pass = (0, 0)  # epoch of the pass under way, and the position that it has come to
-        self._loaded: tuple[int, int] | None = None
-        self._images: NDArray[np.uint8] | None = None  # (window, C, H, W), filled anew for every window
-        self._labels = np.empty(window, np.int64)
-        self._rows = np.arange(0)
+        self._taken = 0  # images of the pass
+        self._shape: tuple[int, ...] | None = None
+        self._plan_pass()
 
-    def load(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.intp]]:
-        """Window `index` of an epoch: images and labels as they were read, and the rows of those to use.
+    @property
+    def following(self) -> Window | None:
+        """The window that is read next, or now."""
+        return self._plan[0] if self._plan else None
 
-        The rows are in the order of the source's list, a bad image's being another one's. Valid until the next call.
+    def advance(self) -> None:
+        """Go on to the window after."""
+        self._plan.popleft()
+        if not self._plan:
+            self._plan_pass()
+
+    def read(self) -> Loaded:
+        """The images of the window that is `following`, which it stays.
+
+        Raises:
+            ValueError: the source yields another number of images than its shards have, or what is none.
+            RunFailed: none of the window's images can be used.
+            RuntimeError: abandoned. Whatever `read_blocks` raises comes through.
         """
-        if self.window == self.num_images:
-            epoch = 0  # it holds the whole set, whatever the epoch
-        first = index * self.window
-        size = min(self.window, self.num_images - first)
-        if self._loaded != (epoch, index):
-            self._loaded = None
-            try:
-                self._fill(epoch, first, size)
-            except UserError as error:  # it was well when the run began
-                self.close()
-                raise RunFailed(f"{error}; the same command goes on") from error
-            except BaseException:
-                self.close()  # a pass that broke is not continued: the next read starts a new one
-                raise
-            self._loaded = epoch, index
-        assert self._images is not None
-        return self._images, self._labels, self._rows
+        window = self._plan[0]
+        if self._blocks is None:
+            self._blocks, self._taken = iter(self.read_blocks(self._pieces)), 0
+        blocks: list[Block] = []
+        missing = window.size
+        while missing > 0:
+            blocks.append(self._take(missing))
+            missing -= len(blocks[-1]["label"])
+        if len(self._plan) == 1:  # the pass is over
+            if self._next_block() is not None:
+                raise ValueError(
+                    f"the source yields more images than the {self._announced} that its shards have"
+                )
+            self.close()
+        return _loaded(blocks, self.order.places_in_list(self.order.pieces(window)))
 
     def close(self) -> None:
-        """Ends the pass under way, if any. The window held stays."""
+        """End the pass, if one is under way."""
         blocks, self._blocks, self._rest = self._blocks, None, None
         close = getattr(blocks, "close", None)
         if close is not None:
             close()  # at once: Ray Data goes on producing until its iterator is closed or collected
 
-    def _pieces(self, epoch: int, first: int) -> list[Piece]:
-        """The epoch's shards in their order, from a position on."""
-        count = len(self.sizes)
-        # Where one window holds all of them, their order would change nothing but the memory that is read.
-        order = np.arange(count)
-        if self.window < self.num_images:
-            order = np.argsort(random_words(self.seed, count, SHARDS_PURPOSE, epoch), kind="stable")
-        ends = np.cumsum(self.sizes[order])
-        begin = int(np.searchsorted(ends, first, side="right"))
-        pieces = [Piece(int(shard), 0, int(self.sizes[shard])) for shard in order[begin:]]
-        skipped = first - (int(ends[begin - 1]) if begin else 0)
-        return [pieces[0]._replace(first=skipped), *pieces[1:]]
+    @property
+    def _announced(self) -> int:
+        return sum(last - first for _, first, last in self._pieces)
 
-    def _fill(self, epoch: int, first: int, size: int) -> None:
-        if self._blocks is None or self._pass != (epoch, first):
-            self.close()
-            self._blocks = iter(self.read_blocks(self._pieces(epoch, first)))
-            self._pass = epoch, first
-        index = np.empty(size, np.int64)
-        faults: dict[int, str] = {}  # by place in the window
-        filled = 0
-        while filled < size:
-            block = self._take(size - filled)
-            taken = slice(filled, filled + len(block["label"]))
-            if self._images is None:
-                self._images = np.empty((self.window, *block["image"].shape[1:]), np.uint8)
-            self._images[taken] = block["image"]
-            self._labels[taken] = block["label"]
-            index[taken] = block.get("index", np.arange(first + filled, first + taken.stop))
-            faults |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
-            filled = taken.stop
-        if first + size == self.num_images:
-            if self._next_block() is not None:
-                raise ValueError(f"the source yields more images than the {self.num_images} it announced")
-            self.close()
-        assert self._images is not None
-        order = np.argsort(index, kind="stable")
-        if faults:
-            self._report({int(index[row]): fault for row, fault in faults.items()})
-            order = _without(order, faults)
-        self._rows = order
-
-    def _report(self, faults: dict[int, str]) -> None:
-        """Count bad images. Raises RunFailed where they are too many."""
-        self.faults.update(faults)
-        if len(self.faults) > self.max_bad:
-            named = "; ".join(list(self.faults.values())[:NAMED])
-            more = f"; and {len(self.faults) - NAMED:,} more" if len(self.faults) > NAMED else ""
-            raise RunFailed(
-                f"{len(self.faults):,} of {self.num_images:,} real images cannot be used, which is more than "
-                f"data.max_bad_fraction = {self.max_bad / self.num_images:g} of them ({named}{more}): repair them, or "
-                "give a larger fraction"
-            )
+    def _plan_pass(self) -> None:
+        self._pieces = []
+        while len(self._pieces) < PASS_PIECES and (window := next(self._windows, None)) is not None:
+            self._plan.append(window)
+            for piece in self.order.pieces(window):
+                last = self._pieces[-1] if self._pieces else None
+                if last is not None and (last.shard, last.last) == (piece.shard, piece.first):
+                    self._pieces[-1] = last._replace(last=piece.last)  # one read, not two
+                else:
+                    self._pieces.append(piece)
 
     def _take(self, most: int) -> Block:
         """The next images of the pass: at least one and at most `most`, never across two blocks."""
         block = self._next_block()
         if block is None:
             raise ValueError(
-                f"the source yielded {self._pass[1]} images, not the {self.num_images} it announced"
+                f"the source yielded {self._taken} images where its shards have {self._announced}"
             )
         length = len(block["label"])
         if length > most:
             block, self._rest = _cut(block, slice(most)), _cut(block, slice(most, None))
-        self._pass = self._pass[0], self._pass[1] + min(length, most)
+        self._taken += min(length, most)
         return block
 
     def _next_block(self) -> Block | None:
@@ -152,7 +136,7 @@ class Windows:
             return block
         assert self._blocks is not None
         for block in self._blocks:
-            if self.stopping.is_set():
+            if self.abandoned:
                 raise RuntimeError("the image stream was closed during a read")
             self._check(block)
             if len(block["label"]) > 0:
@@ -161,18 +145,44 @@ class Windows:
 
     def _check(self, block: Block) -> None:
         images, labels = block["image"], block["label"]
-        shape = None if self._images is None else self._images.shape[1:]
+        shape = self._shape
         if images.dtype != np.uint8 or images.ndim != 4 or (shape is not None and images.shape[1:] != shape):
             wanted = "(n, C, H, W)" if shape is None else f"(n, {', '.join(map(str, shape))})"
             raise ValueError(
                 f"the source yielded images of {images.dtype} {images.shape} where uint8 {wanted} was "
-                f"expected, after image {self._pass[1]} of a pass"
+                f"expected, after image {self._taken} of a pass"
             )
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"the source yielded labels of {labels.dtype} {labels.shape} for {len(images)} images, "
-                f"after image {self._pass[1]} of a pass"
+                f"after image {self._taken} of a pass"
             )
+        self._shape = images.shape[1:]
+
+
+def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: int) -> None:
+    """Raises RunFailed where so many images of a set are bad."""
+    if len(faults) > max_bad_fraction * num_images:
+        named = "; ".join(list(faults.values())[:NAMED])
+        more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
+        raise RunFailed(
+            f"{len(faults):,} of {num_images:,} real images cannot be used, which is more than "
+            f"data.max_bad_fraction = {max_bad_fraction:g} of them ({named}{more}): repair them, or give a larger "
+            "fraction"
+        )
+
+
+def _loaded(blocks: Sequence[Block], places: NDArray[np.int64]) -> Loaded:
+    """A window from its blocks, whose images are at `places` of the source's list unless they say otherwise."""
+    columns = [cast(dict[str, Any], block) for block in blocks]
+    images, labels = (np.concatenate([block[name] for block in columns]) for name in ("image", "label"))
+    if all("index" in block for block in blocks):
+        places = np.concatenate([block["index"] for block in columns])
+    said = [fault for block in columns for fault in block.get("fault", [""] * len(block["label"]))]
+    bad = {row: fault for row, fault in enumerate(said) if fault}
+    order = np.argsort(places, kind="stable")
+    faults = {int(places[row]): fault for row, fault in bad.items()}
+    return Loaded(images, labels, _without(order, bad) if bad else order, faults)
 
 
 def _cut(block: Block, rows: slice) -> Block:
@@ -192,9 +202,3 @@ def _without(order: NDArray[np.intp], faults: Iterable[int]) -> NDArray[np.intp]
         )
     following = np.searchsorted(good, np.arange(len(order)))
     return order[good[following % len(good)]]
-
-
-def random_words(seed: int, count: int, *address: int) -> NDArray[np.uint64]:
-    """Random words that belong to an address."""
-    # Not Generator.permutation: NumPy keeps the raw words the same across versions, not its methods.
-    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=address)).random_raw(count)

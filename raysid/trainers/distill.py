@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysid.actors.fake_score import BAD_IMAGES
 from raysid.actors.placement import Placement, place, workers_for
@@ -14,6 +14,7 @@ from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
+from raysid.data.windows import check_faults
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.image_grid import is_picture
@@ -321,24 +322,27 @@ class _Distillation:
         return placement
 
     def _prepare(self, placement: Placement, step: int) -> None:
-        """Where a step needs real images that no step before it had in memory, read them before it begins.
+        """Where a step's real images are not known to be in memory, read them before it begins.
 
         Raises:
             RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
         """
         if self.source is None or self.config.method.adversarial is None:
             return
-        size, num_images = self.config.batch_size, self.source.num_images
-        window = min(self.config.data.shuffle_window, num_images)
-        last, before = (divmod(place, num_images) for place in ((step + 1) * size - 1, step * size - 1))
-        if num_images > window and (last[0], last[1] // window) != (before[0], before[1] // window):
+        needed = (step + 1) * self.config.batch_size
+        if placement.images_until < needed:
             self._finish_steps(placement)
+        if placement.images_until < needed:
             try:
                 placement.prepare(step)
             except RunFailed as error:
-                failed = self._checkpoint_last(placement, step)
-                kept = f"none written ({failed})" if failed else "written"
-                raise RunFailed(f"{error}; checkpoint of step {step:,} {kept}") from error
+                self._stop_for(error, placement, step)
+
+    def _stop_for(self, error: RunFailed, placement: Placement, step: int) -> NoReturn:
+        """Leave for what the learners are not to blame for, with a checkpoint of where the run is."""
+        failed = self._checkpoint_last(placement, step)
+        kept = f"none written ({failed})" if failed else "written"
+        raise RunFailed(f"{error}; checkpoint of step {step:,} {kept}") from error
 
     def _stop_if_asked(self, placement: Placement, step: int) -> None:
         """Leave at a signal, with a checkpoint of where the run is."""
@@ -394,6 +398,11 @@ class _Distillation:
                 f"{count:,} real image{'s' * (count > 1)} skipped so far ({next(iter(bad.values()))}); {METRICS} names "
                 "all"
             )
+            assert self.source is not None
+            try:  # each worker has met some: together they may be too many
+                check_faults(bad, self.config.data.max_bad_fraction, self.source.num_images)
+            except RunFailed as error:
+                self._stop_for(error, placement, step)
 
     def _keep(self, placement: Placement, step: int) -> None:
         """Checkpoint, export and evaluate where they are due after `step` steps.

@@ -234,7 +234,8 @@ class _Training:
         self.adam = torch.optim.Adam(
             self.network.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
-        self.images = image_stream(config.data, config.seed, source, ray_blocks(source))
+        own = self.rank * self.count, (self.rank + 1) * self.count
+        self.images = image_stream(config, source, ray_blocks(source), [own])
 
     def step(self, step: int) -> float:
         """One update; returns this worker's loss per image."""

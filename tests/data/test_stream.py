@@ -83,8 +83,8 @@ def test_the_order_is_the_same_on_every_platform_and_version():
     """A resumed run must go on with the images that the interrupted one would have read."""
     whole = stream_of(Numbers(), seed=7, window=10).read(0, 20)[1]
     assert whole.tolist() == [8, 5, 3, 4, 9, 1, 6, 2, 0, 7, 6, 1, 3, 8, 4, 9, 5, 7, 0, 2]
-    labels = stream_of(Numbers(), seed=7, window=6).read(0, 20)[1]
-    assert labels.tolist() == [4, 9, 3, 1, 2, 0, 6, 7, 5, 8, 3, 5, 6, 7, 9, 4, 2, 8, 1, 0]
+    labels = stream_of(Numbers(), seed=7, window=6, batch_size=4, lanes=2).read(0, 20)[1]
+    assert labels.tolist() == [0, 1, 5, 7, 2, 4, 8, 6, 3, 9, 8, 6, 9, 4, 7, 1, 3, 5, 2, 0]
 
 
 @pytest.mark.parametrize("block", [1, 7, 40])
@@ -114,6 +114,58 @@ def test_xflip_mirrors_half_of_the_images_others_in_each_epoch_wherever_reading_
     assert all(35 < len(epoch) < 65 for epoch in by_epoch) and by_epoch[0] != by_epoch[1]
     again = stream_of(Numbers(100), window=30, xflip=True).read(140, 20)[0]
     np.testing.assert_array_equal(again, images[140:160])
+
+
+# -- lanes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "block", "window", "batch", "lanes"),
+    [(100, 7, 20, 8, 4), (100, 7, 90, 8, 8), (101, 1, 13, 7, 3), (50, 50, 49, 3, 16), (400, 16, 64, 32, 4)],
+)
+def test_lanes_lose_and_repeat_no_image_of_an_epoch(images, block, window, batch, lanes):
+    order = {"window": window, "batch_size": batch, "lanes": lanes}
+    stream = stream_of(Numbers(images, block), **order)
+    labels = stream.read(0, 4 * images)[1].reshape(4, images)
+    assert all(sorted(epoch) == list(range(images)) for epoch in labels.tolist())
+    assert len({tuple(epoch) for epoch in labels.tolist()}) == 4
+    place = int(0.9 * images) + 3 * images
+    resumed = stream_of(Numbers(images, block), **order).read(place, batch)[1]
+    np.testing.assert_array_equal(resumed[: 4 * images - place], labels.flat[place : place + batch])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_ranks_read_one_stream_and_none_what_is_for_the_others(ranks, prefetch):
+    images, batch, steps = 960, 32, 60
+    order = {"window": 128, "batch_size": batch, "lanes": 8}
+    whole = stream_of(Numbers(images, 16), **order).read(0, batch * steps)[1]
+    share = batch // ranks
+    sources = [Numbers(images, 16) for _ in range(ranks)]
+    for rank, source in enumerate(sources):
+        part = (rank * share, (rank + 1) * share)
+        with stream_of(source, parts=[part], prefetch=prefetch, **order) as stream:
+            for step in range(steps):
+                start = step * batch + part[0]
+                np.testing.assert_array_equal(stream.read(start, share)[1], whole[start : start + share])
+    read = sum(source.images_read for source in sources)
+    ahead = 2 * 128 + ranks * 8 * 16 if prefetch else 0
+    assert batch * steps <= read <= 1.2 * batch * steps + ahead  # a shard where a lane ends is read twice
+
+
+def test_what_is_read_ahead_is_bounded_and_starts_where_the_reader_goes():
+    source = Numbers(4000, block=10)
+    with stream_of(source, window=200, batch_size=20, lanes=4, prefetch=True) as stream:
+        stream.read(0, 20)
+        for place in (0, 2000, 7000):
+            before = source.images_read
+            stream.read(place, 20)
+            patience = time.monotonic() + 10
+            while stream.loaded_until(place) < place + 200 and time.monotonic() < patience:
+                time.sleep(0.01)
+            time.sleep(0.05)  # it does not go on
+            assert stream.loaded_until(place) >= place + 200
+            assert source.images_read - before <= 400 + 4 * 10 + 10
 
 
 # -- addresses ---------------------------------------------------------------------------------------------
@@ -173,14 +225,14 @@ def test_a_set_that_fits_the_window_is_read_once():
     assert source.passes == 1
 
 
-def test_sequential_reads_make_one_pass_an_epoch_and_hold_one_window():
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_sequential_reads_make_one_pass_and_read_nothing_that_is_not_needed_yet(lanes):
     source = Numbers(100, block=5)
-    stream = stream_of(source, window=20)
+    stream = stream_of(source, window=20, batch_size=4, lanes=lanes)
     for start in range(0, 300, 4):
         stream.read(start, 4)
-        # Nothing behind the window is touched.
-        assert source.images_read <= start // 100 * 100 + (start % 100 // 20 + 1) * 20
-    assert source.passes == 3
+        assert source.images_read <= start + 4 + 20 + lanes * 5  # shards that windows of two lanes are in
+    assert source.images_read <= 300 + 3 * lanes * 5 and source.passes == 1
 
 
 @pytest.mark.parametrize("start", [90, 95, 190, 290])
@@ -193,11 +245,11 @@ def test_a_resume_reads_the_window_that_it_goes_on_in_and_no_more(start):
     )
 
 
-def test_going_back_within_the_window_opens_nothing():
+def test_going_back_within_the_batch_opens_nothing():
     source = Numbers(100)
-    stream = stream_of(source, window=20)
-    stream.read(30, 8)
-    stream.read(22, 8)
+    stream = stream_of(source, window=20, batch_size=20, lanes=4)
+    stream.read(30, 10)
+    stream.read(20, 20)
     assert source.passes == 1
     stream.read(0, 8)
     assert source.passes == 2
@@ -230,15 +282,24 @@ def test_wait_is_counted_and_prefetch_hides_it():
 @pytest.mark.parametrize(
     ("announced", "message"),
     [
-        (12, r"^the source yielded 10 images, not the 12 it announced$"),
-        (9, r"^the source yields more images than the 9 it announced$"),
+        (12, r"^the source yielded \d+ images where its shards have \d+$"),
+        (9, r"^the source yields more images than the \d+ that its shards have$"),
     ],
 )
 def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
-    with ImageStream(lambda _: Numbers(10).blocks(), [announced], 0, window, prefetch=prefetch) as stream:
+    def read(pieces):
+        for piece in pieces:
+            block = next(Numbers(12, block=12).read(piece))
+            missing = 0 if announced == 9 else int(piece.last == 12) * 2
+            added = int(announced == 9 and piece.last == 9)
+            rows = [*range(piece.last - piece.first - missing), *[0] * added]
+            yield {name: column[rows] for name, column in block.items()}
+
+    with ImageStream(read, [announced], 0, window, prefetch=prefetch) as stream:
         for _ in range(2):  # and stays one
             with pytest.raises(ValueError, match=message):
-                stream.read(0, announced)
+                for start in range(0, 1000 * announced, announced):
+                    stream.read(start, announced)
 
 
 @pytest.mark.parametrize(
@@ -276,17 +337,19 @@ def test_an_error_of_the_source_surfaces_in_read_and_the_next_read_tries_again(p
     class Flaky(Numbers):
         def blocks(self, pieces=None):
             for block in super().blocks(pieces):
-                if self.passes == 1 and self.images_read > 6:
+                if self.passes == 1 and self.images_read > 40:
                     raise OSError("the disk is gone")
                 yield block
 
-    with stream_of(Flaky(), window=4, prefetch=prefetch) as stream:
-        stream.read(0, 4)
+    whole = stream_of(Numbers(100), window=12).read(0, 50)[1]
+    with stream_of(Flaky(100), window=12, prefetch=prefetch) as stream:
+        np.testing.assert_array_equal(stream.read(0, 24)[1], whole[:24])
         if prefetch:
             time.sleep(0.1)  # the thread meets the error before anybody asks
+        np.testing.assert_array_equal(stream.read(24, 4)[1], whole[24:28])
         with pytest.raises(OSError, match="the disk is gone"):
-            stream.read(4, 4)
-        np.testing.assert_array_equal(stream.read(4, 4)[1], stream_of(Numbers(), window=4).read(4, 4)[1])
+            stream.read(28, 22)
+        np.testing.assert_array_equal(stream.read(28, 22)[1], whole[28:])
 
 
 # -- the thread --------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ FORBIDDEN = [
     ("precision", "bf16", "precision = float32 and cannot go on with bf16"),
     ("teacher.precision", "bf16", "teacher.precision = None and cannot go on with bf16"),
     ("compute.tf32", "true", "compute.tf32 = False and cannot go on with True"),
-    ("data.shuffle_window", "500", "data.shuffle_window = 10000 and cannot go on with 500"),
+    ("data.shuffle_window", "500", "data.shuffle_window = 16384 and cannot go on with 500"),
     ("generator.lr", "1e-5", "generator.lr = 0.001 and cannot go on with 1e-05"),
     ("generator.dropout", "null", "generator.dropout = 0.1 and cannot go on with None"),
     ("fake_score.betas", "[0.9, 0.999]", "fake_score.betas"),
