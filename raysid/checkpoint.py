@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Checkpoints:
 
     Args:
         folder: where they lie.
-        keep: how many of the newest are kept.
+        keep: how many of the newest are kept, beside the best.
     """
 
     def __init__(self, folder: UPath, keep: int = 2) -> None:
@@ -86,14 +87,26 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def finish(self, step: int, images: int, files: list[StateFile]) -> Checkpoint:
-        """Make the files written for `step` a checkpoint, then remove the ones that are no longer kept."""
+        """Make the files written for `step` a checkpoint."""
         content = {"step": step, "images": images, "files": [vars(file) for file in files]}
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-        for old in self.all()[: -self.keep]:
-            # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
-            remove_file(old.path / MANIFEST)
-            remove_folder(old.path)
         return Checkpoint(self.path(step), step, images, tuple(files))
+
+    def remove_old(self, distances: Mapping[int, float]) -> None:
+        """Remove all but the newest and the best.
+
+        Args:
+            distances: of the evaluated ones, by step.
+        """
+        whole = self.all()
+        best = _best(whole, distances)
+        for old in whole[: -self.keep]:
+            if old is not best:
+                self._remove(old)
+
+    def best(self, distances: Mapping[int, float]) -> Checkpoint | None:
+        """Of the whole checkpoints that were evaluated, the one with the smallest distance, the first of equals."""
+        return _best(self.all(), distances)
 
     def all(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first."""
@@ -116,10 +129,15 @@ class Checkpoints:
         """Remove the remains of checkpoints that were never finished, and of those after `after_step`."""
         for path in children(self.folder):
             checkpoint = read_manifest(path)
-            if checkpoint is None or checkpoint.step > after_step:
-                if checkpoint is not None:
-                    remove_file(path / MANIFEST)
+            if checkpoint is None:
                 remove_folder(path)
+            elif checkpoint.step > after_step:
+                self._remove(checkpoint)
+
+    def _remove(self, checkpoint: Checkpoint) -> None:
+        # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
+        remove_file(checkpoint.path / MANIFEST)
+        remove_folder(checkpoint.path)
 
 
 def read_manifest(path: UPath) -> Checkpoint | None:
@@ -137,6 +155,11 @@ def read_manifest(path: UPath) -> Checkpoint | None:
         return Checkpoint(path, int(content["step"]), int(content["images"]), files)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _best(checkpoints: list[Checkpoint], distances: Mapping[int, float]) -> Checkpoint | None:
+    evaluated = [checkpoint for checkpoint in checkpoints if checkpoint.step in distances]
+    return min(evaluated, key=lambda checkpoint: distances[checkpoint.step], default=None)
 
 
 def find_checkpoint(path: str | UPath) -> Checkpoint:

@@ -30,6 +30,7 @@ from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
+    evaluated_distances,
     finished_rows,
     has_evaluation,
     recomputes_so_far,
@@ -51,11 +52,13 @@ class DistillResult:
     Attributes:
         path: the run's folder; `load_generator(path)` loads its product.
         checkpoint: folder of the last training state.
+        best_checkpoint: folder of the training state whose generator was evaluated best, where it is kept.
         metrics: the last evaluation's figures and the best distance, where there are any, and the final table's rows.
     """
 
     path: str
     checkpoint: str | None
+    best_checkpoint: str | None
     metrics: dict[str, Any]
 
 
@@ -218,8 +221,9 @@ class _Distillation:
                 rows = summary_rows(self.config, self.folder.path, self.teacher, self.start)
                 self.tracker.table(rows)
         self.folder.sync()
-        show_summary(self.folder.path, rows)
-        return self._result(rows)
+        result = self._result(rows)
+        show_summary(self.folder.path, rows, result.best_checkpoint if rows else result.checkpoint)
+        return result
 
     def _train_restoring(self, start: Checkpoint | None) -> None:
         """Train; when a learner is lost, go back to the newest checkpoint with all of them."""
@@ -298,6 +302,7 @@ class _Distillation:
                 self._finish_evaluation(wait=False)
             self._finish_saving()
             self._finish_evaluation()
+            self.saver.remove_old()
         finally:
             self.stop.leave()
             placement.close()
@@ -462,14 +467,19 @@ class _Distillation:
 
     def _result(self, rows: list[dict[str, Any]]) -> DistillResult:
         newest = self.folder.checkpoints.newest()
+        distances = evaluated_distances(self.folder.record)
+        best = self.folder.checkpoints.best(distances)
+        if best is not None and distances[best.step] > min(distances.values()):
+            best = None  # of those that are left
         measured = [entry for entry in read_metrics(self.folder.record) if entry["kind"] == "evaluation"]
         metrics: dict[str, Any] = {"table": rows}
         if measured:
             metrics |= {
                 key: measured[-1][key] for key in ("frechet_distance", "label_accuracy", "step", "images")
-            } | {"best_frechet_distance": best_distance(self.folder.record)}
+            } | {"best_frechet_distance": min(distances.values(), default=math.inf)}
         return DistillResult(
             path=str(self.folder.path),
             checkpoint=str(newest.path) if newest else None,
+            best_checkpoint=str(best.path) if best else None,
             metrics=metrics,
         )

@@ -13,6 +13,7 @@ from raysid.errors import LearnerLost, RunFailed
 from raysid.generator import FOLDERS
 from raysid.run_folder import RunFolder
 from raysid.storage import explain
+from raysid.trainers.summary import evaluated_distances
 
 LOOK_SECONDS = 0.2
 
@@ -85,6 +86,12 @@ class RunSaver:
                 ) from error
         return self._under_way is None
 
+    def remove_old(self) -> None:
+        """Remove the checkpoints that are not kept, as far as the run has been evaluated by now."""
+        self.folder.check()
+        keep_best = self.folder.config.checkpoint.keep_best
+        self.folder.checkpoints.remove_old(evaluated_distances(self.folder.record) if keep_best else {})
+
     def close(self) -> None:
         """Finish a manifest that is being written: the run may go back to its checkpoint."""
         self._thread.shutdown()
@@ -107,6 +114,7 @@ class RunSaver:
         self.folder.sync()
         self.folder.checkpoints.finish(step, step * self.batch_size, files)
         self.newest = step
+        self.remove_old()
 
     def _kept(self) -> str:
         if self.newest is None:
