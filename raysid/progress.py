@@ -21,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raysid.no_room import of_file
+
 # Seconds that the shown speed looks back, between plain lines, and between pictures of the live line.
 _SPEED_WINDOW = 15.0
 _PLAIN_INTERVAL = 10.0
@@ -350,5 +352,8 @@ def _write(stream: TextIO, text: str) -> None:
     if not _is_unicode(stream):
         plain = unicodedata.normalize("NFKD", text)
         text = "".join(c if c.isascii() else "" if unicodedata.combining(c) else "?" for c in plain)
-    stream.write(text)
-    stream.flush()
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        raise of_file(error, getattr(stream, "name", "the output")) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError, WorkersChanged
+from raysid.errors import LearnerLost, NoRoom, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.image_grid import is_picture
 from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
+from raysid.no_room import no_room
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
@@ -25,7 +27,7 @@ from raysid.tracking import METRICS, Tracker, read_metrics
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
-from raysid.trainers.saving import RunSaver
+from raysid.trainers.saving import RunSaver, how_to_go_on
 from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
@@ -108,13 +110,34 @@ def distill(
         )
         try:
             return run.run()
+        except NoRoom:
+            _remove_unfinished(folder)
+            raise
         except Exception as error:
+            if no_room(error):
+                newest = _remove_unfinished(folder)
+                of_bucket = getattr(error, "errno", None) is None
+                what = getattr(error, "filename", None) or (
+                    folder.path if of_bucket else "the standard output"
+                )
+                raise NoRoom(
+                    f"{what} cannot be written: {explain(error)}; {how_to_go_on(folder, newest, full=True)}"
+                ) from error
             if not of_a_bucket(error):
                 raise
             raise RunFailed(
                 f"{folder.path} cannot be reached: {explain(error)}; the same command goes on from the newest "
                 "checkpoint"
             ) from error
+
+
+def _remove_unfinished(folder: RunFolder) -> int | None:
+    """Give back what a checkpoint takes that is not whole; the step of the newest that is."""
+    newest = None
+    with suppress(Exception):  # what the run ends with is said already, and the same command does this first
+        newest = folder.checkpoints.newest_step()
+        folder.checkpoints.remove_unfinished(after_step=-1 if newest is None else newest)
+    return newest
 
 
 def _with_tmax(config: Config, found: Found) -> Config:
