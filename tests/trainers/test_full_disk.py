@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.distill import distill
 from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 from tests.processes import Command, Moment
+from tests.small_disk import KB, Disk
 from tests.tiny_run import (
     assert_same,
     assert_same_record,
@@ -33,54 +33,8 @@ from tests.tiny_run import (
 from tests.trainers.test_bucket import environment
 from tests.trainers.test_kept_checkpoints import SHORT
 
-KB = 1 << 10
 QUOTA = (403, "The project's storage quota has been exceeded.")
 RATE = (429, "The project exceeded the rate limit for writes.")
-
-
-class Disk:
-    """A small file system of memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def resize(self, size: int) -> None:
-        """Give it so many bytes."""
-        self._mount("-o", f"remount,size={size}")
-
-    def fill(self, but: int = 0) -> None:
-        """Take all its room, but for so many bytes, until `free`."""
-        with open(self.folder / "filling", "wb", buffering=0) as file, pytest.raises(OSError):
-            while True:
-                file.write(bytes(4 * KB))
-        os.truncate(self.folder / "filling", (self.folder / "filling").stat().st_size - but)
-
-    def free(self) -> None:
-        """Give the room back."""
-        (self.folder / "filling").unlink()
-
-    def begin(self) -> None:
-        """Mount it. Raises CalledProcessError where this user, or this container, may not."""
-        self.folder.mkdir()
-        self._mount("-t", "tmpfs", "-o", "size=1m", "tmpfs")
-
-    def end(self) -> None:
-        """Take it away."""
-        subprocess.run(["umount", "--lazy", self.folder], check=True)
-
-    def _mount(self, *arguments: str) -> None:
-        subprocess.run(["mount", *arguments, self.folder], check=True, capture_output=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    try:
-        disk.begin()
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        pytest.skip("only root can mount a small file system")
-    yield disk
-    disk.end()
 
 
 def remains(run: Path) -> list[str]:
