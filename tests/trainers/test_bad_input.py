@@ -147,6 +147,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         (["distill", "digits-sida", "--microbatch_size", "16"], "does not divide into groups"),
         (["distill", "digits-sid", "--run.name", "../elsewhere"], "run.name is '../elsewhere'"),
         (["pretrain", "digits-teacher", "--num_workers", "3"], "256 does not divide among num_workers 3"),
+        (
+            ["config", "digits-teacher", "--network.model_channels", "80"],
+            "makes layers of 240 channels, which do not divide into the 32 groups of their normalisation",
+        ),
         (["pretrain", "digits-teacher", "--network.img_resolution", "9"], "cannot be halved 1 times"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
