@@ -116,7 +116,7 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint whose files are as the manifest says; None when there is none."""
         for checkpoint in reversed(self.all()):
-            if all(_intact(checkpoint.path / file.name, file) for file in checkpoint.files):
+            if not _damaged(checkpoint):
                 return checkpoint
         return None
 
@@ -166,15 +166,25 @@ def find_checkpoint(path: str | UPath) -> Checkpoint:
     """The checkpoint to branch from at `path`: a checkpoint's folder, or a run's (its newest).
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the one that is named is damaged.
     """
     folder = UPath(path)
-    checkpoint = read_manifest(folder) or Checkpoints(folder / "checkpoints").newest()
+    checkpoint = read_manifest(folder)
+    if checkpoint is not None and (damaged := _damaged(checkpoint)):
+        raise UserError(
+            f"{folder / damaged[0]} is damaged: it is not as {MANIFEST} says; give another checkpoint"
+        )
+    checkpoint = checkpoint or Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
         raise UserError(
             f"no whole checkpoint at {folder}: give a run's folder or one of its checkpoints/step-*"
         )
     return checkpoint
+
+
+def _damaged(checkpoint: Checkpoint) -> list[str]:
+    """The files of a checkpoint that are not as its manifest says."""
+    return [file.name for file in checkpoint.files if not _intact(checkpoint.path / file.name, file)]
 
 
 def _intact(path: UPath, file: StateFile) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysid.actors.fake_score import BAD_IMAGES
 from raysid.actors.placement import Placement, place, workers_for
-from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
+from raysid.checkpoint import Checkpoint, Checkpoints, find_checkpoint, read_state
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
@@ -92,14 +92,20 @@ def distill(
     """
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
+    branch, gone = None, None
     with reaching(config.storage):
-        branch = find_checkpoint(resume_from) if resume_from else None
+        try:
+            branch = find_checkpoint(resume_from) if resume_from else None
+        except UserError as error:  # none of a run that has begun by now and has its own
+            gone = error
         inputs = find_inputs(config)
     config = _with_tmax(config, inputs.teacher)
+    if gone is not None and (fresh or _own_checkpoint(config) is None):
+        raise gone
     with RunFolder(config, fresh) as folder:
-        if branch is not None:
+        if resume_from is not None:
             with reaching(config.storage):
-                _check_branch(folder, branch, fresh, str(resume_from))
+                _check_branch(folder, branch, fresh, resume_from)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         with reaching(config.storage):
             if branch is not None:
@@ -146,9 +152,16 @@ def _with_tmax(config: Config, found: Found) -> Config:
     return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
 
 
-def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:
+def _own_checkpoint(config: Config) -> Checkpoint | None:
+    """The newest checkpoint of the run that a config names."""
+    with reaching(config.storage):
+        folder = storage_folder(config.storage) / str(config.run.name)
+        return Checkpoints(folder / "checkpoints").newest()
+
+
+def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, resume_from: str) -> None:
     """A branch begins a new run; the same command again goes on with it."""
-    if fresh and folder.path in storage_folder(str(branch.path)).parents:
+    if branch is not None and fresh and folder.path in storage_folder(str(branch.path)).parents:
         raise UserError(
             f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
         )

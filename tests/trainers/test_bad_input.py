@@ -459,6 +459,14 @@ def test_a_branch_from_nowhere(desk: Desk) -> None:
     assert "no whole checkpoint" in desk.refuses_distilling("--run.name=new", "--resume-from", desk.run)
 
 
+def test_a_branch_from_a_damaged_checkpoint(desk: Desk) -> None:
+    desk.begin_run()
+    file = desk.run / "checkpoints" / "step-00000001" / "generator.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    line = desk.refuses_distilling("--run.name=new", "--resume-from", file.parent)
+    assert f"{file} is damaged" in line
+
+
 # Generators.
 
 

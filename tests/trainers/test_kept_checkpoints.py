@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from upath import UPath
 
 from raysid.checkpoint import Checkpoints, find_checkpoint, state_bytes, write_state
+from raysid.errors import UserError
 from raysid.networks.files import NetworkCard
 from raysid.storage import children
 from raysid.tracking import Tracker
@@ -95,6 +97,10 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
     assert f"checkpoint   {result.best_checkpoint}\n" in capsys.readouterr().out
     branch = tiny_config(teacher, tmp_path, "branch", **SHORT)
     distill(branch, resume_from=result.best_checkpoint)
+    shutil.rmtree(folder / "step-00000002")  # as the first run does once it has a better one
+    distill(branch, resume_from=result.best_checkpoint)  # the same command goes on with its own
+    with pytest.raises(UserError, match="no whole checkpoint at"):
+        distill(branch, resume_from=result.best_checkpoint, fresh=True)
     assert [entry["step"] for entry in lines_of(run_of(branch), "train")][0] == 3
 
 
