@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysid.actors.fake_score import BAD_IMAGES
 from raysid.actors.placement import Placement, place, workers_for
-from raysid.checkpoint import Checkpoint, Checkpoints, find_checkpoint, read_state
+from raysid.checkpoint import Checkpoint
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.errors import LearnerLost, NoRoom, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.image_grid import is_picture
-from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
+from raysid.networks.files import CONFIG, WEIGHTS, weights_digest
 from raysid.no_room import no_room
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
-from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
+from raysid.storage import copy_file, explain, of_a_bucket, reaching
 from raysid.tracking import METRICS, Tracker, read_metrics
+from raysid.trainers.branching import check_branch, check_network, find_branch
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
-from raysid.trainers.saving import RunSaver, how_to_go_on
+from raysid.trainers.saving import RunSaver, how_to_go_on, remove_unfinished
 from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
@@ -92,24 +92,18 @@ def distill(
     """
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
-    branch, gone = None, None
     with reaching(config.storage):
-        try:
-            branch = find_checkpoint(resume_from) if resume_from else None
-        except UserError as error:  # none of a run that has begun by now and has its own
-            gone = error
+        branch = find_branch(config, resume_from, fresh) if resume_from else None
         inputs = find_inputs(config)
     config = _with_tmax(config, inputs.teacher)
-    if gone is not None and (fresh or _own_checkpoint(config) is None):
-        raise gone
     with RunFolder(config, fresh) as folder:
         if resume_from is not None:
             with reaching(config.storage):
-                _check_branch(folder, branch, fresh, resume_from)
+                check_branch(folder, branch, fresh, resume_from)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         with reaching(config.storage):
             if branch is not None:
-                _check_network(branch, teacher)
+                check_network(branch, teacher)
             folder.begin(weights_digest(teacher.path), resume_from)
         run = _Distillation(
             config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation
@@ -117,11 +111,11 @@ def distill(
         try:
             return run.run()
         except NoRoom:
-            _remove_unfinished(folder)
+            remove_unfinished(folder)
             raise
         except Exception as error:
             if no_room(error):
-                newest = _remove_unfinished(folder)
+                newest = remove_unfinished(folder)
                 of_bucket = getattr(error, "errno", None) is None
                 what = getattr(error, "filename", None) or (
                     folder.path if of_bucket else "the standard output"
@@ -137,44 +131,10 @@ def distill(
             ) from error
 
 
-def _remove_unfinished(folder: RunFolder) -> int | None:
-    """Give back what a checkpoint takes that is not whole; the step of the newest that is."""
-    newest = None
-    with suppress(Exception):  # what the run ends with is said already, and the same command does this first
-        newest = folder.checkpoints.newest_step()
-        folder.checkpoints.remove_unfinished(after_step=-1 if newest is None else newest)
-    return newest
-
-
 def _with_tmax(config: Config, found: Found) -> Config:
     """The config with the tmax of the teacher's noise process where none is given: a run records what it did."""
     tmax = config.method.tmax or settings_of(found).default_tmax
     return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
-
-
-def _own_checkpoint(config: Config) -> Checkpoint | None:
-    """The newest checkpoint of the run that a config names."""
-    with reaching(config.storage):
-        folder = storage_folder(config.storage) / str(config.run.name)
-        return Checkpoints(folder / "checkpoints").newest()
-
-
-def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, resume_from: str) -> None:
-    """A branch begins a new run; the same command again goes on with it."""
-    if branch is not None and fresh and folder.path in storage_folder(str(branch.path)).parents:
-        raise UserError(
-            f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
-        )
-    if not fresh and folder.checkpoints.newest_step() is not None and folder.resumed_from() != resume_from:
-        raise UserError(f"{folder.path} has begun already: --resume-from is for a new --run.name")
-
-
-def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
-    weights = read_state(branch.path, "generator")["network"]
-    if shapes_of(weights) != stored_shapes(teacher.path):
-        raise UserError(
-            f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
-        )
 
 
 def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> str:

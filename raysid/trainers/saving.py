@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,3 +133,12 @@ def how_to_go_on(folder: RunFolder, newest: int | None, full: bool) -> str:
     if newest is None:
         return f"there is no whole checkpoint yet: {again} begins again"
     return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} goes on from it"
+
+
+def remove_unfinished(folder: RunFolder) -> int | None:
+    """Give back what a checkpoint takes that is not whole; the step of the newest that is."""
+    newest = None
+    with suppress(Exception):  # what the run ends with is said already, and the same command does this first
+        newest = folder.checkpoints.newest_step()
+        folder.checkpoints.remove_unfinished(after_step=-1 if newest is None else newest)
+    return newest
