@@ -75,7 +75,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; RAYSID_DEBUG=1 in the environment shows the traceback too."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a full disk under it can be said
+            return result
         except RunStopped as stopped:
             raise _Stopped(str(stopped), stopped.signal) from None
         except (UserError, RunFailed, KeyboardInterrupt) as error:
@@ -90,7 +92,7 @@ class _Commands(click.Group):
         except Exception as error:
             from raysid.storage import explain, of_a_bucket
 
-            full = no_room(error) is not None
+            full = isinstance(error, OSError) and error.errno is not None and no_room(error)
             if not (full or of_a_bucket(error)) or os.environ.get("RAYSID_DEBUG") == "1":
                 raise
             what = f"{getattr(error, 'filename', None) or 'the output'} cannot be written"

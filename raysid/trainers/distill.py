@@ -114,16 +114,14 @@ def distill(
             remove_unfinished(folder)
             raise
         except Exception as error:
-            if no_room(error):
+            of_bucket = of_a_bucket(error)
+            if no_room(error) and (of_bucket or isinstance(error, OSError)):
                 newest = remove_unfinished(folder)
-                of_bucket = getattr(error, "errno", None) is None
-                what = getattr(error, "filename", None) or (
-                    folder.path if of_bucket else "the standard output"
-                )
+                what = folder.path if of_bucket else getattr(error, "filename", None) or "the standard output"
                 raise NoRoom(
                     f"{what} cannot be written: {explain(error)}; {how_to_go_on(folder, newest, full=True)}"
                 ) from error
-            if not of_a_bucket(error):
+            if not of_bucket:
                 raise
             raise RunFailed(
                 f"{folder.path} cannot be reached: {explain(error)}; the same command goes on from the newest "
