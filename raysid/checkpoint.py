@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Checkpoints:
 
     Args:
         folder: where they lie.
-        keep: how many of the newest are kept.
+        keep: how many of the newest are kept, beside the best.
     """
 
     def __init__(self, folder: UPath, keep: int = 2) -> None:
@@ -86,14 +87,26 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def finish(self, step: int, images: int, files: list[StateFile]) -> Checkpoint:
-        """Make the files written for `step` a checkpoint, then remove the ones that are no longer kept."""
+        """Make the files written for `step` a checkpoint."""
         content = {"step": step, "images": images, "files": [vars(file) for file in files]}
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-        for old in self.all()[: -self.keep]:
-            # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
-            remove_file(old.path / MANIFEST)
-            remove_folder(old.path)
         return Checkpoint(self.path(step), step, images, tuple(files))
+
+    def remove_old(self, distances: Mapping[int, float]) -> None:
+        """Remove all but the newest and the best.
+
+        Args:
+            distances: of the evaluated ones, by step.
+        """
+        whole = self.all()
+        best = _best(whole, distances)
+        for old in whole[: -self.keep]:
+            if old is not best:
+                self._remove(old)
+
+    def best(self, distances: Mapping[int, float]) -> Checkpoint | None:
+        """Of the whole checkpoints that were evaluated, the one with the smallest distance, the first of equals."""
+        return _best(self.all(), distances)
 
     def all(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first."""
@@ -103,7 +116,7 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint whose files are as the manifest says; None when there is none."""
         for checkpoint in reversed(self.all()):
-            if all(_intact(checkpoint.path / file.name, file) for file in checkpoint.files):
+            if not _damaged(checkpoint):
                 return checkpoint
         return None
 
@@ -116,10 +129,15 @@ class Checkpoints:
         """Remove the remains of checkpoints that were never finished, and of those after `after_step`."""
         for path in children(self.folder):
             checkpoint = read_manifest(path)
-            if checkpoint is None or checkpoint.step > after_step:
-                if checkpoint is not None:
-                    remove_file(path / MANIFEST)
+            if checkpoint is None:
                 remove_folder(path)
+            elif checkpoint.step > after_step:
+                self._remove(checkpoint)
+
+    def _remove(self, checkpoint: Checkpoint) -> None:
+        # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
+        remove_file(checkpoint.path / MANIFEST)
+        remove_folder(checkpoint.path)
 
 
 def read_manifest(path: UPath) -> Checkpoint | None:
@@ -139,19 +157,34 @@ def read_manifest(path: UPath) -> Checkpoint | None:
         return None
 
 
+def _best(checkpoints: list[Checkpoint], distances: Mapping[int, float]) -> Checkpoint | None:
+    evaluated = [checkpoint for checkpoint in checkpoints if checkpoint.step in distances]
+    return min(evaluated, key=lambda checkpoint: distances[checkpoint.step], default=None)
+
+
 def find_checkpoint(path: str | UPath) -> Checkpoint:
     """The checkpoint to branch from at `path`: a checkpoint's folder, or a run's (its newest).
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the one that is named is damaged.
     """
     folder = UPath(path)
-    checkpoint = read_manifest(folder) or Checkpoints(folder / "checkpoints").newest()
+    checkpoint = read_manifest(folder)
+    if checkpoint is not None and (damaged := _damaged(checkpoint)):
+        raise UserError(
+            f"{folder / damaged[0]} is damaged: it is not as {MANIFEST} says; give another checkpoint"
+        )
+    checkpoint = checkpoint or Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
         raise UserError(
             f"no whole checkpoint at {folder}: give a run's folder or one of its checkpoints/step-*"
         )
     return checkpoint
+
+
+def _damaged(checkpoint: Checkpoint) -> list[str]:
+    """The files of a checkpoint that are not as its manifest says."""
+    return [file.name for file in checkpoint.files if not _intact(checkpoint.path / file.name, file)]
 
 
 def _intact(path: UPath, file: StateFile) -> bool:

@@ -7,8 +7,10 @@ import math
 import os
 import re
 import shlex
+import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT
 from typing import IO, TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ from raysid.cli_options import (
 from raysid.cli_plan import plan
 from raysid.cluster import check_address
 from raysid.errors import NotHere, RunFailed, RunStopped, UserError
+from raysid.no_room import no_room
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
 # torch and Ray take seconds to import: only the commands that need them do so, and the others answer at once.
@@ -52,7 +55,8 @@ class _Failure(click.ClickException):
     """What stopped a command, in one line on stderr."""
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"raysid: {self.message}", file=file, err=True)
+        with suppress(OSError):  # a full disk under the log
+            click.echo(f"raysid: {self.message}", file=file, err=True)
 
 
 class _BadInput(_Failure):
@@ -71,7 +75,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; RAYSID_DEBUG=1 in the environment shows the traceback too."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a full disk under it can be said
+            return result
         except RunStopped as stopped:
             raise _Stopped(str(stopped), stopped.signal) from None
         except (UserError, RunFailed, KeyboardInterrupt) as error:
@@ -86,9 +92,13 @@ class _Commands(click.Group):
         except Exception as error:
             from raysid.storage import explain, of_a_bucket
 
-            if not of_a_bucket(error) or os.environ.get("RAYSID_DEBUG") == "1":
+            full = isinstance(error, OSError) and error.errno is not None and no_room(error)
+            if not (full or of_a_bucket(error)) or os.environ.get("RAYSID_DEBUG") == "1":
                 raise
-            raise _Failure(f"error: a bucket cannot be reached: {explain(error)}") from None
+            what = f"{getattr(error, 'filename', None) or 'the output'} cannot be written"
+            raise _Failure(
+                f"error: {what if full else 'a bucket cannot be reached'}: {explain(error)}"
+            ) from None
 
 
 @click.group(
@@ -104,7 +114,15 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `raysid` command; exits."""
-    cli(prog_name="raysid")
+    try:
+        cli(prog_name="raysid")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                # A full disk under a log: Python would try again at its end, and say so with a trace.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _join(ctx: click.Context, param: click.Parameter, address: str | None) -> None:

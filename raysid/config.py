@@ -125,6 +125,14 @@ class CheckpointSettings(Settings):
     keep: Positive = Field(2, description="Newest checkpoints kept; older ones are removed.")
 
 
+class RunCheckpointSettings(CheckpointSettings):
+    keep_best: bool = Field(
+        True,
+        description="Also keep, beside the newest, the checkpoint whose generator had the smallest evaluated distance: "
+        "what `--resume-from` needs to go on from there.",
+    )
+
+
 class FailureSettings(Settings):
     max_failures: Count = Field(3, description="Times a run restores itself after losing a learner.")
     placement_timeout_s: float = Field(
@@ -456,7 +464,7 @@ class Config(Settings):
     ema: EMASettings = EMASettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
+    checkpoint: RunCheckpointSettings = RunCheckpointSettings()
     failure: FailureSettings = FailureSettings()
     resources: ResourceSettings = ResourceSettings()
     torch_threads: Positive | None = Field(

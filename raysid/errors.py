@@ -29,6 +29,10 @@ class RunFailed(Exception):
     """
 
 
+class NoRoom(RunFailed):
+    """A run could not go on since what it writes to is full, or its quota used up."""
+
+
 class RunStopped(Exception):
     """A run ended early because a signal asked it to: the same command goes on from its last checkpoint.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from raysid.storage import children, explain, read_whole, remove_file, write_whole
+from raysid.storage import PARTIAL, children, explain, read_whole, remove_file, write_whole
 
 SECONDS = 15.0
 
@@ -74,7 +74,7 @@ class Mirror:
             last = self._changed(self.last)
             for path in sorted(self.local.rglob("*")):
                 name = str(path.relative_to(self.local))
-                if path.is_file() and name != self.last and not name.endswith(".partial"):
+                if path.is_file() and name != self.last and not name.endswith(PARTIAL):
                     self._carry(name, self._changed(name))
             self._carry(self.last, last)
             for name in [name for name in self._carried if not (self.local / name).exists()]:

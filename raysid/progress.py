@@ -21,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raysid.no_room import of_file
+
 # Seconds that the shown speed looks back, between plain lines, and between pictures of the live line.
 _SPEED_WINDOW = 15.0
 _PLAIN_INTERVAL = 10.0
@@ -65,7 +67,7 @@ class ProgressLine:
         self._images = start_images
         self._figures: Mapping[str, float] = {}
         self._note = ""
-        self._printed = ""
+        self._printed: tuple[int, Mapping[str, float], str] | None = None  # what the last plain line was of
         self._live: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -94,7 +96,7 @@ class ProgressLine:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        elif self._printed:
+        elif self._printed not in (None, self._state()):
             self._print_plain()
 
     def update(self, images: int, figures: Mapping[str, float], note: str = "") -> None:
@@ -143,10 +145,13 @@ class ProgressLine:
 
     def _print_plain(self) -> None:
         self._next_plain = time.monotonic() + _PLAIN_INTERVAL
-        line = f"{self._title} {self._text(len(self._figures))}\n"
-        if line != self._printed:
-            _write(self._out, line)
-            self._printed = line
+        if self._printed != self._state():
+            _write(self._out, f"{self._title} {self._text(len(self._figures))}\n")
+            self._printed = self._state()
+
+    def _state(self) -> tuple[int, Mapping[str, float], str]:
+        """What a plain line tells, but for the time."""
+        return self._images, self._figures, self._note
 
     def _text(self, losses: int, *, compact: bool = False, note: bool = True, speed: bool = True) -> str:
         """The line after its title, with the first `losses` of the losses."""
@@ -350,5 +355,8 @@ def _write(stream: TextIO, text: str) -> None:
     if not _is_unicode(stream):
         plain = unicodedata.normalize("NFKD", text)
         text = "".join(c if c.isascii() else "" if unicodedata.combining(c) else "?" for c in plain)
-    stream.write(text)
-    stream.flush()
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        raise of_file(error, getattr(stream, "name", "the output")) from None

@@ -26,6 +26,7 @@ from upath import UPath
 from raysid.checkpoint import Checkpoints
 from raysid.config import Config
 from raysid.errors import RunFailed, UserError
+from raysid.generator import FOLDERS
 from raysid.lease import Lease, lock, still_owned
 from raysid.mirror import Mirror
 from raysid.recipes import config_yaml
@@ -37,6 +38,7 @@ from raysid.storage import (
     reaching,
     read_json,
     read_whole,
+    remove_partial,
     storage_folder,
     write_whole,
 )
@@ -117,7 +119,11 @@ class RunFolder:
                 mirror = Mirror(
                     self.record, self.path, METRICS, self.check, lambda message: self.say(message)
                 )
-                mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
+                try:
+                    mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
+                except BaseException:
+                    shutil.rmtree(self.record, ignore_errors=True)
+                    raise
                 mirror.start()
                 self._mirror = mirror  # not before: what was fetched in part must not go back
 
@@ -169,6 +175,7 @@ class RunFolder:
     def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
+        remove_partial(self.path, *(self.path / name for name in (*FOLDERS.values(), SAMPLES)))
         record = read_json(self.path / "run.json") or {"sessions": []}
         known = record.setdefault("teacher_sha256", teacher_digest)
         if known != teacher_digest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import traceback
 import uuid
@@ -22,10 +23,12 @@ from fsspec.config import conf
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.no_room import no_room, of_file
 
 LOCAL = ("", "file", "local")
 CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "botocore", "aiobotocore", "s3fs")
 BUCKETS = ("gs", "gcs", "s3")
+PARTIAL = ".partial"  # how the name of a file ends that is not whole yet
 
 # What a bucket's client gives up on comes as an exception, and is said once; its traces would say it in a page.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -68,13 +71,38 @@ def is_local(path: UPath | Path) -> bool:
 
 
 def write_whole(path: UPath, content: bytes) -> None:
-    """Write a file so that it is either there and whole, or as it was before."""
-    if is_local(path):
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
-    else:
+    """Write a file so that it is either there and whole, or as it was before, and nothing else is left."""
+    if not is_local(path):
         path.fs.pipe_file(path.path, content)
+        return
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    try:
+        with open(partial.path, "wb") as file:
+            file.write(content)
+            file.flush()
+            # On the disk before it counts: what is older is removed then, and some disks say only now that they
+            # are full.
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise of_file(error, path.path) from None
+        raise
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Add to a file of this machine, in one write, or leave it as it was: a full disk takes a part of a write."""
+    with open(path, "ab", buffering=0) as file:
+        end, rest = os.fstat(file.fileno()).st_size, memoryview(content)
+        try:
+            while rest:  # a write that a full disk cuts short is no error; the next one is
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                file.truncate(end)
+            raise of_file(error, path) from None
 
 
 def read_whole(path: UPath) -> bytes:
@@ -139,6 +167,14 @@ def remove_folder(folder: UPath) -> None:
             folder.fs.rm_file(name)
 
 
+def remove_partial(*folders: UPath) -> None:
+    """Remove what a kill left of files that were being written in folders. A bucket never has such files."""
+    for folder in folders:
+        if is_local(folder):
+            for path in Path(folder.path).glob(f"*{PARTIAL}"):
+                path.unlink(missing_ok=True)
+
+
 def empty_folder(folder: UPath, keep: Set[str]) -> None:
     """Remove what is in a folder, but for what is named in `keep`."""
     for path in children(folder):
@@ -170,7 +206,10 @@ def reaching(storage: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"storage {storage} cannot be written: {error.strerror or _line(error)}") from None
+        why = error.strerror or _line(error)
+        if no_room(error):
+            why = f"{error.filename}: {explain(error)}" if error.filename else explain(error)
+        raise UserError(f"storage {storage} cannot be written: {why}") from None
     except Exception as error:
         if not of_a_bucket(error):
             raise
@@ -178,8 +217,12 @@ def reaching(storage: str) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str:
-    """Why a bucket did not do what it was asked, and what to do about it."""
+    """Why a bucket did not do what it was asked, or something could not be written, and what to do about it."""
+    if type(error).__module__ == "raysid.errors":
+        return str(error)  # it has its line
     said = _line(error)
+    if why := no_room(error):
+        return f"{why} ({said})" if getattr(error, "errno", None) is None else why
     if "credentials" in said.lower() or "anonymous" in said.lower() or "401" in said:
         return f"{said}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
     return said

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,14 +27,14 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams as torch_hparams
 from torch.utils.tensorboard.summary import text as text_summary
 from upath import UPath
 
 from raysid.image_grid import image_grid
-from raysid.storage import read_whole, write_whole
+from raysid.storage import append_whole, read_whole, write_whole
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -47,6 +48,8 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SAMPLE_NAME = re.compile(r"step-(\d+)\.png")
 # Between fakes and reals, in pixels.
 _GAP = 16
+# Bytes of TensorBoard's events that are written together.
+_CHUNK = 1 << 20
 
 
 class Tracker:
@@ -62,8 +65,9 @@ class Tracker:
     - `samples`: `path`, a picture's path within the run's folder.
     - `table`: `rows`, the run's final figures, a list of objects.
 
-    A line is handed to the system whole as soon as it is given, so a killed process loses none that was
-    recorded; TensorBoard's events follow within seconds.
+    A line is handed to the system whole as soon as it is given, and TensorBoard's event after it, so a killed
+    process loses none that was recorded. (TensorBoard's own writer does so in a thread, which a full disk ends with
+    a traceback.)
 
     Args:
         folder: the run's folder, on this machine; made when missing.
@@ -84,7 +88,8 @@ class Tracker:
         self.folder = Path(folder)
         self._name = name or str(folder)
         self._hyperparameters: dict[str, Any] = _json_ready(hyperparameters)
-        self._writer: EventFileWriter | None = None
+        self._events: Path | None = None  # TensorBoard's file
+        self._pending = io.BytesIO()  # what is to be appended to it
         self.cut_back(-1 if resume_step is None else resume_step)
 
     def cut_back(self, step: int) -> None:
@@ -177,10 +182,8 @@ class Tracker:
         self._record("table", step, images, {"rows": [dict(row) for row in rows]})
 
     def close(self) -> None:
-        """Writes out what TensorBoard has not yet been given. Nothing can be recorded after."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Ends the recording: nothing can be recorded after."""
+        self._events = None
 
     def __enter__(self) -> Self:
         return self
@@ -194,7 +197,7 @@ class Tracker:
         self.close()
 
     def _record(self, kind: str, step: int, images: int, figures: Mapping[str, Any]) -> None:
-        if self._writer is None:
+        if self._events is None:
             raise ValueError("this tracker is closed")
         if clash := _OWN_KEYS & figures.keys():
             raise ValueError(f"a figure cannot be called {', '.join(sorted(clash))}: every line has that key")
@@ -212,8 +215,10 @@ class Tracker:
             "unix_time": round(time.time(), 3),
             **_json_ready(figures),
         }
-        _append_line(self.folder / METRICS, json.dumps(entry, allow_nan=False, ensure_ascii=False))
+        line = json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n"
+        append_whole(self.folder / METRICS, line.encode())
         self._show(entry)
+        self._flush()
 
     def _open_tensorboard(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Starts TensorBoard's events: settings, then `entries`."""
@@ -225,11 +230,12 @@ class Tracker:
                 old.write_bytes(b"")
             else:
                 old.unlink()
-        self._writer = EventFileWriter(str(logs), flush_secs=5)
+        # TensorBoard reads a folder's files in the order of their names.
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._events, self._pending = logs / name, io.BytesIO()
+        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # A TensorBoard that is open meanwhile forgets what it had read: all of it follows again.
-        self._writer.add_event(
-            Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START))
-        )
+        self._add_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
         # No summary of the experiment: it would fix the columns, and one run's would serve for every run
         # under a storage folder. Without it TensorBoard finds the columns in all of them.
         parameters = dict(_dotted(self._hyperparameters))
@@ -238,7 +244,9 @@ class Tracker:
         self._add(text_summary("config", "```yaml\n" + settings + "```"), 0)
         for entry in entries:
             self._show(entry)
-        self._writer.flush()
+            if self._pending.tell() > _CHUNK:
+                self._flush()
+        self._flush()
 
     def _show(self, entry: Mapping[str, Any]) -> None:
         """Gives one line of metrics.jsonl to TensorBoard."""
@@ -259,9 +267,17 @@ class Tracker:
             self._add(ended_well, images, unix_time)
 
     def _add(self, summary: Summary, images: int, unix_time: float | None = None) -> None:
-        assert self._writer is not None
         wall_time = time.time() if unix_time is None else unix_time
-        self._writer.add_event(Event(wall_time=wall_time, step=images, summary=summary))
+        self._add_event(Event(wall_time=wall_time, step=images, summary=summary))
+
+    def _add_event(self, event: Event) -> None:
+        RecordWriter(self._pending).write(event.SerializeToString())
+
+    def _flush(self) -> None:
+        """Hands TensorBoard what was added."""
+        assert self._events is not None
+        append_whole(self._events, self._pending.getvalue())
+        self._pending = io.BytesIO()
 
 
 def read_metrics(folder: UPath | str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -287,12 +303,6 @@ def _read_lines(path: UPath) -> list[tuple[bytes, dict[str, Any]]]:
         if isinstance(entry, dict):
             lines.append((line, entry))
     return lines
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, in one write: a reader, or a kill, meets it whole."""
-    with open(path, "ab", buffering=0) as file:
-        file.write((line + "\n").encode())
 
 
 def _json_ready(value: Any) -> Any:

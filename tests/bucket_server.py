@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import sys
 import threading
@@ -52,10 +53,12 @@ class Connection:
     Attributes:
         address: where it listens.
         met: how often each fate was met.
+        refusal: what a server that takes no more says to whoever writes: a status and a reason.
     """
 
     def __init__(self, server: str, bad: bool, seed: int = 0) -> None:
         self.met: Counter[str] = Counter()
+        self.refusal: tuple[int, str] | None = None
         self._bad = bad
         self._chance = random.Random(seed)
         self._host = server.removeprefix("http://")
@@ -97,6 +100,15 @@ class Connection:
             request.send_response(503)
             request.send_header("Content-Length", "0")
             request.end_headers()
+            return
+        if self.refusal is not None and request.command in ("POST", "PUT"):
+            status, reason = self.refusal
+            said = json.dumps({"error": {"code": status, "message": reason}}).encode()
+            request.send_response(status)
+            request.send_header("Content-Type", "application/json")
+            request.send_header("Content-Length", str(len(said)))
+            request.end_headers()
+            request.wfile.write(said)
             return
         connection = http.client.HTTPConnection(self._host, timeout=60)
         connection.request(request.command, request.path, body, dict(request.headers.items()))

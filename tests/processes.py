@@ -188,6 +188,11 @@ class Command:
 
     def kill_when(self, moment: Moment, seconds: float = 120) -> list[Process]:
         """`kill -9` at a moment; what the command had started by then."""
+        self.wait_for_moment(moment, seconds)
+        return self.kill()
+
+    def wait_for_moment(self, moment: Moment, seconds: float = 120) -> None:
+        """Until a moment has come."""
         end = time.monotonic() + seconds
         while not moment.come(self.began):
             if self.process.poll() is not None or time.monotonic() > end:
@@ -195,7 +200,6 @@ class Command:
                 raise AssertionError(f"ended, or stood still, before {moment.name}:\n{self.output}")
             time.sleep(POLL_SECONDS / 5)
         time.sleep(moment.delay)
-        return self.kill()
 
     def kill(self) -> list[Process]:
         """`kill -9`; what the command had started by then."""

@@ -41,6 +41,7 @@ def test_check_says_what_there_is_and_shows_it(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "digits", digit_pictures(100))
     result = data("check", folder, "--recipe", "digits-teacher")
     assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("100%") == 1  # of its progress
     lines = result.stdout.splitlines()
     assert lines[:3] == [f"{folder}: 100 images", "sizes    8x8 (100)", "modes    L (100)"]
     assert lines[3].startswith("classes  10: 0 (11), 1 (12), 2 (10)") and lines[4:] == [

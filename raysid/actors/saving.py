@@ -7,8 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from raysid.checkpoint import StateFile, state_bytes, write_state
-from raysid.errors import RunFailed
+from raysid.errors import NoRoom, RunFailed
 from raysid.networks.files import write_network
+from raysid.no_room import no_room
 from raysid.storage import explain
 
 
@@ -41,7 +42,8 @@ class Saver:
         try:
             written = future.result()
         except Exception as error:
-            raise RunFailed(f"the {name} learner could not write {folder}: {explain(error)}") from error
+            failed = NoRoom if no_room(error) else RunFailed
+            raise failed(f"the {name} learner could not write {folder}: {explain(error)}") from error
         return written if isinstance(written, StateFile) else True
 
     def close(self) -> None:

@@ -22,7 +22,8 @@ from upath import UPath
 from raysid.data.parquet import INDEX
 from raysid.data.pictures import BadPicture, PictureSource, as_stored
 from raysid.data.source import Piece
-from raysid.errors import UserError
+from raysid.errors import NoRoom, UserError
+from raysid.no_room import no_room
 from raysid.storage import children, is_local
 
 FILE_BYTES = 256 << 20  # about; at least a shard
@@ -98,6 +99,9 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
 
     A file is there whole or not at all. A picture that is an image of this source already is kept as it is, byte for
     byte; any other becomes a PNG of what it is read as.
+
+    Raises:
+        NoRoom: the target is full; the files that are there are whole.
     """
     import ray
     import ray.data
@@ -112,6 +116,10 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     for row in dataset.iter_rows():
+        if row["full"]:
+            raise NoRoom(
+                f"{target} cannot be written: {row['full']}; make room there, then the same command goes on"
+            )
         yield Written(int(row["images"]), int(row["written"]), list(row["bad"]))
 
 
@@ -126,13 +134,20 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
     if not path.exists():
         if is_local(path):
             Path(target).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target if is_local(path) else None, prefix=".part-") as folder:
-            made = os.path.join(folder, path.name)
-            _write(made, source, _rows(source, files[number], bad))
-            os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
+        try:
+            with tempfile.TemporaryDirectory(
+                dir=target if is_local(path) else None, prefix=".part-"
+            ) as folder:
+                made = os.path.join(folder, path.name)
+                _write(made, source, _rows(source, files[number], bad))
+                os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
+        except Exception as error:
+            if (why := no_room(error)) is None:
+                raise
+            return {"images": 0, "written": 0, "bad": [], "full": why}  # raised, Ray would print its trace
     with path.open("rb") as file:
         written = pq.ParquetFile(file).metadata.num_rows
-    return {"images": count, "written": written, "bad": bad}
+    return {"images": count, "written": written, "bad": bad, "full": ""}
 
 
 def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> None:

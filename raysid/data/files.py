@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -103,7 +104,20 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         raise UserError(
             f"data.source {name} holds no {WHAT[kind].removeprefix('a ')}, which data.format {kind} needs"
         )
+    if kind != "folder":  # pictures are looked at one by one
+        for file in by_kind[kind]:
+            _check_regular(file)
     return Found(name, kind, by_kind[kind])
+
+
+def _check_regular(file: File) -> None:
+    """Refuse what is no file: opening a pipe waits for somebody who writes to it."""
+    place = UPath(file.path)
+    with suppress(OSError):  # which says more where it is opened
+        if is_local(place) and not stat.S_ISREG(os.stat(place.path).st_mode):
+            raise UserError(
+                f"data.source: {shown(file.path)} is not a file, but a pipe, a device or a folder"
+            )
 
 
 class reaching_source:

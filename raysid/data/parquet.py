@@ -25,7 +25,8 @@ from raysid.storage import of_a_bucket
 INDEX = "raysid_index"
 """Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
 ROWS_AT_A_TIME = 64
-DICTIONARY_BYTES = 1 << 26  # of rows at a time, were each as large as all that its dictionary may hold
+BYTES_AT_A_TIME = 1 << 26  # of rows at a time: as many as come to it
+CELL_OVERHEAD = 64  # bytes that Parquet may add to a cell
 CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # as `raysid data convert` names its files
 BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
 
@@ -87,8 +88,15 @@ class ParquetSource(PictureSource):
     def _rows(self, file: Any, group: int) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and kept index of a row group's rows, a few read at a time; those after a damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
-        batches = file.iter_batches(self._at_a_time(file.metadata.row_group(group)), [group], columns)
         missing = file.metadata.row_group(group).num_rows
+        whole, dictionary = self._bytes(file.metadata.row_group(group))
+        if (mean := whole // max(missing, 1)) > MAX_PICTURE + CELL_OVERHEAD:
+            # What is refused in any case is not read before: it may be more than the memory.
+            yield from [(BadPicture(f"is in a row group of {mean:,} bytes a row"), None)] * missing
+            return
+        # A dictionary has once what many of its rows may be, each in full.
+        at_a_time = min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(mean, dictionary, 1))
+        batches = file.iter_batches(max(1, at_a_time), [group], columns)
         while missing > 0:
             try:
                 batch = next(batches, None)
@@ -105,15 +113,15 @@ class ParquetSource(PictureSource):
             kept = batch.column(INDEX).to_pylist() if self.has_index else [None] * len(batch)
             yield from zip(map(_picture, batch.column(self.image_column)), kept, strict=True)
 
-    def _at_a_time(self, group: Any) -> int:
-        """Rows of a row group to hold at once: a dictionary has once what many of its rows may be, each in full."""
+    def _bytes(self, group: Any) -> tuple[int, int]:
+        """Bytes of a row group's pictures, and how many of them a dictionary may hold."""
         chunks = [group.column(place) for place in range(group.num_columns)]
-        size = sum(
-            chunk.total_uncompressed_size
+        sizes = [
+            (chunk.total_uncompressed_size, chunk.has_dictionary_page)
             for chunk in chunks
-            if chunk.has_dictionary_page and f"{chunk.path_in_schema}.".startswith(f"{self.image_column}.")
-        )
-        return max(1, min(ROWS_AT_A_TIME, DICTIONARY_BYTES // max(size, 1)))
+            if chunk.path_in_schema in (self.image_column, f"{self.image_column}.bytes")
+        ]
+        return sum(size for size, _ in sizes), sum(size for size, has_dictionary in sizes if has_dictionary)
 
     def _file_start(self, number: int) -> int:
         """The place of a file's first row in the list."""

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from raysid.networks.settings import normalisation_groups
+
 # From here on, fused attention pays for the copy it needs: unfused, the scores of one ADM block at 32x32
 # are 24 MiB an image. Below, plain products are up to twice as fast on a CPU.
 _FUSED_ATTENTION_PIXELS = 1024
@@ -60,14 +62,14 @@ class Linear(nn.Linear):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation with 32 groups, or fewer where a group would have under 4 channels.
+    """Group normalisation in `normalisation_groups`.
 
     Raises:
         ValueError: the channels do not divide into the groups.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
-        super().__init__(max(1, min(32, num_channels // 4)), num_channels, eps=eps)
+        super().__init__(normalisation_groups(num_channels), num_channels, eps=eps)
 
 
 class Conv2d(nn.Module):

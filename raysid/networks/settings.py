@@ -154,7 +154,37 @@ class NetworkSettings(BaseModel):
             foreign = [name for name in _SONG_ONLY if getattr(self, name) != fields[name].default]
             if foreign:
                 raise ValueError(f"DhariwalUNet has no setting {', '.join(foreign)}")
+        for channels in sorted(self._normalised_channels()):
+            if channels % (groups := normalisation_groups(channels)):
+                raise ValueError(
+                    f"model_channels {self.model_channels} with channel_mult {list(self.channel_mult)} makes layers of "
+                    f"{channels} channels, which do not divide into the {groups} groups of their normalisation; "
+                    "multiples of 32 do"
+                )
         return self
+
+    def _normalised_channels(self) -> set[int]:
+        """The channels of all feature maps that are normalised; a decoder's blocks have theirs beside an encoder's."""
+        widths = [self.model_channels * mult for mult in self.channel_mult]
+        blocks = min(self.num_blocks, 2)  # the others are as the second
+        channels = self.model_channels if self.model_type == "SongUNet" else widths[0]
+        found: set[int] = set()
+        maps: list[int] = []
+        for width in widths:
+            maps += [channels] + [width] * blocks
+            found |= {channels, width}
+            channels = width
+        channels = maps[-1]
+        for width in reversed(widths):
+            for _ in range(blocks + 1):
+                found.add(channels + maps.pop())
+                channels = width
+        return found
+
+
+def normalisation_groups(channels: int) -> int:
+    """Groups of a group normalisation in EDM's U-Nets: 32, or fewer where a group would have under 4 channels."""
+    return max(1, min(32, channels // 4))
 
 
 class ScheduleSettings(BaseModel):

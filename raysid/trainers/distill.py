@@ -10,27 +10,30 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysid.actors.fake_score import BAD_IMAGES
 from raysid.actors.placement import Placement, place, workers_for
-from raysid.checkpoint import Checkpoint, find_checkpoint, read_state
+from raysid.checkpoint import Checkpoint
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.windows import check_faults
-from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError, WorkersChanged
+from raysid.errors import LearnerLost, NoRoom, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.image_grid import is_picture
-from raysid.networks.files import CONFIG, WEIGHTS, shapes_of, stored_shapes, weights_digest
+from raysid.networks.files import CONFIG, WEIGHTS, weights_digest
+from raysid.no_room import no_room
 from raysid.progress import ProgressLine
 from raysid.run_folder import RunFolder
-from raysid.storage import copy_file, explain, of_a_bucket, reaching, storage_folder
+from raysid.storage import copy_file, explain, of_a_bucket, reaching
 from raysid.tracking import METRICS, Tracker, read_metrics
+from raysid.trainers.branching import check_branch, check_network, find_branch
 from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
-from raysid.trainers.saving import RunSaver
+from raysid.trainers.saving import RunSaver, how_to_go_on, remove_unfinished
 from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
+    evaluated_distances,
     finished_rows,
     has_evaluation,
     recomputes_so_far,
@@ -52,11 +55,13 @@ class DistillResult:
     Attributes:
         path: the run's folder; `load_generator(path)` loads its product.
         checkpoint: folder of the last training state.
+        best_checkpoint: folder of the training state whose generator was evaluated best, where it is kept.
         metrics: the last evaluation's figures and the best distance, where there are any, and the final table's rows.
     """
 
     path: str
     checkpoint: str | None
+    best_checkpoint: str | None
     metrics: dict[str, Any]
 
 
@@ -89,25 +94,35 @@ def distill(
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
     with reaching(config.storage):
-        branch = find_checkpoint(resume_from) if resume_from else None
+        branch = find_branch(config, resume_from, fresh) if resume_from else None
         inputs = find_inputs(config)
     config = _with_tmax(config, inputs.teacher)
     with RunFolder(config, fresh) as folder:
-        if branch is not None:
+        if resume_from is not None:
             with reaching(config.storage):
-                _check_branch(folder, branch, fresh, str(resume_from))
+                check_branch(folder, branch, fresh, resume_from)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         with reaching(config.storage):
             if branch is not None:
-                _check_network(branch, teacher)
+                check_network(branch, teacher)
             folder.begin(weights_digest(teacher.path), resume_from)
         run = _Distillation(
             config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation
         )
         try:
             return run.run()
+        except NoRoom:
+            remove_unfinished(folder)
+            raise
         except Exception as error:
-            if not of_a_bucket(error):
+            of_bucket = of_a_bucket(error)
+            if no_room(error) and (of_bucket or isinstance(error, OSError)):
+                newest = remove_unfinished(folder)
+                what = folder.path if of_bucket else getattr(error, "filename", None) or "the standard output"
+                raise NoRoom(
+                    f"{what} cannot be written: {explain(error)}; {how_to_go_on(folder, newest, full=True)}"
+                ) from error
+            if not of_bucket:
                 raise
             raise RunFailed(
                 f"{folder.path} cannot be reached: {explain(error)}; the same command goes on from the newest "
@@ -119,24 +134,6 @@ def _with_tmax(config: Config, found: Found) -> Config:
     """The config with the tmax of the teacher's noise process where none is given: a run records what it did."""
     tmax = config.method.tmax or settings_of(found).default_tmax
     return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
-
-
-def _check_branch(folder: RunFolder, branch: Checkpoint, fresh: bool, resume_from: str) -> None:
-    """A branch begins a new run; the same command again goes on with it."""
-    if fresh and folder.path in storage_folder(str(branch.path)).parents:
-        raise UserError(
-            f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
-        )
-    if not fresh and folder.checkpoints.newest_step() is not None and folder.resumed_from() != resume_from:
-        raise UserError(f"{folder.path} has begun already: --resume-from is for a new --run.name")
-
-
-def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
-    weights = read_state(branch.path, "generator")["network"]
-    if shapes_of(weights) != stored_shapes(teacher.path):
-        raise UserError(
-            f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
-        )
 
 
 def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> str:
@@ -219,8 +216,9 @@ class _Distillation:
                 rows = summary_rows(self.config, self.folder.path, self.teacher, self.start)
                 self.tracker.table(rows)
         self.folder.sync()
-        show_summary(self.folder.path, rows)
-        return self._result(rows)
+        result = self._result(rows)
+        show_summary(self.folder.path, rows, result.best_checkpoint if rows else result.checkpoint)
+        return result
 
     def _train_restoring(self, start: Checkpoint | None) -> None:
         """Train; when a learner is lost, go back to the newest checkpoint with all of them."""
@@ -299,6 +297,7 @@ class _Distillation:
                 self._finish_evaluation(wait=False)
             self._finish_saving()
             self._finish_evaluation()
+            self.saver.remove_old()
         finally:
             self.stop.leave()
             placement.close()
@@ -471,14 +470,19 @@ class _Distillation:
 
     def _result(self, rows: list[dict[str, Any]]) -> DistillResult:
         newest = self.folder.checkpoints.newest()
+        distances = evaluated_distances(self.folder.record)
+        best = self.folder.checkpoints.best(distances)
+        if best is not None and distances[best.step] > min(distances.values()):
+            best = None  # of those that are left
         measured = [entry for entry in read_metrics(self.folder.record) if entry["kind"] == "evaluation"]
         metrics: dict[str, Any] = {"table": rows}
         if measured:
             metrics |= {
                 key: measured[-1][key] for key in ("frechet_distance", "label_accuracy", "step", "images")
-            } | {"best_frechet_distance": best_distance(self.folder.record)}
+            } | {"best_frechet_distance": min(distances.values(), default=math.inf)}
         return DistillResult(
             path=str(self.folder.path),
             checkpoint=str(newest.path) if newest else None,
+            best_checkpoint=str(best.path) if best else None,
             metrics=metrics,
         )

@@ -6,6 +6,7 @@ import concurrent.futures
 import copy
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,19 +24,31 @@ from raysid.cluster import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
 from raysid.draws import Draws, seed_torch
-from raysid.errors import RunFailed, UserError
+from raysid.errors import NoRoom, RunFailed, UserError
 from raysid.lease import Lease, lock, still_owned
 from raysid.losses import denoising_loss
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
+from raysid.no_room import no_room
 from raysid.noise import EDMNoise
 from raysid.progress import ProgressLine
 from raysid.schedules import ema_beta, learning_rate
-from raysid.storage import for_ray, is_local, reaching, remove_folder, storage_folder
+from raysid.storage import (
+    children,
+    copy_file,
+    for_ray,
+    is_local,
+    reaching,
+    read_whole,
+    remove_folder,
+    storage_folder,
+    write_whole,
+)
 from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+COPY = "whole_snapshot.json"  # the same, as it last was whole
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,10 @@ def _train(
         if start:
             line.message(f"going on from {training}, step {start:,}")
         fitting = pool.submit(trainer.fit)
+        copied = 0
         while not fitting.done():
+            if is_local(training):
+                copied = _copy_list(training, copied)
             try:
                 line.update(*progress.get(timeout=0.5))
             except Empty:
@@ -138,7 +154,13 @@ def _train(
             result = fitting.result()
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise RunFailed(f"training the teacher stopped: {reason}; the same command goes on") from error
+            if (full := no_room(error)) is None:
+                raise RunFailed(
+                    f"training the teacher stopped: {reason}; the same command goes on"
+                ) from error
+            with suppress(OSError):
+                _mend_list(training)
+            raise _no_room_for(training, full, training) from error
         progress.shutdown()
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as directory:
@@ -157,28 +179,71 @@ def _train(
         "evaluation": figures,
     }
     still_owned(held)
-    save_network(folder, card.model_copy(update={"trained": trained}), network)
+    try:
+        save_network(folder, card.model_copy(update={"trained": trained}), network)
+    except Exception as error:
+        if (full := no_room(error)) is None:
+            raise
+        raise _no_room_for(folder, full, training) from error
     remove_folder(training)
+
+
+def _no_room_for(path: UPath, why: str, training: UPath) -> NoRoom:
+    """What could not be written, and what there is to go on from."""
+    steps = steps_so_far(training)
+    left = f"goes on from the last whole checkpoint, of step {steps:,}" if steps else "begins again"
+    return NoRoom(f"{path} cannot be written: {why}; make room there, then the same command {left}")
 
 
 def steps_so_far(training: UPath) -> int:
     """Steps of the newest checkpoint in Ray Train's folder of a run, 0 where there is none.
 
-    Ray Train writes its list of checkpoints in place, and refuses one that was cut short or comes from
-    another version of Ray: such a run is removed, so that it starts over.
+    Ray Train refuses a list of checkpoints that comes from another version of Ray: such a run is removed, so that it
+    starts over.
     """
-    file = training / CHECKPOINTS
-    if not file.exists():
+    if not (training / CHECKPOINTS).exists():
         return 0
+    known = _read_list(training / CHECKPOINTS) or _mend_list(training)
+    if known is None:
+        remove_folder(training)
+        return 0
+    newest = known["latest_checkpoint_result"]
+    return int(newest["metrics"]["step"]) if newest else 0
+
+
+def _read_list(file: UPath) -> dict[str, Any] | None:
+    """Ray Train's list of a run's checkpoints, where it is there, whole and of this version of Ray."""
     try:
-        known = json.loads(file.read_text())
+        known = json.loads(read_whole(file))
         newest = known["latest_checkpoint_result"]
-        if known["ray_version"] == version("ray"):
-            return int(newest["metrics"]["step"]) if newest else 0
-    except (ValueError, KeyError, TypeError):
+        if newest is None or int(newest["metrics"]["step"]) >= 0:
+            return known if known["ray_version"] == version("ray") else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    remove_folder(training)
-    return 0
+    return None
+
+
+def _copy_list(training: UPath, copied: int) -> int:
+    """Copy Ray Train's list where it has changed since it was last copied: it is written in place, and cut short by a
+    kill or a full disk it is worth nothing. Returns when it had changed, in nanoseconds."""
+    with suppress(OSError):  # it is not there yet, or there is no room: the copy stays as it was
+        changed = Path((training / CHECKPOINTS).path).stat().st_mtime_ns
+        if changed != copied and _read_list(training / CHECKPOINTS) is not None:
+            copy_file(training / CHECKPOINTS, training / COPY)
+            return changed
+    return copied
+
+
+def _mend_list(training: UPath) -> dict[str, Any] | None:
+    """Put the copy in the place of a list that is not whole, where there is one; what neither names is removed."""
+    known = _read_list(training / CHECKPOINTS) or _read_list(training / COPY)
+    if known is not None:
+        named = {result["checkpoint_dir_name"] for result in known["checkpoint_results"]}
+        for path in children(training):
+            if path.name.startswith("checkpoint_") and path.name not in named | {CHECKPOINTS}:
+                remove_folder(path)
+        write_whole(training / CHECKPOINTS, json.dumps(known).encode())
+    return known
 
 
 def _worker(inputs: dict[str, Any]) -> None:

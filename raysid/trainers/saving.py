@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from raysid.actors.placement import Placement
 from raysid.checkpoint import StateFile
-from raysid.errors import LearnerLost, RunFailed
+from raysid.errors import LearnerLost, NoRoom, RunFailed
 from raysid.generator import FOLDERS
+from raysid.no_room import no_room
 from raysid.run_folder import RunFolder
 from raysid.storage import explain
+from raysid.trainers.summary import evaluated_distances
 
 LOOK_SECONDS = 0.2
 
@@ -69,7 +72,7 @@ class RunSaver:
         """Whether all that was begun is written; without `wait` nothing is waited for.
 
         Raises:
-            RunFailed: it cannot be written; names the newest checkpoint that is whole.
+            RunFailed: it cannot be written, for want of room NoRoom; names the newest checkpoint that is whole.
         """
         now = time.monotonic()
         if self._under_way is not None and (wait or now - self._looked > LOOK_SECONDS):
@@ -79,11 +82,20 @@ class RunSaver:
             except LearnerLost:
                 raise
             except Exception as error:
-                step, self._under_way = self._under_way.step, None
-                raise RunFailed(
-                    f"the checkpoint of step {step:,} could not be written: {explain(error)}; {self._kept()}"
+                step, what = self._under_way.step, "checkpoint" if self._under_way.checkpoint else "generator"
+                self._under_way = None
+                full = isinstance(error, NoRoom) or no_room(error) is not None
+                raise (NoRoom if full else RunFailed)(
+                    f"the {what} of step {step:,} could not be written: {explain(error)}; "
+                    + how_to_go_on(self.folder, self.newest, full)
                 ) from error
         return self._under_way is None
+
+    def remove_old(self) -> None:
+        """Remove the checkpoints that are not kept, as far as the run has been evaluated by now."""
+        self.folder.check()
+        keep_best = self.folder.config.checkpoint.keep_best
+        self.folder.checkpoints.remove_old(evaluated_distances(self.folder.record) if keep_best else {})
 
     def close(self) -> None:
         """Finish a manifest that is being written: the run may go back to its checkpoint."""
@@ -107,8 +119,26 @@ class RunSaver:
         self.folder.sync()
         self.folder.checkpoints.finish(step, step * self.batch_size, files)
         self.newest = step
+        self.remove_old()
 
-    def _kept(self) -> str:
-        if self.newest is None:
-            return "there is none yet"
-        return f"the newest whole one is of step {self.newest:,}, and the same command goes on from it"
+
+def how_to_go_on(folder: RunFolder, newest: int | None, full: bool) -> str:
+    """What a run that failed leaves, and what to do.
+
+    Args:
+        newest: step of its newest whole checkpoint, if it has one.
+        full: whether it failed for want of room.
+    """
+    again = "the same command" if not full else "make room there, then the same command"
+    if newest is None:
+        return f"there is no whole checkpoint yet: {again} begins again"
+    return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} goes on from it"
+
+
+def remove_unfinished(folder: RunFolder) -> int | None:
+    """Give back what a checkpoint takes that is not whole; the step of the newest that is."""
+    newest = None
+    with suppress(Exception):  # what the run ends with is said already, and the same command does this first
+        newest = folder.checkpoints.newest_step()
+        folder.checkpoints.remove_unfinished(after_step=-1 if newest is None else newest)
+    return newest

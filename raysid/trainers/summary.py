@@ -31,8 +31,13 @@ def finished_rows(run: Path) -> list[dict[str, Any]] | None:
 
 def best_distance(run: Path) -> float:
     """The smallest evaluated distance of the run so far; inf when none was evaluated."""
-    distances = (e["frechet_distance"] for e in read_metrics(run) if e["kind"] == "evaluation")
-    return min(distances, default=math.inf)
+    return min(evaluated_distances(run).values(), default=math.inf)
+
+
+def evaluated_distances(run: Path) -> dict[int, float]:
+    """The distance of every evaluation of the run that gave one, by step."""
+    measured = {e["step"]: e["frechet_distance"] for e in read_metrics(run) if e["kind"] == "evaluation"}
+    return {step: distance for step, distance in measured.items() if math.isfinite(distance)}
 
 
 def has_evaluation(run: Path, step: int, source: str | None) -> bool:
@@ -76,8 +81,12 @@ def summary_rows(
 _PRODUCTS: list[tuple[str, Any]] = [(LAST, "last"), (BEST, "best")]
 
 
-def show_summary(run: UPath, rows: list[dict[str, Any]]) -> None:
-    """Print the table of a finished run, and where its results lie."""
+def show_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None) -> None:
+    """Print the table of a finished run, and where its results lie.
+
+    Args:
+        checkpoint: folder of the training state of the generator that is shown, where it is kept.
+    """
     if rows:
         samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)
         print_table(
@@ -89,6 +98,7 @@ def show_summary(run: UPath, rows: list[dict[str, Any]]) -> None:
     print(f"samples      {_shown(grids[-1]) if grids else '-'}")
     print(f"run          {_shown(run)}")
     print(f"generator    {_shown(run / FOLDERS['best' if rows else 'last'])}")
+    print(f"checkpoint   {_shown(UPath(checkpoint)) if checkpoint else '-'}")
     print(f"TensorBoard  {_tensorboard()} --logdir {_shown(run)}")
 
 

@@ -22,6 +22,7 @@ from fsspec.exceptions import FSTimeoutError
 
 from raysid.config import DataSettings
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
+from raysid.data.pictures import MAX_PICTURE
 from raysid.errors import NotHere, UserError
 from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 from tests.picture_files import (
@@ -264,6 +265,13 @@ def test_a_pipe_among_pictures_is_a_bad_picture(tmp_path: Path, pictures: Any) -
     assert fault == f"{folder}/0/pipe.png cannot be read: is not a file"
 
 
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.parquet"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for source in (tmp_path / name, tmp_path, tmp_path / "x.*"):
+        assert f"{tmp_path / name} is not a file" in refused(str(source))
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip", "parquet"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FSTimeoutError("too slow")])
 def test_an_outage_is_no_bad_picture(
@@ -474,6 +482,69 @@ def test_a_large_cell_that_many_rows_share_is_not_held_for_each(
     source: Any = open_source(str(tmp_path / "d.parquet"))
     before = pa.total_allocated_bytes()
     assert max(pa.total_allocated_bytes() for _ in source.contents(source.pieces()[0])) < before + (160 << 20)
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_row_group_of_giant_cells_is_refused_unread(tmp_path: Path, pictures: Any, struct: bool) -> None:
+    """And the others are read."""
+    giants = [pictures[0][1] + bytes(MAX_PICTURE + (1 << 20))]
+    column = [*giants, *(content for _, content, _ in pictures[:9])]
+    table = pa.table({"image": [{"bytes": cell} for cell in column] if struct else column})
+    with pq.ParquetWriter(tmp_path / "d.parquet", table.schema, compression="zstd") as writer:
+        writer.write_table(table.slice(1))
+        writer.write_table(table.slice(0, 1))
+    del giants, column, table
+    source: Any = open_source(str(tmp_path / "d.parquet"))
+    before = pa.total_allocated_bytes()
+    held, faults = [], []
+    for block in source.blocks():
+        held.append(pa.total_allocated_bytes())
+        faults += block["fault"].tolist()
+    assert max(held) < before + MAX_PICTURE // 2
+    assert [bool(fault) for fault in faults] == [False] * 9 + [True]
+    assert faults[-1].startswith(f"row 9 of {tmp_path}/d.parquet is in a row group of 68,")
+
+
+def with_counts(path: Path, rows: int, of_file: int, of_groups: int) -> str:
+    """A file of one row group of so many rows whose footer says other numbers of them."""
+
+    def field(value: int) -> bytes:
+        """A whole number in the footer, of two bytes: Thrift's compact form."""
+        return bytes([0x16, (2 * value & 0x7F) | 0x80, 2 * value >> 7])
+
+    content = path.read_bytes()
+    size = int.from_bytes(content[-8:-4], "little")
+    footer = content[-8 - size :]
+    # The file's number of rows is the first of this value, its row group's the last.
+    first, last = footer.index(field(rows)), footer.rindex(field(rows))
+    footer = footer[:last] + field(of_groups) + footer[last + 3 :]
+    footer = footer[:first] + field(of_file) + footer[first + 3 :]
+    path.write_bytes(content[: -8 - size] + footer)
+    found = pq.ParquetFile(path).metadata
+    assert (found.num_rows, found.row_group(0).num_rows) == (of_file, of_groups)
+    return str(path)
+
+
+def test_numbers_of_rows_that_do_not_agree_are_refused(tmp_path: Path, pictures: Any) -> None:
+    path = with_counts(Path(write_parquet(tmp_path / "d.parquet", pictures[:100])), 100, 110, 100)
+    assert refused(path) == f"{path} is damaged: it says to have 110 rows, its groups 100"
+
+
+def test_rows_without_a_label_are_refused(tmp_path: Path, pictures: Any) -> None:
+    """The footer says in both places that there are more rows than are stored."""
+    path = with_counts(Path(write_parquet(tmp_path / "d.parquet", pictures[:100])), 100, 120, 120)
+    assert refused(path) == f"{path} is damaged: of 120 rows 100 have a label"
+
+
+@pytest.mark.parametrize("said", [120, 80])
+def test_a_row_group_has_the_rows_that_it_says_to_have(tmp_path: Path, pictures: Any, said: int) -> None:
+    """Those that are missing are bad; those that are too many are passed over: every place in the list stays."""
+    path = write_parquet(tmp_path / "d.parquet", pictures[:100])
+    pq.write_table(pq.read_table(path).drop(["label"]), path, use_dictionary=False)
+    source = open_source(with_counts(Path(path), 100, said, said))
+    faults = [fault for block in source.blocks() for fault in block["fault"]]
+    assert [bool(fault) for fault in faults] == [row >= 100 for row in range(said)]
+    assert all(fault.endswith("is cut off: its row group ends before it") for fault in faults[100:])
 
 
 @pytest.mark.slow

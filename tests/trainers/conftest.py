@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from raysid.config import Config
 from raysid.trainers.distill import distill
+from tests.small_disk import Disk
 from tests.tiny_run import run_of, tiny_config, tiny_teacher
 
 
@@ -38,3 +40,14 @@ def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path / "disk")
+    try:
+        disk.begin()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        pytest.skip("only root can mount a small file system")
+    yield disk
+    disk.end()

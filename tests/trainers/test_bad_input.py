@@ -147,6 +147,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         (["distill", "digits-sida", "--microbatch_size", "16"], "does not divide into groups"),
         (["distill", "digits-sid", "--run.name", "../elsewhere"], "run.name is '../elsewhere'"),
         (["pretrain", "digits-teacher", "--num_workers", "3"], "256 does not divide among num_workers 3"),
+        (
+            ["config", "digits-teacher", "--network.model_channels", "80"],
+            "makes layers of 240 channels, which do not divide into the 32 groups of their normalisation",
+        ),
         (["pretrain", "digits-teacher", "--network.img_resolution", "9"], "cannot be halved 1 times"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
@@ -453,6 +457,14 @@ def test_a_branch_from_nowhere(desk: Desk) -> None:
     desk.begin_run()
     (desk.run / "checkpoints" / "step-00000001" / "manifest.json").unlink()
     assert "no whole checkpoint" in desk.refuses_distilling("--run.name=new", "--resume-from", desk.run)
+
+
+def test_a_branch_from_a_damaged_checkpoint(desk: Desk) -> None:
+    desk.begin_run()
+    file = desk.run / "checkpoints" / "step-00000001" / "generator.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    line = desk.refuses_distilling("--run.name=new", "--resume-from", file.parent)
+    assert f"{file} is damaged" in line
 
 
 # Generators.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from upath import UPath
 
+from raysid.checkpoint import write_state
 from raysid.config import PretrainConfig
 from raysid.data import open_source, to_unit
 from raysid.draws import Draws
@@ -25,8 +28,11 @@ from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.noise import EDMNoise
 from raysid.recipes import config_yaml
-from raysid.trainers.pretrain import CHECKPOINTS, pretrain, steps_so_far
+from raysid.storage import read_whole, write_whole
+from raysid.trainers.pretrain import CHECKPOINTS, COPY, pretrain, steps_so_far
 from raysid.trainers.teachers import teacher_folder
+from tests.processes import Command
+from tests.small_disk import KB, Disk
 
 STEPS, BATCH = 40, 64
 NETWORK: dict[str, Any] = {
@@ -309,3 +315,47 @@ def test_a_list_of_checkpoints_that_ray_train_would_refuse_is_removed(tmp_path: 
     (training / CHECKPOINTS).write_text(content)
     assert steps_so_far(training) == 0
     assert not training.exists()
+
+
+@pytest.mark.slow
+def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
+    """Ray Train writes its list in place, which leaves none: its copy takes its place. The third fits no more."""
+    config = tiny_pretrain(
+        disk.folder,
+        total_images=400 * BATCH,
+        checkpoint={"every_images": 100 * BATCH, "keep": 2},
+        failure={"max_failures": 0},
+    )
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(config_yaml(config))
+    training = training_folder(Path(str(teacher_folder(config))))
+    disk.resize(1500 * KB)
+    stopped = Command("pretrain", recipe, log=tmp_path / "stopped.log")
+    assert stopped.wait() == 1, stopped.output
+    assert stopped.output.endswith(
+        f"raysid: error: {training} cannot be written: the disk is full; make room there, then the same command "
+        "goes on from the last whole checkpoint, of step 100\n"
+    )
+    assert len(list(training.glob("checkpoint_*/"))) == 1
+    disk.resize(20 << 20)
+    again = Command("pretrain", recipe, log=tmp_path / "again.log")
+    assert again.wait() == 0, again.output
+    assert f"going on from {training}, step 100\n" in again.output
+    assert not training.exists()
+
+
+def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(tmp_path: Path) -> None:
+    training = UPath(tmp_path / "training")
+    for name in ("checkpoint_1", "checkpoint_2"):
+        write_state(training / name, "state", b"1")
+    newest = {"checkpoint_dir_name": "checkpoint_1", "metrics": {"step": 100}}
+    known = {
+        "ray_version": version("ray"),
+        "checkpoint_results": [newest],
+        "latest_checkpoint_result": newest,
+    }
+    write_whole(training / COPY, json.dumps(known).encode())
+    write_whole(training / CHECKPOINTS, json.dumps(known)[:50].encode())
+    assert steps_so_far(training) == 100
+    assert json.loads(read_whole(training / CHECKPOINTS)) == known
+    assert sorted(path.name for path in training.iterdir()) == sorted(["checkpoint_1", CHECKPOINTS, COPY])

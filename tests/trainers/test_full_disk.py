@@ -1,0 +1,236 @@
+"""No room: a run on a full file system, or in a bucket whose quota is used up, ends in one line and goes on later."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from upath import UPath
+
+from raysid.checkpoint import Checkpoints, state_bytes, write_state
+from raysid.errors import NoRoom, UserError
+from raysid.no_room import no_room
+from raysid.storage import PARTIAL, explain, write_whole
+from raysid.tracking import Tracker, read_metrics
+from raysid.trainers.distill import distill
+from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.processes import Command, Moment
+from tests.small_disk import KB, Disk
+from tests.tiny_run import (
+    assert_same,
+    assert_same_record,
+    end_of,
+    lines_of,
+    run_of,
+    tiny_config,
+    write_recipe,
+)
+from tests.trainers.test_bucket import environment
+from tests.trainers.test_kept_checkpoints import SHORT
+
+QUOTA = (403, "The project's storage quota has been exceeded.")
+RATE = (429, "The project exceeded the rate limit for writes.")
+
+
+def remains(run: Path) -> list[str]:
+    """What a run that stopped left of files, but for whole checkpoints and what is no longer being written."""
+    checkpoints = Checkpoints(UPath(run) / "checkpoints")
+    whole = {checkpoint.path.name for checkpoint in checkpoints.all()}
+    torn = [path.name for path in (run / "checkpoints").glob("*") if path.name not in whole]
+    return torn + [path.name for path in run.rglob(f"*{PARTIAL}")]
+
+
+def says_it_in_one_line(line: str, run: Path | str, newest: int | None) -> None:
+    """What could not be written, where, why, what is left, and what to do."""
+    assert "\n" not in line and f"{run}" in line
+    assert "could not be written" in line or "cannot be written" in line
+    again = "make room there, then the same command"
+    left = f"there is no whole checkpoint yet: {again} begins again"
+    if newest is not None:
+        left = f"the last whole checkpoint is {run}/checkpoints/step-{newest:08d}: {again} goes on from it"
+    assert line.endswith(left), line
+
+
+# -- a full disk -------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
+    teacher: str, tmp_path: Path, disk: Disk
+) -> None:
+    """Full at its first checkpoint; then, with more room, at a later one; then with enough."""
+    undisturbed = tiny_config(teacher, tmp_path, **SHORT)
+    distill(undisturbed)
+    config = tiny_config(teacher, disk.folder, **SHORT)
+    run = run_of(config)
+    for size, newest in ((500 * KB, None), (1900 * KB, 0)):
+        disk.resize(size)
+        with pytest.raises(NoRoom, match="the disk is full") as stopped:
+            distill(config)
+        says_it_in_one_line(str(stopped.value), run, newest)
+        assert remains(run) == []
+        found = Checkpoints(UPath(run) / "checkpoints").newest()
+        assert (found.step if found else None) == newest
+    disk.resize(20 << 20)
+    distill(config)
+    assert_same(end_of(run), end_of(run_of(undisturbed)))
+    assert_same_record(run, run_of(undisturbed))
+
+
+def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
+    teacher: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the driver does its own writing, here as an evaluation comes in."""
+    record = Tracker.evaluation
+
+    def full(self: Tracker, step: int, *arguments: object) -> None:
+        if step == 2:
+            disk.fill()
+        record(self, step, *arguments)  # type: ignore[arg-type]
+
+    disk.resize(20 << 20)
+    config = tiny_config(teacher, disk.folder, **SHORT)
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "evaluation", full)
+        with pytest.raises(NoRoom, match="the disk is full") as stopped:
+            distill(config)
+    says_it_in_one_line(str(stopped.value), run_of(config), 2)
+    assert remains(run_of(config)) == []
+    with pytest.raises(UserError, match="cannot be written: .*: the disk is full"):
+        distill(config)
+    disk.free()
+    (run_of(config) / "generator" / f"model.safetensors.0a1b2c3d{PARTIAL}").touch()  # of a kill in the middle
+    distill(config)
+    assert remains(run_of(config)) == []
+    assert [entry["step"] for entry in lines_of(run_of(config), "evaluation")] == [0, 2, 4, 5]
+
+
+def test_a_checkpoint_without_room_for_its_manifest_is_none(disk: Disk) -> None:
+    checkpoints = Checkpoints(UPath(disk.folder), keep=1)
+    files = [write_state(checkpoints.path(1), "generator", state_bytes({"step": 1}))]
+    checkpoints.finish(1, 32, files)
+    files = [write_state(checkpoints.path(2), "generator", state_bytes({"step": 2}))]
+    disk.fill()
+    with pytest.raises(OSError, match="No space left") as full:
+        checkpoints.finish(2, 64, files)
+    assert full.value.filename == str(checkpoints.path(2) / "manifest.json")
+    assert [checkpoint.step for checkpoint in checkpoints.all()] == [1]
+    assert [path.name for path in checkpoints.path(2).iterdir()] == ["generator.pt"]
+
+
+def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
+    """Lines and TensorBoard's events before it are whole, and so are those after it, once there is room."""
+    with Tracker(disk.folder, {}) as tracker:
+        disk.fill(but=8 * KB)
+        recorded = 0
+        with pytest.raises(OSError, match="No space left") as full:
+            for step in range(1000):
+                tracker.train(step, step, {"loss/sid": float(step), "long": "x" * 300})
+                recorded = step
+        assert str(full.value.filename).startswith(str(disk.folder))
+        lines = (disk.folder / "metrics.jsonl").read_bytes()
+        assert lines.endswith(b"}\n")
+        disk.free()
+        tracker.train(2000, 2000, {"loss/sid": 1.0})
+    steps = [entry["step"] for entry in read_metrics(disk.folder)]
+    assert steps in (
+        [*range(recorded + 1), 2000],
+        [*range(recorded + 2), 2000],
+    )  # the last may lack its event
+    with Tracker(disk.folder, {}, resume_step=2000) as tracker:
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            tracker.sample_grid(3000, 3000, np.zeros((9, 1, 8, 8)))
+    assert list((disk.folder / "samples").iterdir()) == []
+
+
+def test_a_log_on_a_full_disk_ends_a_command_without_a_trace() -> None:
+    with open("/dev/full", "wb") as log:
+        done = subprocess.run([sys.executable, "-m", "raysid", "recipes"], stdout=log, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == b"raysid: error: the output cannot be written: the disk is full\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["split", "colocated"])
+def test_actors_on_a_full_disk(teacher: str, tmp_path: Path, disk: Disk, placement: str) -> None:
+    config = tiny_config(teacher, disk.folder, placement=placement)
+    recipe, run = write_recipe(config, tmp_path / "tiny.yaml"), run_of(config)
+    disk.resize(2600 * KB)
+    stopped = Command("distill", recipe, log=tmp_path / "stopped.log")
+    assert stopped.wait() == 1, stopped.output
+    assert "Traceback" not in stopped.output
+    *_, line = stopped.output.splitlines()
+    says_it_in_one_line(line, run, 0)
+    assert remains(run) == []
+    disk.resize(20 << 20)
+    again = Command("distill", recipe, log=tmp_path / "again.log")
+    assert again.wait() == 0, again.output
+    assert f"going on from {run}/checkpoints/step-00000000, step 0\n" in again.output
+    undisturbed = tiny_config(teacher, tmp_path, placement="local")
+    distill(undisturbed)
+    assert_same_record(run, run_of(undisturbed))
+    ours, theirs = end_of(run), end_of(run_of(undisturbed))
+    assert_same({name: ours[name] for name in theirs}, theirs)
+
+
+# -- a used-up quota ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected() -> Iterator[Connection]:
+    with bucket_server() as server:
+        connection = Connection(server, bad=False)
+        yield connection
+        connection.close()
+
+
+def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
+    with connected() as connection:
+        place = in_bucket(connection.address, f"gs://{BUCKET}/quota")
+
+        def refused(*refusal: object) -> Exception:
+            connection.refusal = refusal  # type: ignore[assignment]
+            with pytest.raises(OSError) as error:
+                write_whole(place / "state.pt", b"1")
+            return error.value
+
+        full = refused(*QUOTA)
+        assert no_room(full) and QUOTA[1] in explain(full)
+        assert not no_room(refused(403, "somebody does not have storage.objects.create access"))
+        connection.refusal = None
+        write_whole(place / "state.pt", b"1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [QUOTA, RATE], ids=["403", "429"])
+def test_a_run_whose_bucket_takes_no_more(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
+) -> None:
+    with connected() as connection:
+        for name, value in environment(connection.address).items():
+            monkeypatch.setenv(name, value)
+        config = tiny_config(teacher, tmp_path, total_images=100 * 32).model_copy(
+            update={"storage": f"gs://{BUCKET}/full"}
+        )
+        recipe = write_recipe(config, tmp_path / "tiny.yaml")
+        url, run = f"gs://{BUCKET}/full/tiny", in_bucket(connection.address, f"gs://{BUCKET}/full/tiny")
+        checkpoints = Checkpoints(run / "checkpoints")
+        stopped = Command("distill", recipe, log=tmp_path / "stopped.log")
+        stopped.wait_for_moment(Moment("a checkpoint", lambda _: (checkpoints.newest_step() or 0) >= 8))
+        connection.refusal = refusal
+        assert stopped.wait() == 1, stopped.output
+        assert "Traceback" not in stopped.output
+        *_, line = stopped.output.splitlines()
+        newest = checkpoints.newest_step()
+        says_it_in_one_line(line, url, newest)
+        assert refusal[1] in line
+        connection.refusal = None
+        again = Command("distill", recipe, log=tmp_path / "again.log")
+        again.wait_for(f"going on from {url}/checkpoints/step-{newest:08d}")
+        again.kill()

@@ -1,0 +1,115 @@
+"""Which checkpoints a run keeps: the newest, and the one whose generator was evaluated best."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from raysid.checkpoint import Checkpoints, find_checkpoint, state_bytes, write_state
+from raysid.errors import UserError
+from raysid.networks.files import NetworkCard
+from raysid.storage import children
+from raysid.tracking import Tracker
+from raysid.trainers import evaluation
+from raysid.trainers.distill import distill
+from tests.bucket_server import BUCKET, bucket_server, in_bucket
+from tests.tiny_run import lines_of, run_of, tiny_config
+
+SHORT = {  # five steps, a checkpoint of each, evaluations of 0, 2, 4 and 5
+    "placement": "local",
+    "batch_size": 8,
+    "microbatch_size": 8,
+    "total_images": 40,
+    "checkpoint__every_images": 8,
+    "checkpoint__keep": 1,
+    "evaluation__every_images": 16,
+    "evaluation__num_samples": 50,
+    "tracking__log_every_images": 8,
+}
+BEST_AT_2 = {0: 9.0, 2: 1.0, 4: 5.0, 5: 3.0}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[UPath]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
+        with bucket_server() as address:
+            yield in_bucket(address, f"gs://{BUCKET}/kept")
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_the_newest_and_the_best_are_kept(where: str, bucket: UPath, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(UPath(tmp_path) if where == "folder" else bucket, keep=2)
+    for step in (0, 4, 8, 12, 16, 20):
+        files = [write_state(checkpoints.path(step), "generator", state_bytes({"step": step}))]
+        checkpoints.finish(step, 32 * step, files)
+
+    def left(distances: dict[int, float]) -> list[int]:
+        checkpoints.remove_old(distances)
+        assert [c.path.name for c in checkpoints.all()] == sorted(
+            p.name for p in children(checkpoints.folder)
+        )
+        return [checkpoint.step for checkpoint in checkpoints.all()]
+
+    assert left({0: 9.0, 8: 2.0, 10: 1.0, 12: 2.0}) == [8, 16, 20]  # there is none of step 10
+    assert left({8: 2.0, 20: 3.0}) == [8, 16, 20]
+    assert left({8: 2.0, 20: 1.0}) == [16, 20]  # the best is one of the newest
+    assert left({}) == [16, 20]
+
+
+def evaluated(monkeypatch: pytest.MonkeyPatch, distances: dict[int, float]) -> None:
+    """Evaluations find these distances, by step."""
+
+    def measure(make: Any, card: NetworkCard, *arguments: Any) -> dict[str, Any]:
+        distance = distances[card.trained["step"]]
+        return {"frechet_distance": distance, "label_accuracy": None, "ms_per_image": 1.0, "num_samples": 1}
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+
+
+def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over a resume, too, and one can branch from it."""
+    evaluated(monkeypatch, BEST_AT_2)
+    config = tiny_config(teacher, tmp_path, **SHORT)
+    folder = run_of(config) / "checkpoints"
+    record = Tracker.evaluation
+
+    def interrupted(self: Tracker, step: int, *arguments: Any) -> None:
+        record(self, step, *arguments)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "evaluation", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill(config)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]
+    result = distill(config)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000005"]
+    assert result.best_checkpoint == str(folder / "step-00000002")
+    assert f"checkpoint   {result.best_checkpoint}\n" in capsys.readouterr().out
+    branch = tiny_config(teacher, tmp_path, "branch", **SHORT)
+    distill(branch, resume_from=result.best_checkpoint)
+    shutil.rmtree(folder / "step-00000002")  # as the first run does once it has a better one
+    distill(branch, resume_from=result.best_checkpoint)  # the same command goes on with its own
+    with pytest.raises(UserError, match="no whole checkpoint at"):
+        distill(branch, resume_from=result.best_checkpoint, fresh=True)
+    assert [entry["step"] for entry in lines_of(run_of(branch), "train")][0] == 3
+
+
+def test_the_best_goes_with_the_old_ones_where_none_is_asked_for(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(monkeypatch, BEST_AT_2)
+    config = tiny_config(teacher, tmp_path, **SHORT, checkpoint__keep_best=False)
+    result = distill(config)
+    newest = find_checkpoint(run_of(config))
+    assert [path.name for path in (run_of(config) / "checkpoints").iterdir()] == [newest.path.name]
+    assert result.best_checkpoint is None
