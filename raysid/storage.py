@@ -54,7 +54,8 @@ def storage_folder(storage: str) -> UPath:
         return UPath(Path(path.path).expanduser().absolute())
     if path.protocol not in BUCKETS:
         raise UserError(
-            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, or gs://BUCKET/..."
+            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, gs://BUCKET/... "
+            "or s3://BUCKET/..."
         )
     try:
         fsspec.get_filesystem_class(path.protocol)

@@ -135,7 +135,10 @@ class Connection:
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                 request.send_header(name, value)
-        request.send_header("Content-Length", str(len(content)))
+        length = len(content)
+        if request.command == "HEAD":  # it tells of what a GET would bring
+            length = int(answer.getheader("Content-Length") or 0)
+        request.send_header("Content-Length", str(length))
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content)
