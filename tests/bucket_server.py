@@ -75,13 +75,12 @@ class Connection:
 
     Attributes:
         address: where it listens.
-        bad: whether it is.
         met: how often each fate was met.
     """
 
     def __init__(self, server: str, bad: bool, seed: int = 0) -> None:
         self.met: Counter[str] = Counter()
-        self.bad = bad
+        self._bad = bad
         self._chance = random.Random(seed)
         self._host = server.removeprefix("http://")
         outer = self
@@ -113,7 +112,7 @@ class Connection:
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        fate = self._chance.choices([*FATES], [*FATES.values()])[0] if self.bad else "served"
+        fate = self._chance.choices([*FATES], [*FATES.values()])[0] if self._bad else "served"
         self.met[fate] += 1
         if fate == "dropped before":
             request.close_connection = True

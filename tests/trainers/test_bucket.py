@@ -51,6 +51,7 @@ class BucketRun:
     run: UPath
     server: str
     connection: Connection
+    bad: bool
     again: str
     refused: str
 
@@ -82,7 +83,8 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     protocol = "s3" if "s3" in request.param else "gs"
     server = request.getfixturevalue("s3" if protocol == "s3" else "server")
     folder, storage = tmp_path_factory.mktemp("bucket"), f"{protocol}://{BUCKET}/{request.param}"
-    connection = Connection(server, bad="bad" in request.param)
+    bad = "bad" in request.param
+    connection = Connection(server, bad=bad)
     changes = {"placement": "colocated", "colocated__num_workers": 2} if request.param == "colocated" else {}
     config = tiny_config(tiny_teacher(folder / "teacher"), folder, **changes)
     config = config.model_copy(update={"storage": storage})
@@ -97,7 +99,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         again = Command("distill", recipe, log=folder / "again.log")
         refused = second_owner(again, recipe, folder / "refused.log")
         assert again.wait(300) == 0, again.output
-    yield BucketRun(f"{storage}/tiny", config, run, server, connection, again.output, refused)
+    yield BucketRun(f"{storage}/tiny", config, run, server, connection, bad, again.output, refused)
     connection.close()
 
 
@@ -110,7 +112,7 @@ def second_owner(owner: Command, recipe: Path, log: Path) -> str:
 
 
 def test_the_weights_are_those_of_an_undisturbed_run_in_a_folder(finished: BucketRun, tmp_path: Path) -> None:
-    if finished.connection.bad:
+    if finished.bad:
         assert finished.connection.met.keys() == FATES.keys()
     assert f"going on from {finished.url}/checkpoints/step-" in finished.again
     weights, _ = local_end(finished.config, tmp_path, STEPS)
