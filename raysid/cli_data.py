@@ -91,9 +91,9 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
 def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     """Write Parquet files of a size for streaming, side by side with Ray Data.
 
-    SRC is as `raysid data check` takes it; DST is a folder or gs://..., for `data.source`. Pictures are cropped and
-    resized where `--data.resolution` says so; those that cannot be used are left out and named. The same command
-    again goes on with what is missing.
+    SRC is as `raysid data check` takes it; DST is a folder, gs://... or s3://..., for `data.source`. Pictures are
+    cropped and resized where `--data.resolution` says so; those that cannot be used are left out and named. The same
+    command again goes on with what is missing.
     """
     overrides = {"data.source": src[0] if len(src) == 1 else list(src), **given_overrides(ctx)}
     from raysid.cluster import connect

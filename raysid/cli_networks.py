@@ -34,8 +34,9 @@ def import_network(
 ) -> None:
     """Make a network's folder of a .pkl that EDM, SiD or SiDA published.
 
-    FILE is a path, gs://... or https://... (fetched into ~/.cache/raysid, or RAYSID_CACHE). Its settings and its
-    weights are read and nothing in it is executed. OUT is the folder to write: model.safetensors and config.json.
+    FILE is a path, gs://..., s3://... or https://... (fetched into ~/.cache/raysid, or RAYSID_CACHE). Its settings
+    and its weights are read and nothing in it is executed. OUT is the folder to write: model.safetensors and
+    config.json.
     """
     if sigma_init is not None and kind == "teacher":
         raise click.UsageError("--sigma-init is a generator's: add --as generator")

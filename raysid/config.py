@@ -256,8 +256,8 @@ class TeacherSettings(Settings):
     )
     path: str | None = Field(
         None,
-        description="Folder of a teacher of one's own or of diffusers, or a .pkl that EDM published (a path, gs://... "
-        "or https://...); instead of `recipe`.",
+        description="Folder of a teacher of one's own or of diffusers, or a .pkl that EDM published (a path, gs://..., "
+        "s3://... or https://...); instead of `recipe`.",
     )
     factory: FactoryName | None = Field(
         None,
@@ -369,7 +369,7 @@ class GeneratorSettings(LearnerSettings):
     path: str | None = Field(
         None,
         description="A finished generator to start from, for theta and its average (SiD²A): a run's folder, a "
-        "generator's, or a .pkl that SiD's authors published (a path, gs://... or https://...).",
+        "generator's, or a .pkl that SiD's authors published (a path, gs://..., s3://... or https://...).",
     )
 
 

@@ -37,7 +37,7 @@ def local_copy(path: str) -> Path:
     A copy is used again for a week; one of a bucket's file for as long as that does not change.
 
     Args:
-        path: a local path, `gs://...` (or another bucket's URL) or `https://...`.
+        path: a local path, `gs://...`, `s3://...` or `https://...`.
 
     Raises:
         NotHere: there is no such file, or nothing here can reach it.
@@ -50,7 +50,7 @@ def local_copy(path: str) -> Path:
             raise NotHere(f"there is no file {path}")
         return local
     if protocol not in (*WEB, *BUCKETS):
-        raise UserError(f"{path} cannot be reached: give a local path, gs://... or https://...")
+        raise UserError(f"{path} cannot be reached: give a local path, gs://..., s3://... or https://...")
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import filelock
 from upath import UPath
 
 from raysid.errors import RunFailed
-from raysid.storage import is_local, read_whole, remove_file, write_whole
+from raysid.storage import is_local, read_whole, remove_file, write_new, write_whole
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -130,7 +130,7 @@ class Lease:
         if first:
             # Of several who find nothing there the bucket lets one write.
             with contextlib.suppress(FileExistsError):
-                self.path.fs.pipe_file(self.path.path, content, mode="create")
+                write_new(self.path, content)
         else:
             write_whole(self.path, content)
         self._renewed = now  # not later: the bucket may have taken its time

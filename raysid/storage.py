@@ -12,7 +12,7 @@ import os
 import shutil
 import traceback
 import uuid
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import fsspec
 from fsspec.config import conf
 from upath import UPath
 
+from raysid import s3
 from raysid.errors import UserError
 from raysid.no_room import no_room, of_file
 
@@ -56,12 +57,13 @@ def storage_folder(storage: str) -> UPath:
         return UPath(Path(path.path).expanduser().absolute())
     if path.protocol not in BUCKETS:
         raise UserError(
-            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, or gs://BUCKET/..."
+            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, gs://BUCKET/... "
+            "or s3://BUCKET/..."
         )
     try:
         fsspec.get_filesystem_class(path.protocol)
     except ImportError as error:
-        raise UserError(f"storage {storage} cannot be reached: {error}") from None
+        raise UserError(f"storage {storage} cannot be reached: {explain(error)}") from None
     return path
 
 
@@ -105,9 +107,25 @@ def append_whole(path: Path, content: bytes) -> None:
             raise of_file(error, path) from None
 
 
+def write_new(path: UPath, content: bytes) -> None:
+    """Write a file of a bucket where there is none: of several who do so at once the bucket lets one.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    try:
+        path.fs.pipe_file(path.path, content, mode="create")
+    except OSError as error:
+        if s3.is_taken(error):
+            raise FileExistsError(f"there is a file {path}") from None
+        raise
+
+
 def read_whole(path: UPath) -> bytes:
     """A file's content, in one request of a bucket. Raises FileNotFoundError where there is none."""
-    return path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
+    if is_local(path):
+        return path.read_bytes()
+    return path.fs.cat_file(path.path, **s3.in_one_request(path.protocol))
 
 
 def holds(path: UPath, content: str) -> bool:
@@ -206,7 +224,7 @@ def reaching(storage: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or _line(error)
+        why = error.strerror or explain(error)
         if no_room(error):
             why = f"{error.filename}: {explain(error)}" if error.filename else explain(error)
         raise UserError(f"storage {storage} cannot be written: {why}") from None
@@ -223,6 +241,11 @@ def explain(error: BaseException) -> str:
     said = _line(error)
     if why := no_room(error):
         return f"{why} ({said})" if getattr(error, "errno", None) is None else why
+    if isinstance(error, ImportError) and "s3fs" in said:
+        return f"{said} ({s3.INSTALL})"
+    if _raised_in(error, ("botocore", "aiobotocore", "s3fs")):
+        advice = s3.advice(error)
+        return f"{said.rstrip('.')}. {advice}" if advice else said
     if "credentials" in said.lower() or "anonymous" in said.lower() or "401" in said:
         return f"{said}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
     return said
@@ -232,8 +255,12 @@ def of_a_bucket(error: BaseException) -> bool:
     """Whether a client of a bucket raised it: their errors have no class in common, and some are Python's own."""
     if type(error).__module__ == "raysid.errors":
         return False  # it has its line
+    return _raised_in(error, CLIENTS)
+
+
+def _raised_in(error: BaseException, packages: Collection[str]) -> bool:
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(name.split(".")[0] in CLIENTS for name in (type(error).__module__, *frames))
+    return any(name.split(".")[0] in packages for name in (type(error).__module__, *frames))
 
 
 def _line(error: BaseException) -> str:

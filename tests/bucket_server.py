@@ -1,4 +1,4 @@
-"""A Google Cloud Storage server on this machine, and a bad connection to it."""
+"""Servers of Google Cloud Storage and of S3 on this machine, and a bad connection to them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,22 @@ _SERVE = (
 def bucket_server() -> Iterator[str]:
     """A server with an empty bucket; its address, as STORAGE_EMULATOR_HOST takes it."""
     port = free_port()
-    server = Popen([sys.executable, "-c", _SERVE, str(port)], stdout=DEVNULL, stderr=DEVNULL)
+    with _serving(port, "-c", _SERVE, str(port)) as address:
+        yield address
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """An S3 server with an empty bucket; its address, as AWS_ENDPOINT_URL takes it."""
+    port = free_port()
+    with _serving(port, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)) as address:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
+        yield address
+
+
+@contextmanager
+def _serving(port: int, *arguments: str) -> Iterator[str]:
+    server = Popen([sys.executable, *arguments], stdout=DEVNULL, stderr=DEVNULL)
     try:
         wait_until(lambda: answers(port), 30, "the bucket's server")
         yield f"http://127.0.0.1:{port}"
@@ -39,7 +55,15 @@ def bucket_server() -> Iterator[str]:
 
 def in_bucket(server: str, url: str) -> UPath:
     """A place in a server's bucket."""
+    if url.startswith("s3://"):
+        return UPath(url, endpoint_url=server, key="key", secret="secret")
     return UPath(url, endpoint_url=server, token="anon", use_listings_cache=False)
+
+
+def s3_environment(server: str) -> dict[str, str]:
+    """What a process goes by that is to find an S3 server at s3://; it looks at nobody's credentials."""
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    return {"AWS_ENDPOINT_URL": server, "AWS_DEFAULT_REGION": "us-east-1", **keys}
 
 
 FATES = {"served": 72, "503": 20, "dropped before": 4, "dropped after": 4}  # in percent, where it is bad
@@ -122,7 +146,10 @@ class Connection:
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                 request.send_header(name, value)
-        request.send_header("Content-Length", str(len(content)))
+        length = len(content)
+        if request.command == "HEAD":  # it tells of what a GET would bring
+            length = int(answer.getheader("Content-Length") or 0)
+        request.send_header("Content-Length", str(length))
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content)

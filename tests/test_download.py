@@ -76,7 +76,7 @@ def test_other_places_are_one_line() -> None:
         "github://a:b@c",
     ):
         if "::" not in path:
-            assert "give a local path, gs://... or https://..." in refused(path)
+            assert "give a local path, gs://..., s3://... or https://..." in refused(path)
         else:
             assert "there is no file" in refused(path)  # no chain of protocols
 

@@ -24,13 +24,14 @@ from raysid.storage import (
     copy_file,
     empty_folder,
     explain,
+    is_local,
     read_json,
     read_whole,
     remove_folder,
     storage_folder,
     write_whole,
 )
-from tests.bucket_server import BUCKET, bucket_server, in_bucket
+from tests.bucket_server import BUCKET, bucket_server, in_bucket, s3_server
 from tests.processes import wait_until
 
 
@@ -47,18 +48,26 @@ def place(server: str, request: pytest.FixtureRequest) -> UPath:
     return in_bucket(server, f"gs://{BUCKET}/{request.node.name}")
 
 
+@pytest.fixture(params=["folder", "gs", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
+    """A place of each kind."""
+    if request.param == "s3":
+        with s3_server() as address:
+            yield in_bucket(address, f"s3://{BUCKET}/{request.node.name}")
+    else:
+        yield request.getfixturevalue("place") if request.param == "gs" else UPath(tmp_path)
+
+
 # Files.
 
 
-@pytest.mark.parametrize("where", ["folder", "bucket"])
-def test_files_are_written_read_copied_and_removed(where: str, place: UPath, tmp_path: Path) -> None:
-    root = place if where == "bucket" else UPath(tmp_path)
+def test_files_are_written_read_copied_and_removed(root: UPath) -> None:
     assert children(root / "nowhere") == []
     with pytest.raises(FileNotFoundError):
         read_whole(root / "nothing.txt")
     assert read_json(root / "nothing.json") is None
-    if where == "folder":
-        (tmp_path / "run").mkdir()
+    if is_local(root):
+        (root / "run").mkdir()
     write_whole(root / "run" / "a.json", b'{"one": 1}')
     write_whole(root / "run" / "a.json", b'{"two": 2}')
     assert read_json(root / "run" / "a.json") == {"two": 2}

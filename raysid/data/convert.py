@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from raysid.data.pictures import BadPicture, PictureSource, as_stored
 from raysid.data.source import Piece
 from raysid.errors import NoRoom, UserError
 from raysid.no_room import no_room
-from raysid.storage import children, is_local
+from raysid.storage import children, is_local, reaching
 
 FILE_BYTES = 256 << 20  # about; at least a shard
 GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere
@@ -102,6 +101,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
 
     Raises:
         NoRoom: the target is full; the files that are there are whole.
+        UserError: the source cannot be read any more, or the files cannot be written.
     """
     import ray
     import ray.data
@@ -117,37 +117,46 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     dataset.context.print_on_execution_start = False
     for row in dataset.iter_rows():
         if row["full"]:
-            raise NoRoom(
-                f"{target} cannot be written: {row['full']}; make room there, then the same command goes on"
-            )
+            raise NoRoom(row["failed"])
+        if row["failed"]:
+            raise UserError(row["failed"])
         yield Written(int(row["images"]), int(row["written"]), list(row["bad"]))
 
 
 def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A task: writes the file of this number, where it is not there. What a user can act on comes back as a line."""
     import ray
 
     source, files = ray.get(shared)
     number = int(row["id"])
-    path = UPath(target) / NAME.format(number, len(files))
     count = sum(last - first for _, first, last in files[number])
     bad: list[str] = []
+    try:
+        with reaching(target):
+            written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
+    except Exception as error:  # raised, Ray Data would make a page of it
+        reason = error.__context__ if isinstance(error, UserError) else error
+        if reason is not None and (why := no_room(reason)) is not None:
+            said = f"{target} cannot be written: {why}; make room there, then the same command goes on"
+            return {"images": 0, "written": 0, "bad": [], "failed": said, "full": True}
+        if not isinstance(error, UserError):
+            raise
+        return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": False}
+    return {"images": count, "written": written, "bad": bad, "failed": "", "full": False}
+
+
+def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: list[str]) -> int:
+    """The images of a file, which is written where it is not there."""
     if not path.exists():
         if is_local(path):
-            Path(target).mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(
-                dir=target if is_local(path) else None, prefix=".part-"
-            ) as folder:
-                made = os.path.join(folder, path.name)
-                _write(made, source, _rows(source, files[number], bad))
-                os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
-        except Exception as error:
-            if (why := no_room(error)) is None:
-                raise
-            return {"images": 0, "written": 0, "bad": [], "full": why}  # raised, Ray would print its trace
+            path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.parent.path if is_local(path) else None
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".part-") as folder:
+            made = os.path.join(folder, path.name)
+            _write(made, source, _rows(source, pieces, bad))
+            os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
     with path.open("rb") as file:
-        written = pq.ParquetFile(file).metadata.num_rows
-    return {"images": count, "written": written, "bad": bad, "full": ""}
+        return pq.ParquetFile(file).metadata.num_rows
 
 
 def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> None:

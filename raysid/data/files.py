@@ -17,6 +17,7 @@ from upath import UPath
 
 from raysid.data.pictures import SUFFIXES, shown
 from raysid.errors import NotHere, UserError
+from raysid.s3 import in_one_request
 from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
 
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
@@ -131,8 +132,7 @@ class reaching_source:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, ImportError):
-            needs = " (pip install 'raysid[s3]')" if "s3fs" in str(error) else ""
-            raise UserError(f"data.source {self.name} cannot be reached: {error}{needs}") from None
+            raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
         if isinstance(error, FileNotFoundError):
             raise NotHere(f"there is no file or folder {self.name}") from None
         if isinstance(error, Exception) and of_a_bucket(error):
@@ -283,7 +283,8 @@ def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) ->
         )
         last = first + max(1, together)
         wanted = [starts[first:last].tolist(), ends[first:last].tolist()]
-        yield from place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise")
+        options = in_one_request(place.fs.protocol)
+        yield from place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise", **options)
         first = last
 
 
@@ -301,7 +302,7 @@ def _read(path: str, most: int) -> bytes:
 def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:
     """Files of a bucket, fetched side by side. Raises what keeps the bucket away; returns what is one file's own."""
     # Not `cat`, which takes brackets in a name for a pattern.
-    found = fs.cat_ranges(paths, None, None, on_error="return")
+    found = fs.cat_ranges(paths, None, None, on_error="return", **in_one_request(fs.protocol))
     for answer in found:
         if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError | PermissionError):
             raise answer

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import textwrap
 import tracemalloc
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -351,11 +350,6 @@ def test_sparse_members_and_endless_numbers_in_tars_are_passed_over(tmp_path: Pa
         tar.fileobj.write(extended(**sparse).tobuf(tarfile.PAX_FORMAT))  # type: ignore[union-attr]
     source = open_source(str(tmp_path / "d.tar"))
     assert (source.num_images, source.num_classes) == (1, 1)
-
-
-@pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
-def test_s3_says_what_to_install() -> None:
-    assert "Install s3fs to access S3 (pip install 'raysid[s3]')" in refused("s3://bucket/images.parquet")
 
 
 def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Path, pictures: Any) -> None:

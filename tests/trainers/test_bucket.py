@@ -1,4 +1,4 @@
-"""Runs in a bucket: a real Google Cloud Storage server, and a connection to it that often fails."""
+"""Runs in a bucket: real servers of Google Cloud Storage and of S3, and connections to them that often fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from raysid.config import Config
 from raysid.recipes import config_yaml
 from raysid.storage import children, read_whole
 from raysid.tracking import read_metrics
-from tests.bucket_server import BUCKET, FATES, Connection, bucket_server, in_bucket
+from tests.bucket_server import (
+    BUCKET,
+    FATES,
+    Connection,
+    bucket_server,
+    in_bucket,
+    s3_environment,
+    s3_server,
+)
 from tests.processes import Command, Moment
 from tests.tensorboard_server import tensorboard
 from tests.tiny_run import (
@@ -41,13 +49,17 @@ class BucketRun:
     url: str
     config: Config
     run: UPath
+    server: str
     connection: Connection
+    bad: bool
     again: str
     refused: str
 
 
-def environment(address: str) -> dict[str, str]:
+def environment(address: str, protocol: str = "gs") -> dict[str, str]:
     """What the processes of a run go by: the server, and no search for credentials, which it needs none of."""
+    if protocol == "s3":
+        return s3_environment(address)
     return {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
@@ -57,15 +69,22 @@ def server() -> Iterator[str]:
         yield address
 
 
-KINDS = ["good", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bad", "colocated"))]
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+KINDS = ["good", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bad", "colocated", "bad-s3"))]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def finished(
-    request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BucketRun]:
-    folder, storage = tmp_path_factory.mktemp("bucket"), f"gs://{BUCKET}/{request.param}"
-    connection = Connection(server, bad=request.param == "bad")
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketRun]:
+    protocol = "s3" if "s3" in request.param else "gs"
+    server = request.getfixturevalue("s3" if protocol == "s3" else "server")
+    folder, storage = tmp_path_factory.mktemp("bucket"), f"{protocol}://{BUCKET}/{request.param}"
+    bad = "bad" in request.param
+    connection = Connection(server, bad=bad)
     changes = {"placement": "colocated", "colocated__num_workers": 2} if request.param == "colocated" else {}
     config = tiny_config(tiny_teacher(folder / "teacher"), folder, **changes)
     config = config.model_copy(update={"storage": storage})
@@ -73,14 +92,14 @@ def finished(
     run = in_bucket(server, f"{storage}/tiny")
     second = run / "checkpoints" / "step-00000008" / MANIFEST
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(connection.address).items():
+        for name, value in environment(connection.address, protocol).items():
             patch.setenv(name, value)
         first = Command("distill", recipe, log=folder / "first.log")
         first.kill_when(Moment("a checkpoint", lambda _: second.exists()), seconds=200)
         again = Command("distill", recipe, log=folder / "again.log")
         refused = second_owner(again, recipe, folder / "refused.log")
         assert again.wait(300) == 0, again.output
-    yield BucketRun(f"{storage}/tiny", config, run, connection, again.output, refused)
+    yield BucketRun(f"{storage}/tiny", config, run, server, connection, bad, again.output, refused)
     connection.close()
 
 
@@ -93,7 +112,7 @@ def second_owner(owner: Command, recipe: Path, log: Path) -> str:
 
 
 def test_the_weights_are_those_of_an_undisturbed_run_in_a_folder(finished: BucketRun, tmp_path: Path) -> None:
-    if "/bad/" in finished.url:
+    if finished.bad:
         assert finished.connection.met.keys() == FATES.keys()
     assert f"going on from {finished.url}/checkpoints/step-" in finished.again
     weights, _ = local_end(finished.config, tmp_path, STEPS)
@@ -118,12 +137,13 @@ def test_it_has_one_owner_at_a_time_and_none_at_its_end(finished: BucketRun) -> 
     assert not (finished.run / ".lock").exists()
 
 
-def test_the_commands_read_it_where_it_lies(finished: BucketRun, server: str, tmp_path: Path) -> None:
+def test_the_commands_read_it_where_it_lies(finished: BucketRun, tmp_path: Path) -> None:
     run = finished.url
+    found = os.environ | environment(finished.server, finished.run.protocol)
 
     def raysid(*arguments: str) -> str:
         command = [sys.executable, "-m", "raysid", *arguments]
-        done = subprocess.run(command, env=os.environ | environment(server), capture_output=True, text=True)
+        done = subprocess.run(command, env=found, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -134,10 +154,8 @@ def test_the_commands_read_it_where_it_lies(finished: BucketRun, server: str, tm
     assert "Fréchet distance" in raysid("evaluate", run, "--num-samples", "100")
 
 
-def test_tensorboard_reads_it_where_it_lies(
-    finished: BucketRun, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment(server).items():
+def test_tensorboard_reads_it_where_it_lies(finished: BucketRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(finished.server, finished.run.protocol).items():
         monkeypatch.setenv(name, value)
     recorded = [
         (e["images"], e["frechet_distance"]) for e in read_metrics(finished.run) if e["kind"] == "evaluation"
@@ -162,13 +180,15 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(server: str, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["gs", "s3"])
 def test_a_teacher_and_a_search_lie_in_a_bucket_too(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Train and Ray Tune keep their own state there; a killed search is finished by the same command."""
-    for name, value in environment(server).items():
+    server = request.getfixturevalue("s3" if protocol == "s3" else "server")
+    for name, value in environment(server, protocol).items():
         monkeypatch.setenv(name, value)
-    storage = f"gs://{BUCKET}/search"
+    storage = f"{protocol}://{BUCKET}/search"
     teacher = tiny_pretrain(tmp_path).model_copy(update={"storage": storage})
     (tmp_path / "teacher.yaml").write_text(config_yaml(teacher))
     trained = Command("pretrain", tmp_path / "teacher.yaml", log=tmp_path / "teacher.log")
