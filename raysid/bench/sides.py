@@ -19,7 +19,7 @@ from raysid.actors.placement import Placement, place, workers_for
 from raysid.actors.profile import Profile
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, enters_window
 
 WARM_STEPS = 3  # the first of them updates psi alone, and allocates
 TIMED_STEPS = 3  # from whose time the length of a round follows
@@ -83,6 +83,7 @@ class Side:
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
         self.config: Config = inputs.config
+        self.source = source
         self._stack = ExitStack()
         workers = self._stack.enter_context(
             workers_for(self.config, f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}")
@@ -115,6 +116,10 @@ class Side:
         roles = {role: _use(before[role], after[role], steps, seconds) for role in after}
         return Round(steps, steps * self.config.batch_size, seconds, driver, roles)
 
+    def data_wait(self) -> float:
+        """Seconds that the fake-score learner has waited for real images, in all."""
+        return self.placement.report()["fake_score"]["data_wait_seconds"]
+
     def close(self) -> None:
         """End the roles."""
         self.placement.close()
@@ -129,13 +134,19 @@ class Side:
         began = time.perf_counter()
         under_way: deque[StepResult] = deque()
         for step in range(self.next_step, self.next_step + steps):
+            if self.source is not None and enters_window(self.config, self.source.num_images, step):
+                self._collect_all(under_way)
+                self.placement.prepare(step)
             under_way.append(self.placement.step(step))
             while len(under_way) > STEPS_IN_FLIGHT:
                 self._collect(under_way.popleft())
-        while under_way:
-            self._collect(under_way.popleft())
+        self._collect_all(under_way)
         self.next_step += steps
         return time.perf_counter() - began
+
+    def _collect_all(self, under_way: deque[StepResult]) -> None:
+        while under_way:
+            self._collect(under_way.popleft())
 
     def _collect(self, result: StepResult) -> None:
         learners: list[Any] = [result.fake_score, result.generator]

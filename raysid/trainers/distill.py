@@ -26,7 +26,7 @@ from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
+from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult, enters_window
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
@@ -328,10 +328,7 @@ class _Distillation:
         """
         if self.source is None or self.config.method.adversarial is None:
             return
-        size, num_images = self.config.batch_size, self.source.num_images
-        window = min(self.config.data.shuffle_window, num_images)
-        last, before = (divmod(place, num_images) for place in ((step + 1) * size - 1, step * size - 1))
-        if num_images > window and (last[0], last[1] // window) != (before[0], before[1] // window):
+        if enters_window(self.config, self.source.num_images, step):
             self._finish_steps(placement)
             try:
                 placement.prepare(step)

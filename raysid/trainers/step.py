@@ -134,3 +134,14 @@ def in_flight(config: Config, step: int, share: Share = WHOLE) -> list[list[Slic
 def theta_learns(config: Config, step: int) -> bool:
     """Whether the generator takes this step (SiDA's first phase trains psi alone)."""
     return generator_learns(config.method.adversarial, step * config.batch_size)
+
+
+def enters_window(config: Config, num_images: int, step: int) -> bool:
+    """Whether a step needs real images that no step before it had in memory.
+
+    Args:
+        num_images: of their source.
+    """
+    size, window = config.batch_size, min(config.data.shuffle_window, num_images)
+    last, before = (divmod(place, num_images) for place in ((step + 1) * size - 1, step * size - 1))
+    return num_images > window and (last[0], last[1] // window) != (before[0], before[1] // window)
