@@ -28,7 +28,7 @@ from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import check_fits
 
 STAND_IN = "quickstart-digits-sida"
-TIMED_SECONDS = 1.0  # of reading, from whose speed the images of a round follow
+TIMED_SECONDS = 1.0  # of reading at most, from whose speed the images of a round follow
 
 Say = Callable[[str], None]
 
@@ -212,7 +212,8 @@ def _read_in_turns(
     """Rounds of the stream, and of a DataLoader of so many workers where that is not 0; and the images of each."""
     window = min(config.data.shuffle_window, source.num_images)
     with _readers(config, source, workers, say) as readers:
-        speed = min(_speed(reader, config.seed, window) for reader in readers)
+        timed = min(seconds, TIMED_SECONDS)
+        speed = min(_speed(reader, config.seed, window, timed) for reader in readers)
         images = round_images(speed * seconds, source.num_images, window)
         turns: list[list[Turn]] = [[] for _ in readers]
         for number in range(rounds):
@@ -249,13 +250,13 @@ def _readers(config: Config, source: ImageSource, workers: int, say: Say) -> Ite
             ray.kill(reader)
 
 
-def _speed(reader: Any, seed: int, window: int) -> float:
+def _speed(reader: Any, seed: int, window: int, timed: float) -> float:
     """Images a second of a side, roughly; starts all processes that it needs."""
     get(reader.open.remote(seed))
     get(reader.take.remote(window))
     images = 0
     seconds = 0.0
-    while seconds < TIMED_SECONDS:
+    while seconds < timed:
         taken = get(reader.take.remote(window))
         images, seconds = images + taken.images, seconds + taken.seconds
     get(reader.close.remote())
