@@ -28,7 +28,6 @@ from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import check_fits
 
 STAND_IN = "quickstart-digits-sida"
-TIMED_SECONDS = 1.0  # of reading at most, from whose speed the images of a round follow
 
 Say = Callable[[str], None]
 
@@ -212,14 +211,14 @@ def _read_in_turns(
     """Rounds of the stream, and of a DataLoader of so many workers where that is not 0; and the images of each."""
     window = min(config.data.shuffle_window, source.num_images)
     with _readers(config, source, workers, say) as readers:
-        timed = min(seconds, TIMED_SECONDS)
-        speed = min(_speed(reader, config.seed, window, timed) for reader in readers)
+        speed = min(_speed(reader, config, window, seconds) for reader in readers)
         images = round_images(speed * seconds, source.num_images, window)
+        before = min(images, source.num_images)
         turns: list[list[Turn]] = [[] for _ in readers]
         for number in range(rounds):
             for reader, of_side in zip(readers, turns, strict=True):
                 # Another order each time: not the pictures that the last round left in the disk's cache.
-                of_side.append(_turn(reader, config.seed + 1 + number, window, images))
+                of_side.append(_turn(reader, config.seed + 1 + number, before, images))
             speeds = " against ".join(f"{of_side[-1].images_per_second:,.0f}" for of_side in turns)
             say(f"reading, round {number + 1} of {rounds}: {speeds} images/s")
     return [ReadSide(of_side) for of_side in turns], images
@@ -250,24 +249,28 @@ def _readers(config: Config, source: ImageSource, workers: int, say: Say) -> Ite
             ray.kill(reader)
 
 
-def _speed(reader: Any, seed: int, window: int, timed: float) -> float:
-    """Images a second of a side, roughly; starts all processes that it needs."""
-    get(reader.open.remote(seed))
-    get(reader.take.remote(window))
-    images = 0
-    seconds = 0.0
-    while seconds < timed:
-        taken = get(reader.take.remote(window))
-        images, seconds = images + taken.images, seconds + taken.seconds
+def _speed(reader: Any, config: Config, window: int, seconds: float) -> float:
+    """Images a second of a side, starting counted; starts all processes that it needs before."""
+    get(reader.open.remote(config.seed))
     get(reader.close.remote())
-    return images / seconds
+    images, took = get(reader.open.remote(config.seed))
+    until = took + seconds
+    while took < until:
+        taken = get(reader.take.remote(window))
+        images, took = images + taken.images, took + taken.seconds
+    get(reader.close.remote())
+    return images / took
 
 
-def _turn(reader: Any, seed: int, window: int, images: int) -> Turn:
-    """A round of a side. Closed in the end: what it would read ahead would cost the other side time."""
+def _turn(reader: Any, seed: int, before: int, images: int) -> Turn:
+    """A round of a side. Closed in the end: what it would read ahead would cost the other side time.
+
+    Args:
+        before: images that are read and not counted: what was made ahead while the first batch was waited for must be
+            used up.
+    """
     first = get(reader.open.remote(seed))
-    # The first window was there with the first batch: what is counted begins with one that had to be read meanwhile.
-    get(reader.take.remote(window))
+    get(reader.take.remote(before))
     taken = get(reader.take.remote(images))
     get(reader.close.remote())
     return Turn(first.seconds, taken)

@@ -32,7 +32,8 @@ def show(found: DataBench) -> None:
     if found.no_loader:
         print(found.no_loader)
     print(
-        f"a round: {_round(found)}; batches of {found.config.batch_size}; starting is not counted in images/s"
+        f"a round: {_round(found)} in batches of {found.config.batch_size}; not counted: starting, and as many "
+        "images before (an epoch at most)"
     )
     if found.window == found.source.num_images:
         print(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raysid.bench.reading import round_images
 from raysid.bench.readers import LoaderReader, Reader, StreamReader
+from raysid.bench.reading import round_images
 from raysid.cli import cli
 from raysid.config import Config, DataSettings
 from raysid.data import ImageSource, open_source
@@ -105,9 +105,7 @@ def test_a_round_is_whole_epochs_or_whole_windows() -> None:
     assert round_images(10, 300, 300) == 300
 
 
-def test_the_command(
-    ray_cluster: None, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a recipe, in another size than the quickstart's."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(
