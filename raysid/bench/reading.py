@@ -12,11 +12,11 @@ from typing import Any
 import ray
 
 from raysid.actors.placement import all_cores
-from raysid.actors.placing import on_this_node, wait_for_reading, wait_for_room
+from raysid.actors.placing import wait_for_reading, wait_for_room
 from raysid.actors.results import get
 from raysid.bench.compare import stand_in_teacher, steady
 from raysid.bench.loader import no_loader
-from raysid.bench.readers import LoaderReader, StreamReader, Taken
+from raysid.bench.readers import LoaderProcess, StreamReader, Turn
 from raysid.bench.sides import Side
 from raysid.cluster import connect
 from raysid.config import Config, RoleResources
@@ -30,23 +30,6 @@ from raysid.trainers.teachers import check_fits
 STAND_IN = "quickstart-digits-sida"
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A round of one side.
-
-    Attributes:
-        first_batch: seconds from opening to the first batch; not part of what follows.
-        taken: the images counted.
-    """
-
-    first_batch: float
-    taken: Taken
-
-    @property
-    def images_per_second(self) -> float:
-        return self.taken.images / self.taken.seconds
 
 
 @dataclass(frozen=True)
@@ -64,6 +47,11 @@ class ReadSide:
     def images_per_second(self) -> float:
         """The median over rounds."""
         return statistics.median(self.speeds)
+
+    @property
+    def images(self) -> int:
+        """Images of a round, the median."""
+        return int(statistics.median(turn.images for turn in self.turns))
 
     @property
     def first_batch(self) -> float:
@@ -123,7 +111,6 @@ class DataBench:
     Attributes:
         recipe: whose run was measured; None where one was made up for the images.
         window: images in memory at a time.
-        round_images: images of a round of reading.
         stream, loader: the two sides; `loader` is None where there is none for such a source.
         no_loader: why.
         workers: the DataLoader's.
@@ -133,7 +120,6 @@ class DataBench:
     recipe: str | None
     source: ImageSource
     window: int
-    round_images: int
     stream: ReadSide
     loader: ReadSide | None
     no_loader: str | None
@@ -182,12 +168,12 @@ def bench_data(
         connect()
         why = no_loader(source)
         workers = all_cores()
-        sides, images = _read_in_turns(config, source, 0 if why else workers, rounds, seconds, say)
+        sides = _read_in_turns(config, source, 0 if why else workers, rounds, seconds, say)
         waiting = _wait_of_learner(config, source, teacher, rounds, seconds, say)
     stream, loader = [*sides, None][:2]
     assert stream is not None
     window = min(config.data.shuffle_window, source.num_images)
-    return DataBench(config, recipe, source, window, images, stream, loader, why, workers, waiting)
+    return DataBench(config, recipe, source, window, stream, loader, why, workers, waiting)
 
 
 def _made_for(source: ImageSource) -> dict[str, Any]:
@@ -207,82 +193,45 @@ def _made_for(source: ImageSource) -> dict[str, Any]:
 
 def _read_in_turns(
     config: Config, source: ImageSource, workers: int, rounds: int, seconds: float, say: Say
-) -> tuple[list[ReadSide], int]:
-    """Rounds of the stream, and of a DataLoader of so many workers where that is not 0; and the images of each."""
-    window = min(config.data.shuffle_window, source.num_images)
-    with _readers(config, source, workers, say) as readers:
-        speed = min(_speed(reader, config, window, seconds) for reader in readers)
-        images = round_images(speed * seconds, source.num_images, window)
-        before = min(images, source.num_images)
-        turns: list[list[Turn]] = [[] for _ in readers]
+) -> list[ReadSide]:
+    """Rounds of the stream, and of a DataLoader of so many workers where that is not 0."""
+    with _sides(config, source, workers, say) as sides:
+        for (
+            turn
+        ) in sides:  # their processes are started, and the files are in the disk's cache if they ever are
+            turn(config.seed, seconds / 2)
+        turns: list[list[Turn]] = [[] for _ in sides]
         for number in range(rounds):
-            for reader, of_side in zip(readers, turns, strict=True):
-                # Another order each time: not the pictures that the last round left in the disk's cache.
-                of_side.append(_turn(reader, config.seed + 1 + number, before, images))
+            for turn, of_side in zip(sides, turns, strict=True):
+                # Another order each time: not the pictures that the last round left in that cache.
+                of_side.append(turn(config.seed + 1 + number, seconds))
             speeds = " against ".join(f"{of_side[-1].images_per_second:,.0f}" for of_side in turns)
             say(f"reading, round {number + 1} of {rounds}: {speeds} images/s")
-    return [ReadSide(of_side) for of_side in turns], images
+    return [ReadSide(of_side) for of_side in turns]
 
 
 @contextmanager
-def _readers(config: Config, source: ImageSource, workers: int, say: Say) -> Iterator[list[Any]]:
-    """An actor for each side: the stream as the fake-score learner has it, the DataLoader where the files are."""
-    resources, timeout = config.resources.fake_score, config.failure.placement_timeout_s
-    place = RoleResources(num_cpus=resources.num_cpus)  # it computes nothing
-    readers: list[Any] = [ray.remote(StreamReader).options(num_cpus=place.num_cpus).remote(config, source)]
-    if workers:
-        loader = ray.remote(LoaderReader).options(num_cpus=0, scheduling_strategy=on_this_node())
-        readers.append(loader.remote(config, source, workers))
+def _sides(
+    config: Config, source: ImageSource, workers: int, say: Say
+) -> Iterator[list[Callable[[int, float], Turn]]]:
+    """`Reader.turn` of each side: the stream in an actor, as the fake-score learner is one, and the DataLoader."""
+    timeout = config.failure.placement_timeout_s
+    place = RoleResources(num_cpus=config.resources.fake_score.num_cpus)  # it computes nothing
+    stream: Any = ray.remote(StreamReader).options(num_cpus=place.num_cpus).remote(config, source)
+    loader = LoaderProcess(config, source, workers) if workers else None
     try:
-        there = [reader.name.remote() for reader in readers]
+        there = [stream.ready.remote()]
         wait_for_room(
-            lambda seconds: len(ray.wait(there, num_returns=len(there), timeout=seconds)[0]) == len(there),
-            "reading",
-            [place],
-            timeout,
-            say,
+            lambda wait: bool(ray.wait(there, timeout=wait)[0]), "the stream", [place], timeout, say
         )
+        get(there)
         wait_for_reading(timeout, say)
-        yield readers
+        of_stream = [lambda seed, seconds: get(stream.turn.remote(seed, seconds))]
+        yield of_stream + ([loader.turn] if loader else [])
     finally:
-        for reader in readers:
-            ray.kill(reader)
-
-
-def _speed(reader: Any, config: Config, window: int, seconds: float) -> float:
-    """Images a second of a side, starting counted; starts all processes that it needs before."""
-    get(reader.open.remote(config.seed))
-    get(reader.close.remote())
-    images, took = get(reader.open.remote(config.seed))
-    until = took + seconds
-    while took < until:
-        taken = get(reader.take.remote(window))
-        images, took = images + taken.images, took + taken.seconds
-    get(reader.close.remote())
-    return images / took
-
-
-def _turn(reader: Any, seed: int, before: int, images: int) -> Turn:
-    """A round of a side. Closed in the end: what it would read ahead would cost the other side time.
-
-    Args:
-        before: images that are read and not counted: what was made ahead while the first batch was waited for must be
-            used up.
-    """
-    first = get(reader.open.remote(seed))
-    get(reader.take.remote(before))
-    taken = get(reader.take.remote(images))
-    get(reader.close.remote())
-    return Turn(first.seconds, taken)
-
-
-def round_images(wanted: float, num_images: int, window: int) -> int:
-    """Images of a round: whole epochs where half of one or more is wanted, else whole windows; at least one.
-
-    So the ends of windows, and those of epochs where they come often, cost a round what they cost a long run.
-    """
-    unit = num_images if wanted >= num_images / 2 else window
-    return max(1, round(wanted / unit)) * unit
+        ray.kill(stream)
+        if loader is not None:
+            loader.close()
 
 
 def _wait_of_learner(

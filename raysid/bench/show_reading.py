@@ -17,11 +17,12 @@ def show(found: DataBench) -> None:
         sides.append((f"torch DataLoader, {workers}", found.loader))
     print_table(
         f"reading {found.source.name} alone: images a second, medians over {rounds} rounds",
-        ["", "images/s", "lowest", "highest", "s to the first batch"],
+        ["", "images/s", "lowest", "highest", "images a round", "s to the first batch"],
         [
             [
                 title,
                 *(f"{value:,.0f}" for value in (side.images_per_second, min(side.speeds), max(side.speeds))),
+                f"{side.images:,}",
                 f"{side.first_batch:.2f}",
             ]
             for title, side in sides
@@ -32,8 +33,8 @@ def show(found: DataBench) -> None:
     if found.no_loader:
         print(found.no_loader)
     print(
-        f"a round: {_round(found)} in batches of {found.config.batch_size}; not counted: starting, and as many "
-        "images before (an epoch at most)"
+        f"batches of {found.config.batch_size}, windows of {found.window:,}; not counted: starting, and the reading "
+        "for half a round that follows it"
     )
     if found.window == found.source.num_images:
         print(
@@ -51,7 +52,6 @@ def as_json(found: DataBench) -> dict[str, Any]:
         "num_images": found.source.num_images,
         "image_shape": list(found.source.image_shape),
         "window": found.window,
-        "round_images": found.round_images,
         "stream": _numbers(found.stream),
         "learner": {
             "data_wait_share": waiting.share,
@@ -91,13 +91,6 @@ def _show_waiting(found: DataBench) -> None:
     )
 
 
-def _round(found: DataBench) -> str:
-    images, whole = found.round_images, found.source.num_images
-    unit, size = ("epoch", whole) if images % whole == 0 else ("window", found.window)
-    number = images // size
-    return f"{images:,} images, {number:,} {unit}{'s' * (number != 1)}"
-
-
 def _ratio(found: DataBench) -> dict[str, float]:
     if found.loader is None:
         return {}
@@ -109,6 +102,7 @@ def _numbers(side: ReadSide) -> dict[str, Any]:
     return {
         "images_per_second": side.images_per_second,
         "images_per_second_by_round": side.speeds,
+        "images_by_round": [turn.images for turn in side.turns],
         "first_batch_seconds": side.first_batch,
         "first_batch_seconds_by_round": [turn.first_batch for turn in side.turns],
     }

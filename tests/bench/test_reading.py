@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raysid.bench.readers import LoaderReader, Reader, StreamReader
-from raysid.bench.reading import round_images
+from raysid.bench.readers import LoaderReader, Reader, StreamReader, Turn
 from raysid.cli import cli
 from raysid.config import Config, DataSettings
 from raysid.data import ImageSource, open_source
+from raysid.data.source import good_of
 from raysid.recipes import load_recipe
 from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
 
@@ -37,13 +39,20 @@ def _as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def without_ray() -> Iterator[ProcessPoolExecutor]:
+    """A process in which torch can fork its workers."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        yield process
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> str:
     return WRITERS["zip"](tmp_path)
 
 
 def config_of(path: str, **data: Any) -> Config:
-    settings = DataSettings(source=path, shuffle_window=WINDOW, **data)
+    settings = DataSettings.model_validate({"source": path, "shuffle_window": WINDOW} | data)
     return load_recipe("quickstart-digits-sida", kind="distill").model_copy(
         update={"data": settings, "batch_size": BATCH}
     )
@@ -60,12 +69,21 @@ def epoch_of(reader: Reader) -> list[tuple[bytes, int]]:
     return found[:IMAGES]
 
 
-def stored(source: ImageSource) -> list[tuple[bytes, int]]:
-    return [
+def epoch_of_loader(config: Config, workers: int) -> list[tuple[bytes, int]]:
+    return epoch_of(LoaderReader(config, open_source(config.data), workers))
+
+
+def short_turn(config: Config) -> Turn:
+    return LoaderReader(config, open_source(config.data), workers=1).turn(seed=0, seconds=0)
+
+
+def stored(source: ImageSource) -> Counter[tuple[bytes, int]]:
+    """Pixels and label of every image of a source that can be used."""
+    return Counter(
         (image.tobytes(), int(label))
-        for block in source.blocks()
+        for block in map(good_of, source.blocks())
         for image, label in zip(block["image"], block["label"], strict=True)
-    ]
+    )
 
 
 def pixels(image: Any) -> bytes:
@@ -73,36 +91,39 @@ def pixels(image: Any) -> bytes:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_an_epoch_of_the_loader_has_every_image_once_with_its_label(kind: str, tmp_path: Path) -> None:
+def test_an_epoch_of_the_loader_has_every_image_once_with_its_label(
+    kind: str, tmp_path: Path, without_ray: ProcessPoolExecutor
+) -> None:
     source = open_source(path := WRITERS[kind](tmp_path))
-    found = epoch_of(LoaderReader(config_of(path), source, workers=2))
-    assert Counter(found) == Counter(stored(source))
+    found = without_ray.submit(epoch_of_loader, config_of(path), 2).result()
+    assert Counter(found) == stored(source)
     labels = [label for _, label in found]
     assert labels != sorted(labels), "digits lie sorted by class: they were not shuffled"
 
 
 def test_an_epoch_of_the_stream_has_the_same(ray_cluster: None, images: str) -> None:
     source = open_source(images)
-    assert Counter(epoch_of(StreamReader(config_of(images), source))) == Counter(stored(source))
+    assert Counter(epoch_of(StreamReader(config_of(images), source))) == stored(source)
 
 
-def test_the_loader_crops_resizes_and_skips_as_the_source_does(tmp_path: Path) -> None:
-    pictures = digit_pictures(IMAGES)
-    path = write_zip(tmp_path / "digits.zip", [("0/bad", b"no picture", 0), *pictures[1:]])
+def test_the_loader_crops_resizes_and_skips_as_the_source_does(
+    tmp_path: Path, without_ray: ProcessPoolExecutor
+) -> None:
+    path = write_zip(tmp_path / "digits.zip", [("0/bad", b"no picture", 0), *digit_pictures(IMAGES + 1)[1:]])
     config = config_of(path, resolution=6, channels=3)
-    source = open_source(config.data)
-    loader = LoaderReader(config, source, workers=1).batches(seed=0)
-    shapes = {tuple(images.shape[1:]) for images, _ in (next(loader) for _ in range(10))}
-    loader.close()
-    assert shapes == {(3, 6, 6)}
+    good = stored(open_source(config.data))
+    assert Counter(without_ray.submit(epoch_of_loader, config, 1).result()) == good
+    assert {len(pixels) for pixels, _ in good} == {3 * 6 * 6} and good.total() == IMAGES
 
 
-def test_a_round_is_whole_epochs_or_whole_windows() -> None:
-    assert round_images(120_000, 50_000, 10_000) == 100_000
-    assert round_images(30_000, 50_000, 10_000) == 50_000
-    assert round_images(24_000, 50_000, 10_000) == 20_000
-    assert round_images(10, 50_000, 10_000) == 10_000
-    assert round_images(10, 300, 300) == 300
+@pytest.mark.parametrize(("window", "images"), [(100, 100), (140, 140), (200, 300), (1000, 300)])
+def test_a_round_ends_where_a_window_or_an_epoch_does(
+    window: int, images: int, tmp_path: Path, without_ray: ProcessPoolExecutor
+) -> None:
+    """Whole windows where a round is short, whole epochs where it has come to half of one."""
+    config = config_of(WRITERS["zip"](tmp_path), shuffle_window=window)
+    turn = without_ray.submit(short_turn, config).result()
+    assert images <= turn.images < images + BATCH and turn.first_batch > 0
 
 
 def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,11 +142,12 @@ def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch
     tree = json.loads((tmp_path / "found.json").read_text())
     for side in ("stream", "loader"):
         assert len(tree[side]["images_per_second_by_round"]) == 2
+        assert min(tree[side]["images_by_round"]) >= WINDOW
         assert min(tree[side]["first_batch_seconds_by_round"]) > 0
     assert tree["ratio"] == pytest.approx(
         tree["stream"]["images_per_second"] / tree["loader"]["images_per_second"]
     )
-    assert tree["round_images"] % WINDOW == 0 and tree["image_shape"] == [1, 4, 4]
+    assert tree["image_shape"] == [1, 4, 4]
     learner = tree["learner"]
     assert 0 < learner["data_wait_share"] < 1 and learner["start_wait_seconds"] > 0
     # Whole windows: each of them costs a run once.
