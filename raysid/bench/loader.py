@@ -213,7 +213,7 @@ class RowGroup(NamedTuple):
 
     def pictures(self) -> Iterator[Picture]:
         row = 0
-        for batch in _parquet(self.path).iter_batches(ROWS, [self.group], [self.column]):
+        for batch in _parquet(self.path).iter_batches(ROWS, [self.group], [self.column], use_threads=False):
             column = batch.column(0)
             if pa.types.is_struct(column.type):
                 column = column.field("bytes")
