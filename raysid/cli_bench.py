@@ -1,4 +1,4 @@
-"""`raysid bench`: where the time of a step goes, and how two ways of computing it compare."""
+"""`raysid bench`: where the time of a step goes, how two ways of computing it compare, what real images cost."""
 
 from __future__ import annotations
 
@@ -42,14 +42,21 @@ def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mappi
     cls=RecipeCommand,
     kinds=["distill"],
     prefixes=["", AGAINST],
-    short_help="Measure where the time of a step goes, and compare.",
+    short_help="Measure where the time of a step goes, compare, or measure reading.",
     help="Measure where the time of a step goes, in rounds; with --against of two ways in turns. Nothing is trained, "
     "and where the recipe says the teacher's network one with random weights stands in for it.\n\nThe other side has "
     "the settings of this one but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; "
     "`--against local` means placement local, schedule alternating and all cores, unless given otherwise. theta is "
     f"the generator, psi the fake score, phi the teacher.\n\n{RECIPE_HELP}",
 )
-@click.argument("recipe")
+@click.argument("recipe", required=False)
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="Measure reading these images instead: the stream against a torch DataLoader, then the fake-score learner's "
+    "wait for it in a run of RECIPE (when not given the quickstart's, its network made for the images). What "
+    "`data.source` takes.",
+)
 @click.option(
     "--against",
     type=click.Choice([*WAYS]),
@@ -73,7 +80,8 @@ def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mappi
 @click.pass_context
 def bench(
     ctx: click.Context,
-    recipe: str,
+    recipe: str | None,
+    data: str | None,
     against: str | None,
     rounds: int,
     seconds: float,
@@ -83,6 +91,16 @@ def bench(
     mine, theirs = given_overrides(ctx), given_overrides(ctx, AGAINST)
     if theirs and against is None:
         raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against {' or '.join(WAYS)}")
+    if data is not None:
+        for option, given in (("--against", against), ("--trace", trace_file)):
+            if given is not None:
+                raise click.UsageError(f"{option} is for steps, --data for reading images: give one of them")
+        if "data.source" in mine:
+            raise click.UsageError("--data and --data.source both say which images: give one of them")
+        _bench_data(recipe, {**mine, "data.source": data}, rounds, seconds, json_file)
+        return
+    if recipe is None:
+        raise click.UsageError("Missing argument 'RECIPE'; or give --data PATH.")
     config = load_recipe(recipe, mine, kind="distill")
     other = None if against is None else other_side(recipe, mine, against, theirs)
     for file in (json_file, trace_file):
@@ -95,3 +113,17 @@ def bench(
     for file, content in ((json_file, as_json), (trace_file, trace)):
         if file is not None:
             write_json(file, content(found))
+
+
+def _bench_data(
+    recipe: str | None, overrides: dict[str, Any], rounds: int, seconds: float, json_file: str | None
+) -> None:
+    """`raysid bench --data`."""
+    check_writable(json_file)
+    from raysid.bench.reading import bench_data
+    from raysid.bench.show_reading import as_json, show
+
+    found = bench_data(recipe, overrides, rounds, seconds, say=click.echo)
+    show(found)
+    if json_file is not None:
+        write_json(json_file, as_json(found))

@@ -83,6 +83,7 @@ class Side:
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
         self.config: Config = inputs.config
+        self.source = source
         self._stack = ExitStack()
         workers = self._stack.enter_context(
             workers_for(self.config, f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}")
@@ -115,6 +116,10 @@ class Side:
         roles = {role: _use(before[role], after[role], steps, seconds) for role in after}
         return Round(steps, steps * self.config.batch_size, seconds, driver, roles)
 
+    def data_wait(self) -> float:
+        """Seconds that the fake-score learner has waited for real images, in all."""
+        return self.placement.report()["fake_score"]["data_wait_seconds"]
+
     def close(self) -> None:
         """End the roles."""
         self.placement.close()
@@ -129,13 +134,27 @@ class Side:
         began = time.perf_counter()
         under_way: deque[StepResult] = deque()
         for step in range(self.next_step, self.next_step + steps):
+            self._prepare(step, under_way)
             under_way.append(self.placement.step(step))
             while len(under_way) > STEPS_IN_FLIGHT:
                 self._collect(under_way.popleft())
-        while under_way:
-            self._collect(under_way.popleft())
+        self._collect_all(under_way)
         self.next_step += steps
         return time.perf_counter() - began
+
+    def _prepare(self, step: int, under_way: deque[StepResult]) -> None:
+        """As a run does: a step whose real images are not known to be there waits for them before it begins."""
+        needed = (step + 1) * self.config.batch_size
+        if self.source is None:
+            return
+        if self.placement.images_until < needed:
+            self._collect_all(under_way)
+        if self.placement.images_until < needed:
+            self.placement.prepare(step)
+
+    def _collect_all(self, under_way: deque[StepResult]) -> None:
+        while under_way:
+            self._collect(under_way.popleft())
 
     def _collect(self, result: StepResult) -> None:
         learners: list[Any] = [result.fake_score, result.generator]

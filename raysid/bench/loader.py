@@ -1,0 +1,271 @@
+"""A torch DataLoader over the files of a source: what the stream of real images is measured against.
+
+It is written as for a training of one's own: a process for each core that stays, files opened once in each, batches
+put together and decoded there, an order of its own in every epoch. Pictures of a folder or a zip are drawn one by one;
+of Parquet files and tars the workers share out row groups and files, and shuffle within a buffer. It takes the list of
+files and labels from the source, and decodes as it does, so that both make the same images.
+"""
+
+from __future__ import annotations
+
+import random
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from raysid.config import DataSettings
+from raysid.data import ImageSource
+from raysid.data.edm_zip import EDMZipSource
+from raysid.data.files import Texts
+from raysid.data.folder import FolderSource
+from raysid.data.parquet import ParquetSource
+from raysid.data.pictures import MAX_PICTURE, BadPicture, Fit, decoded
+from raysid.data.webdataset import WebDatasetSource
+
+PREFETCH = 4  # batches that a worker is ahead; on small pictures faster than torch's 2
+BUFFER_BYTES = 1 << 28  # of encoded pictures in a worker's shuffle buffer
+ROWS = 256  # of a row group read at a time
+
+Picture = tuple[bytes, int]
+"""An encoded picture, empty where it cannot be read, and its label."""
+Batch = tuple[Tensor, Tensor]
+"""uint8 (n, C, H, W) and int64 (n,)."""
+
+
+def no_loader(source: ImageSource) -> str | None:
+    """Why there is no DataLoader for a source; None where there is one."""
+    if isinstance(source, FolderSource | ParquetSource | WebDatasetSource):
+        first = source.paths[0]
+    elif isinstance(source, EDMZipSource):
+        first = source.path
+    else:
+        return f"{source.name} comes with a package: there are no files for a DataLoader"
+    return "the DataLoader reads files of this machine, not of a bucket" if "://" in first else None
+
+
+def image_loader(
+    source: ImageSource, data: DataSettings, batch_size: int, workers: int, seed: int
+) -> DataLoader[Batch]:
+    """A DataLoader over an epoch of a source after another; what cannot be used is left out of its batch.
+
+    Args:
+        source: one for which `no_loader` has nothing to say.
+        data: its settings; `shuffle_window` is the shuffle buffer of all workers together.
+        workers: processes, at least 1.
+        seed: of the order.
+    """
+    dataset: Dataset[Batch]
+    if isinstance(source, FolderSource | EDMZipSource):
+        read = (
+            partial(_of_zip, source.path, source.names)
+            if isinstance(source, EDMZipSource)
+            else partial(_of_folder, source.paths)
+        )
+        decode = Decode(source.fit, source.image_shape, data.xflip)
+        dataset = DrawnPictures(read, source.labels.numbers, decode)
+        sizes: dict[str, Any] = {"batch_size": batch_size, "shuffle": True}
+    else:
+        assert isinstance(source, ParquetSource | WebDatasetSource)
+        decode = Decode(source.fit, source.image_shape, data.xflip)
+        parts = _row_groups(source) if isinstance(source, ParquetSource) else _tars(source)
+        dataset = ShuffledParts(parts, decode, batch_size, data.shuffle_window, seed)
+        sizes = {"batch_size": None}  # it makes whole batches
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        persistent_workers=True,
+        prefetch_factor=PREFETCH,
+        collate_fn=_as_it_is,
+        generator=torch.Generator().manual_seed(seed),
+        **sizes,
+    )
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Makes batches of encoded pictures, as the source makes blocks of them."""
+
+    fit: Fit
+    image_shape: tuple[int, int, int]
+    xflip: bool
+
+    def __call__(self, pictures: Iterable[Picture]) -> Batch:
+        images: list[NDArray[np.uint8]] = []
+        labels: list[int] = []
+        for content, label in pictures:
+            try:
+                image = decoded(content, self.fit)
+            except BadPicture:
+                continue
+            if image.shape == self.image_shape and label >= 0:
+                images.append(image)
+                labels.append(label)
+        batch = torch.from_numpy(np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8))
+        if self.xflip:
+            flips = torch.rand(len(batch)) < 0.5
+            batch[flips] = batch[flips].flip(-1)
+        return batch, torch.tensor(labels, dtype=torch.int64)
+
+
+class DrawnPictures(Dataset[Batch]):
+    """Pictures that can be read one by one."""
+
+    def __init__(self, read: Callable[[int], bytes], labels: NDArray[np.int64], decode: Decode) -> None:
+        self.read, self.labels, self.decode = read, labels, decode
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, places: list[int]) -> Batch:
+        """A batch: torch asks for all of its places at once."""
+        return self.decode((self.read(place), int(self.labels[place])) for place in places)
+
+
+def _of_folder(paths: Texts, place: int) -> bytes:
+    try:
+        with open(paths[place], "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _of_zip(path: str, names: Texts, place: int) -> bytes:
+    try:
+        return _zip(path).read(names[place])
+    except Exception:  # zipfile raises many things for damage
+        return b""
+
+
+@lru_cache(maxsize=1)
+def _zip(path: str) -> zipfile.ZipFile:
+    """Opened once in each worker."""
+    return zipfile.ZipFile(path)
+
+
+class Part(Protocol):
+    """Some pictures of one file, which are read in a row."""
+
+    def pictures(self) -> Iterator[Picture]:
+        """All of them, in order."""
+
+
+class ShuffledParts(IterableDataset[Batch]):
+    """Parts of files, shared out to the workers in another order each epoch, and shuffled within a buffer."""
+
+    def __init__(
+        self, parts: Sequence[Part], decode: Decode, batch_size: int, buffer: int, seed: int
+    ) -> None:
+        self.parts, self.decode, self.batch_size = parts, decode, batch_size
+        self.buffer, self.seed = buffer, seed
+        self.epoch = 0  # a worker that stays counts them
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        of_all, own = (
+            random.Random(f"{self.seed} {self.epoch}"),
+            random.Random(f"{self.seed} {self.epoch} {number}"),
+        )
+        self.epoch += 1
+        parts = of_all.sample(self.parts, len(self.parts))[number::workers]
+        pictures = (picture for part in parts for picture in part.pictures())
+        shuffled = _shuffled(pictures, max(1, self.buffer // workers), own)
+        while some := list(islice(shuffled, self.batch_size)):
+            yield self.decode(some)
+
+
+def _shuffled(pictures: Iterable[Picture], most: int, chance: random.Random) -> Iterator[Picture]:
+    """Pictures in the order in which they leave a buffer of so many, or of so many bytes."""
+    buffer: list[Picture] = []
+    held = 0
+    for picture in pictures:
+        held += len(picture[0])
+        if len(buffer) < most and held < BUFFER_BYTES:
+            buffer.append(picture)
+            continue
+        buffer.append(picture)
+        place = chance.randrange(len(buffer))
+        buffer[place], buffer[-1] = buffer[-1], buffer[place]
+        held -= len(buffer[-1][0])
+        yield buffer.pop()
+    chance.shuffle(buffer)
+    yield from buffer
+
+
+class RowGroup(NamedTuple):
+    """A row group of a Parquet file, and the labels of its rows."""
+
+    path: str
+    group: int
+    column: str
+    labels: NDArray[np.int64]
+
+    def pictures(self) -> Iterator[Picture]:
+        row = 0
+        for batch in _parquet(self.path).iter_batches(ROWS, [self.group], [self.column], use_threads=False):
+            column = batch.column(0)
+            if pa.types.is_struct(column.type):
+                column = column.field("bytes")
+            for content in column.to_pylist():
+                yield content or b"", int(self.labels[row])
+                row += 1
+
+
+@lru_cache(maxsize=16)
+def _parquet(path: str) -> Any:
+    """Opened once in each worker, where there are not too many."""
+    return pq.ParquetFile(path)
+
+
+def _row_groups(source: ParquetSource) -> list[RowGroup]:
+    groups = []
+    place = 0
+    for number in range(len(source.paths)):
+        path = source.paths[number]
+        footer = pq.read_metadata(path)
+        for group in range(footer.num_row_groups):
+            end = place + footer.row_group(group).num_rows
+            groups.append(RowGroup(path, group, source.image_column, source.labels.numbers[place:end]))
+            place = end
+    return groups
+
+
+class Tar(NamedTuple):
+    """A tar file, and where its pictures lie in it."""
+
+    path: str
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def pictures(self) -> Iterator[Picture]:
+        with open(self.path, "rb") as file:
+            for offset, size, label in zip(
+                self.offsets.tolist(), self.sizes.tolist(), self.labels.tolist(), strict=True
+            ):
+                file.seek(offset)
+                yield file.read(size) if size <= MAX_PICTURE else b"", label
+
+
+def _tars(source: WebDatasetSource) -> list[Tar]:
+    ends = np.searchsorted(source.file, np.arange(len(source.paths)), side="right")
+    rows = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [
+        Tar(source.paths[number], source.offsets[own], source.sizes[own], source.labels.numbers[own])
+        for number, own in enumerate(rows)
+    ]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,108 @@
+"""What a bench of real images found: a table and lines for a terminal, JSON for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raysid.bench.reading import STAND_IN, DataBench, ReadSide
+from raysid.progress import print_table
+
+
+def show(found: DataBench) -> None:
+    """Print what was found."""
+    rounds = len(found.stream.turns)
+    sides = [("raysid's stream, through Ray Data", found.stream)]
+    if found.loader is not None:
+        workers = f"{found.workers} worker{'s' * (found.workers != 1)}"
+        sides.append((f"torch DataLoader, {workers}", found.loader))
+    print_table(
+        f"reading {found.source.name} alone: images a second, medians over {rounds} rounds",
+        ["", "images/s", "lowest", "highest", "images a round", "s to the first batch"],
+        [
+            [
+                title,
+                *(f"{value:,.0f}" for value in (side.images_per_second, min(side.speeds), max(side.speeds))),
+                f"{side.images:,}",
+                f"{side.first_batch:.2f}",
+            ]
+            for title, side in sides
+        ],
+    )
+    if ratio := _ratio(found):
+        print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
+    if found.no_loader:
+        print(found.no_loader)
+    print(
+        f"batches of {found.config.batch_size}, windows of {found.window:,}; not counted: starting, and the reading "
+        "for half a round that follows it"
+    )
+    if found.window == found.source.num_images:
+        print(
+            f"all {found.window:,} images fit data.shuffle_window: the stream reads them once, and has them in memory"
+        )
+    _show_waiting(found)
+
+
+def as_json(found: DataBench) -> dict[str, Any]:
+    """All of it, in numbers: seconds, and shares of 1."""
+    waiting = found.waiting
+    tree: dict[str, Any] = _ratio(found) | {
+        "settings": found.config.model_dump(mode="json"),
+        "recipe": found.recipe,
+        "num_images": found.source.num_images,
+        "image_shape": list(found.source.image_shape),
+        "window": found.window,
+        "stream": _numbers(found.stream),
+        "learner": {
+            "data_wait_share": waiting.share,
+            "data_wait_share_by_round": [one.share for one in waiting.rounds],
+            "seconds": waiting.seconds,
+            "steps": waiting.steps,
+            "new_windows": waiting.new_windows,
+            "start_wait_seconds": waiting.start,
+        },
+    }
+    if found.loader is not None:
+        tree["loader"] = _numbers(found.loader) | {"num_workers": found.workers}
+    return tree
+
+
+def _show_waiting(found: DataBench) -> None:
+    waiting, config = found.waiting, found.config
+    print()
+    if found.recipe is None:
+        channels, height, width = found.source.image_shape
+        print(
+            f"a run: no RECIPE was given: {STAND_IN}, its network for images of {width}x{height} in {channels} "
+            f"channel{'s' * (channels != 1)}"
+        )
+    else:
+        print(f"a run: {found.recipe}")
+    shares = [one.share for one in waiting.rounds]
+    print(
+        f"the fake-score learner waits for real images {waiting.share:.2%} of the time "
+        f"({min(shares):.2%} to {max(shares):.2%} by round)"
+    )
+    windows = f", {waiting.new_windows} new window{'s' * (waiting.new_windows != 1)} of {found.window:,}"
+    print(
+        f"{waiting.steps:,} steps of {config.batch_size} in {waiting.seconds:.1f} s, "
+        f"{waiting.steps * config.batch_size / waiting.seconds:,.1f} images/s"
+        f"{windows if waiting.new_windows else ''}; before the first step {waiting.start:.2f} s"
+    )
+
+
+def _ratio(found: DataBench) -> dict[str, float]:
+    if found.loader is None:
+        return {}
+    ratio = found.stream.images_per_second / found.loader.images_per_second
+    return {"ratio": ratio, "ratio_low": min(found.ratios), "ratio_high": max(found.ratios)}
+
+
+def _numbers(side: ReadSide) -> dict[str, Any]:
+    return {
+        "images_per_second": side.images_per_second,
+        "images_per_second_by_round": side.speeds,
+        "images_by_round": [turn.images for turn in side.turns],
+        "first_batch_seconds": side.first_batch,
+        "first_batch_seconds_by_round": [turn.first_batch for turn in side.turns],
+    }

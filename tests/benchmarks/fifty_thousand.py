@@ -1,0 +1,74 @@
+"""Reading 50,000 pictures of 32x32 in colour, as many as CIFAR-10 has: `python -m tests.benchmarks.fifty_thousand`.
+
+Makes them, as PNGs in a zip and in a Parquet file with row groups of 1,000, and runs `raysid bench --data` on each,
+then on the quickstart's digits. Two windows go by in each of the runs, which takes some minutes.
+
+    python -m tests.benchmarks.fifty_thousand --folder /tmp/fifty --rounds 5
+
+keeps the files, and takes those that are there. `raysid bench --data FILE` is the same for any other images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from raysid.bench.reading import bench_data
+from raysid.bench.show_reading import show
+from raysid.data import patches
+from tests.picture_files import encoded, write_parquet, write_zip
+
+COUNT, CLASSES, ROW_GROUP = 50_000, 10, 1_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where the files are kept; removed when not given")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side (default 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="about how long a round takes (default 10)"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        for recipe, source in [
+            *((None, path) for path in files(folder)),
+            ("quickstart-digits-sida", "digits"),
+        ]:
+            print(f"\n== {source}", flush=True)
+            overrides = {"data.source": source, "storage": temporary}
+            show(bench_data(recipe, overrides, options.rounds, options.seconds, say=click.echo))
+
+
+def files(folder: Path) -> list[str]:
+    """The zip and the Parquet file, made where they are not there."""
+    paths = [folder / "images.zip", folder / "images.parquet"]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = pictures()
+        write_zip(paths[0], made)
+        write_parquet(paths[1], made, group=ROW_GROUP)
+    return [str(path) for path in paths]
+
+
+def pictures() -> Sequence[tuple[str, bytes, int]]:
+    """Name, PNG and class of each: cuts of photographs, turned, brightened and grained, so that no two are the same."""
+    draw = np.random.default_rng(0)
+    source = patches.PatchesSource()
+    cuts = np.concatenate([block["image"] for block in source.blocks()]).transpose(0, 2, 3, 1)
+    made = []
+    for number in range(COUNT):
+        image = np.rot90(cuts[draw.integers(len(cuts))], draw.integers(4)).astype(np.float32)
+        image = image * draw.uniform(0.6, 1.4) + draw.uniform(-30, 30, 3) + draw.normal(0, 4, image.shape)
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        made.append((f"{number // 1000:05d}/img{number:08d}", encoded(pixels), int(draw.integers(CLASSES))))
+    return made
+
+
+if __name__ == "__main__":
+    main()
