@@ -61,7 +61,7 @@ def survey(source: PictureSource, data: DataSettings, tell: Callable[[int], None
                 if content.label < 0:
                     raise BadPicture("has no label")
             except BadPicture as error:
-                found.bad.append(f"{content.name} {error}")
+                found.bad.append(f"{source.name_of(content.place)} {error}")
                 continue
             found.sizes[size] += 1
             found.modes[mode] += 1

@@ -184,10 +184,10 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
                 assert isinstance(content.data, bytes)  # or it would have been refused
                 data = content.data if _is_image(content.data, image) else _png(image)
             except BadPicture as error:
-                bad.append(f"{content.name} {error}")
+                bad.append(f"{source.name_of(content.place)} {error}")
                 continue
             yield {
-                "image": {"bytes": data, "path": content.name},
+                "image": {"bytes": data, "path": source.name_of(content.place)},
                 "label": content.label,
                 INDEX: content.index,
             }

@@ -17,13 +17,14 @@ from upath import UPath
 from raysid.config import DataSettings
 from raysid.data.files import Found, Texts, ranges_of, reaching_source
 from raysid.data.labels import Labels, class_labels
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource, shown
 from raysid.data.source import shuffled_once
 from raysid.errors import NotHere, UserError
 
 LABELS = "dataset.json"
 MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
 HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name; PKWARE's APPNOTE 4.3.7
+ENCRYPTED = 1  # of a member's flags
 SPARE = 32  # bytes: what is extra may be longer there than in the directory
 
 # What zipfile raises for damage and for what it does not know. An OSError is the disk's or the network's.
@@ -58,31 +59,31 @@ class EDMZipSource(ListedSource):
             self.packed = np.array([member.compress_size for member in members], np.int64)
             self.sizes = np.array([member.file_size for member in members], np.int64)
             self.sums = np.array([member.CRC for member in members], np.int64)
-            self.methods = np.array([member.compress_type for member in members], np.int16)
-            self.locked = np.array([bool(member.flag_bits & 1) for member in members])
+            self.deflated = np.array([member.compress_type == zipfile.ZIP_DEFLATED for member in members])
+            faults = {place: _fault(member, MAX_PICTURE) for place, member in enumerate(members)}
+            self.faults = {place: fault for place, fault in faults.items() if fault is not None}
             with reaching_source(self.name):
                 self.labels = _labels(self.path, archive, names)
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
         self.order = shuffled_once(len(names))
 
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
-        usable = [place for place in places if self._fault(place) is None]
-        sizes = self.packed[usable] + self.ahead
+    def name_of(self, place: int) -> str:
+        return shown(f"{self.names[place]} in {self.path}")
+
+    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+        usable = [place for place in places.tolist() if place not in self.faults]
         with reaching_source(self.name):
-            parts = ranges_of(self.path, self.offsets[usable], sizes)
-            for place in places:
-                fault = self._fault(place)
-                data = self._unpacked(place, next(parts)) if fault is None else BadPicture(fault)
-                yield f"{self.names[place]} in {self.path}", data
+            parts = ranges_of(self.path, self.offsets[usable], self.packed[usable] + self.ahead)
+            for place in places.tolist():
+                fault = self.faults.get(place)
+                yield (
+                    self._unpacked(place, next(parts))
+                    if fault is None
+                    else BadPicture(f"cannot be read: {fault}")
+                )
 
-    def _fault(self, place: np.int64) -> str | None:
-        """Why a member is not read, by what the directory says of it."""
-        if self.locked[place]:
-            return "cannot be read: it is encrypted"
-        return _too_large_or_odd(self.methods[place], max(self.sizes[place], self.packed[place]), MAX_PICTURE)
-
-    def _unpacked(self, place: np.int64, part: bytes) -> bytes | BadPicture:
+    def _unpacked(self, place: int, part: bytes) -> bytes | BadPicture:
         """A member's content, from the bytes at its place in the zip on."""
         if not part.startswith(SIGNATURE) or len(part) < HEADER:
             return BadPicture("cannot be read: its header in the zip is damaged")
@@ -91,7 +92,7 @@ class EDMZipSource(ListedSource):
         if len(part) < end:
             (part,) = ranges_of(self.path, self.offsets[[place]], np.array([end]))
         content = part[begin:end]
-        if self.methods[place] == zipfile.ZIP_DEFLATED:
+        if self.deflated[place]:
             try:
                 content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, int(self.sizes[place]) + 1)
             except zlib.error as error:
@@ -124,18 +125,21 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
 
 
 def _content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A file of the zip. Raises ValueError where it is larger than `limit` bytes, or not packed as others pack."""
+    """A file of the zip. Raises ValueError where it is not read."""
     info = archive.getinfo(name)
-    if (
-        fault := _too_large_or_odd(info.compress_type, max(info.file_size, info.compress_size), limit)
-    ) is not None:
+    if (fault := _fault(info, limit)) is not None:
         raise ValueError(fault)
     with archive.open(info) as file:
         return file.read(info.file_size + 1)
 
 
-def _too_large_or_odd(method: int, size: int, limit: int) -> str | None:
-    """What is packed in other ways is unpacked whole, however much it says to be."""
-    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"cannot be read: it is packed by method {method}: stored and deflated files are read"
-    return f"cannot be read: it has {size:,} bytes, and at most {limit:,} are read" if size > limit else None
+def _fault(member: zipfile.ZipInfo, limit: int) -> str | None:
+    """Why a member is not read, by what the zip's directory says of it."""
+    if member.flag_bits & ENCRYPTED:
+        return "it is encrypted"
+    # What is packed in other ways is unpacked whole, however much it says to be.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"it is packed by method {member.compress_type}: stored and deflated files are read"
+    if (size := max(member.file_size, member.compress_size)) > limit:
+        return f"it has {size:,} bytes, and at most {limit:,} are read"
+    return None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.files import Found, Texts, contents_of, reaching_source
 from raysid.data.labels import class_labels
-from raysid.data.pictures import MAX_PICTURE, BadPicture, ListedSource
+from raysid.data.pictures import MAX_PICTURE, BadPicture, ListedSource, shown
 from raysid.data.source import shuffled_once
 
 
@@ -31,9 +31,12 @@ class FolderSource(ListedSource):
         self.labels = class_labels(classes, found.name)
         self.order = shuffled_once(len(classes))
 
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
+    def name_of(self, place: int) -> str:
+        return shown(self.paths[place])
+
+    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         names = [self.paths[place] for place in places]
         sizes = None if self.sizes is None else self.sizes[places]
         with reaching_source(self.name):
-            for name, data in zip(names, contents_of(names, sizes, MAX_PICTURE), strict=True):
-                yield name, BadPicture(f"cannot be read: {data}") if isinstance(data, Exception) else data
+            for data in contents_of(names, sizes, MAX_PICTURE):
+                yield BadPicture(f"cannot be read: {data}") if isinstance(data, Exception) else data

@@ -80,10 +80,14 @@ class ParquetSource(PictureSource):
                             return
                         if offset >= piece.first:
                             place = start + offset
-                            name = shown(f"row {place - self._file_start(number)} of {path}")
                             label = int(self.labels.numbers[place])
-                            yield Content(name, place if index is None else index, label, picture)
+                            yield Content(place, place if index is None else index, label, picture)
                 row += rows
+
+    def name_of(self, place: int) -> str:
+        number = int(self.groups[np.searchsorted(self.starts, place, side="right") - 1, 0])
+        first = int(self.starts[np.searchsorted(self.groups[:, 0], number)])  # of the file
+        return shown(f"row {place - first} of {self.paths[number]}")
 
     def _rows(self, file: Any, group: int) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and kept index of a row group's rows, a few read at a time; those after a damage are bad."""
@@ -122,10 +126,6 @@ class ParquetSource(PictureSource):
             if chunk.path_in_schema in (self.image_column, f"{self.image_column}.bytes")
         ]
         return sum(size for size, _ in sizes), sum(size for size, has_dictionary in sizes if has_dictionary)
-
-    def _file_start(self, number: int) -> int:
-        """The place of a file's first row in the list."""
-        return int(self.starts[np.searchsorted(self.groups[:, 0], number)])
 
 
 def _check_whole(found: Found) -> None:

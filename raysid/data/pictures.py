@@ -49,18 +49,17 @@ class BadPicture(Exception):
     """A picture that cannot be used; says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Content:
     """A picture as a source holds it.
 
     Attributes:
-        name: what to call it to the user.
+        place: its place in what is listed, by which the source names it.
         index: its place in the source's list.
         label: its class; -1 where it has none and others have one.
-        data: the encoded picture, or why there is none.
     """
 
-    name: str
+    place: int
     index: int
     label: int
     data: bytes | BadPicture
@@ -168,6 +167,10 @@ class PictureSource(ImageSource):
     def contents(self, piece: Piece) -> Iterator[Content]:
         """The pictures of a part of a shard, in order."""
 
+    @abstractmethod
+    def name_of(self, place: int) -> str:
+        """What to call a picture to the user."""
+
     def read(self, piece: Piece) -> Iterator[Block]:
         """Images of a part of a shard, with what is wrong with those that cannot be used."""
         most = max(1, BLOCK_BYTES // int(np.prod(self.image_shape)))
@@ -194,9 +197,9 @@ class PictureSource(ImageSource):
         seen = 0
         for content in self.contents(Piece(0, 0, int(self.shard_sizes[0]))):
             try:
-                shapes.setdefault(_image(content, self.fit).shape, content.name)
+                shapes.setdefault(_image(content, self.fit).shape, self.name_of(content.place))
             except BadPicture as error:
-                reason = reason or f"{content.name} {error}"
+                reason = reason or f"{self.name_of(content.place)} {error}"
             seen += 1
             if seen >= SAMPLED and shapes:
                 break
@@ -230,7 +233,7 @@ class PictureSource(ImageSource):
             image = self.image_of(content)
         except BadPicture as error:
             image = np.zeros(self.image_shape, np.uint8)
-            fault = f"{content.name} {error}"
+            fault = f"{self.name_of(content.place)} {error}"
         return image, max(content.label, 0), content.index, fault
 
 
@@ -246,8 +249,8 @@ class ListedSource(PictureSource):
     order: NDArray[np.int64]
 
     @abstractmethod
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
-        """Name and encoded picture of some places in the list, in their order."""
+    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+        """The encoded pictures of some places in the list, in their order."""
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -264,8 +267,9 @@ class ListedSource(PictureSource):
     def contents(self, piece: Piece) -> Iterator[Content]:
         start = piece.shard * self.per_shard
         places = self.order[start + piece.first : start + piece.last]
-        for place, (name, data) in zip(places, self.fetched(places), strict=True):
-            yield Content(shown(name), int(place), int(self.labels.numbers[place]), data)
+        labels = self.labels.numbers[places].tolist()
+        for place, label, data in zip(places.tolist(), labels, self.fetched(places), strict=True):
+            yield Content(place, place, label, data)
 
 
 def _image(content: Content, fit: Fit) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from upath import UPath
 from raysid.config import DataSettings
 from raysid.data.files import Found, Texts, in_threads, reaching_source
 from raysid.data.labels import class_labels
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource, shown
 from raysid.errors import UserError
 
 MAX_LABEL = 1 << 20  # bytes of a cls or json member, and of a header that extends another
@@ -81,7 +81,10 @@ class WebDatasetSource(ListedSource):
         self.labels = class_labels([sample.label for sample in samples], found.name)
         self.order = np.arange(len(samples))
 
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes | BadPicture]]:
+    def name_of(self, place: int) -> str:
+        return shown(f"{self.names[place]} in {self.paths[int(self.file[place])]}")
+
+    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         file: Any = None
         opened = -1
         try:
@@ -92,7 +95,7 @@ class WebDatasetSource(ListedSource):
                         if file is not None:
                             file.close()
                         file, opened = UPath(path).open("rb"), number
-                    yield f"{self.names[place]} in {path}", self._read(file, int(place))
+                    yield self._read(file, int(place))
         finally:
             if file is not None:
                 file.close()
