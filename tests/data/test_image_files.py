@@ -145,18 +145,18 @@ def test_a_large_list_travels_without_a_copy(folder: str) -> None:
 # Order and cost.
 
 
-def bytes_read(source: Any, window: int, start: int) -> int:
+def bytes_read(source: Any, window: int, start: int, count: int = 4, **options: Any) -> int:
     """Bytes of pictures that a stream opened for one batch fetches."""
     fetched = source.fetched
     seen = []
 
     def counting(places: Any) -> Any:
-        for name, data in fetched(places):
+        for data in fetched(places):
             seen.append(len(data))
-            yield name, data
+            yield data
 
     source.fetched = counting
-    stream_of(source, window).read(start, 4)
+    stream_of(source, window, **options).read(start, count)
     return sum(seen)
 
 
@@ -165,6 +165,9 @@ def test_a_resume_late_in_an_epoch_reads_one_window(folder: str, pictures: Any) 
     source.per_shard = 10
     largest = max(len(content) for _, content, _ in pictures)
     assert 0 < bytes_read(source, 20, start=108) <= 20 * largest
+    two = {"batch_size": 4, "lanes": 2}
+    assert 0 < bytes_read(source, 20, start=108, **two) <= 30 * largest
+    assert 0 < bytes_read(source, 20, start=108, count=2, parts=[(0, 2)], **two) <= 15 * largest
     whole = open_source(folder)
     assert bytes_read(whole, 120, start=108) == sum(len(content) for _, content, _ in pictures)
 
