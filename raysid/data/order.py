@@ -187,13 +187,15 @@ class Order:
     def _of_lane(self, lane: int, position: int) -> Iterator[Window]:
         if self._bounds[lane] == self._bounds[lane + 1]:
             return  # there are more lanes than images in a batch
-        epoch = position // self.num_images
+        number = position // self.num_images
+        taken = self._taken(lane, position)
         while True:
-            for number in range(len(self._epoch(epoch).cuts[lane]) - 1):
-                window = self._window(epoch, lane, number)
-                if window.end > position:
-                    yield window
-            epoch += 1
+            epoch = self._epoch(number)
+            cuts = epoch.cuts[lane]
+            at = int(cuts[0]) + max(0, taken - epoch.before[lane])
+            for index in range(int(np.searchsorted(cuts, at, side="right")) - 1, len(cuts) - 1):
+                yield self._window(number, lane, index)
+            number += 1
 
     def _window(self, number: int, lane: int, index: int) -> Window:
         epoch = self._epoch(number)
