@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import Datasource, ReadTask
+from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block as RayBlock
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
+from raysid.data.pictures import BLOCK_BYTES
 from raysid.data.source import READ_CPUS, ImageSource, Piece
+
+LEAST_AHEAD = 64 << 20  # bytes of images that may lie in the object store: twenty shards of 32x32
 
 
 def shard_dataset(
@@ -33,12 +36,16 @@ def shard_dataset(
             are many, 1 keeps the tasks from crowding each other.
     """
     pieces = source.pieces() if pieces is None else pieces
+    # As many tasks as there are cores, though they ask for a part of one: more would each start a process, to wait.
+    tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    datasource = _ShardDatasource(source, pieces)
     dataset = ray.data.read_datasource(
-        _ShardDatasource(source, pieces),
-        num_cpus=num_cpus,
-        # As many as have a core, though they ask for a part of one: more would each start a process, to wait.
-        concurrency=max(1, int(ray.cluster_resources().get("CPU", 1))),
-        override_num_blocks=len(pieces),
+        datasource, num_cpus=num_cpus, concurrency=tasks, override_num_blocks=len(pieces)
+    )
+    # Without a limit it reads on until half of the object store is full, while the roles want their cores.
+    block = min(BLOCK_BYTES, datasource.row_bytes * max(last - first for _, first, last in pieces))
+    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=max(LEAST_AHEAD, 2 * tasks * block)
     )
     # The Dataset's own copy of the settings: it travels with the Dataset to whoever iterates over it, and
     # leaves the user's other Datasets alone.
