@@ -87,7 +87,8 @@ class Order:
         window: images shuffled at a time, over all lanes. Where it holds the whole set there is one window, and the
             permutation is of the source's list: the same list in other shards is the same stream.
         batch_size: images a step, of all ranks.
-        lanes: into how many parts a batch is cut; fewer where that would cut shards, which are read from their start.
+        lanes: into how many parts a batch is cut; fewer where it has fewer images, or where that would cut shards,
+            which are read from their start.
     """
 
     def __init__(self, sizes: NDArray[np.int64], seed: int, window: int, batch_size: int, lanes: int) -> None:
@@ -96,7 +97,7 @@ class Order:
         self.batch_size = batch_size
         self.num_images = int(sizes.sum())
         self.held = window >= self.num_images
-        self.lanes = 1 if self.held else max(1, min(lanes, window // int(sizes.max())))
+        self.lanes = 1 if self.held else max(1, min(lanes, batch_size, window // int(sizes.max())))
         self.window = self.num_images if self.held else window // self.lanes
         self.starts = np.cumsum(sizes) - sizes
         # Offset o of a batch is in lane o * lanes // batch_size.
@@ -119,7 +120,9 @@ class Order:
         at = int(cuts[0]) + self._taken(lane, position) - epoch.before[lane]
         index = int(np.searchsorted(cuts, at, side="right")) - 1
         window = self._window(number, lane, index)
-        run = min(window.last - at, self._bounds[lane + 1] - offset, self.num_images - within)
+        run = min(window.last - at, self.num_images - within)
+        if self.lanes > 1:
+            run = min(run, self._bounds[lane + 1] - offset)
         return Place(window, at - window.first, number, run)
 
     def windows_from(self, position: int, lanes: Iterable[int]) -> Iterator[Window]:
@@ -132,6 +135,12 @@ class Order:
         return heapq.merge(
             *(self._of_lane(lane, position) for lane in lanes), key=lambda window: window.begin
         )
+
+    def others(self, window: Window) -> Iterator[Window]:
+        """The other windows of its lane and epoch, those after it first."""
+        count = 1 if self.held else len(self._epoch(window.epoch).cuts[window.lane]) - 1
+        for step in range(1, count):
+            yield self._window(window.epoch, window.lane, (window.number + step) % count)
 
     def pieces(self, window: Window) -> list[Piece]:
         """What of which shards is in a window, in order."""
@@ -185,8 +194,6 @@ class Order:
         return batches * self.batch_size + begin + offset
 
     def _of_lane(self, lane: int, position: int) -> Iterator[Window]:
-        if self._bounds[lane] == self._bounds[lane + 1]:
-            return  # there are more lanes than images in a batch
         number = position // self.num_images
         taken = self._taken(lane, position)
         while True:
@@ -224,7 +231,7 @@ def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) ->
     Args:
         ends: of the shards, where windows are to be cut if possible; None where what follows is read on anyway.
     """
-    count = max(1, (2 * (stop - start) + window) // (2 * window))
+    count = max(1, -(-(stop - start) // window))
     inner = start + (stop - start) * np.arange(1, count) // count
     if ends is not None:
         after = np.searchsorted(ends, inner)

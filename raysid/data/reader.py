@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 from raysid.data.order import Order, Window
 from raysid.data.windows import Loaded, Passes, ReadBlocks, check_faults
@@ -40,7 +41,8 @@ class Reader:
         self._loaded: dict[Window, Loaded] = {}
         self._floor = 0  # nothing before this position is kept, or read
         self._passes: Passes | None = None
-        self._error: BaseException | None = None
+        self._failed: tuple[Window | None, BaseException] | None = None  # on the way to which window, and how
+        self._went_back = False  # since the pass began
         self._wanted: Window | None = None  # somebody waits for it
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -62,21 +64,23 @@ class Reader:
             self._move_to(floor)
             if window in self._loaded:
                 return self._loaded[window]
-            self._raise_error()
+            self._raise_error(window)
             if not self._comes(window):
                 self.lanes.add(window.lane)
                 self._passes_from(floor)
             self._wanted = window
             self._news.notify_all()
-            while window not in self._loaded:
-                self._raise_error()
-                if self._stopping:
-                    raise RuntimeError("the image stream was closed during a read")
-                if self._thread is not None:
-                    self._news.wait()
-                elif self._passes is not None:
-                    self._read_next(self._passes)
-            self._wanted = None
+            try:
+                while window not in self._loaded:
+                    self._raise_error(window)
+                    if self._stopping:
+                        raise RuntimeError("the image stream was closed during a read")
+                    if self._thread is not None:
+                        self._news.wait()
+                    elif self._passes is not None:
+                        self._read_next(self._passes)
+            finally:
+                self._wanted = None
             return self._loaded[window]
 
     def loaded_until(self, position: int) -> int | None:
@@ -89,10 +93,10 @@ class Reader:
 
     def stop(self) -> None:
         """Have the reading end after the block that is under way."""
+        self._stopping = True
+        if (passes := self._passes) is not None:  # before the lock, which a read without a thread holds
+            passes.abandoned = True
         with self._news:
-            self._stopping = True
-            if self._passes is not None:
-                self._passes.abandoned = True
             self._news.notify_all()
 
     def close(self) -> None:
@@ -101,11 +105,12 @@ class Reader:
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
         elif self._passes is not None:
-            self._passes.close()
+            _close(self._passes)
 
     def _move_to(self, floor: int) -> None:
         if floor == self._floor:
             return
+        self._went_back = self._went_back or floor < self._floor
         self._floor = floor
         if not self.order.held:
             for window in [window for window in self._loaded if window.end <= floor]:
@@ -117,17 +122,21 @@ class Reader:
         following = self._passes.following if self._passes is not None else None
         return (
             following is not None
+            and not self._went_back  # the pass may have begun after it, or have left it out
             and window.lane in self.lanes
-            and following.begin <= window.begin
-            and (following.end > self._floor or self.order.held)
+            and self._is_before(following, window)
         )
+
+    def _is_before(self, other: Window, window: Window) -> bool:
+        """Whether a window comes before another one, or is it, and is still needed."""
+        return other.begin <= window.begin and (other.end > self._floor or self.order.held)
 
     def _passes_from(self, floor: int) -> None:
         before = self._passes
         if before is not None:
             before.abandoned = True
             if self._thread is None:
-                before.close()  # otherwise the thread does, since its blocks are the thread's
+                _close(before)  # otherwise the thread does, since its blocks are the thread's
         if not self.order.held:  # what is ahead of another place may be far from this one
             soon = floor + self.order.batch_size
             self._loaded = {window: loaded for window, loaded in self._loaded.items() if window.begin < soon}
@@ -136,13 +145,14 @@ class Reader:
         self._passes = Passes(
             self.read_blocks, self.order, (window for window in coming if window not in held)
         )
+        self._went_back = False
         self._news.notify_all()
 
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            self._wanted = None
-            raise error
+    def _raise_error(self, window: Window) -> None:
+        """Raise what went wrong on the way to a window."""
+        failed, self._failed = self._failed, None
+        if failed is not None and (failed[0] is None or self._is_before(failed[0], window)):
+            raise failed[1]
 
     def _read_on(self) -> None:
         """The thread: what is needed next, as long as there is room for it or somebody waits."""
@@ -153,29 +163,30 @@ class Reader:
                 before, passes = passes, self._passes
                 stopping = self._stopping
             if before is not None and (stopping or before is not passes):
-                before.close()
+                _close(before)
             if stopping:
                 return
             assert passes is not None
             self._read_next(passes)
 
     def _has_room(self) -> bool:
-        following = self._passes.following if self._passes is not None else None
-        if following is None:
+        if self._passes is None or self._passes.following is None:
             return False
         if self._wanted is not None and self._wanted not in self._loaded:
             return True
         soon = self._floor + self.order.batch_size
         ahead = sum(window.size for window in self._loaded if window.begin >= soon)
-        return ahead + following.size <= len(self.lanes) * self.order.window
+        return ahead < len(self.lanes) * self.order.window
 
     def _read_next(self, passes: Passes) -> None:
         """Read a window, or note what went wrong: that is for whoever needs it."""
+        window = passes.following
         loaded: Loaded | None = None
         error: BaseException | None = None
+        faults = self.faults
         try:
             loaded = passes.read()
-            faults = self.faults | loaded.faults
+            faults = faults | loaded.faults  # another one: who reads it does not wait
             check_faults(faults, self.max_bad_fraction, self.order.num_images)
         except UserError as refused:  # it was well when the run began
             error = RunFailed(f"{refused}; the same command goes on")
@@ -183,14 +194,19 @@ class Reader:
         except BaseException as raised:
             error = raised
         if error is not None:
-            passes.close()
+            _close(passes)
         with self._news:
             if self._passes is passes:
-                if loaded is not None:
-                    self.faults = self.faults | loaded.faults  # another one: who reads it does not wait
-                if error is not None or loaded is None:
-                    self._passes, self._error = None, error
-                elif (window := passes.following) is not None:
+                self.faults = faults
+                if error is not None:
+                    self._passes, self._failed = None, (window, error)
+                elif window is not None and loaded is not None:
                     self._loaded[window] = loaded
                     passes.advance()
                 self._news.notify_all()
+
+
+def _close(passes: Passes) -> None:
+    """Of what is not read on nobody wants to know how its end went."""
+    with suppress(Exception):
+        passes.close()

@@ -46,8 +46,8 @@ class ImageStream:
         read_blocks: reads pieces of the source, the same images each time.
         shard_sizes: images of each of its shards.
         seed: the run's seed, at least 0.
-        window: images shuffled at a time, and about the most that is held in memory (besides one block). Part of the
-            order: a resumed run needs the same one (all windows that hold the whole set are the same).
+        window: images shuffled at a time, and held in memory; about twice as many with `prefetch`. Part of the order:
+            a resumed run needs the same one (all windows that hold the whole set are the same).
         batch_size, lanes: into how many lanes a batch of how many images is cut. Part of the order, too.
         parts: of every batch, from offset to offset, that this reader reads; all of it where not given. What else is
             read comes later, never otherwise.
@@ -143,10 +143,10 @@ class ImageStream:
         self.close()
 
     def _gather(self, start: int, count: int) -> Images:
-        floor = start - start % self._order.batch_size
         all_images: list[NDArray[np.uint8]] = []
         all_labels: list[NDArray[np.int64]] = []
         while count > 0:
+            floor = start - start % self._order.batch_size
             window, row, epoch, run = self._order.place(start)
             images, labels, listed, _ = self._reader.load(window, floor)
             taken = min(run, count)
@@ -171,11 +171,7 @@ class ImageStream:
         if (window, epoch) not in self._permuted:
             soon = floor + self._order.batch_size
             for other, of_epoch in list(self._permuted):
-                if (
-                    (of_epoch != epoch)
-                    if self._order.held
-                    else not other.begin < soon <= other.end + soon - floor
-                ):
+                if of_epoch != epoch if self._order.held else other.begin >= soon or other.end < floor:
                     del self._permuted[other, of_epoch]
             flips = self._order.flips(window, epoch) if self.xflip else None
             self._permuted[window, epoch] = self._order.permutation(window, epoch), flips

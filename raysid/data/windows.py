@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -79,20 +80,55 @@ class Passes:
             RuntimeError: abandoned. Whatever `read_blocks` raises comes through.
         """
         window = self._plan[0]
+        loaded = self._load(window)
+        return loaded if len(loaded.rows) else self._instead(window, loaded)
+
+    def _load(self, window: Window) -> Loaded:
+        """The next images of the pass, which are a window's. No row is used where all of them are bad."""
         if self._blocks is None:
             self._blocks, self._taken = iter(self.read_blocks(self._pieces)), 0
-        blocks: list[Block] = []
-        missing = window.size
-        while missing > 0:
-            blocks.append(self._take(missing))
-            missing -= len(blocks[-1]["label"])
+        images: NDArray[np.uint8] | None = None
+        labels = np.empty(window.size, np.int64)
+        # The images are at these places of the source's list, unless they say otherwise.
+        places = self.order.places_in_list(self.order.pieces(window))
+        bad: dict[int, str] = {}  # by row
+        filled = 0
+        while filled < window.size:
+            block = self._take(window.size - filled)
+            rows = slice(filled, filled + len(block["label"]))
+            if images is None:
+                images = np.empty((window.size, *block["image"].shape[1:]), np.uint8)
+            images[rows], labels[rows] = block["image"], block["label"]
+            places[rows] = block.get("index", places[rows])
+            bad |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
+            filled = rows.stop
         if len(self._plan) == 1:  # the pass is over
             if self._next_block() is not None:
                 raise ValueError(
                     f"the source yields more images than the {self._announced} that its shards have"
                 )
             self.close()
-        return _loaded(blocks, self.order.places_in_list(self.order.pieces(window)))
+        assert images is not None
+        order = np.argsort(places, kind="stable")
+        faults = {int(places[row]): fault for row, fault in bad.items()}
+        return Loaded(images, labels, _without(order, bad) if bad else order, faults)
+
+    def _instead(self, window: Window, bad: Loaded) -> Loaded:
+        """For a window that has no good image, as a damaged file may, those of the next of its lane that has some.
+
+        Raises:
+            RunFailed: none has.
+        """
+        for other in self.order.others(window):
+            if self.abandoned:
+                raise RuntimeError("the image stream was closed during a read")
+            with closing(Passes(self.read_blocks, self.order, iter([other]))) as apart:
+                loaded = apart._load(other)
+            if len(loaded.rows):
+                return loaded._replace(rows=np.resize(loaded.rows, window.size), faults=bad.faults)
+        raise RunFailed(
+            f"of {window.size:,} real images in a row none can be used: `raysid data check` names them"
+        )
 
     def close(self) -> None:
         """End the pass, if one is under way."""
@@ -172,33 +208,14 @@ def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: in
         )
 
 
-def _loaded(blocks: Sequence[Block], places: NDArray[np.int64]) -> Loaded:
-    """A window from its blocks, whose images are at `places` of the source's list unless they say otherwise."""
-    columns = [cast(dict[str, Any], block) for block in blocks]
-    images, labels = (np.concatenate([block[name] for block in columns]) for name in ("image", "label"))
-    if all("index" in block for block in blocks):
-        places = np.concatenate([block["index"] for block in columns])
-    said = [fault for block in columns for fault in block.get("fault", [""] * len(block["label"]))]
-    bad = {row: fault for row, fault in enumerate(said) if fault}
-    order = np.argsort(places, kind="stable")
-    faults = {int(places[row]): fault for row, fault in bad.items()}
-    return Loaded(images, labels, _without(order, bad) if bad else order, faults)
-
-
 def _cut(block: Block, rows: slice) -> Block:
     return cast(Block, {name: column[rows] for name, column in cast(dict[str, Any], block).items()})
 
 
 def _without(order: NDArray[np.intp], faults: Iterable[int]) -> NDArray[np.intp]:
-    """The order with every bad row replaced by the next good one, the first after the last.
-
-    Raises:
-        RunFailed: none is good.
-    """
+    """The order with every bad row replaced by the next good one, the first after the last; empty if none is good."""
     good = np.flatnonzero(~np.isin(order, list(faults)))
     if not len(good):
-        raise RunFailed(
-            f"of {len(order):,} real images in a row none can be used: `raysid data check` names them"
-        )
+        return order[:0]
     following = np.searchsorted(good, np.arange(len(order)))
     return order[good[following % len(good)]]
