@@ -13,11 +13,13 @@ from raysid.actors.teacher import TeacherScorer
 from raysid.checkpoint import read_state
 from raysid.config import Config, LearnerSettings, PretrainConfig
 from raysid.data import ImageSource
+from raysid.data.order import Order
 from raysid.data.stream import ImageStream
 from raysid.data.windows import ReadBlocks
 from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import load_network
+from raysid.trainers.step import microbatches
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,27 @@ def build_fake_score(
     if inputs.checkpoint is not None:
         learner.load_state(read_state(inputs.checkpoint, "fake_score"))
     return learner
+
+
+def parts_of_rank(config: Config, rank: int) -> list[tuple[int, int]]:
+    """The parts of every batch, from offset to offset, that a rank of the fake-score learner has (`RemoteLearner`)."""
+    own = microbatches(config, 0)[rank :: config.fake_score.num_workers]
+    return [(at.start, at.start + at.count) for at in own]
+
+
+def read_by_several(config: Config, source: ImageSource) -> str | None:
+    """A note where the fake-score learner's ranks read real images that are another one's; None where they do not."""
+    ranks, data = config.fake_score.num_workers, config.data
+    order = Order(source.shard_sizes, 0, data.shuffle_window, config.batch_size, data.lanes)
+    lanes = [order.lanes_of(parts_of_rank(config, rank)) for rank in range(ranks)]
+    if order.held or sum(map(len, lanes)) == order.lanes:
+        return None
+    count = len(microbatches(config, 0))
+    window = count * int(source.shard_sizes.max())
+    return (
+        f"the {ranks} fake-score workers each read real images of the others too: a step's {count} microbatches are in "
+        f"{order.lanes} lanes; --data.lanes {count} --data.shuffle_window {window} would keep them apart"
+    )
 
 
 def image_stream(

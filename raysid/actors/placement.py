@@ -19,6 +19,7 @@ from raysid.checkpoint import StateFile
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.windows import ReadBlocks
+from raysid.errors import LearnerLost, RunFailed
 from raysid.trainers.step import WHOLE, Share, StepResult, microbatches, take_step
 
 if TYPE_CHECKING:
@@ -195,7 +196,12 @@ class LocalPlacement:
         }
 
     def prepare(self, step: int) -> None:
-        self.fake_score.prepare(*microbatches(self.config, step, self.share))
+        try:
+            self.fake_score.prepare(*microbatches(self.config, step, self.share))
+        except (RunFailed, LearnerLost):
+            raise
+        except Exception as error:
+            raise RunFailed(f"reading the real images failed: {error}") from error
 
     def bad_images(self) -> dict[int, str]:
         return self.fake_score.bad_images()

@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysid.actors.build import RunInputs
+from raysid.actors.build import RunInputs, read_by_several
 from raysid.actors.fake_score import of_a_step, of_all_ranks
 from raysid.actors.fleet import Asked, Members, ScorerFleet
 from raysid.actors.placing import (
@@ -138,6 +138,8 @@ class SplitPlacement:
             get_ranks(joined, self.pool.check_alone)
             if source is not None:  # last: what it asks for is what the roles have left
                 wait_for_reading(timeout, say)
+                if (note := read_by_several(config, source)) is not None:
+                    say(note)
         except BaseException:
             self.close()
             raise

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from raysid.actors.build import RunInputs, build_fake_score, build_generator
+from raysid.actors.build import RunInputs, build_fake_score, build_generator, parts_of_rank
 from raysid.actors.fake_score import IMAGES_UNTIL
 from raysid.actors.messages import Slice
 from raysid.actors.pool import PoolCall
@@ -24,7 +24,6 @@ from raysid.checkpoint import StateFile
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed
-from raysid.trainers.step import microbatches
 
 
 class LearnerActor:
@@ -93,9 +92,7 @@ class FakeScoreActor(LearnerActor):
     def __init__(self, inputs: RunInputs, threads: int, source: ImageSource | None, rank: int = 0) -> None:
         super().__init__(inputs.config, threads, rank)
         read_blocks = None if source is None else ray_blocks(source)
-        config = inputs.config
-        own = microbatches(config, 0)[rank :: config.fake_score.num_workers]
-        parts = [(at.start, at.start + at.count) for at in own]
+        parts = parts_of_rank(inputs.config, rank)
         self.role = build_fake_score(inputs, source, read_blocks, self.ranks, parts)
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -19,7 +19,7 @@ from raysid.data import Block, ImageSource, Piece, open_source, to_unit
 from raysid.data.digits import DigitsSource
 from raysid.data.source import good_of
 from raysid.draws import Draws
-from raysid.errors import UserError
+from raysid.errors import RunFailed, UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator
 from raysid.metrics import Evaluator, load_digits_classifier
 from raysid.networks import build_denoiser
@@ -120,7 +120,10 @@ class PendingEvaluation:
         arguments = (str(run / FOLDERS["last"]), source, settings.num_samples, settings.seed)
         self._local = config.placement == "local"
         if self._local:
-            self._answer: Any = evaluate_folder(*arguments, factory=config.teacher.factory)
+            try:
+                self._answer: Any = evaluate_folder(*arguments, factory=config.teacher.factory)
+            except UserError as error:
+                raise self._failed(error) from error
         else:
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -144,7 +147,13 @@ class PendingEvaluation:
             return self._answer
         from raysid.actors.results import get
 
-        return get(self._answer)
+        try:
+            return get(self._answer)
+        except RunFailed as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> RunFailed:
+        return RunFailed(f"the evaluation of step {self.step:,} failed: {error}; the same command goes on")
 
 
 def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:

@@ -23,6 +23,7 @@ from raysid.actors.placing import demand
 from raysid.cluster import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
+from raysid.data.windows import check_faults
 from raysid.draws import Draws, seed_torch
 from raysid.errors import NoRoom, RunFailed, UserError
 from raysid.lease import Lease, lock, still_owned
@@ -48,6 +49,7 @@ from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+TELL_STEPS = 50  # between workers telling each other of bad images
 COPY = "whole_snapshot.json"  # the same, as it last was whole
 
 
@@ -264,6 +266,8 @@ def _worker(inputs: dict[str, Any]) -> None:
     save_every = max(config.checkpoint.every_images // config.batch_size, 1)
     for step in range(start, total):
         loss = training.step(step)
+        if ranks > 1 and (step + 1) % TELL_STEPS == 0:
+            training.tell_faults()
         images = (step + 1) * config.batch_size
         if rank == 0:
             inputs["progress"].put_nowait((images, {"loss/denoising": loss}, training.skipped()))
@@ -301,6 +305,7 @@ class _Training:
         )
         own = self.rank * self.count, (self.rank + 1) * self.count
         self.images = image_stream(config, source, ray_blocks(source), [own])
+        self.faults: dict[int, str] = {}  # of all workers, when they last told each other
 
     def step(self, step: int) -> float:
         """One update; returns this worker's loss per image."""
@@ -322,9 +327,20 @@ class _Training:
         move_average(list(self.ema.parameters()), list(self.network.parameters()), beta, foreach=True)
         return loss.item()
 
+    def tell_faults(self) -> None:
+        """Tell the other workers which bad images this one has met, as each does: each reads its own part.
+
+        Raises:
+            RunFailed: together they are too many.
+        """
+        of_all: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(of_all, self.images.faults)
+        self.faults = {place: fault for found in of_all for place, fault in found.items()}
+        check_faults(self.faults, self.config.data.max_bad_fraction, self.images.num_images)
+
     def skipped(self) -> str:
         """A note on real images that cannot be used, where there are any."""
-        faults = self.images.faults
+        faults = self.faults | self.images.faults
         if not faults:
             return ""
         return f"{len(faults):,} real image{'s' * (len(faults) > 1)} skipped, {next(iter(faults.values()))} the first"

@@ -352,6 +352,39 @@ def test_an_error_of_the_source_surfaces_in_read_and_the_next_read_tries_again(p
         np.testing.assert_array_equal(stream.read(28, 22)[1], whole[28:])
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_for_a_window_without_a_good_image_another_one_of_its_lane_serves(lanes):
+    class Damaged(Numbers):
+        """Its second shard cannot be read."""
+
+        def read(self, piece):
+            for block in super().read(piece):
+                yield block | {"fault": np.where(block["label"] // 10 == 1, "is damaged", "").astype(object)}
+
+    source = Damaged(400, block=10)
+    order = {"window": 10 * lanes, "batch_size": 8, "lanes": lanes, "max_bad_fraction": 0.1}
+    stream = stream_of(source, **order)
+    labels = stream.read(0, 400)[1]
+    assert sorted(stream.faults) == list(range(10, 20))
+    assert not (labels // 10 == 1).any()
+    assert set(labels) == set(range(400)) - set(range(10, 20))
+    np.testing.assert_array_equal(stream_of(source, **order).read(200, 200)[1], labels[200:])
+
+
+def test_a_source_that_fails_when_it_is_closed_holds_nobody_up():
+    def blocks(pieces):
+        try:
+            yield from Numbers(100).blocks(pieces)
+        finally:
+            raise OSError("cannot be closed")
+
+    with ImageStream(blocks, [3] * 33 + [1], 0, 10, prefetch=True) as stream:
+        stream.read(0, 10)
+        np.testing.assert_array_equal(
+            stream.read(70, 10)[1], stream_of(Numbers(100), window=10).read(70, 10)[1]
+        )
+
+
 # -- the thread --------------------------------------------------------------------------------------------
 
 

@@ -121,7 +121,8 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
     teacher: str, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_tars(tmp_path / "tars", pictures, 50)
-    settings = {"data__shuffle_window": 40, "checkpoint__every_images": 100 * BATCH}
+    # Little is read ahead, so that what is missing is missed before the run is over.
+    settings = {"data__shuffle_window": 10, "checkpoint__every_images": 100 * BATCH}
     whole = end(teacher, tmp_path, source, "whole", **settings)
 
     def then_gone(roles: Roles, config: Config, step: int, share: Share) -> StepResult:
