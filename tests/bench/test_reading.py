@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def without_ray() -> Iterator[ProcessPoolExecutor]:
-    """A process in which torch can fork its workers."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    """A process in which torch can fork its workers, as is usual."""
+    usual = partial(set_start_method, None, force=True)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=usual) as process:
         yield process
 
 
