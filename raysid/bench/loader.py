@@ -35,7 +35,7 @@ from raysid.data.webdataset import WebDatasetSource
 
 PREFETCH = 4  # batches that a worker is ahead; on small pictures faster than torch's 2
 BUFFER_BYTES = 1 << 28  # of encoded pictures in a worker's shuffle buffer
-ROWS = 256  # of a row group read at a time
+ROWS = 256  # of row groups read at a time: one may be larger than the memory
 
 Picture = tuple[bytes, int]
 """An encoded picture, empty where it cannot be read, and its label."""
@@ -203,17 +203,19 @@ def _shuffled(pictures: Iterable[Picture], most: int, chance: random.Random) -> 
     yield from buffer
 
 
-class RowGroup(NamedTuple):
-    """A row group of a Parquet file, and the labels of its rows."""
+class RowGroups(NamedTuple):
+    """Row groups of a Parquet file that follow each other, and the labels of their rows."""
 
     path: str
-    group: int
+    first: int
+    last: int
     column: str
     labels: NDArray[np.int64]
 
     def pictures(self) -> Iterator[Picture]:
         row = 0
-        for batch in _parquet(self.path).iter_batches(ROWS, [self.group], [self.column], use_threads=False):
+        groups = range(self.first, self.last)
+        for batch in _parquet(self.path).iter_batches(ROWS, groups, [self.column], use_threads=False):
             column = batch.column(0)
             if pa.types.is_struct(column.type):
                 column = column.field("bytes")
@@ -228,17 +230,13 @@ def _parquet(path: str) -> Any:
     return pq.ParquetFile(path)
 
 
-def _row_groups(source: ParquetSource) -> list[RowGroup]:
-    groups = []
-    place = 0
-    for number in range(len(source.paths)):
-        path = source.paths[number]
-        footer = pq.read_metadata(path)
-        for group in range(footer.num_row_groups):
-            end = place + footer.row_group(group).num_rows
-            groups.append(RowGroup(path, group, source.image_column, source.labels.numbers[place:end]))
-            place = end
-    return groups
+def _row_groups(source: ParquetSource) -> list[RowGroups]:
+    """The source's shards."""
+    rows = zip(source.starts[:-1], source.starts[1:], strict=True)
+    return [
+        RowGroups(source.paths[number], first, last, source.image_column, source.labels.numbers[start:end])
+        for (number, first, last), (start, end) in zip(source.groups.tolist(), rows, strict=True)
+    ]
 
 
 class Tar(NamedTuple):

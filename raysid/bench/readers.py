@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import closing, suppress
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from raysid.bench.loader import image_loader
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import RunFailed
+
+CLOSE_SECONDS = 2.0
 
 Batches = Generator[tuple[Any, Any], None, None]
 
@@ -163,7 +165,9 @@ class LoaderProcess:
         return answer
 
     def close(self) -> None:
-        """End the process. Workers of torch notice it within seconds."""
+        """End the process."""
+        self._pipe.close()
+        self._process.join(CLOSE_SECONDS)  # it notices, unless it is in the midst of a turn
         self._process.terminate()
         self._process.join()
 
@@ -171,6 +175,7 @@ class LoaderProcess:
 def _serve(pipe: Connection, config: Config, source: ImageSource, workers: int) -> None:
     """Take turns until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to act on
+    set_start_method(None, force=True)  # as everywhere; a spawned process would have its own spawned, too
     reader = LoaderReader(config, source, workers)
     with suppress(EOFError):
         while True:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,18 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def without_ray() -> Iterator[ProcessPoolExecutor]:
-    """A process in which torch can fork its workers."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    """A process in which torch can fork its workers, as is usual."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start_as_usual) as process:
         yield process
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> str:
     return WRITERS["zip"](tmp_path)
+
+
+def start_as_usual() -> None:
+    set_start_method(None, force=True)  # a spawned process would spawn its own
 
 
 def config_of(path: str, **data: Any) -> Config:

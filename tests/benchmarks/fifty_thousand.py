@@ -64,7 +64,8 @@ def pictures() -> Sequence[tuple[str, bytes, int]]:
     made = []
     for number in range(COUNT):
         image = np.rot90(cuts[draw.integers(len(cuts))], draw.integers(4)).astype(np.float32)
-        image = image * draw.uniform(0.6, 1.4) + draw.uniform(-30, 30, 3) + draw.normal(0, 4, image.shape)
+        # Never as bright or dark as a pixel can be: there the grain would be lost.
+        image = image * draw.uniform(0.5, 0.7) + draw.uniform(20, 60, 3) + draw.normal(0, 4, image.shape)
         pixels = np.clip(image, 0, 255).astype(np.uint8)
         made.append((f"{number // 1000:05d}/img{number:08d}", encoded(pixels), int(draw.integers(CLASSES))))
     return made
