@@ -6,6 +6,9 @@ import errno
 import os
 import re
 
+from raysid.errors import RaysidError
+
+AGAIN = "make room there, then the same command"  # goes on, or begins again
 _FILE_SYSTEM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -21,7 +24,7 @@ def no_room(error: BaseException) -> str | None:
     """What there is no more of, where that is why something could not be written; None for any other error."""
     if isinstance(error, OSError) and error.errno in _FILE_SYSTEM:
         return _FILE_SYSTEM[error.errno]
-    if type(error).__module__ == "raysid.errors" or getattr(error, "filename", None) is not None:
+    if isinstance(error, RaysidError) or getattr(error, "filename", None) is not None:
         return None  # it has its line, or is of a file system
     for number, said in _FILE_SYSTEM.items():
         if os.strerror(number) in str(error):  # as Ray passes it on from another process
@@ -32,5 +35,5 @@ def no_room(error: BaseException) -> str | None:
 
 
 def of_file(error: OSError, path: str | os.PathLike[str]) -> OSError:
-    """The error of the file that was to be written, where it names none: a write does not know its file's name."""
+    """The error, named after the file that was to be written: a write does not know its file's name."""
     return error if error.errno is None else OSError(error.errno, error.strerror, os.fspath(path))

@@ -22,7 +22,7 @@ from raysid.data.parquet import INDEX
 from raysid.data.pictures import BadPicture, PictureSource, as_stored
 from raysid.data.source import Piece
 from raysid.errors import NoRoom, UserError
-from raysid.no_room import no_room
+from raysid.no_room import of_file
 from raysid.storage import children, is_local, reaching
 
 FILE_BYTES = 256 << 20  # about; at least a shard
@@ -100,7 +100,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     byte; any other becomes a PNG of what it is read as.
 
     Raises:
-        NoRoom: the target is full; the files that are there are whole.
+        NoRoom: the target is full, or this machine's folder for temporary files; the files that are there are whole.
         UserError: the source cannot be read any more, or the files cannot be written.
     """
     import ray
@@ -134,14 +134,9 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
     try:
         with reaching(target):
             written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
-    except Exception as error:  # raised, Ray Data would make a page of it
-        reason = error.__context__ if isinstance(error, UserError) else error
-        if reason is not None and (why := no_room(reason)) is not None:
-            said = f"{target} cannot be written: {why}; make room there, then the same command goes on"
-            return {"images": 0, "written": 0, "bad": [], "failed": said, "full": True}
-        if not isinstance(error, UserError):
-            raise
-        return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": False}
+    except (NoRoom, UserError) as error:  # raised, Ray Data would make a page of it
+        full = isinstance(error, NoRoom)
+        return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": full}
     return {"images": count, "written": written, "bad": bad, "failed": "", "full": False}
 
 
@@ -153,7 +148,10 @@ def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: li
         beside = path.parent.path if is_local(path) else None
         with tempfile.TemporaryDirectory(dir=beside, prefix=".part-") as folder:
             made = os.path.join(folder, path.name)
-            _write(made, source, _rows(source, pieces, bad))
+            try:
+                _write(made, source, _rows(source, pieces, bad))
+            except OSError as error:  # of writing: what keeps the source from being read has its line
+                raise of_file(error, made) from None
             os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
     with path.open("rb") as file:
         return pq.ParquetFile(file).metadata.num_rows

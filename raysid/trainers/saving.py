@@ -12,7 +12,7 @@ from raysid.actors.placement import Placement
 from raysid.checkpoint import StateFile
 from raysid.errors import LearnerLost, NoRoom, RunFailed
 from raysid.generator import FOLDERS
-from raysid.no_room import no_room
+from raysid.no_room import AGAIN, no_room
 from raysid.run_folder import RunFolder
 from raysid.storage import explain
 from raysid.trainers.summary import evaluated_distances
@@ -129,7 +129,7 @@ def how_to_go_on(folder: RunFolder, newest: int | None, full: bool) -> str:
         newest: step of its newest whole checkpoint, if it has one.
         full: whether it failed for want of room.
     """
-    again = "the same command" if not full else "make room there, then the same command"
+    again = AGAIN if full else "the same command"
     if newest is None:
         return f"there is no whole checkpoint yet: {again} begins again"
     return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} goes on from it"

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from upath import UPath
 
 from raysid.checkpoint import Checkpoints, state_bytes, write_state
-from raysid.errors import NoRoom, UserError
+from raysid.cli import cli
+from raysid.errors import NoRoom
 from raysid.no_room import no_room
 from raysid.storage import PARTIAL, explain, write_whole
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.distill import distill
 from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.picture_files import digit_pictures, write_folder
 from tests.processes import Command, Moment
 from tests.small_disk import KB, Disk
 from tests.tiny_run import (
@@ -100,7 +103,7 @@ def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
             distill(config)
     says_it_in_one_line(str(stopped.value), run_of(config), 2)
     assert remains(run_of(config)) == []
-    with pytest.raises(UserError, match="cannot be written: .*: the disk is full"):
+    with pytest.raises(NoRoom, match="cannot be written: .*: the disk is full"):
         distill(config)
     disk.free()
     (run_of(config) / "generator" / f"model.safetensors.0a1b2c3d{PARTIAL}").touch()  # of a kill in the middle
@@ -146,6 +149,24 @@ def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
         with pytest.raises(OSError, match="No space left"):
             tracker.sample_grid(3000, 3000, np.zeros((9, 1, 8, 8)))
     assert list((disk.folder / "samples").iterdir()) == []
+
+
+def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
+    ray_cluster: None, tmp_path: Path, disk: Disk
+) -> None:
+    source, target = write_folder(tmp_path / "pictures", digit_pictures(300)), disk.folder / "out"
+    target.mkdir()
+    disk.fill()
+    stopped = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
+    *_, line = stopped.stderr.splitlines()
+    assert stopped.exit_code == 1 and line.startswith(
+        f"raysid: error: storage {target} cannot be written: {target}/"
+    )
+    assert line.endswith(": the disk is full; make room there, then the same command goes on")
+    assert list(target.iterdir()) == []
+    disk.free()
+    again = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
+    assert again.exit_code == 0 and again.stdout == f"300 images in 1 file: {target}\n"
 
 
 def test_a_log_on_a_full_disk_ends_a_command_without_a_trace() -> None:
