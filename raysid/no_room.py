@@ -26,9 +26,6 @@ def no_room(error: BaseException) -> str | None:
         return _FILE_SYSTEM[error.errno]
     if isinstance(error, RaysidError) or getattr(error, "filename", None) is not None:
         return None  # it has its line, or is of a file system
-    for number, said in _FILE_SYSTEM.items():
-        if os.strerror(number) in str(error):  # as Ray passes it on from another process
-            return said
     if str(getattr(error, "code", "")) in _CODES or _WORDS.search(str(error)):
         return "the bucket's quota is used up"
     return None
