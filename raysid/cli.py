@@ -92,13 +92,13 @@ class _Commands(click.Group):
         except Exception as error:
             from raysid.storage import explain, of_a_bucket
 
-            full = isinstance(error, OSError) and error.errno is not None and no_room(error)
-            if not (full or of_a_bucket(error)) or os.environ.get("RAYSID_DEBUG") == "1":
+            of_bucket, full = of_a_bucket(error), no_room(error) is not None
+            known = of_bucket or (full and isinstance(error, OSError))
+            if not known or os.environ.get("RAYSID_DEBUG") == "1":
                 raise
-            what = f"{getattr(error, 'filename', None) or 'the output'} cannot be written"
-            raise _Failure(
-                f"error: {what if full else 'a bucket cannot be reached'}: {explain(error)}"
-            ) from None
+            what = "a bucket" if of_bucket else getattr(error, "filename", None) or "the output"
+            done = "written" if full else "reached"
+            raise _Failure(f"error: {what} cannot be {done}: {explain(error)}") from None
 
 
 @click.group(

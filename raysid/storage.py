@@ -24,7 +24,7 @@ from upath import UPath
 
 from raysid import s3
 from raysid.errors import NoRoom, RaysidError, UserError
-from raysid.no_room import AGAIN, no_room, of_file
+from raysid.no_room import AGAIN, no_room, of_file, one_line
 
 LOCAL = ("", "file", "local")
 CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "botocore", "aiobotocore", "s3fs")
@@ -225,7 +225,8 @@ def reaching(storage: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, OSError) or of_a_bucket(error)):
+        of_bucket = of_a_bucket(error)
+        if not (of_bucket or isinstance(error, OSError)):
             raise
         if no_room(error):
             named = getattr(error, "filename", None)
@@ -233,7 +234,7 @@ def reaching(storage: str) -> Iterator[None]:
             raise NoRoom(
                 f"storage {storage} cannot be written: {file}{explain(error)}; {AGAIN} goes on"
             ) from None
-        why = getattr(error, "strerror", None) or explain(error)
+        why = (None if of_bucket else getattr(error, "strerror", None)) or explain(error)
         done = "written" if isinstance(error, OSError) else "reached"
         raise UserError(f"storage {storage} cannot be {done}: {why}") from None
 
@@ -242,16 +243,16 @@ def explain(error: BaseException) -> str:
     """Why a bucket did not do what it was asked, or something could not be written, and what to do about it."""
     if isinstance(error, RaysidError):
         return str(error)
-    said = _line(error)
     if why := no_room(error):
-        return f"{why} ({said})" if getattr(error, "errno", None) is None else why
+        return why
+    said = one_line(error)
     if isinstance(error, ImportError) and "s3fs" in said:
         return f"{said} ({s3.INSTALL})"
     if _raised_in(error, ("botocore", "aiobotocore", "s3fs")):
         advice = s3.advice(error)
         return f"{said.rstrip('.')}. {advice}" if advice else said
     if "credentials" in said.lower() or "anonymous" in said.lower() or "401" in said:
-        return f"{said}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
+        return f"{said.rstrip('.')}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
     return said
 
 
@@ -263,8 +264,3 @@ def of_a_bucket(error: BaseException) -> bool:
 def _raised_in(error: BaseException, packages: Collection[str]) -> bool:
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(name.split(".")[0] in packages for name in (type(error).__module__, *frames))
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "..."

@@ -118,7 +118,7 @@ def distill(
             of_bucket = of_a_bucket(error)
             if no_room(error) and (of_bucket or isinstance(error, OSError)):
                 newest = remove_unfinished(folder)
-                what = folder.path if of_bucket else getattr(error, "filename", None) or "the standard output"
+                what = folder.path if of_bucket else getattr(error, "filename", None) or "this machine's disk"
                 raise NoRoom(
                     f"{what} cannot be written: {explain(error)}; {how_to_go_on(folder, newest, full=True)}"
                 ) from error

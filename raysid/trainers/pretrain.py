@@ -192,14 +192,12 @@ def _train(
 
 def _no_room_in(error: Exception, training: UPath) -> str | None:
     """What could not be written for want of room, as Ray Train passes it on; None where that is not why it failed."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        raised = getattr(
-            failure, "_base_exc", failure
-        )  # without the worker's traceback, which may name other things
-        if isinstance(raised, NoRoom):
-            return str(raised)
-    why = no_room(getattr(error, "controller_failure", error))
-    return f"{training} cannot be written: {why}" if why else None
+    if (failures := getattr(error, "worker_failures", None)) is None:
+        why = no_room(getattr(error, "controller_failure", error))  # of the list of checkpoints
+        return f"{training} cannot be written: {why}" if why else None
+    # Not by their text: that is all of a worker's traceback, with what it says of reading.
+    raised = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+    return next((str(failure) for failure in raised if isinstance(failure, NoRoom)), None)
 
 
 def _no_room_for(what: str, training: UPath) -> NoRoom:

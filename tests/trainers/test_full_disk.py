@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gcsfs.retry import HttpError
 from upath import UPath
 
 from raysid.checkpoint import Checkpoints, state_bytes, write_state
@@ -48,11 +49,12 @@ def remains(run: Path) -> list[str]:
     return torn + [path.name for path in run.rglob(f"*{PARTIAL}")]
 
 
-def says_it_in_one_line(line: str, run: Path | str, newest: int | None) -> None:
+def says_it_in_one_line(
+    line: str, run: Path | str, newest: int | None, again: str = "make room there, then the same command"
+) -> None:
     """What could not be written, where, why, what is left, and what to do."""
     assert "\n" not in line and f"{run}" in line
     assert "could not be written" in line or "cannot be written" in line
-    again = "make room there, then the same command"
     left = f"there is no whole checkpoint yet: {again} begins again"
     if newest is not None:
         left = f"the last whole checkpoint is {run}/checkpoints/step-{newest:08d}: {again} goes on from it"
@@ -214,6 +216,7 @@ def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.M
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
     with connected() as connection:
         place = in_bucket(connection.address, f"gs://{BUCKET}/quota")
+        assert not no_room(HttpError({"code": 429, "message": "Quota exceeded for writes per second"}))
 
         def refused(*refusal: object) -> Exception:
             connection.refusal = refusal  # type: ignore[assignment]
@@ -223,7 +226,11 @@ def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.M
 
         full = refused(*QUOTA)
         assert no_room(full) and QUOTA[1] in explain(full)
-        assert not no_room(refused(403, "somebody does not have storage.objects.create access"))
+        for reason in (
+            "somebody does not have storage.objects.create access",
+            "The storage.googleapis.com API requires a quota project, which is not set by default.",
+        ):
+            assert not no_room(refused(403, reason))
         connection.refusal = None
         write_whole(place / "state.pt", b"1")
 
@@ -249,7 +256,8 @@ def test_a_run_whose_bucket_takes_no_more(
         assert "Traceback" not in stopped.output
         *_, line = stopped.output.splitlines()
         newest = checkpoints.newest_step()
-        says_it_in_one_line(line, url, newest)
+        again = "the same command" if refusal == RATE else "make room there, then the same command"
+        says_it_in_one_line(line, url, newest, again)
         assert refusal[1] in line
         connection.refusal = None
         again = Command("distill", recipe, log=tmp_path / "again.log")
