@@ -252,7 +252,7 @@ def explain(error: BaseException) -> str:
         advice = s3.advice(error)
         return f"{said.rstrip('.')}. {advice}" if advice else said
     if "credentials" in said.lower() or "anonymous" in said.lower() or "401" in said:
-        return f"{said.rstrip('.')}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
+        return f"{said}. Google's credentials come from `gcloud auth application-default login`, or from the machine"
     return said
 
 
