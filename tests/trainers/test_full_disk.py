@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gcsfs.retry import HttpError
 from upath import UPath
 
 from raysid.checkpoint import Checkpoints, state_bytes, write_state
 from raysid.cli import cli
-from raysid.errors import NoRoom
+from raysid.errors import NoRoom, RunFailed, RunStopped
 from raysid.no_room import no_room
+from raysid.run_folder import RunFolder
 from raysid.storage import PARTIAL, explain, write_whole
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.distill import distill
+from raysid.trainers.saving import remove_unfinished
 from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 from tests.picture_files import digit_pictures, write_folder
 from tests.processes import Command, Moment
@@ -114,6 +117,43 @@ def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
     assert [entry["step"] for entry in lines_of(run_of(config), "evaluation")] == [0, 2, 4, 5]
 
 
+def test_a_signal_on_a_full_disk_leaves_nothing_half_written(
+    teacher: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Tracker.train
+
+    def full(self: Tracker, step: int, *arguments: object) -> None:
+        record(self, step, *arguments)  # type: ignore[arg-type]
+        if step == 3:
+            disk.fill()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    disk.resize(20 << 20)
+    intervals = {"checkpoint__every_images": 16, "evaluation__every_images": 40}
+    config = tiny_config(teacher, disk.folder, **SHORT | intervals)
+    monkeypatch.setattr(Tracker, "train", full)
+    with pytest.raises(RunStopped, match=r"none of step 3 \(.*: the disk is full"):
+        distill(config)
+    assert remains(run_of(config)) == []
+
+
+def test_who_has_lost_a_run_removes_nothing_of_its_new_owner(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise RunFailed("another process has it")
+
+    with RunFolder(tiny_config(teacher, tmp_path)) as folder:
+        unfinished = folder.checkpoints.path(2)
+        write_state(unfinished, "generator", state_bytes({"step": 2}))
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "check", lost)
+            remove_unfinished(folder)
+        assert unfinished.exists()
+        remove_unfinished(folder)
+        assert not unfinished.exists()
+
+
 def test_a_checkpoint_without_room_for_its_manifest_is_none(disk: Disk) -> None:
     checkpoints = Checkpoints(UPath(disk.folder), keep=1)
     files = [write_state(checkpoints.path(1), "generator", state_bytes({"step": 1}))]
@@ -157,7 +197,7 @@ def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
     ray_cluster: None, tmp_path: Path, disk: Disk
 ) -> None:
     source, target = write_folder(tmp_path / "pictures", digit_pictures(300)), disk.folder / "out"
-    target.mkdir()
+    (target / ".part-killed").mkdir(parents=True)
     disk.fill()
     stopped = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
     *_, line = stopped.stderr.splitlines()
@@ -214,6 +254,8 @@ def connected() -> Iterator[Connection]:
 
 def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
+    from gcsfs.retry import HttpError  # which reads that
+
     with connected() as connection:
         place = in_bucket(connection.address, f"gs://{BUCKET}/quota")
         assert not no_room(HttpError({"code": 429, "message": "Quota exceeded for writes per second"}))
