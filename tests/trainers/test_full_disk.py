@@ -211,9 +211,11 @@ def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
     assert again.exit_code == 0 and again.stdout == f"300 images in 1 file: {target}\n"
 
 
-def test_a_log_on_a_full_disk_ends_a_command_without_a_trace() -> None:
+@pytest.mark.parametrize("argument", ["recipes", "--help"])
+def test_a_log_on_a_full_disk_ends_a_command_without_a_trace(argument: str) -> None:
+    command = [sys.executable, "-m", "raysid", argument]
     with open("/dev/full", "wb") as log:
-        done = subprocess.run([sys.executable, "-m", "raysid", "recipes"], stdout=log, stderr=subprocess.PIPE)
+        done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert done.stderr == b"raysid: error: the output cannot be written: the disk is full\n"
 
