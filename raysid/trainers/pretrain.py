@@ -249,9 +249,8 @@ def _copy_list(training: UPath, copied: int) -> int:
     with suppress(OSError):  # it is not there yet, or there is no room: the copy stays as it was
         changed = Path((training / CHECKPOINTS).path).stat().st_mtime_ns
         if changed != copied and (known := _read_list(training / CHECKPOINTS)) is not None:
-            write_whole(
-                training / COPY, json.dumps(known).encode()
-            )  # as it was read: it may be cut short by now
+            # As it was read: it may be cut short by now.
+            write_whole(training / COPY, json.dumps(known).encode())
             return changed
     return copied
 
