@@ -52,12 +52,11 @@ def remains(run: Path) -> list[str]:
     return torn + [path.name for path in run.rglob(f"*{PARTIAL}")]
 
 
-def says_it_in_one_line(
-    line: str, run: Path | str, newest: int | None, again: str = "make room there, then the same command"
-) -> None:
+def says_it_in_one_line(line: str, run: Path | str, newest: int | None) -> None:
     """What could not be written, where, why, what is left, and what to do."""
     assert "\n" not in line and f"{run}" in line
     assert "could not be written" in line or "cannot be written" in line
+    again = "make room there, then the same command"
     left = f"there is no whole checkpoint yet: {again} begins again"
     if newest is not None:
         left = f"the last whole checkpoint is {run}/checkpoints/step-{newest:08d}: {again} goes on from it"
@@ -300,8 +299,10 @@ def test_a_run_whose_bucket_takes_no_more(
         assert "Traceback" not in stopped.output
         *_, line = stopped.output.splitlines()
         newest = checkpoints.newest_step()
-        again = "the same command" if refusal == RATE else "make room there, then the same command"
-        says_it_in_one_line(line, url, newest, again)
+        if refusal == QUOTA:
+            says_it_in_one_line(line, url, newest)
+        else:  # it is asked too often: there is no room to make
+            assert url in line and "the same command goes on from" in line and "room" not in line
         assert refusal[1] in line
         connection.refusal = None
         again = Command("distill", recipe, log=tmp_path / "again.log")
