@@ -10,7 +10,8 @@ import shlex
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGINT
 from typing import IO, TYPE_CHECKING, Any
@@ -69,36 +70,49 @@ class _Stopped(_Failure):
         self.exit_code = 128 + signal  # type: ignore[misc]  # as shells have it
 
 
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What the user can act on comes out as one line; RAYSID_DEBUG=1 in the environment shows the traceback too."""
+    try:
+        yield
+        sys.stdout.flush()  # here, where a full disk under it can be said
+    except (click.exceptions.Exit, click.ClickException):  # click's own, and its help
+        raise
+    except RunStopped as stopped:
+        raise _Stopped(str(stopped), stopped.signal) from None
+    except (UserError, RunFailed, KeyboardInterrupt) as error:
+        if os.environ.get("RAYSID_DEBUG") == "1":
+            traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            raise _Stopped("interrupted") from None
+        # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
+        cause = getattr(error, "cause", None) or error
+        line = "error: " + (str(cause) if isinstance(cause, NotHere) else " ".join(str(cause).split()))
+        raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
+    except Exception as error:
+        from raysid.storage import explain, of_a_bucket
+
+        of_bucket, full = of_a_bucket(error), no_room(error) is not None
+        known = of_bucket or (full and isinstance(error, OSError))
+        if not known or os.environ.get("RAYSID_DEBUG") == "1":
+            raise
+        what = "a bucket" if of_bucket else getattr(error, "filename", None) or "the output"
+        done = "written" if full else "reached"
+        raise _Failure(f"error: {what} cannot be {done}: {explain(error)}") from None
+
+
 class _Commands(click.Group):
     """A group whose commands report what the user can act on in one line, without a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; RAYSID_DEBUG=1 in the environment shows the traceback too."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a full disk under it can be said
-            return result
-        except RunStopped as stopped:
-            raise _Stopped(str(stopped), stopped.signal) from None
-        except (UserError, RunFailed, KeyboardInterrupt) as error:
-            if os.environ.get("RAYSID_DEBUG") == "1":
-                traceback.print_exc()
-            if isinstance(error, KeyboardInterrupt):
-                raise _Stopped("interrupted") from None
-            # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
-            cause = getattr(error, "cause", None) or error
-            line = "error: " + (str(cause) if isinstance(cause, NotHere) else " ".join(str(cause).split()))
-            raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
-        except Exception as error:
-            from raysid.storage import explain, of_a_bucket
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line, and print the help where that asks for it."""
+        with _in_one_line():
+            return super().make_context(*arguments, **options)
 
-            full = isinstance(error, OSError) and error.errno is not None and no_room(error)
-            if not (full or of_a_bucket(error)) or os.environ.get("RAYSID_DEBUG") == "1":
-                raise
-            what = f"{getattr(error, 'filename', None) or 'the output'} cannot be written"
-            raise _Failure(
-                f"error: {what if full else 'a bucket cannot be reached'}: {explain(error)}"
-            ) from None
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _in_one_line():
+            return super().invoke(ctx)
 
 
 @click.group(

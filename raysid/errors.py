@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class RaysidError(Exception):
+    """What this package says itself: its text is the line to show."""
+
+
+class UserError(RaysidError):
     """Something the user gave cannot be used: one line saying what, where and what to do.
 
     The command line prints the line and exits with code 2; nothing has been started or lost.
@@ -22,7 +26,7 @@ class NotHere(UserError):
         self.settings = settings
 
 
-class RunFailed(Exception):
+class RunFailed(RaysidError):
     """A run that had started could not go on: one line saying which role, which step and what to do.
 
     Checkpoints written so far are whole, so the same command goes on from the newest.
@@ -30,10 +34,10 @@ class RunFailed(Exception):
 
 
 class NoRoom(RunFailed):
-    """A run could not go on since what it writes to is full, or its quota used up."""
+    """What is written to is full, or its quota used up: says where, and that the same command goes on later."""
 
 
-class RunStopped(Exception):
+class RunStopped(RaysidError):
     """A run ended early because a signal asked it to: the same command goes on from its last checkpoint.
 
     Attributes:
@@ -45,7 +49,7 @@ class RunStopped(Exception):
         self.signal = signal
 
 
-class LearnerLost(Exception):
+class LearnerLost(RaysidError):
     """A learner's process died: its run must go back to a checkpoint. The run itself catches this."""
 
 

@@ -137,6 +137,10 @@ class RunFolder:
         if self._mirror is not None:
             self._mirror.sync()
 
+    def remove_partial(self) -> None:
+        """Remove what a kill left of files that were being written."""
+        remove_partial(self.path, *(self.path / name for name in (*FOLDERS.values(), SAMPLES)))
+
     def resumed_from(self) -> str | None:
         """What the run was branched from, if it was."""
         return (read_json(self.path / "run.json") or {}).get("resume_from")
@@ -175,7 +179,7 @@ class RunFolder:
     def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
-        remove_partial(self.path, *(self.path / name for name in (*FOLDERS.values(), SAMPLES)))
+        self.remove_partial()
         record = read_json(self.path / "run.json") or {"sessions": []}
         known = record.setdefault("teacher_sha256", teacher_digest)
         if known != teacher_digest:

@@ -11,6 +11,7 @@ CREDENTIALS = (
     "AWS's credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from `aws configure` or `aws sso login`, "
     "or from the machine's role"
 )
+NOT_KNOWN = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")  # of credentials
 PERMISSIONS = (
     "The credentials in use (`aws sts get-caller-identity` shows whose) must be allowed s3:ListBucket and s3:GetObject "
     "there; to write, s3:PutObject and s3:DeleteObject too"
@@ -25,9 +26,9 @@ _settings.setdefault("config_kwargs", {"retries": {"mode": "standard", "total_ma
 
 def advice(error: BaseException) -> str | None:
     """What to do about an error of s3fs or botocore, where something can be done here."""
-    if isinstance(error, PermissionError):
-        return PERMISSIONS
-    return CREDENTIALS if "credentials" in str(error).lower() else None
+    if _code(error) in NOT_KNOWN or "credentials" in str(error).lower():
+        return CREDENTIALS
+    return PERMISSIONS if isinstance(error, PermissionError) else None
 
 
 def is_taken(error: OSError) -> bool:
@@ -35,8 +36,7 @@ def is_taken(error: OSError) -> bool:
 
     s3fs raises FileExistsError only where the server says which condition failed, as AWS does and others do not.
     """
-    answer = getattr(error.__cause__, "response", {})
-    return answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict")
+    return _code(error) in ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 def in_one_request(protocol: str | tuple[str, ...]) -> dict[str, Any]:
@@ -45,3 +45,8 @@ def in_one_request(protocol: str | tuple[str, ...]) -> dict[str, Any]:
     s3fs would first ask for its size, then fetch a large one in parts, of which one that breaks off is not repeated.
     """
     return {"max_concurrency": 1} if "s3" in protocol else {}
+
+
+def _code(error: BaseException) -> str | None:
+    """What the server calls an error that s3fs has made Python's own."""
+    return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")

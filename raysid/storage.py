@@ -23,8 +23,8 @@ from fsspec.config import conf
 from upath import UPath
 
 from raysid import s3
-from raysid.errors import UserError
-from raysid.no_room import no_room, of_file
+from raysid.errors import NoRoom, RaysidError, UserError
+from raysid.no_room import AGAIN, no_room, of_file, one_line
 
 LOCAL = ("", "file", "local")
 CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "botocore", "aiobotocore", "s3fs")
@@ -219,28 +219,33 @@ def reaching(storage: str) -> Iterator[None]:
     """What keeps a storage from being used comes out as one line that says so.
 
     Raises:
-        UserError: no permission, no such bucket, no credentials, nobody who answers, a full disk.
+        NoRoom: it is full, or its quota used up.
+        UserError: no permission, no such bucket, no credentials, nobody who answers.
     """
     try:
         yield
-    except OSError as error:
-        why = error.strerror or explain(error)
-        if no_room(error):
-            why = f"{error.filename}: {explain(error)}" if error.filename else explain(error)
-        raise UserError(f"storage {storage} cannot be written: {why}") from None
     except Exception as error:
-        if not of_a_bucket(error):
+        of_bucket = of_a_bucket(error)
+        if not (of_bucket or isinstance(error, OSError)):
             raise
-        raise UserError(f"storage {storage} cannot be reached: {explain(error)}") from None
+        if no_room(error):
+            named = getattr(error, "filename", None)
+            file = f"{named}: " if named else ""
+            raise NoRoom(
+                f"storage {storage} cannot be written: {file}{explain(error)}; {AGAIN} goes on"
+            ) from None
+        why = (None if of_bucket else getattr(error, "strerror", None)) or explain(error)
+        done = "written" if isinstance(error, OSError) else "reached"
+        raise UserError(f"storage {storage} cannot be {done}: {why}") from None
 
 
 def explain(error: BaseException) -> str:
     """Why a bucket did not do what it was asked, or something could not be written, and what to do about it."""
-    if type(error).__module__ == "raysid.errors":
-        return str(error)  # it has its line
-    said = _line(error)
+    if isinstance(error, RaysidError):
+        return str(error)
     if why := no_room(error):
-        return f"{why} ({said})" if getattr(error, "errno", None) is None else why
+        return why
+    said = one_line(error)
     if isinstance(error, ImportError) and "s3fs" in said:
         return f"{said} ({s3.INSTALL})"
     if _raised_in(error, ("botocore", "aiobotocore", "s3fs")):
@@ -253,16 +258,9 @@ def explain(error: BaseException) -> str:
 
 def of_a_bucket(error: BaseException) -> bool:
     """Whether a client of a bucket raised it: their errors have no class in common, and some are Python's own."""
-    if type(error).__module__ == "raysid.errors":
-        return False  # it has its line
-    return _raised_in(error, CLIENTS)
+    return not isinstance(error, RaysidError) and _raised_in(error, CLIENTS)
 
 
 def _raised_in(error: BaseException, packages: Collection[str]) -> bool:
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(name.split(".")[0] in packages for name in (type(error).__module__, *frames))
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "..."

@@ -77,7 +77,7 @@ class Connection:
     Attributes:
         address: where it listens.
         met: how often each fate was met.
-        refusal: what a server that takes no more says to whoever writes: a status and a reason.
+        refusal: what a server that takes no more says to whoever writes: a status and a reason, for S3 a code.
     """
 
     def __init__(self, server: str, bad: bool, seed: int = 0) -> None:
@@ -128,6 +128,10 @@ class Connection:
         if self.refusal is not None and request.command in ("POST", "PUT"):
             status, reason = self.refusal
             said = json.dumps({"error": {"code": status, "message": reason}}).encode()
+            if request.headers.get("Authorization", "").startswith(
+                "AWS4"
+            ):  # S3 has XML, and codes that are words
+                said = f"<Error><Code>{reason}</Code><Message>not now</Message></Error>".encode()
             request.send_response(status)
             request.send_header("Content-Type", "application/json")
             request.send_header("Content-Length", str(len(said)))

@@ -152,6 +152,9 @@ def test_convert_goes_on_with_files_that_are_missing(
     assert "of 2 files 1 are there" in refused("check", "out")
     assert "1,797 images in 2 files" in data("convert", tars, "out").stdout
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == made
+    (tmp_path / "out" / "part-00001-of-00002.parquet").write_bytes(b"PAR1")
+    assert "part-00001-of-00002.parquet is damaged: remove it" in refused("convert", tars, "out")
+    (tmp_path / "out" / "part-00001-of-00002.parquet").write_bytes(made["part-00001-of-00002.parquet"])
     names = pq.read_table("out").column_names
     assert names == ["image", "label", "raysid_index"]
 

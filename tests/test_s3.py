@@ -21,7 +21,7 @@ from s3fs.errors import translate_boto_error
 from raysid import lease
 from raysid.config import DataSettings
 from raysid.data import ImageSource, open_source
-from raysid.errors import NotHere, UserError
+from raysid.errors import NoRoom, NotHere, UserError
 from raysid.lease import Lease
 from raysid.s3 import is_taken
 from raysid.storage import reaching, read_whole, storage_folder, write_new, write_whole
@@ -175,6 +175,21 @@ def test_what_is_forbidden_comes_with_what_must_be_allowed(s3: str) -> None:
     put(f"{s3}/forbidden?policy", json.dumps(policy).encode())
     for line in (refused(f"{forbidden}/runs"), not_read(f"{forbidden}/a.parquet")):
         assert "must be allowed s3:ListBucket and s3:GetObject there; to write, s3:PutObject" in line
+
+
+def test_refusals_are_told_by_the_servers_code(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Connection(s3, bad=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", connection.address)
+    line = f"storage {URL}/runs cannot be written: "
+    for code, error, said in (
+        ("QuotaExceeded", NoRoom, "the bucket's quota is used up (An error occurred (QuotaExceeded)"),
+        ("ExpiredToken", UserError, "not now. AWS's credentials come from AWS_ACCESS_KEY_ID"),
+    ):
+        connection.refusal = (403, code)
+        with pytest.raises(error) as caught, reaching(f"{URL}/runs"):
+            write_whole(storage_folder(f"{URL}/runs") / "a.json", b"{}")
+        assert str(caught.value).startswith(line + said)
+    connection.close()
 
 
 def put(url: str, content: bytes = b"") -> None:

@@ -22,14 +22,15 @@ from raysid.data.parquet import INDEX
 from raysid.data.pictures import BadPicture, PictureSource, as_stored
 from raysid.data.source import Piece
 from raysid.errors import NoRoom, UserError
-from raysid.no_room import no_room
-from raysid.storage import children, is_local, reaching
+from raysid.no_room import of_file
+from raysid.storage import children, is_local, reaching, remove_folder
 
 FILE_BYTES = 256 << 20  # about; at least a shard
 GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere
 MEASURED = 64  # pictures by which the files are cut
 MADE_FROM = b"raysid"  # in the files' metadata
 NAME = "part-{:05d}-of-{:05d}.parquet"
+PARTS = ".part-"  # how folders begin of what is being written
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,16 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
     ours = {NAME.format(number, files) for number in range(files)}
     for path in children(target):
         if path.name in ours:
-            with path.open("rb") as file:
-                made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
+            try:
+                with path.open("rb") as file:
+                    made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
+            except pa.ArrowException:
+                raise UserError(
+                    f"{path} is damaged: remove it, and the same command writes it again"
+                ) from None
             known = made_from == _made_from(source)
         else:
-            known = path.name.startswith(".")  # what a killed conversion left
+            known = path.name.startswith(".")  # PARTS, and what systems hide beside files
         if not known:
             raise UserError(
                 f"{target} holds {path.name}, which is not of this conversion: give another folder"
@@ -100,7 +106,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     byte; any other becomes a PNG of what it is read as.
 
     Raises:
-        NoRoom: the target is full; the files that are there are whole.
+        NoRoom: the target is full, or this machine's folder for temporary files; the files that are there are whole.
         UserError: the source cannot be read any more, or the files cannot be written.
     """
     import ray
@@ -108,6 +114,10 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
 
     from raysid.data.stream import quieten_ray_data
 
+    if is_local(target):
+        for path in children(target):
+            if path.name.startswith(PARTS):  # of a conversion that was killed
+                remove_folder(path)
     quieten_ray_data()
     shared = ray.put((source, files))
     dataset = ray.data.range(len(files), override_num_blocks=len(files)).map(
@@ -134,14 +144,9 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
     try:
         with reaching(target):
             written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
-    except Exception as error:  # raised, Ray Data would make a page of it
-        reason = error.__context__ if isinstance(error, UserError) else error
-        if reason is not None and (why := no_room(reason)) is not None:
-            said = f"{target} cannot be written: {why}; make room there, then the same command goes on"
-            return {"images": 0, "written": 0, "bad": [], "failed": said, "full": True}
-        if not isinstance(error, UserError):
-            raise
-        return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": False}
+    except (NoRoom, UserError) as error:  # raised, Ray Data would make a page of it
+        full = isinstance(error, NoRoom)
+        return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": full}
     return {"images": count, "written": written, "bad": bad, "failed": "", "full": False}
 
 
@@ -151,9 +156,16 @@ def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: li
         if is_local(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.parent.path if is_local(path) else None
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".part-") as folder:
+        with tempfile.TemporaryDirectory(dir=beside, prefix=PARTS) as folder:
             made = os.path.join(folder, path.name)
-            _write(made, source, _rows(source, pieces, bad))
+            try:
+                _write(made, source, _rows(source, pieces, bad))
+                with open(made, "rb") as file:
+                    os.fsync(
+                        file.fileno()
+                    )  # before it has its name: some disks say only now that they are full
+            except OSError as error:  # of writing: what keeps the source from being read has its line
+                raise of_file(error, made) from None
             os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
     with path.open("rb") as file:
         return pq.ParquetFile(file).metadata.num_rows

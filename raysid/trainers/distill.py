@@ -111,14 +111,11 @@ def distill(
         )
         try:
             return run.run()
-        except NoRoom:
-            remove_unfinished(folder)
-            raise
         except Exception as error:
             of_bucket = of_a_bucket(error)
             if no_room(error) and (of_bucket or isinstance(error, OSError)):
                 newest = remove_unfinished(folder)
-                what = folder.path if of_bucket else getattr(error, "filename", None) or "the standard output"
+                what = folder.path if of_bucket else getattr(error, "filename", None) or "this machine's disk"
                 raise NoRoom(
                     f"{what} cannot be written: {explain(error)}; {how_to_go_on(folder, newest, full=True)}"
                 ) from error
@@ -217,7 +214,7 @@ class _Distillation:
                 self.tracker.table(rows)
         self.folder.sync()
         result = self._result(rows)
-        show_summary(self.folder.path, rows, result.best_checkpoint if rows else result.checkpoint)
+        show_summary(self.folder.path, rows, result.best_checkpoint or result.checkpoint)
         return result
 
     def _train_restoring(self, start: Checkpoint | None) -> None:

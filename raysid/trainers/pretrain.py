@@ -20,6 +20,7 @@ from upath import UPath
 from raysid.actors.build import image_stream
 from raysid.actors.learner import move_average, one_hot
 from raysid.actors.placing import demand
+from raysid.checkpoint import state_bytes, write_state
 from raysid.cluster import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
@@ -30,13 +31,12 @@ from raysid.lease import Lease, lock, still_owned
 from raysid.losses import denoising_loss
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
-from raysid.no_room import no_room
+from raysid.no_room import AGAIN, no_room
 from raysid.noise import EDMNoise
 from raysid.progress import ProgressLine
 from raysid.schedules import ema_beta, learning_rate
 from raysid.storage import (
     children,
-    copy_file,
     for_ray,
     is_local,
     reaching,
@@ -123,6 +123,7 @@ def _train(
             # Not by `datasets=`: Ray Train would drop the order that makes the stream addressable.
             "source": source,
             "progress": progress,
+            "training": str(training),
         },
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
@@ -156,13 +157,14 @@ def _train(
             result = fitting.result()
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            if (full := no_room(error)) is None:
+            if (full := _no_room_in(error, training)) is None:
                 raise RunFailed(
                     f"training the teacher stopped: {reason}; the same command goes on"
                 ) from error
-            with suppress(OSError):
+            with suppress(Exception):  # there is no room for it, or it is another's by now
+                still_owned(held)
                 _mend_list(training)
-            raise _no_room_for(training, full, training) from error
+            raise _no_room_for(full, training) from error
         progress.shutdown()
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as directory:
@@ -184,17 +186,27 @@ def _train(
     try:
         save_network(folder, card.model_copy(update={"trained": trained}), network)
     except Exception as error:
-        if (full := no_room(error)) is None:
+        if (why := no_room(error)) is None:
             raise
-        raise _no_room_for(folder, full, training) from error
+        raise _no_room_for(f"{folder} cannot be written: {why}", training) from error
     remove_folder(training)
 
 
-def _no_room_for(path: UPath, why: str, training: UPath) -> NoRoom:
+def _no_room_in(error: Exception, training: UPath) -> str | None:
+    """What could not be written for want of room, as Ray Train passes it on; None where that is not why it failed."""
+    if (failures := getattr(error, "worker_failures", None)) is None:
+        why = no_room(getattr(error, "controller_failure", error))  # of the list of checkpoints
+        return f"{training} cannot be written: {why}" if why else None
+    # Not by their text: that is all of a worker's traceback, with what it says of reading.
+    raised = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+    return next((str(failure) for failure in raised if isinstance(failure, NoRoom)), None)
+
+
+def _no_room_for(what: str, training: UPath) -> NoRoom:
     """What could not be written, and what there is to go on from."""
-    steps = steps_so_far(training)
+    steps = _steps_of(_known(training))
     left = f"goes on from the last whole checkpoint, of step {steps:,}" if steps else "begins again"
-    return NoRoom(f"{path} cannot be written: {why}; make room there, then the same command {left}")
+    return NoRoom(f"{what}; {AGAIN} {left}")
 
 
 def steps_so_far(training: UPath) -> int:
@@ -208,9 +220,17 @@ def steps_so_far(training: UPath) -> int:
     known = _read_list(training / CHECKPOINTS) or _mend_list(training)
     if known is None:
         remove_folder(training)
-        return 0
-    newest = known["latest_checkpoint_result"]
+    return _steps_of(known)
+
+
+def _steps_of(known: dict[str, Any] | None) -> int:
+    newest = known and known["latest_checkpoint_result"]
     return int(newest["metrics"]["step"]) if newest else 0
+
+
+def _known(training: UPath) -> dict[str, Any] | None:
+    """Ray Train's list, or its copy where that is not whole."""
+    return _read_list(training / CHECKPOINTS) or _read_list(training / COPY)
 
 
 def _read_list(file: UPath) -> dict[str, Any] | None:
@@ -230,21 +250,23 @@ def _copy_list(training: UPath, copied: int) -> int:
     kill or a full disk it is worth nothing. Returns when it had changed, in nanoseconds."""
     with suppress(OSError):  # it is not there yet, or there is no room: the copy stays as it was
         changed = Path((training / CHECKPOINTS).path).stat().st_mtime_ns
-        if changed != copied and _read_list(training / CHECKPOINTS) is not None:
-            copy_file(training / CHECKPOINTS, training / COPY)
+        if changed != copied and (known := _read_list(training / CHECKPOINTS)) is not None:
+            # As it was read: it may be cut short by now.
+            write_whole(training / COPY, json.dumps(known).encode())
             return changed
     return copied
 
 
 def _mend_list(training: UPath) -> dict[str, Any] | None:
-    """Put the copy in the place of a list that is not whole, where there is one; what neither names is removed."""
-    known = _read_list(training / CHECKPOINTS) or _read_list(training / COPY)
+    """Put the copy in the place of a list that is not whole, where there is one; what it does not name is removed."""
+    known = _known(training)
     if known is not None:
         named = {result["checkpoint_dir_name"] for result in known["checkpoint_results"]}
         for path in children(training):
             if path.name.startswith("checkpoint_") and path.name not in named | {CHECKPOINTS}:
                 remove_folder(path)
-        write_whole(training / CHECKPOINTS, json.dumps(known).encode())
+        if _read_list(training / CHECKPOINTS) is None:
+            write_whole(training / CHECKPOINTS, json.dumps(known).encode())
     return known
 
 
@@ -275,10 +297,16 @@ def _worker(inputs: dict[str, Any]) -> None:
             figures = {"step": step + 1, "images": images, "loss": loss}
             with tempfile.TemporaryDirectory() as directory:
                 saved = None
-                if rank == 0:
-                    training.save(Path(directory) / "state.pt", step + 1)
-                    saved = ray.train.Checkpoint.from_directory(directory)
-                ray.train.report(figures, checkpoint=saved)
+                try:
+                    if rank == 0:
+                        training.save(directory, step + 1)
+                        saved = ray.train.Checkpoint.from_directory(directory)
+                    ray.train.report(figures, checkpoint=saved)
+                except Exception as error:
+                    if (why := no_room(error)) is None:
+                        raise
+                    place = getattr(error, "filename", None) or inputs["training"]
+                    raise NoRoom(f"{place} cannot be written: {why}") from error
 
 
 class _Training:
@@ -345,15 +373,15 @@ class _Training:
             return ""
         return f"{len(faults):,} real image{'s' * (len(faults) > 1)} skipped, {next(iter(faults.values()))} the first"
 
-    def save(self, path: Path, step: int) -> None:
-        """Write everything that going on after `step` steps needs."""
+    def save(self, folder: str, step: int) -> None:
+        """Write everything that going on after `step` steps needs, as `state.pt`."""
         state = {
             "step": step,
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.adam.state_dict(),
         }
-        torch.save(state, path)
+        write_state(folder, "state", state_bytes(state))
 
     def load(self, path: Path) -> int:
         """Read what `save` wrote; returns the step to go on with."""

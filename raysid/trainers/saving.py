@@ -12,7 +12,7 @@ from raysid.actors.placement import Placement
 from raysid.checkpoint import StateFile
 from raysid.errors import LearnerLost, NoRoom, RunFailed
 from raysid.generator import FOLDERS
-from raysid.no_room import no_room
+from raysid.no_room import AGAIN, no_room
 from raysid.run_folder import RunFolder
 from raysid.storage import explain
 from raysid.trainers.summary import evaluated_distances
@@ -50,6 +50,7 @@ class RunSaver:
         self.folder, self.placement, self.batch_size = folder, placement, batch_size
         self.newest = newest
         self._under_way: _UnderWay | None = None
+        self._full = False
         self._looked = 0.0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -84,10 +85,10 @@ class RunSaver:
             except Exception as error:
                 step, what = self._under_way.step, "checkpoint" if self._under_way.checkpoint else "generator"
                 self._under_way = None
-                full = isinstance(error, NoRoom) or no_room(error) is not None
-                raise (NoRoom if full else RunFailed)(
+                self._full = isinstance(error, NoRoom) or no_room(error) is not None
+                raise (NoRoom if self._full else RunFailed)(
                     f"the {what} of step {step:,} could not be written: {explain(error)}; "
-                    + how_to_go_on(self.folder, self.newest, full)
+                    + how_to_go_on(self.folder, self.newest, self._full)
                 ) from error
         return self._under_way is None
 
@@ -98,8 +99,13 @@ class RunSaver:
         self.folder.checkpoints.remove_old(evaluated_distances(self.folder.record) if keep_best else {})
 
     def close(self) -> None:
-        """Finish a manifest that is being written: the run may go back to its checkpoint."""
+        """Finish a manifest that is being written: the run may go back to its checkpoint.
+
+        Where there was no room, what is not whole is removed: the learners must write no more.
+        """
         self._thread.shutdown()
+        if self._full:
+            remove_unfinished(self.folder)
 
     def _go_on(self, under_way: _UnderWay, wait: bool) -> None:
         if under_way.checkpoint and under_way.manifest is None:
@@ -129,16 +135,18 @@ def how_to_go_on(folder: RunFolder, newest: int | None, full: bool) -> str:
         newest: step of its newest whole checkpoint, if it has one.
         full: whether it failed for want of room.
     """
-    again = "the same command" if not full else "make room there, then the same command"
+    again = AGAIN if full else "the same command"
     if newest is None:
         return f"there is no whole checkpoint yet: {again} begins again"
     return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} goes on from it"
 
 
 def remove_unfinished(folder: RunFolder) -> int | None:
-    """Give back what a checkpoint takes that is not whole; the step of the newest that is."""
+    """Give back what files and checkpoints take that are not whole; the step of the newest checkpoint that is."""
     newest = None
     with suppress(Exception):  # what the run ends with is said already, and the same command does this first
         newest = folder.checkpoints.newest_step()
+        folder.check()  # another owner's checkpoints are not whole while it writes them
         folder.checkpoints.remove_unfinished(after_step=-1 if newest is None else newest)
+        folder.remove_partial()
     return newest

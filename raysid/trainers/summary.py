@@ -85,7 +85,7 @@ def show_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None)
     """Print the table of a finished run, and where its results lie.
 
     Args:
-        checkpoint: folder of the training state of the generator that is shown, where it is kept.
+        checkpoint: folder of a training state: that of the generator that is shown, where it is kept.
     """
     if rows:
         samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)

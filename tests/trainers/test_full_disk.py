@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from upath import UPath
 
 from raysid.checkpoint import Checkpoints, state_bytes, write_state
-from raysid.errors import NoRoom, UserError
+from raysid.cli import cli
+from raysid.errors import NoRoom, RunFailed, RunStopped
 from raysid.no_room import no_room
+from raysid.run_folder import RunFolder
 from raysid.storage import PARTIAL, explain, write_whole
 from raysid.tracking import Tracker, read_metrics
 from raysid.trainers.distill import distill
+from raysid.trainers.saving import remove_unfinished
 from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.picture_files import digit_pictures, write_folder
 from tests.processes import Command, Moment
 from tests.small_disk import KB, Disk
 from tests.tiny_run import (
@@ -100,13 +107,50 @@ def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
             distill(config)
     says_it_in_one_line(str(stopped.value), run_of(config), 2)
     assert remains(run_of(config)) == []
-    with pytest.raises(UserError, match="cannot be written: .*: the disk is full"):
+    with pytest.raises(NoRoom, match="cannot be written: .*: the disk is full"):
         distill(config)
     disk.free()
     (run_of(config) / "generator" / f"model.safetensors.0a1b2c3d{PARTIAL}").touch()  # of a kill in the middle
     distill(config)
     assert remains(run_of(config)) == []
     assert [entry["step"] for entry in lines_of(run_of(config), "evaluation")] == [0, 2, 4, 5]
+
+
+def test_a_signal_on_a_full_disk_leaves_nothing_half_written(
+    teacher: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Tracker.train
+
+    def full(self: Tracker, step: int, *arguments: object) -> None:
+        record(self, step, *arguments)  # type: ignore[arg-type]
+        if step == 3:
+            disk.fill()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    disk.resize(20 << 20)
+    intervals = {"checkpoint__every_images": 16, "evaluation__every_images": 40}
+    config = tiny_config(teacher, disk.folder, **SHORT | intervals)
+    monkeypatch.setattr(Tracker, "train", full)
+    with pytest.raises(RunStopped, match=r"none of step 3 \(.*: the disk is full"):
+        distill(config)
+    assert remains(run_of(config)) == []
+
+
+def test_who_has_lost_a_run_removes_nothing_of_its_new_owner(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise RunFailed("another process has it")
+
+    with RunFolder(tiny_config(teacher, tmp_path)) as folder:
+        unfinished = folder.checkpoints.path(2)
+        write_state(unfinished, "generator", state_bytes({"step": 2}))
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "check", lost)
+            remove_unfinished(folder)
+        assert unfinished.exists()
+        remove_unfinished(folder)
+        assert not unfinished.exists()
 
 
 def test_a_checkpoint_without_room_for_its_manifest_is_none(disk: Disk) -> None:
@@ -148,9 +192,29 @@ def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
     assert list((disk.folder / "samples").iterdir()) == []
 
 
-def test_a_log_on_a_full_disk_ends_a_command_without_a_trace() -> None:
+def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
+    ray_cluster: None, tmp_path: Path, disk: Disk
+) -> None:
+    source, target = write_folder(tmp_path / "pictures", digit_pictures(300)), disk.folder / "out"
+    (target / ".part-killed").mkdir(parents=True)
+    disk.fill()
+    stopped = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
+    *_, line = stopped.stderr.splitlines()
+    assert stopped.exit_code == 1 and line.startswith(
+        f"raysid: error: storage {target} cannot be written: {target}/"
+    )
+    assert line.endswith(": the disk is full; make room there, then the same command goes on")
+    assert list(target.iterdir()) == []
+    disk.free()
+    again = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
+    assert again.exit_code == 0 and again.stdout == f"300 images in 1 file: {target}\n"
+
+
+@pytest.mark.parametrize("argument", ["recipes", "--help"])
+def test_a_log_on_a_full_disk_ends_a_command_without_a_trace(argument: str) -> None:
+    command = [sys.executable, "-m", "raysid", argument]
     with open("/dev/full", "wb") as log:
-        done = subprocess.run([sys.executable, "-m", "raysid", "recipes"], stdout=log, stderr=subprocess.PIPE)
+        done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert done.stderr == b"raysid: error: the output cannot be written: the disk is full\n"
 
@@ -191,8 +255,11 @@ def connected() -> Iterator[Connection]:
 
 def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
+    from gcsfs.retry import HttpError  # which reads that
+
     with connected() as connection:
         place = in_bucket(connection.address, f"gs://{BUCKET}/quota")
+        assert not no_room(HttpError({"code": 429, "message": "Quota exceeded for writes per second"}))
 
         def refused(*refusal: object) -> Exception:
             connection.refusal = refusal  # type: ignore[assignment]
@@ -202,7 +269,11 @@ def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.M
 
         full = refused(*QUOTA)
         assert no_room(full) and QUOTA[1] in explain(full)
-        assert not no_room(refused(403, "somebody does not have storage.objects.create access"))
+        for reason in (
+            "somebody does not have storage.objects.create access",
+            "The storage.googleapis.com API requires a quota project, which is not set by default.",
+        ):
+            assert not no_room(refused(403, reason))
         connection.refusal = None
         write_whole(place / "state.pt", b"1")
 
@@ -228,7 +299,10 @@ def test_a_run_whose_bucket_takes_no_more(
         assert "Traceback" not in stopped.output
         *_, line = stopped.output.splitlines()
         newest = checkpoints.newest_step()
-        says_it_in_one_line(line, url, newest)
+        if refusal == QUOTA:
+            says_it_in_one_line(line, url, newest)
+        else:  # it is asked too often: there is no room to make
+            assert url in line and "the same command goes on from" in line and "room" not in line
         assert refusal[1] in line
         connection.refusal = None
         again = Command("distill", recipe, log=tmp_path / "again.log")

@@ -105,7 +105,7 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
 
 
 def test_the_best_goes_with_the_old_ones_where_none_is_asked_for(
-    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated(monkeypatch, BEST_AT_2)
     config = tiny_config(teacher, tmp_path, **SHORT, checkpoint__keep_best=False)
@@ -113,3 +113,4 @@ def test_the_best_goes_with_the_old_ones_where_none_is_asked_for(
     newest = find_checkpoint(run_of(config))
     assert [path.name for path in (run_of(config) / "checkpoints").iterdir()] == [newest.path.name]
     assert result.best_checkpoint is None
+    assert f"checkpoint   {newest.path}\n" in capsys.readouterr().out

@@ -29,7 +29,7 @@ from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.noise import EDMNoise
 from raysid.recipes import config_yaml
 from raysid.storage import read_whole, write_whole
-from raysid.trainers.pretrain import CHECKPOINTS, COPY, pretrain, steps_so_far
+from raysid.trainers.pretrain import CHECKPOINTS, COPY, _copy_list, _no_room_for, pretrain, steps_so_far
 from raysid.trainers.teachers import teacher_folder
 from tests.processes import Command
 from tests.small_disk import KB, Disk
@@ -344,7 +344,10 @@ def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, di
     assert not training.exists()
 
 
-def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(tmp_path: Path) -> None:
+def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be cut short while it is copied, too."""
     training = UPath(tmp_path / "training")
     for name in ("checkpoint_1", "checkpoint_2"):
         write_state(training / name, "state", b"1")
@@ -354,8 +357,20 @@ def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(tmp_pat
         "checkpoint_results": [newest],
         "latest_checkpoint_result": newest,
     }
-    write_whole(training / COPY, json.dumps(known).encode())
-    write_whole(training / CHECKPOINTS, json.dumps(known)[:50].encode())
+    write_whole(training / CHECKPOINTS, json.dumps(known).encode())
+
+    def read_and_cut(file: UPath) -> bytes:
+        content = read_whole(file)
+        write_whole(file, content[:50])
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raysid.trainers.pretrain.read_whole", read_and_cut)
+        assert _copy_list(training, 0) > 0
+    assert str(_no_room_for("the disk is full", training)).endswith(
+        "goes on from the last whole checkpoint, of step 100"
+    )
+    assert len(read_whole(training / CHECKPOINTS)) == 50  # there may be no room to mend it
     assert steps_so_far(training) == 100
     assert json.loads(read_whole(training / CHECKPOINTS)) == known
     assert sorted(path.name for path in training.iterdir()) == sorted(["checkpoint_1", CHECKPOINTS, COPY])
