@@ -21,13 +21,14 @@ from ray.data.context import DataContext
 from raysid.data.pictures import BLOCK_BYTES
 from raysid.data.source import READ_CPUS, ImageSource, Piece
 
+TASK_IMAGES = 4096
 LEAST_AHEAD = 64 << 20  # bytes of images that may lie in the object store: twenty shards of 32x32
 
 
 def shard_dataset(
     source: ImageSource, pieces: Sequence[Piece] | None = None, num_cpus: float = READ_CPUS
 ) -> ray.data.Dataset:
-    """A lazy Dataset of `source`: the columns of its blocks, one read task a piece, in their order.
+    """A lazy Dataset of `source`: the columns of its blocks, in their order; a read task has some pieces in a row.
 
     Args:
         pieces: what to read, in which order; all shards when not given.
@@ -36,11 +37,12 @@ def shard_dataset(
             are many, 1 keeps the tasks from crowding each other.
     """
     pieces = source.pieces() if pieces is None else pieces
-    # As many tasks as there are cores, though they ask for a part of one: more would each start a process, to wait.
-    tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    # A task for each core, though it asks for a part of one, and one that has its core while Ray sees to the next.
+    # More would each start a process, to wait.
+    tasks = 1 + max(1, int(ray.cluster_resources().get("CPU", 1)))
     datasource = _ShardDatasource(source, pieces)
     dataset = ray.data.read_datasource(
-        datasource, num_cpus=num_cpus, concurrency=tasks, override_num_blocks=len(pieces)
+        datasource, num_cpus=num_cpus, concurrency=tasks, override_num_blocks=len(datasource.tasks)
     )
     # Without a limit it reads on until half of the object store is full, while the roles want their cores.
     block = min(BLOCK_BYTES, datasource.row_bytes * max(last - first for _, first, last in pieces))
@@ -56,13 +58,18 @@ def shard_dataset(
 
 
 class _ShardDatasource(Datasource):
-    """One read task a piece."""
+    """Read tasks of some pieces each, as what Ray does for each of them takes as long as some hundred small images."""
 
     def __init__(self, source: ImageSource, pieces: Sequence[Piece]) -> None:
         super().__init__()
-        self.pieces = pieces
         self.name = source.name
         self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
+        most = max(1, min(TASK_IMAGES, BLOCK_BYTES // self.row_bytes))
+        self.tasks: list[list[Piece]] = []
+        for piece in pieces:
+            if not self.tasks or _images(self.tasks[-1]) + _images([piece]) > most:
+                self.tasks.append([])
+            self.tasks[-1].append(piece)
         # Once, for all tasks: its list may be long.
         self.source = ray.put(source)
 
@@ -70,28 +77,32 @@ class _ShardDatasource(Datasource):
         return self.name
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(last - first for _, first, last in self.pieces) * self.row_bytes
+        return sum(map(_images, self.tasks)) * self.row_bytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         return [
             ReadTask(
-                partial(_read, self.source, piece),
+                partial(_read, self.source, pieces),
                 BlockMetadata(
-                    num_rows=piece.last - piece.first,
-                    size_bytes=(piece.last - piece.first) * self.row_bytes,
+                    num_rows=_images(pieces),
+                    size_bytes=_images(pieces) * self.row_bytes,
                     input_files=None,
                     exec_stats=None,
                 ),
                 per_task_row_limit=per_task_row_limit,
             )
-            for piece in self.pieces
+            for pieces in self.tasks
         ]
 
 
-def _read(source: ray.ObjectRef, piece: Piece) -> Iterator[RayBlock]:
-    for block in ray.get(source).read(piece):
+def _images(pieces: Sequence[Piece]) -> int:
+    return sum(last - first for _, first, last in pieces)
+
+
+def _read(source: ray.ObjectRef, pieces: Sequence[Piece]) -> Iterator[RayBlock]:
+    for block in ray.get(source).blocks(pieces):
         batch = dict(block)
         if "fault" in block:
             batch["fault"] = pa.array(block["fault"], pa.string())
