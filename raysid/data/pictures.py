@@ -175,15 +175,24 @@ class PictureSource(ImageSource):
         """Images of a part of a shard, with what is wrong with those that cannot be used."""
         most = max(1, BLOCK_BYTES // int(np.prod(self.image_shape)))
         contents = self.contents(piece)
-        # Decoded as they come: a photograph may have a thousand times the bytes of the image that it becomes.
-        while rows := [self._row(content) for content in islice(contents, most)]:
-            images, labels, indices, faults = zip(*rows, strict=True)
-            yield Block(
-                image=np.stack(images),
-                label=np.array(labels, np.int64),
-                index=np.array(indices, np.int64),
-                fault=np.array(faults, object),
-            )
+        missing = piece.last - piece.first
+        while missing > 0:
+            size = min(most, missing)
+            images = np.empty((size, *self.image_shape), np.uint8)
+            labels, indices = np.empty(size, np.int64), np.empty(size, np.int64)
+            faults = np.full(size, "", object)
+            row = -1
+            # Decoded as they come: a photograph may have a thousand times the bytes of the image that it becomes.
+            for row, content in enumerate(islice(contents, size)):
+                try:
+                    images[row] = self.image_of(content)
+                except BadPicture as error:
+                    images[row] = 0
+                    faults[row] = f"{self.name_of(content.place)} {error}"
+                labels[row], indices[row] = max(content.label, 0), content.index
+            there = slice(row + 1)
+            yield Block(image=images[there], label=labels[there], index=indices[there], fault=faults[there])
+            missing = missing - size if row + 1 == size else 0
 
     def settle(self, data: DataSettings) -> None:
         """Find the size and the kind of all images from the first pictures, before any is read as an image.
@@ -225,16 +234,6 @@ class PictureSource(ImageSource):
         if image.shape != self.image_shape:
             raise BadPicture(_odd(image.shape, self.image_shape))
         return image
-
-    def _row(self, content: Content) -> tuple[NDArray[np.uint8], int, int, str]:
-        """Image, label, index and fault, as a block has them."""
-        fault = ""
-        try:
-            image = self.image_of(content)
-        except BadPicture as error:
-            image = np.zeros(self.image_shape, np.uint8)
-            fault = f"{self.name_of(content.place)} {error}"
-        return image, max(content.label, 0), content.index, fault
 
 
 class ListedSource(PictureSource):

@@ -143,26 +143,28 @@ class ImageStream:
         self.close()
 
     def _gather(self, start: int, count: int) -> Images:
-        all_images: list[NDArray[np.uint8]] = []
-        all_labels: list[NDArray[np.int64]] = []
-        while count > 0:
+        all_images: NDArray[np.uint8] | None = None
+        all_labels = np.empty(count, np.int64)
+        filled = 0
+        while filled < count:
             floor = start - start % self._order.batch_size
             window, row, epoch, run = self._order.place(start)
             images, labels, listed, _ = self._reader.load(window, floor)
-            taken = min(run, count)
+            if all_images is None:
+                all_images = np.empty((count, *images.shape[1:]), np.uint8)
+            taken = min(run, count - filled)
             permutation, flips = self._permutation(window, epoch, floor)
             rows = listed[permutation[row : row + taken]]
-            of_window = images[rows]
+            of_window = all_images[filled : filled + taken]
+            np.take(images, rows, axis=0, out=of_window, mode="clip")  # another mode would copy first
             if flips is not None:
                 mirrored = flips[row : row + taken]
                 of_window[mirrored] = of_window[mirrored][..., ::-1]
-            all_images.append(of_window)
-            all_labels.append(labels[rows])
+            all_labels[filled : filled + taken] = labels[rows]
             start += taken
-            count -= taken
-        if len(all_images) == 1:
-            return all_images[0], all_labels[0]
-        return np.concatenate(all_images), np.concatenate(all_labels)
+            filled += taken
+        assert all_images is not None
+        return all_images, all_labels
 
     def _permutation(
         self, window: Window, epoch: int, floor: int
