@@ -56,7 +56,7 @@ def plan_files(source: PictureSource) -> list[list[Piece]]:
     files: list[list[Piece]] = [[]]
     images = 0
     for piece in source.pieces():
-        size = piece.last - piece.first
+        size = piece.size
         if files[-1] and (images + size) * mean > FILE_BYTES:
             files.append([])
             images = 0
@@ -139,7 +139,7 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
 
     source, files = ray.get(shared)
     number = int(row["id"])
-    count = sum(last - first for _, first, last in files[number])
+    count = sum(piece.size for piece in files[number])
     bad: list[str] = []
     try:
         with reaching(target):

@@ -98,7 +98,7 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
         raise BadPicture("is no PNG, JPEG or WebP") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
-    return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
@@ -175,7 +175,7 @@ class PictureSource(ImageSource):
         """Images of a part of a shard, with what is wrong with those that cannot be used."""
         most = max(1, BLOCK_BYTES // int(np.prod(self.image_shape)))
         contents = self.contents(piece)
-        missing = piece.last - piece.first
+        missing = piece.size
         while missing > 0:
             size = min(most, missing)
             images = np.empty((size, *self.image_shape), np.uint8)

@@ -21,8 +21,11 @@ from ray.data.context import DataContext
 from raysid.data.pictures import BLOCK_BYTES
 from raysid.data.source import READ_CPUS, ImageSource, Piece
 
-TASK_IMAGES = 4096
-LEAST_AHEAD = 64 << 20  # bytes of images that may lie in the object store: twenty shards of 32x32
+# Ray Data looks ten times a second for what has ended, and a core may wait two tenths for its next task: so tasks are
+# long, and hand over what they have read on their way.
+TASK_IMAGES = 8192
+HANDED_OVER = 1 << 23  # bytes at a time
+LEAST_AHEAD = 1 << 26  # bytes of images that may lie in the object store
 
 
 def shard_dataset(
@@ -44,13 +47,14 @@ def shard_dataset(
     dataset = ray.data.read_datasource(
         datasource, num_cpus=num_cpus, concurrency=tasks, override_num_blocks=len(datasource.tasks)
     )
-    # Without a limit it reads on until half of the object store is full, while the roles want their cores.
-    block = min(BLOCK_BYTES, datasource.row_bytes * max(last - first for _, first, last in pieces))
-    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=max(LEAST_AHEAD, 2 * tasks * block)
-    )
     # The Dataset's own copy of the settings: it travels with the Dataset to whoever iterates over it, and
     # leaves the user's other Datasets alone.
+    dataset.context.target_max_block_size = HANDED_OVER
+    # Without a limit it reads on until half of the object store is full, while the roles want their cores. What is read
+    # lies there until the tasks before it are done; with less room than this, cores wait for that.
+    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=max(LEAST_AHEAD, 3 * tasks * datasource.task_bytes)
+    )
     dataset.context.execution_options.preserve_order = True  # off by default: first done, first out
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
@@ -58,13 +62,19 @@ def shard_dataset(
 
 
 class _ShardDatasource(Datasource):
-    """Read tasks of some pieces each, as what Ray does for each of them takes as long as some hundred small images."""
+    """Read tasks of some pieces each.
+
+    Attributes:
+        row_bytes: of an image and its label.
+        task_bytes: about as many, at most, come from a task.
+    """
 
     def __init__(self, source: ImageSource, pieces: Sequence[Piece]) -> None:
         super().__init__()
         self.name = source.name
         self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
         most = max(1, min(TASK_IMAGES, BLOCK_BYTES // self.row_bytes))
+        self.task_bytes = most * self.row_bytes
         self.tasks: list[list[Piece]] = []
         for piece in pieces:
             if not self.tasks or _images(self.tasks[-1]) + _images([piece]) > most:
@@ -98,7 +108,7 @@ class _ShardDatasource(Datasource):
 
 
 def _images(pieces: Sequence[Piece]) -> int:
-    return sum(last - first for _, first, last in pieces)
+    return sum(piece.size for piece in pieces)
 
 
 def _read(source: ray.ObjectRef, pieces: Sequence[Piece]) -> Iterator[RayBlock]:

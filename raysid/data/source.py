@@ -42,6 +42,10 @@ class Piece(NamedTuple):
     first: int
     last: int
 
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
 
 class ImageSource(ABC):
     """Real images in shards.
@@ -86,9 +90,18 @@ class ImageSource(ABC):
         return [Piece(shard, 0, int(size)) for shard, size in enumerate(self.shard_sizes)]
 
     def blocks(self, pieces: Iterable[Piece] | None = None) -> Iterator[Block]:
-        """The images of some pieces, of all when not given, in this process, without Ray."""
+        """The images of some pieces, of all when not given, in this process, without Ray.
+
+        Raises:
+            ValueError: a piece has more or fewer images than it should: those after it would be others.
+        """
         for piece in self.pieces() if pieces is None else pieces:
-            yield from self.read(piece)
+            count = 0
+            for block in self.read(piece):
+                count += len(block["label"])
+                yield block
+            if count != piece.size:
+                raise ValueError(f"of {self.name} {piece} yielded {count} images")
 
 
 def even_shards(num_images: int, images_per_shard: int) -> NDArray[np.int64]:

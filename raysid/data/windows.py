@@ -14,7 +14,10 @@ from raysid.data.order import Order, Window
 from raysid.data.source import Block, Piece
 from raysid.errors import RunFailed
 
-PASS_PIECES = 512  # of one pass over the source, about: to begin one takes Ray Data a while
+# Pieces of a pass over the source, about. To begin one takes Ray Data seconds, so the longer it goes on in order, the
+# longer passes are; and to plan one takes a while, which whoever goes elsewhere waits for.
+FIRST_PASS = 512
+LONGEST_PASS = 8192
 NAMED = 5  # bad images that a message names
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -53,6 +56,7 @@ class Passes:
         self.abandoned = False
         self._windows = windows
         self._plan: deque[Window] = deque()
+        self._longest = FIRST_PASS
         self._pieces: list[Piece] = []  # of the windows of a pass
         self._blocks: Iterator[Block] | None = None
         self._rest: Block | None = None  # of the block that the last window ended in
@@ -139,11 +143,11 @@ class Passes:
 
     @property
     def _announced(self) -> int:
-        return sum(last - first for _, first, last in self._pieces)
+        return sum(piece.size for piece in self._pieces)
 
     def _plan_pass(self) -> None:
         self._pieces = []
-        while len(self._pieces) < PASS_PIECES and (window := next(self._windows, None)) is not None:
+        while len(self._pieces) < self._longest and (window := next(self._windows, None)) is not None:
             self._plan.append(window)
             for piece in self.order.pieces(window):
                 last = self._pieces[-1] if self._pieces else None
@@ -151,6 +155,7 @@ class Passes:
                     self._pieces[-1] = last._replace(last=piece.last)  # one read, not two
                 else:
                     self._pieces.append(piece)
+        self._longest = min(2 * self._longest, LONGEST_PASS)
 
     def _take(self, most: int) -> Block:
         """The next images of the pass: at least one and at most `most`, never across two blocks."""
