@@ -16,6 +16,7 @@ from raysid.actors.build import RunInputs
 from raysid.actors.busy import Span
 from raysid.actors.placement import torch_threads
 from raysid.bench.sides import Round, Side
+from raysid.bench.speeds import InRounds
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
@@ -31,22 +32,12 @@ NO_RATE = 1e-12  # the weights of a bench's teacher are random: nothing is to be
 
 
 @dataclass(frozen=True)
-class SideResult:
+class SideResult(InRounds):
     """One side's config, as it was run, and its rounds."""
 
     config: Config
     rounds: list[Round]
     spans: dict[str, list[tuple[Span, ...]]]
-
-    @property
-    def speeds(self) -> list[float]:
-        """Images a second, by round."""
-        return [one.images_per_second for one in self.rounds]
-
-    @property
-    def images_per_second(self) -> float:
-        """The median over rounds."""
-        return statistics.median(self.speeds)
 
     @property
     def middle(self) -> Round:
@@ -61,13 +52,6 @@ class Comparison:
 
     this: SideResult
     against: SideResult | None
-
-    @property
-    def ratios(self) -> list[float]:
-        """How many times faster this side was, by round."""
-        if self.against is None:
-            return []
-        return [a / b for a, b in zip(self.this.speeds, self.against.speeds, strict=True)]
 
 
 def compare(

@@ -18,6 +18,7 @@ from raysid.bench.compare import stand_in_teacher, steady
 from raysid.bench.loader import no_loader
 from raysid.bench.readers import LoaderProcess, StreamReader, Turn
 from raysid.bench.sides import Side
+from raysid.bench.speeds import InRounds
 from raysid.cluster import connect
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, open_source
@@ -33,30 +34,20 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class ReadSide:
+class ReadSide(InRounds):
     """One side's rounds."""
 
-    turns: list[Turn]
-
-    @property
-    def speeds(self) -> list[float]:
-        """Images a second, by round."""
-        return [turn.images_per_second for turn in self.turns]
-
-    @property
-    def images_per_second(self) -> float:
-        """The median over rounds."""
-        return statistics.median(self.speeds)
+    rounds: list[Turn]
 
     @property
     def images(self) -> int:
         """Images of a round, the median."""
-        return int(statistics.median(turn.images for turn in self.turns))
+        return int(statistics.median(one.images for one in self.rounds))
 
     @property
     def first_batch(self) -> float:
         """Seconds to the first batch, the median over rounds."""
-        return statistics.median(turn.first_batch for turn in self.turns)
+        return statistics.median(one.first_batch for one in self.rounds)
 
 
 @dataclass(frozen=True)
@@ -125,13 +116,6 @@ class DataBench:
     no_loader: str | None
     workers: int
     waiting: Waiting
-
-    @property
-    def ratios(self) -> list[float]:
-        """How many times faster the stream was, by round."""
-        if self.loader is None:
-            return []
-        return [a / b for a, b in zip(self.stream.speeds, self.loader.speeds, strict=True)]
 
 
 def bench_data(

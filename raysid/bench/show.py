@@ -6,6 +6,7 @@ from typing import Any
 
 from raysid.bench.compare import Comparison, SideResult
 from raysid.bench.sides import RoleUse
+from raysid.bench.speeds import in_words, ratio
 from raysid.config import ComputeSettings, Config
 from raysid.progress import print_table
 from raysid.trainers.step import all_microbatches
@@ -32,8 +33,8 @@ def show(found: Comparison) -> None:
     )
     for side in sides:
         _show_roles(side)
-    if ratio := _ratio(found):
-        print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
+    if found.against is not None:
+        print(in_words(ratio(found.this, found.against)))
         print(f"bound {bound(found):.3f}: what the ratio would be if neither side ever waited")
     print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
     if found.this.config.placement != "local":
@@ -42,7 +43,7 @@ def show(found: Comparison) -> None:
 
 def as_json(found: Comparison) -> dict[str, Any]:
     """All of it, in numbers: seconds and bytes a step."""
-    tree: dict[str, Any] = _ratio(found) or {}
+    tree: dict[str, Any] = ratio(found.this, found.against)
     tree |= {"settings": found.this.config.model_dump(mode="json"), "this": _numbers(found.this)}
     if found.against is not None:
         tree |= {
@@ -149,13 +150,6 @@ def _busy(side: SideResult) -> float:
     """Busy seconds of a step that nothing can hide: of one process all roles', of several the busiest role's."""
     busy = [use.busy for use in side.middle.roles.values()]
     return sum(busy) if side.config.placement != "split" else max(busy)
-
-
-def _ratio(found: Comparison) -> dict[str, float] | None:
-    if found.against is None:
-        return None
-    ratio = found.this.images_per_second / found.against.images_per_second
-    return {"ratio": ratio, "ratio_low": min(found.ratios), "ratio_high": max(found.ratios)}
 
 
 def _show_roles(side: SideResult) -> None:

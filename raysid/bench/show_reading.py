@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from raysid.bench.reading import STAND_IN, DataBench, ReadSide
+from raysid.bench.speeds import in_words, ratio
 from raysid.progress import print_table
 
 
 def show(found: DataBench) -> None:
     """Print what was found."""
-    rounds = len(found.stream.turns)
+    rounds = len(found.stream.rounds)
     sides = [("raysid's stream, through Ray Data", found.stream)]
     if found.loader is not None:
         workers = f"{found.workers} worker{'s' * (found.workers != 1)}"
@@ -28,8 +29,8 @@ def show(found: DataBench) -> None:
             for title, side in sides
         ],
     )
-    if ratio := _ratio(found):
-        print(f"ratio {ratio['ratio']:.3f} ({ratio['ratio_low']:.3f} to {ratio['ratio_high']:.3f})")
+    if found.loader is not None:
+        print(in_words(ratio(found.stream, found.loader)))
     if found.no_loader:
         print(found.no_loader)
     print(
@@ -46,7 +47,7 @@ def show(found: DataBench) -> None:
 def as_json(found: DataBench) -> dict[str, Any]:
     """All of it, in numbers: seconds, and shares of 1."""
     waiting = found.waiting
-    tree: dict[str, Any] = _ratio(found) | {
+    tree: dict[str, Any] = ratio(found.stream, found.loader) | {
         "settings": found.config.model_dump(mode="json"),
         "recipe": found.recipe,
         "num_images": found.source.num_images,
@@ -91,18 +92,11 @@ def _show_waiting(found: DataBench) -> None:
     )
 
 
-def _ratio(found: DataBench) -> dict[str, float]:
-    if found.loader is None:
-        return {}
-    ratio = found.stream.images_per_second / found.loader.images_per_second
-    return {"ratio": ratio, "ratio_low": min(found.ratios), "ratio_high": max(found.ratios)}
-
-
 def _numbers(side: ReadSide) -> dict[str, Any]:
     return {
         "images_per_second": side.images_per_second,
         "images_per_second_by_round": side.speeds,
-        "images_by_round": [turn.images for turn in side.turns],
+        "images_by_round": [one.images for one in side.rounds],
         "first_batch_seconds": side.first_batch,
-        "first_batch_seconds_by_round": [turn.first_batch for turn in side.turns],
+        "first_batch_seconds_by_round": [one.first_batch for one in side.rounds],
     }

@@ -15,7 +15,7 @@ from upath import UPath
 from raysid.actors.build import RunInputs
 from raysid.actors.busy import Span
 from raysid.actors.compute import set_tf32
-from raysid.actors.placement import Placement, place, workers_for
+from raysid.actors.placement import Placement, lacks_images, place, workers_for
 from raysid.actors.profile import Profile
 from raysid.config import Config
 from raysid.data import ImageSource
@@ -83,7 +83,6 @@ class Side:
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
         self.config: Config = inputs.config
-        self.source = source
         self._stack = ExitStack()
         workers = self._stack.enter_context(
             workers_for(self.config, f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}")
@@ -134,23 +133,14 @@ class Side:
         began = time.perf_counter()
         under_way: deque[StepResult] = deque()
         for step in range(self.next_step, self.next_step + steps):
-            self._prepare(step, under_way)
+            if lacks_images(self.placement, self.config, step, lambda: self._collect_all(under_way)):
+                self.placement.prepare(step)
             under_way.append(self.placement.step(step))
             while len(under_way) > STEPS_IN_FLIGHT:
                 self._collect(under_way.popleft())
         self._collect_all(under_way)
         self.next_step += steps
         return time.perf_counter() - began
-
-    def _prepare(self, step: int, under_way: deque[StepResult]) -> None:
-        """As a run does: a step whose real images are not known to be there waits for them before it begins."""
-        needed = (step + 1) * self.config.batch_size
-        if self.source is None:
-            return
-        if self.placement.images_until < needed:
-            self._collect_all(under_way)
-        if self.placement.images_until < needed:
-            self.placement.prepare(step)
 
     def _collect_all(self, under_way: deque[StepResult]) -> None:
         while under_way:
