@@ -6,6 +6,7 @@ share, and their sums of gradients meet in the learners' `step`. No image leaves
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from raysid.actors.build import RunInputs
@@ -18,6 +19,7 @@ from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers
 from raysid.checkpoint import StateFile
 from raysid.data import ImageSource
+from raysid.data.faults import all_faults
 from raysid.trainers.step import StepResult, updates_theta
 
 
@@ -42,7 +44,7 @@ class ColocatedPlacement:
         self.group = workers.next_group(say)
         self._numbers = [0] * self.group.size
         self._begun: dict[tuple[str, str], Any] = {}
-        self.images_until = 0.0  # as a step's workers said
+        self.images_until = math.inf if source is None else 0.0  # then as a step's workers say
         self._asked: dict[tuple[str, str], Any] = {}
         get_ranks(self._all("build", inputs, source), workers.check)
         # Last: evaluations ask for as much as reading does, of what the workers have left.
@@ -55,8 +57,8 @@ class ColocatedPlacement:
 
     def collect(self, figures: Any) -> dict[str, float]:
         """What the workers returned of a learner: it is the same, each having all tokens."""
-        answer, until = of_a_step(get_ranks(figures, self.workers.check))
-        self.images_until = self.images_until if until is None else until
+        answers = get_ranks(figures, self.workers.check)
+        answer, self.images_until = of_a_step(answers, self.images_until)
         return answer
 
     def check_shared(self, folder: str) -> None:
@@ -84,8 +86,7 @@ class ColocatedPlacement:
         get_ranks(self._all("prepare", step), self.workers.check)
 
     def bad_images(self) -> dict[int, str]:
-        of_workers = get_ranks(self._all("bad_images"), self.workers.check)
-        return {place: fault for found in of_workers for place, fault in found.items()}
+        return all_faults(get_ranks(self._all("bad_images"), self.workers.check))
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         profiles = get_ranks(self._all("profile"), self.workers.check)

@@ -238,7 +238,11 @@ def of_all_ranks(reports: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def of_a_step(answers: list[dict[str, float]]) -> tuple[dict[str, float], float | None]:
-    """What a learner's ranks say of a step, which is the same; and up to where all have their real images."""
+def of_a_step(answers: list[dict[str, float]], images_until: float) -> tuple[dict[str, float], float]:
+    """What a learner's ranks say of a step, which is the same; and up to where all have their real images.
+
+    Args:
+        images_until: what was known of that before, which stays where the learner has none.
+    """
     until = [answer.pop(IMAGES_UNTIL) for answer in answers if IMAGES_UNTIL in answer]
-    return answers[0], min(until, default=None)
+    return answers[0], min(until, default=images_until)

@@ -32,7 +32,10 @@ class Placement(Protocol):
 
     @property
     def images_until(self) -> float:
-        """Up to which place of the stream real images are known to be there; later ones may be waited for, or fail."""
+        """Up to which place of the stream real images are known to be there; later ones may be waited for, or fail.
+
+        Infinite where none are needed.
+        """
 
     def step(self, step: int) -> StepResult:
         """Begin step `step` of the schedule, or take it."""
@@ -91,6 +94,18 @@ def place(
     from raysid.actors.remote import SplitPlacement
 
     return SplitPlacement(inputs, source, threads, say, within, stopping)
+
+
+def lacks_images(placement: Placement, config: Config, step: int, finish_steps: Callable[[], None]) -> bool:
+    """Whether a step's real images are not known to be in memory, so that it is to be prepared before it begins.
+
+    Args:
+        finish_steps: takes in the steps under way, which say more.
+    """
+    needed = (step + 1) * config.batch_size
+    if placement.images_until < needed:
+        finish_steps()
+    return placement.images_until < needed
 
 
 @contextmanager

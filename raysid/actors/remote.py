@@ -7,6 +7,7 @@ restores all from a checkpoint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ from raysid.actors.shared_folder import check_shared
 from raysid.checkpoint import StateFile
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
+from raysid.data.faults import all_faults
 from raysid.errors import LearnerLost, RunFailed
 from raysid.trainers.step import StepResult, microbatches, take_step
 
@@ -112,7 +114,7 @@ class SplitPlacement:
             wait_for_room(self.group.wait, "the learners", learners, timeout, say)
         self.learners: list[RemoteLearner] = []
         self._begun: dict[tuple[str, RemoteLearner], Any] = {}
-        self.images_until = 0.0  # as a step's ranks said
+        self.images_until = math.inf if source is None else 0.0  # then as a step's ranks say
         self._asked: dict[str, dict[RemoteLearner, Any]] = {}
         try:
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
@@ -156,8 +158,8 @@ class SplitPlacement:
 
     def collect(self, figures: Any) -> dict[str, float]:
         """What a learner's ranks returned: it is the same, each having all tokens."""
-        answer, until = of_a_step(get_ranks(figures, self.pool.check_alone))
-        self.images_until = self.images_until if until is None else until
+        answers = get_ranks(figures, self.pool.check_alone)
+        answer, self.images_until = of_a_step(answers, self.images_until)
         return answer
 
     def save(self, folder: str) -> None:
@@ -184,8 +186,7 @@ class SplitPlacement:
         get(self.fake_score.prepare(microbatches(self.config, step)))
 
     def bad_images(self) -> dict[int, str]:
-        of_ranks = get([rank.call.remote("bad_images") for rank in self.fake_score.ranks])
-        return {place: fault for found in of_ranks for place, fault in found.items()}
+        return all_faults(get([rank.call.remote("bad_images") for rank in self.fake_score.ranks]))
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         actors: dict[str, dict[int, Any]] = {

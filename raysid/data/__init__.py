@@ -4,7 +4,8 @@
 names. `digits.py` and `patches.py` need no download; `folder.py`, `edm_zip.py`, `parquet.py` and `webdataset.py` read
 files, which `files.py` finds and `pictures.py` decodes; `shards.py` reads any source through Ray Data.
 `stream.py` turns a source into an endless shuffled stream whose every image has an address (`order.py`), so that ranks
-take slices of it and a checkpoint stores one number; `reader.py` holds the `windows.py` of it that are needed now:
+take slices of it and a checkpoint stores one number; `reader.py` holds the `windows.py` of it that are needed now, and
+`faults.py` counts the images that cannot be used:
 
     source = open_source("digits")
     stream = ImageStream(source.blocks, source.shard_sizes, seed=0, window=50_000)      # in-process

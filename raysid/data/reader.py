@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
+from raysid.data.faults import check_faults
 from raysid.data.order import Order, Window
-from raysid.data.windows import Loaded, Passes, ReadBlocks, check_faults
+from raysid.data.windows import Loaded, Passes, ReadBlocks
 from raysid.errors import RunFailed, UserError
 
 CLOSE_SECONDS = 5.0
@@ -41,7 +42,7 @@ class Reader:
         self._loaded: dict[Window, Loaded] = {}
         self._floor = 0  # nothing before this position is kept, or read
         self._passes: Passes | None = None
-        self._failed: tuple[Window | None, BaseException] | None = None  # on the way to which window, and how
+        self._failed: tuple[Window, BaseException] | None = None  # on the way to which window, and how
         self._went_back = False  # since the pass began
         self._wanted: Window | None = None  # somebody waits for it
         self._stopping = False
@@ -151,7 +152,7 @@ class Reader:
     def _raise_error(self, window: Window) -> None:
         """Raise what went wrong on the way to a window."""
         failed, self._failed = self._failed, None
-        if failed is not None and (failed[0] is None or self._is_before(failed[0], window)):
+        if failed is not None and self._is_before(failed[0], window):
             raise failed[1]
 
     def _read_on(self) -> None:
@@ -181,6 +182,7 @@ class Reader:
     def _read_next(self, passes: Passes) -> None:
         """Read a window, or note what went wrong: that is for whoever needs it."""
         window = passes.following
+        assert window is not None  # whoever calls has seen that something is to be read
         loaded: Loaded | None = None
         error: BaseException | None = None
         faults = self.faults
@@ -200,7 +202,7 @@ class Reader:
                 self.faults = faults
                 if error is not None:
                     self._passes, self._failed = None, (window, error)
-                elif window is not None and loaded is not None:
+                elif loaded is not None:
                     self._loaded[window] = loaded
                     passes.advance()
                 self._news.notify_all()

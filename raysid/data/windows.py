@@ -18,7 +18,6 @@ from raysid.errors import RunFailed
 # longer passes are; and to plan one takes a while, which whoever goes elsewhere waits for.
 FIRST_PASS = 512
 LONGEST_PASS = 8192
-NAMED = 5  # bad images that a message names
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (n, C, H, W) and their labels (n,)."""
@@ -199,18 +198,6 @@ class Passes:
                 f"after image {self._taken} of a pass"
             )
         self._shape = images.shape[1:]
-
-
-def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: int) -> None:
-    """Raises RunFailed where so many images of a set are bad."""
-    if len(faults) > max_bad_fraction * num_images:
-        named = "; ".join(list(faults.values())[:NAMED])
-        more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
-        raise RunFailed(
-            f"{len(faults):,} of {num_images:,} real images cannot be used, which is more than "
-            f"data.max_bad_fraction = {max_bad_fraction:g} of them ({named}{more}): repair them, or give a larger "
-            "fraction"
-        )
 
 
 def _cut(block: Block, rows: slice) -> Block:

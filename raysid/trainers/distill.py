@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysid.actors.fake_score import BAD_IMAGES
-from raysid.actors.placement import Placement, place, workers_for
+from raysid.actors.placement import Placement, lacks_images, place, workers_for
 from raysid.checkpoint import Checkpoint
 from raysid.cluster import connect
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.data.windows import check_faults
+from raysid.data.faults import check_faults
 from raysid.errors import LearnerLost, NoRoom, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.image_grid import is_picture
@@ -318,17 +318,12 @@ class _Distillation:
         return placement
 
     def _prepare(self, placement: Placement, step: int) -> None:
-        """Where a step's real images are not known to be in memory, read them before it begins.
+        """Wait for a step's real images.
 
         Raises:
             RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
         """
-        if self.source is None or self.config.method.adversarial is None:
-            return
-        needed = (step + 1) * self.config.batch_size
-        if placement.images_until < needed:
-            self._finish_steps(placement)
-        if placement.images_until < needed:
+        if lacks_images(placement, self.config, step, lambda: self._finish_steps(placement)):
             try:
                 placement.prepare(step)
             except RunFailed as error:

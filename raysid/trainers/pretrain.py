@@ -24,7 +24,7 @@ from raysid.checkpoint import state_bytes, write_state
 from raysid.cluster import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
-from raysid.data.windows import check_faults
+from raysid.data.faults import all_faults, check_faults
 from raysid.draws import Draws, seed_torch
 from raysid.errors import NoRoom, RunFailed, UserError
 from raysid.lease import Lease, lock, still_owned
@@ -363,7 +363,7 @@ class _Training:
         """
         of_all: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_all, self.images.faults)
-        self.faults = {place: fault for found in of_all for place, fault in found.items()}
+        self.faults = all_faults(of_all)
         check_faults(self.faults, self.config.data.max_bad_fraction, self.images.num_images)
 
     def skipped(self) -> str:
