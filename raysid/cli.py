@@ -9,17 +9,14 @@ import re
 import shlex
 import sys
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from signal import SIGINT
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysid.cli_bench import bench
 from raysid.cli_data import data
+from raysid.cli_errors import Commands
 from raysid.cli_jobs import jobs, submit
 from raysid.cli_networks import export, import_network
 from raysid.cli_options import (
@@ -39,8 +36,7 @@ from raysid.cli_options import (
 )
 from raysid.cli_plan import plan
 from raysid.cluster import check_address
-from raysid.errors import NotHere, RunFailed, RunStopped, UserError
-from raysid.no_room import no_room
+from raysid.errors import NotHere, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
 # torch and Ray take seconds to import: only the commands that need them do so, and the others answer at once.
@@ -52,71 +48,8 @@ if TYPE_CHECKING:
 _QUICKSTARTS = ("digits-sida", "digits-sid")
 
 
-class _Failure(click.ClickException):
-    """What stopped a command, in one line on stderr."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        with suppress(OSError):  # a full disk under the log
-            click.echo(f"raysid: {self.message}", file=file, err=True)
-
-
-class _BadInput(_Failure):
-    exit_code = 2
-
-
-class _Stopped(_Failure):
-    def __init__(self, message: str, signal: int = SIGINT) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal  # type: ignore[misc]  # as shells have it
-
-
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    """What the user can act on comes out as one line; RAYSID_DEBUG=1 in the environment shows the traceback too."""
-    try:
-        yield
-        sys.stdout.flush()  # here, where a full disk under it can be said
-    except (click.exceptions.Exit, click.ClickException):  # click's own, and its help
-        raise
-    except RunStopped as stopped:
-        raise _Stopped(str(stopped), stopped.signal) from None
-    except (UserError, RunFailed, KeyboardInterrupt) as error:
-        if os.environ.get("RAYSID_DEBUG") == "1":
-            traceback.print_exc()
-        if isinstance(error, KeyboardInterrupt):
-            raise _Stopped("interrupted") from None
-        # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
-        cause = getattr(error, "cause", None) or error
-        line = "error: " + (str(cause) if isinstance(cause, NotHere) else " ".join(str(cause).split()))
-        raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
-    except Exception as error:
-        from raysid.storage import explain, of_a_bucket
-
-        of_bucket, full = of_a_bucket(error), no_room(error) is not None
-        known = of_bucket or (full and isinstance(error, OSError))
-        if not known or os.environ.get("RAYSID_DEBUG") == "1":
-            raise
-        what = "a bucket" if of_bucket else getattr(error, "filename", None) or "the output"
-        done = "written" if full else "reached"
-        raise _Failure(f"error: {what} cannot be {done}: {explain(error)}") from None
-
-
-class _Commands(click.Group):
-    """A group whose commands report what the user can act on in one line, without a traceback."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read the command line, and print the help where that asks for it."""
-        with _in_one_line():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        with _in_one_line():
-            return super().invoke(ctx)
-
-
 @click.group(
-    cls=_Commands,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 def cli() -> None:
