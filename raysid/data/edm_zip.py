@@ -76,12 +76,10 @@ class EDMZipSource(ListedSource):
         with reaching_source(self.name):
             parts = ranges_of(self.path, self.offsets[usable], self.packed[usable] + self.ahead)
             for place in places.tolist():
-                fault = self.faults.get(place)
-                yield (
-                    self._unpacked(place, next(parts))
-                    if fault is None
-                    else BadPicture(f"cannot be read: {fault}")
-                )
+                if place in self.faults:
+                    yield BadPicture(f"cannot be read: {self.faults[place]}")
+                else:
+                    yield self._unpacked(place, next(parts))
 
     def _unpacked(self, place: int, part: bytes) -> bytes | BadPicture:
         """A member's content, from the bytes at its place in the zip on."""

@@ -276,6 +276,7 @@ def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) ->
                 yield os.pread(file.fileno(), size, start)
         return
     ends = starts + sizes
+    options = in_one_request(place.fs.protocol)
     first = 0
     while first < len(starts):
         together = int(
@@ -283,7 +284,6 @@ def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) ->
         )
         last = first + max(1, together)
         wanted = [starts[first:last].tolist(), ends[first:last].tolist()]
-        options = in_one_request(place.fs.protocol)
         yield from place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise", **options)
         first = last
 
