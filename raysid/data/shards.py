@@ -18,13 +18,14 @@ from ray.data.block import Block as RayBlock
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
-from raysid.data.pictures import BLOCK_BYTES
 from raysid.data.source import READ_CPUS, ImageSource, Piece
 
-# Ray Data looks ten times a second for what has ended, and a core may wait two tenths for its next task: so tasks are
-# long, and hand over what they have read on their way.
-TASK_IMAGES = 8192
-HANDED_OVER = 1 << 23  # bytes at a time
+# Images of a read task. Ray Data looks ten times a second for what has ended, and a core may wait two tenths for its
+# next task, so tasks are long; but the first are short, since with few long ones most of many cores had nothing to do.
+FIRST_TASKS = 1024
+LONGEST_TASKS = 16384
+TASK_BYTES = 1 << 26
+HANDED_OVER = 1 << 23  # bytes that a task hands over at a time
 LEAST_AHEAD = 1 << 26  # bytes of images that may lie in the object store
 
 
@@ -43,7 +44,7 @@ def shard_dataset(
     # A task for each core, though it asks for a part of one, and one that has its core while Ray sees to the next.
     # More would each start a process, to wait.
     tasks = 1 + max(1, int(ray.cluster_resources().get("CPU", 1)))
-    datasource = _ShardDatasource(source, pieces)
+    datasource = _ShardDatasource(source, pieces, tasks)
     dataset = ray.data.read_datasource(
         datasource, num_cpus=num_cpus, concurrency=tasks, override_num_blocks=len(datasource.tasks)
     )
@@ -53,7 +54,7 @@ def shard_dataset(
     # Without a limit it reads on until half of the object store is full, while the roles want their cores. What is read
     # lies there until the tasks before it are done; with less room than this, cores wait for that.
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=max(LEAST_AHEAD, 3 * tasks * datasource.task_bytes)
+        object_store_memory=max(LEAST_AHEAD, 2 * tasks * datasource.task_bytes)
     )
     dataset.context.execution_options.preserve_order = True  # off by default: first done, first out
     dataset.context.enable_progress_bars = False
@@ -64,22 +65,28 @@ def shard_dataset(
 class _ShardDatasource(Datasource):
     """Read tasks of some pieces each.
 
+    Args:
+        at_once: how many of them run at a time.
+
     Attributes:
         row_bytes: of an image and its label.
         task_bytes: about as many, at most, come from a task.
     """
 
-    def __init__(self, source: ImageSource, pieces: Sequence[Piece]) -> None:
+    def __init__(self, source: ImageSource, pieces: Sequence[Piece], at_once: int) -> None:
         super().__init__()
         self.name = source.name
         self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
-        most = max(1, min(TASK_IMAGES, BLOCK_BYTES // self.row_bytes))
-        self.task_bytes = most * self.row_bytes
+        longest = max(1, min(LONGEST_TASKS, TASK_BYTES // self.row_bytes))
+        self.task_bytes = longest * self.row_bytes
         self.tasks: list[list[Piece]] = []
+        room = 0
         for piece in pieces:
-            if not self.tasks or _images(self.tasks[-1]) + _images([piece]) > most:
+            if piece.size > room:
+                room = min(longest, FIRST_TASKS << min(len(self.tasks) // at_once, 16))
                 self.tasks.append([])
             self.tasks[-1].append(piece)
+            room -= piece.size
         # Once, for all tasks: its list may be long.
         self.source = ray.put(source)
 
