@@ -96,7 +96,7 @@ class Seat:
     device: int
 
 
-class NoRoom(Exception):
+class DoesNotFit(Exception):
     """A placement asks for more devices than there are, or more memory than they have; says so."""
 
 
@@ -119,7 +119,7 @@ def predict(
         if workers:
             return _predict_whole(config, hardware, workers, quick)
         return _predict_split(config, hardware, quick)
-    except NoRoom as error:
+    except DoesNotFit as error:
         return Prediction(config, workers, 0, why_not=str(error))
 
 
@@ -127,7 +127,7 @@ def _predict_whole(config: Config, hardware: Hardware, workers: int, quick: bool
     """One process that holds all three roles, or several which add up their gradients."""
     devices = hardware.devices
     if workers > devices.count:
-        raise NoRoom(f"needs {workers} devices, there are {devices.count}")
+        raise DoesNotFit(f"needs {workers} devices, there are {devices.count}")
     memory = whole_memory(config, hardware.costs, workers).total
     processes = workers if hardware.shared_cores else 1
     why_not = _too_much(memory * processes, devices, processes, "all three roles")
@@ -216,13 +216,13 @@ def _seats(config: Config, hardware: Hardware) -> list[Seat]:
         apart = role == "teacher" and teachers is not None
         share = getattr(config.resources, role).num_gpus
         if share == 0:
-            raise NoRoom(f"resources.{role}.num_gpus is 0: the role would not compute on the devices")
+            raise DoesNotFit(f"resources.{role}.num_gpus is 0: the role would not compute on the devices")
         if share > 1:
-            raise NoRoom(f"resources.{role}.num_gpus is {share:g}: a role computes on one device")
+            raise DoesNotFit(f"resources.{role}.num_gpus is {share:g}: a role computes on one device")
         room = free[apart]
         found = next((index for index, left in enumerate(room) if left >= share - 1e-9), None)
         if found is None:
-            raise NoRoom(
+            raise DoesNotFit(
                 _short(config, teachers if apart and teachers else devices, apart, teachers is not None)
             )
         room[found] -= share
