@@ -302,6 +302,21 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
                     stream.read(start, announced)
 
 
+def test_a_piece_with_another_number_of_images_is_refused_where_it_is_read():
+    """Else all images after it were others than they should be, up to the end of a pass."""
+
+    class Damaged(Numbers):
+        def read(self, piece):
+            block = next(super().read(piece))
+            yield {name: column[: 2 if piece.shard == 1 else None] for name, column in block.items()}
+
+    with (
+        stream_of(Damaged(9), window=9) as stream,
+        pytest.raises(ValueError, match="shard=1, .* yielded 2 images"),
+    ):
+        stream.read(0, 9)
+
+
 @pytest.mark.parametrize(
     ("image", "label", "message"),
     [
