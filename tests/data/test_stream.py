@@ -504,13 +504,14 @@ def test_slow_shards_do_not_change_the_order(ray_cluster, tmp_path):
         def read(self, piece):
             index = piece.shard
             patience = time.monotonic() + 30
-            while index == 0 and not (tmp_path / "1").exists() and time.monotonic() < patience:
+            while index == 0 and not (tmp_path / "1").exists():
+                assert time.monotonic() < patience, "shard 1 is in the same read task"
                 time.sleep(0.01)
             time.sleep(0.5 if index == 0 else 0)
             yield from super().read(piece)
             (tmp_path / str(index)).touch()
 
-    stream = ImageStream(ray_blocks(FirstIsLast(300)), FirstIsLast(300).shard_sizes, 5, DIGITS)
+    stream = ImageStream(ray_blocks(FirstIsLast(1000)), FirstIsLast(1000).shard_sizes, 5, DIGITS)
     expected = stream_of(DigitsSource(), 5, DIGITS)
     np.testing.assert_array_equal(stream.read(0, DIGITS)[0], expected.read(0, DIGITS)[0])
 
