@@ -13,6 +13,7 @@ from raysid.networks import FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
 from raysid.sampling import one_step_from
+from raysid.storage import reading
 
 Which = Literal["last", "best"]
 FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
@@ -113,18 +114,19 @@ def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
     """The generator's folder at `path`, which is that folder or a run's.
 
     Raises:
-        UserError: there is no generator.
+        UserError: there is no generator, or the bucket cannot be read.
     """
     root = UPath(path)
-    if (root / CONFIG).exists():
-        return root
-    folder = root / FOLDERS[which]
-    if (folder / CONFIG).exists():
-        return folder
-    if not root.exists():
-        raise UserError(f"no run and no generator at {root}")
-    if which == "best" and (root / FOLDERS["last"] / CONFIG).exists():
-        raise UserError(f"{root} has no evaluated generator yet: take --which last")
+    with reading(str(root)):
+        if (root / CONFIG).exists():
+            return root
+        folder = root / FOLDERS[which]
+        if (folder / CONFIG).exists():
+            return folder
+        if not root.exists():
+            raise UserError(f"no run and no generator at {root}")
+        if which == "best" and (root / FOLDERS["last"] / CONFIG).exists():
+            raise UserError(f"{root} has no evaluated generator yet: take --which last")
     raise UserError(f"{root} holds no generator: give a run's folder, or a folder with {CONFIG}")
 
 

@@ -31,6 +31,10 @@ CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "botocore", "aiobotocore", 
 BUCKETS = ("gs", "gcs", "s3")
 PARTIAL = ".partial"  # how the name of a file ends that is not whole yet
 
+# gcsfs has a client for buckets of every kind, which asks for a bucket's kind by gRPC in each process. The plain one is
+# what the tests go through, and imports in half of the time; what a user has set stays.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 # What a bucket's client gives up on comes as an exception, and is said once; its traces would say it in a page.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
@@ -237,6 +241,17 @@ def reaching(storage: str) -> Iterator[None]:
         why = (None if of_bucket else getattr(error, "strerror", None)) or explain(error)
         done = "written" if isinstance(error, OSError) else "reached"
         raise UserError(f"storage {storage} cannot be {done}: {why}") from None
+
+
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """A bucket that cannot be read comes out as one line that says why. Raises UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not of_a_bucket(error):
+            raise
+        raise UserError(f"{place} cannot be read: {explain(error)}") from None
 
 
 def explain(error: BaseException) -> str:

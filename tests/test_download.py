@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +91,6 @@ def test_a_file_of_a_bucket_is_fetched_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYSID_CACHE", str(tmp_path / "cache"))
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it would look for credentials
     with bucket_server() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
         url = f"gs://{BUCKET}/teachers/b.pkl"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +25,6 @@ from raysid.storage import (
     children,
     copy_file,
     empty_folder,
-    explain,
     is_local,
     read_json,
     read_whole,
@@ -31,13 +32,12 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
-from tests.bucket_server import BUCKET, bucket_server, in_bucket, s3_server
+from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket, s3_server
 from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it would look for credentials
     with bucket_server() as address:
         yield address
 
@@ -103,11 +103,23 @@ def test_a_storage_is_a_folder_or_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_
         storage_folder("memory://runs")
 
 
-def test_missing_credentials_come_with_what_to_do() -> None:
-    from google.auth.exceptions import DefaultCredentialsError
-
-    assert "gcloud auth application-default login" in explain(DefaultCredentialsError("no credentials"))
-    assert "gcloud" not in explain(OSError("disk quota exceeded"))
+def test_a_bucket_that_does_not_know_who_asks_is_told_of_with_what_to_do(server: str) -> None:
+    """What Google answers where there are no credentials."""
+    connection = Connection(server, bad=False)
+    connection.refusal = 401, "Anonymous caller does not have storage.objects.get access"
+    connection.refuses_all = True
+    found = os.environ | {"STORAGE_EMULATOR_HOST": connection.address}
+    place = f"gs://{BUCKET}/some"
+    for arguments in (["watch", place], ["evaluate", place], ["data", "check", place]):
+        command = [sys.executable, "-m", "raysid", *arguments]
+        done = subprocess.run(command, env=found, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(
+            rf"raysid: error: [^\n]*{place} cannot be re\w+: Anonymous caller does not have [^\n]*, 401. Google's "
+            r"credentials come from `gcloud auth application-default login`, or from the machine\n",
+            done.stderr,
+        ), done.stderr
+    connection.close()
 
 
 # Leases.

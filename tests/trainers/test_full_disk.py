@@ -254,7 +254,6 @@ def connected() -> Iterator[Connection]:
 
 
 def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
     from gcsfs.retry import HttpError  # which reads that
 
     with connected() as connection:

@@ -36,10 +36,8 @@ BEST_AT_2 = {0: 9.0, 2: 1.0, 4: 5.0, 5: 3.0}
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[UPath]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
-        with bucket_server() as address:
-            yield in_bucket(address, f"gs://{BUCKET}/kept")
+    with bucket_server() as address:
+        yield in_bucket(address, f"gs://{BUCKET}/kept")
 
 
 @pytest.mark.parametrize("where", ["folder", "bucket"])
