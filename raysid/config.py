@@ -81,7 +81,8 @@ class DataSettings(Settings):
     )
     shuffle_window: Positive = Field(
         16_384,
-        description="Images shuffled at a time; about twice as many are held. A smaller set is read once and kept.",
+        description="Images shuffled at a time; about twice as many are held, a byte for each channel of each pixel. A "
+        "smaller set is read once and kept.",
     )
     lanes: Positive = Field(
         16,

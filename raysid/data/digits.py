@@ -15,7 +15,7 @@ class DigitsSource(ImageSource):
     """The digits, in scikit-learn's order.
 
     Args:
-        images_per_shard: images that one read task reads. The whole set is 115 kB: two tasks are plenty.
+        images_per_shard: images of a shard. The whole set is 115 kB: two are plenty.
     """
 
     name = "digits"

@@ -245,6 +245,7 @@ class ListedSource(PictureSource):
     """
 
     per_shard = IMAGES_PER_SHARD
+    cut_freely = True
     order: NDArray[np.int64]
 
     @abstractmethod

@@ -76,9 +76,12 @@ class Reader:
                     self._raise_error(window)
                     if self._stopping:
                         raise RuntimeError("the image stream was closed during a read")
+                    if self._passes is None:  # it ended with what nobody waits for any more
+                        self._passes_from(floor)
                     if self._thread is not None:
                         self._news.wait()
-                    elif self._passes is not None:
+                    else:
+                        assert self._passes is not None
                         self._read_next(self._passes)
             finally:
                 self._wanted = None

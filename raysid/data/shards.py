@@ -24,9 +24,9 @@ from raysid.data.source import READ_CPUS, ImageSource, Piece
 # next task, so tasks are long; but the first are short, since with few long ones most of many cores had nothing to do.
 FIRST_TASKS = 1024
 LONGEST_TASKS = 16384
-TASK_BYTES = 1 << 26
+TASK_BYTES = 1 << 24, 1 << 26  # shorter with many cores, so that what all of them have read finds room
 HANDED_OVER = 1 << 23  # bytes that a task hands over at a time
-LEAST_AHEAD = 1 << 26  # bytes of images that may lie in the object store
+AHEAD = 1 << 26, 1 << 32  # bytes of images that may lie in the object store, at least and at most
 
 
 def shard_dataset(
@@ -45,8 +45,9 @@ def shard_dataset(
     # More would each start a process, to wait.
     tasks = 1 + max(1, int(ray.cluster_resources().get("CPU", 1)))
     datasource = _ShardDatasource(source, pieces, tasks)
+    number = len(datasource.tasks)
     dataset = ray.data.read_datasource(
-        datasource, num_cpus=num_cpus, concurrency=tasks, override_num_blocks=len(datasource.tasks)
+        datasource, num_cpus=num_cpus, concurrency=min(tasks, number), override_num_blocks=number
     )
     # The Dataset's own copy of the settings: it travels with the Dataset to whoever iterates over it, and
     # leaves the user's other Datasets alone.
@@ -54,7 +55,7 @@ def shard_dataset(
     # Without a limit it reads on until half of the object store is full, while the roles want their cores. What is read
     # lies there until the tasks before it are done; with less room than this, cores wait for that.
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=max(LEAST_AHEAD, 2 * tasks * datasource.task_bytes)
+        object_store_memory=min(max(AHEAD[0], 2 * tasks * datasource.task_bytes), AHEAD[1])
     )
     dataset.context.execution_options.preserve_order = True  # off by default: first done, first out
     dataset.context.enable_progress_bars = False
@@ -70,17 +71,20 @@ class _ShardDatasource(Datasource):
 
     Attributes:
         row_bytes: of an image and its label.
-        task_bytes: about as many, at most, come from a task.
+        task_bytes: about as many, at most, come from a task, unless a piece has more and cannot be cut.
     """
 
     def __init__(self, source: ImageSource, pieces: Sequence[Piece], at_once: int) -> None:
         super().__init__()
         self.name = source.name
         self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
-        longest = max(1, min(LONGEST_TASKS, TASK_BYTES // self.row_bytes))
+        most = min(max(TASK_BYTES[0], AHEAD[1] // (2 * at_once)), TASK_BYTES[1])
+        longest = max(1, min(LONGEST_TASKS, most // self.row_bytes))
         self.task_bytes = longest * self.row_bytes
         self.tasks: list[list[Piece]] = []
         room = 0
+        if source.cut_freely:
+            pieces = [part for piece in pieces for part in piece.cut(longest)]
         for piece in pieces:
             if piece.size > room:
                 room = min(longest, FIRST_TASKS << min(len(self.tasks) // at_once, 16))

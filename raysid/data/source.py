@@ -1,14 +1,15 @@
 """What a source of real images is: shards of uint8 images with labels, of which any part can be read alone.
 
 Order is none of a source's business: it lists its images, in shards whose sizes it knows, and the stream decides
-which shards come when. A part of a shard is read in a task of its own, so the same few lines serve a plain loop
-(`blocks`) and Ray Data (`raysid.data.shards`), and what the two read cannot differ.
+which shards come when. A part of a shard can be read anywhere, so the same few lines serve a plain loop (`blocks`) and
+Ray Data's tasks (`raysid.data.shards`), and what the two read cannot differ.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -46,6 +47,12 @@ class Piece(NamedTuple):
     def size(self) -> int:
         return self.last - self.first
 
+    def cut(self, most: int) -> list[Piece]:
+        """Parts of at most so many images, about as large as each other."""
+        count = -(-self.size // most)
+        bounds = [self.first + self.size * part // count for part in range(count + 1)]
+        return [Piece(self.shard, *part) for part in pairwise(bounds)]
+
 
 class ImageSource(ABC):
     """Real images in shards.
@@ -61,6 +68,8 @@ class ImageSource(ABC):
     """0 where the images have no labels."""
     pixel_max: int
     """The stored value that stands for +1 (0 stands for -1): 255 for ordinary 8-bit images."""
+    cut_freely = False
+    """Whether a part of a shard costs what its images do, and not what lies before them too."""
 
     @property
     @abstractmethod
@@ -99,9 +108,13 @@ class ImageSource(ABC):
             count = 0
             for block in self.read(piece):
                 count += len(block["label"])
+                if count > piece.size:  # before the next piece's place takes one of them
+                    break
                 yield block
             if count != piece.size:
-                raise ValueError(f"of {self.name} {piece} yielded {count} images")
+                raise ValueError(
+                    f"of {self.name} {piece} yielded {'more' if count > piece.size else count} images"
+                )
 
 
 def even_shards(num_images: int, images_per_shard: int) -> NDArray[np.int64]:

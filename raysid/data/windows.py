@@ -15,9 +15,10 @@ from raysid.data.source import Block, Piece
 from raysid.errors import RunFailed
 
 # Pieces of a pass over the source, about. To begin one takes Ray Data seconds, so the longer it goes on in order, the
-# longer passes are; and to plan one takes a while, which whoever goes elsewhere waits for.
+# longer passes are, until those seconds are little; to plan one takes a while, which whoever goes elsewhere waits for.
 FIRST_PASS = 512
-LONGEST_PASS = 8192
+LONGEST_PASS = 4096
+LONG_BYTES = 1 << 33
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (n, C, H, W) and their labels (n,)."""
@@ -145,6 +146,8 @@ class Passes:
         return sum(piece.size for piece in self._pieces)
 
     def _plan_pass(self) -> None:
+        if self._shape is not None and self._announced * int(np.prod(self._shape)) < LONG_BYTES:
+            self._longest = min(2 * self._longest, LONGEST_PASS)
         self._pieces = []
         while len(self._pieces) < self._longest and (window := next(self._windows, None)) is not None:
             self._plan.append(window)
@@ -154,7 +157,6 @@ class Passes:
                     self._pieces[-1] = last._replace(last=piece.last)  # one read, not two
                 else:
                     self._pieces.append(piece)
-        self._longest = min(2 * self._longest, LONGEST_PASS)
 
     def _take(self, most: int) -> Block:
         """The next images of the pass: at least one and at most `most`, never across two blocks."""

@@ -302,19 +302,24 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
                     stream.read(start, announced)
 
 
-def test_a_piece_with_another_number_of_images_is_refused_where_it_is_read():
+@pytest.mark.parametrize(
+    ("rows", "words"), [([0, 1], "yielded 2 images"), ([0, 1, 2, 2], "yielded more images")]
+)
+def test_a_piece_with_another_number_of_images_is_refused_where_it_is_read(rows, words):
     """Else all images after it were others than they should be, up to the end of a pass."""
 
     class Damaged(Numbers):
         def read(self, piece):
             block = next(super().read(piece))
-            yield {name: column[: 2 if piece.shard == 1 else None] for name, column in block.items()}
+            yield {name: column[rows] if piece.shard == 1 else column for name, column in block.items()}
 
-    with (
-        stream_of(Damaged(9), window=9) as stream,
-        pytest.raises(ValueError, match="shard=1, .* yielded 2 images"),
-    ):
+    source = Damaged(9)
+    with stream_of(source, window=9) as stream, pytest.raises(ValueError, match=f"shard=1, .* {words}"):
         stream.read(0, 9)
+    handed = []
+    with pytest.raises(ValueError, match=words):
+        handed.extend(source.blocks())
+    assert sum(len(block["label"]) for block in handed) <= 3 + min(len(rows), 3)  # no surplus
 
 
 @pytest.mark.parametrize(
