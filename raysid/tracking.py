@@ -119,7 +119,10 @@ class Tracker:
         self._started = time.monotonic()
         self._position = (int(last.get("step", 0)), int(last.get("images", 0)))
         self._recorded = {
-            (entry["kind"], name) for entry in entries if entry["step"] == step for name in entry
+            (entry["kind"], name)
+            for entry in entries
+            if entry["step"] == step and entry["kind"] != "bad_images"  # which are known by their names
+            for name in entry
         }
         self._recorded_step = step
         self._bad_images = {

@@ -9,7 +9,7 @@ import sys
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL, Popen
@@ -77,12 +77,18 @@ class Connection:
     Attributes:
         address: where it listens.
         met: how often each fate was met.
-        refusal: what a server that takes no more says to whoever writes: a status and a reason, for S3 a code.
+        sent: bytes that went to clients.
+        before: called with a request's address and what it brings, before the server has it.
+        refusal: what the server says to whoever writes, where it takes no more: a status and a reason, for S3 a code.
+        refuses_all: it says so to whoever reads, too.
     """
 
     def __init__(self, server: str, bad: bool, seed: int = 0) -> None:
         self.met: Counter[str] = Counter()
         self.refusal: tuple[int, str] | None = None
+        self.refuses_all = False
+        self.sent = 0
+        self.before: Callable[[str, bytes], None] = lambda path, body: None
         self._bad = bad
         self._chance = random.Random(seed)
         self._host = server.removeprefix("http://")
@@ -125,7 +131,7 @@ class Connection:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        if self.refusal is not None and request.command in ("POST", "PUT"):
+        if self.refusal is not None and (self.refuses_all or request.command in ("POST", "PUT")):
             status, reason = self.refusal
             said = json.dumps({"error": {"code": status, "message": reason}}).encode()
             if request.headers.get("Authorization", "").startswith(
@@ -136,8 +142,10 @@ class Connection:
             request.send_header("Content-Type", "application/json")
             request.send_header("Content-Length", str(len(said)))
             request.end_headers()
-            request.wfile.write(said)
+            if request.command != "HEAD":
+                request.wfile.write(said)
             return
+        self.before(request.path, body)
         connection = http.client.HTTPConnection(self._host, timeout=60)
         connection.request(request.command, request.path, body, dict(request.headers.items()))
         answer = connection.getresponse()
@@ -157,3 +165,4 @@ class Connection:
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content)
+            self.sent += len(content)

@@ -18,8 +18,7 @@ from raysid.actors.build import RunInputs
 from raysid.actors.placement import LocalPlacement, Placement
 from raysid.checkpoint import Checkpoints, read_state
 from raysid.config import Config
-from raysid.data import ImageSource
-from raysid.data.digits import DigitsSource
+from raysid.data import ImageSource, open_source
 from raysid.networks import EDMDenoiser, NetworkSettings
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import config_yaml
@@ -112,7 +111,7 @@ def write_recipe(config: Config, file: Path) -> Path:
 
 def inputs_for(config: Config, checkpoint: str | None = None) -> tuple[RunInputs, ImageSource | None]:
     """What a placement of a tiny config is made from, as `distill` makes it."""
-    source = DigitsSource()
+    source = open_source(config.data)
     adversarial = config.method.adversarial is not None
     inputs = RunInputs(
         config=config,

@@ -55,6 +55,8 @@ class LearnerActor:
             return self.traffic.call(getattr(self.role, method), arguments)
         except LearnerLost as lost:
             raise type(lost)(f"{self.name}: {lost}") from lost
+        except RunFailed:  # it has its line
+            raise
         except Exception as error:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error

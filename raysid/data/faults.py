@@ -18,7 +18,8 @@ def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: in
     """Raises RunFailed where so many images of a set are bad."""
     if len(faults) > max_bad_fraction * num_images:
         named = "; ".join(list(faults.values())[:NAMED])
-        more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
+        rest = len(faults) - NAMED
+        more = f"; and {rest:,} more, which `raysid data check` names" if rest > 0 else ""
         raise RunFailed(
             f"{len(faults):,} of {num_images:,} real images cannot be used, which is more than "
             f"data.max_bad_fraction = {max_bad_fraction:g} of them ({named}{more}): repair them, or give a larger "

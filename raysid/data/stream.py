@@ -46,8 +46,9 @@ class ImageStream:
         read_blocks: reads pieces of the source, the same images each time.
         shard_sizes: images of each of its shards.
         seed: the run's seed, at least 0.
-        window: images shuffled at a time, and held in memory; about twice as many with `prefetch`. Part of the order:
-            a resumed run needs the same one (all windows that hold the whole set are the same).
+        window: images shuffled at a time, and held in memory; about twice as many with `prefetch`, beside what the
+            source reads ahead of that. Part of the order: a resumed run needs the same one (all windows that hold the
+            whole set are the same).
         batch_size, lanes: into how many lanes a batch of how many images is cut. Part of the order, too.
         parts: of every batch, from offset to offset, that this reader reads; all of it where not given. What else is
             read comes later, never otherwise.
@@ -201,7 +202,7 @@ def _run_dataset(source: ImageSource, num_cpus: float, pieces: Sequence[Piece]) 
 
 
 def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
-    """The blocks of a Dataset whose columns are those of `Block`, without copies.
+    """The blocks of a Dataset whose columns are those of `Block`.
 
     Raises:
         UserError: the source cannot be read.
@@ -217,8 +218,8 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
         for batch in running:
             yield cast(Block, batch)
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # it has its line
-            raise error.cause from error
+        if isinstance(error.cause, UserError):  # it has its line, to which Ray Data adds some of its own
+            raise UserError(str(error.cause).partition("\n")[0]) from error
         reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
         raise RuntimeError(f"reading the real images failed: {reason}") from error
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +26,7 @@ from raysid.run_folder import RunFolder
 from raysid.storage import copy_file, explain, of_a_bucket, reaching
 from raysid.tracking import METRICS, Tracker, read_metrics
 from raysid.trainers.branching import check_branch, check_network, find_branch
-from raysid.trainers.evaluation import GRID_COLUMNS, PendingEvaluation, measures
+from raysid.trainers.evaluation import GRID_COLUMNS, EvaluationFailed, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver, how_to_go_on, remove_unfinished
@@ -295,6 +296,8 @@ class _Distillation:
             self._finish_saving()
             self._finish_evaluation()
             self.saver.remove_old()
+        except EvaluationFailed as error:
+            self._stop_for(error, placement, step)
         finally:
             self.stop.leave()
             placement.close()
@@ -331,6 +334,10 @@ class _Distillation:
 
     def _stop_for(self, error: RunFailed, placement: Placement, step: int) -> NoReturn:
         """Leave for what the learners are not to blame for, with a checkpoint of where the run is."""
+        with suppress(
+            LearnerLost, RunFailed
+        ):  # too many bad images may be why; most of them were met just now
+            self._name_bad_images(placement, step)
         failed = self._checkpoint_last(placement, step)
         kept = f"none written ({failed})" if failed else "written"
         raise RunFailed(f"{error}; checkpoint of step {step:,} {kept}") from error
@@ -353,12 +360,15 @@ class _Distillation:
     def _checkpoint_last(self, placement: Placement, step: int) -> str | None:
         """A checkpoint after `step` steps, if the learners are still there to write it; why not, otherwise.
 
-        What is due before it is done first: a run that goes on from this step does not come back to it.
+        What is due before it is done first, if it can be: a run that goes on from this step does not come back to it.
         """
         try:
             self._finish_steps(placement)
-            self._finish_saving()
-            self._finish_evaluation()
+            try:
+                self._finish_saving()
+                self._finish_evaluation()
+            except EvaluationFailed as error:
+                self.progress.message(str(error))
             self.saver.begin(step)
             self.saver.done()
         except (LearnerLost, RunFailed) as error:
@@ -382,9 +392,8 @@ class _Distillation:
         self.tracker.perf(step, images, self.meter.performance(images, report))
         if (met := int(report["fake_score"].get(BAD_IMAGES, 0))) > self.bad_images:
             self.bad_images = met  # by all ranks: several may have met the same one
-            bad = placement.bad_images()
+            bad = self._name_bad_images(placement, step)
             count = len(bad)
-            self.tracker.bad_images(step, images, [bad[place] for place in sorted(bad)])
             self.progress.message(
                 f"{count:,} real image{'s' * (count > 1)} skipped so far ({next(iter(bad.values()))}); {METRICS} names "
                 "all"
@@ -394,6 +403,14 @@ class _Distillation:
                 check_faults(bad, self.config.data.max_bad_fraction, self.source.num_images)
             except RunFailed as error:
                 self._stop_for(error, placement, step)
+
+    def _name_bad_images(self, placement: Placement, step: int) -> dict[int, str]:
+        """Record the real images that were skipped so far, and return them."""
+        bad = placement.bad_images()
+        if bad:
+            names = [bad[place] for place in sorted(bad)]
+            self.tracker.bad_images(step, step * self.config.batch_size, names)
+        return bad
 
     def _keep(self, placement: Placement, step: int) -> None:
         """Checkpoint, export and evaluate where they are due after `step` steps.
@@ -423,17 +440,15 @@ class _Distillation:
     def _finish_saving(self, wait: bool = True) -> None:
         """Go on with what is being written, if it is done (or wait for it); then begin the evaluation of it."""
         if self.saver.done(wait) and self.evaluate_next is not None:
-            self.evaluation = PendingEvaluation(
-                self.config, self.folder.path, self.evaluate_next, self.source
-            )
-            self.evaluate_next = None
+            step, self.evaluate_next = self.evaluate_next, None
+            self.evaluation = PendingEvaluation(self.config, self.folder.path, step, self.source)
 
     def _finish_evaluation(self, wait: bool = True) -> None:
         """Record the evaluation that is under way, if it is done (or wait for it); keep the best generator."""
         if self.evaluation is None or not (wait or self.evaluation.done()):
             return
-        step, (figures, grids) = self.evaluation.step, self.evaluation.result()
-        self.evaluation = None
+        evaluation, self.evaluation = self.evaluation, None
+        step, (figures, grids) = evaluation.step, evaluation.result()
         self.folder.check()
         images = step * self.config.batch_size
         if figures is None:

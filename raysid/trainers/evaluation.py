@@ -108,6 +108,10 @@ def evaluate_folder(
     return figures, draw_grids(generator, source)
 
 
+class EvaluationFailed(RunFailed):
+    """An evaluation beside the training failed; the learners go on."""
+
+
 class PendingEvaluation:
     """An evaluation of a run's last generator: beside the training on a cluster, at once in one process.
 
@@ -152,8 +156,10 @@ class PendingEvaluation:
         except RunFailed as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> RunFailed:
-        return RunFailed(f"the evaluation of step {self.step:,} failed: {error}; the same command goes on")
+    def _failed(self, error: Exception) -> EvaluationFailed:
+        return EvaluationFailed(
+            f"the evaluation of step {self.step:,} failed: {error}; the same command goes on"
+        )
 
 
 def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:

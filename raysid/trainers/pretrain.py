@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import json
+import math
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
 from raysid.data.faults import all_faults, check_faults
 from raysid.draws import Draws, seed_torch
-from raysid.errors import NoRoom, RunFailed, UserError
+from raysid.errors import NoRoom, RaysidError, RunFailed, UserError
 from raysid.lease import Lease, lock, still_owned
 from raysid.losses import denoising_loss
 from raysid.networks import EDMDenoiser
@@ -156,10 +157,9 @@ def _train(
         try:
             result = fitting.result()
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             if (full := _no_room_in(error, training)) is None:
                 raise RunFailed(
-                    f"training the teacher stopped: {reason}; the same command goes on"
+                    f"training the teacher stopped: {_reason(error)}; the same command {_left(training)}"
                 ) from error
             with suppress(Exception):  # there is no room for it, or it is another's by now
                 still_owned(held)
@@ -194,19 +194,37 @@ def _train(
 
 def _no_room_in(error: Exception, training: UPath) -> str | None:
     """What could not be written for want of room, as Ray Train passes it on; None where that is not why it failed."""
-    if (failures := getattr(error, "worker_failures", None)) is None:
+    if not hasattr(error, "worker_failures"):
         why = no_room(getattr(error, "controller_failure", error))  # of the list of checkpoints
         return f"{training} cannot be written: {why}" if why else None
-    # Not by their text: that is all of a worker's traceback, with what it says of reading.
-    raised = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
-    return next((str(failure) for failure in raised if isinstance(failure, NoRoom)), None)
+    return next((str(failure) for failure in _of_workers(error) if isinstance(failure, NoRoom)), None)
+
+
+def _reason(error: Exception) -> str:
+    """Why a training stopped, in one line."""
+    said = [str(failure) for failure in _of_workers(error) if isinstance(failure, RaysidError)]
+    lines = said or (str(error).strip() or type(error).__name__).splitlines()[-1:]
+    return lines[0].removesuffix("; the same command goes on")
+
+
+def _of_workers(error: Exception) -> list[Exception]:
+    """What the workers raised, as Ray Train passes it on. (The text of it is all of a worker's traceback.)"""
+    failures = getattr(error, "worker_failures", {})
+    return [getattr(failure, "_base_exc", failure) for failure in failures.values()]
 
 
 def _no_room_for(what: str, training: UPath) -> NoRoom:
     """What could not be written, and what there is to go on from."""
-    steps = _steps_of(_known(training))
-    left = f"goes on from the last whole checkpoint, of step {steps:,}" if steps else "begins again"
-    return NoRoom(f"{what}; {AGAIN} {left}")
+    return NoRoom(f"{what}; {AGAIN} {_left(training)}")
+
+
+def _left(training: UPath) -> str:
+    """What the same command does."""
+    try:
+        steps = _steps_of(_known(training))
+    except Exception:  # the bucket may be why the training stopped
+        return "goes on"
+    return f"goes on from the last whole checkpoint, of step {steps:,}" if steps else "begins again"
 
 
 def steps_so_far(training: UPath) -> int:
@@ -286,27 +304,40 @@ def _worker(inputs: dict[str, Any]) -> None:
             start = training.load(Path(directory) / "state.pt")
     total = -(-config.total_images // config.batch_size)
     save_every = max(config.checkpoint.every_images // config.batch_size, 1)
+    loss = math.nan
     for step in range(start, total):
-        loss = training.step(step)
+        try:
+            loss = training.step(step)
+        except RunFailed:  # its images cannot be read
+            if ranks == 1 and step > start:  # of several the others wait for this one's gradients
+                _report(training, inputs, rank, step, loss)
+            raise
         if ranks > 1 and (step + 1) % TELL_STEPS == 0:
             training.tell_faults()
         images = (step + 1) * config.batch_size
         if rank == 0:
             inputs["progress"].put_nowait((images, {"loss/denoising": loss}, training.skipped()))
         if (step + 1) % save_every == 0 or step + 1 == total:
-            figures = {"step": step + 1, "images": images, "loss": loss}
-            with tempfile.TemporaryDirectory() as directory:
-                saved = None
-                try:
-                    if rank == 0:
-                        training.save(directory, step + 1)
-                        saved = ray.train.Checkpoint.from_directory(directory)
-                    ray.train.report(figures, checkpoint=saved)
-                except Exception as error:
-                    if (why := no_room(error)) is None:
-                        raise
-                    place = getattr(error, "filename", None) or inputs["training"]
-                    raise NoRoom(f"{place} cannot be written: {why}") from error
+            _report(training, inputs, rank, step + 1, loss)
+
+
+def _report(training: _Training, inputs: dict[str, Any], rank: int, step: int, loss: float) -> None:
+    """Have Ray Train keep a checkpoint after `step` steps, with the last one's loss; all workers have to."""
+    import ray.train
+
+    figures = {"step": step, "images": step * training.config.batch_size, "loss": loss}
+    with tempfile.TemporaryDirectory() as directory:
+        saved = None
+        try:
+            if rank == 0:
+                training.save(directory, step)
+                saved = ray.train.Checkpoint.from_directory(directory)
+            ray.train.report(figures, checkpoint=saved)
+        except Exception as error:
+            if (why := no_room(error)) is None:
+                raise
+            place = getattr(error, "filename", None) or inputs["training"]
+            raise NoRoom(f"{place} cannot be written: {why}") from error
 
 
 class _Training:

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from raysid.actors.placement import Roles
 from raysid.checkpoint import MANIFEST, Checkpoints
 from raysid.config import Config
 from raysid.recipes import config_yaml
 from raysid.storage import children, read_whole
 from raysid.tracking import read_metrics
+from raysid.trainers.distill import distill
+from raysid.trainers.step import Share, StepResult, take_step
 from tests.bucket_server import (
     BUCKET,
     FATES,
@@ -28,13 +31,16 @@ from tests.bucket_server import (
     s3_environment,
     s3_server,
 )
-from tests.processes import Command, Moment
+from tests.picture_files import digit_pictures, write_folder, write_parquet
+from tests.processes import Command, Moment, wait_until
 from tests.tensorboard_server import tensorboard
 from tests.tiny_run import (
+    BATCH,
     STEPS,
     assert_same,
     learner_states,
     local_end,
+    run_of,
     tiny_config,
     tiny_teacher,
     write_recipe,
@@ -57,10 +63,10 @@ class BucketRun:
 
 
 def environment(address: str, protocol: str = "gs") -> dict[str, str]:
-    """What the processes of a run go by: the server, and no search for credentials, which it needs none of."""
+    """What the processes of a run go by."""
     if protocol == "s3":
         return s3_environment(address)
-    return {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    return {"STORAGE_EMULATOR_HOST": address}
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +171,162 @@ def test_tensorboard_reads_it_where_it_lies(finished: BucketRun, monkeypatch: py
         shown = board.scalars("eval/frechet_distance", "tensorboard")
         assert shown == [(images, pytest.approx(value)) for images, value in recorded]
         assert "eval/samples" in board.get("images/tags")["tensorboard"]
+
+
+def test_the_training_goes_on_while_a_checkpoint_is_written(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files reach the bucket only once two more steps are done."""
+    connection = Connection(server, bad=False)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
+    taken: list[int] = []
+    held: list[str] = []
+
+    def noted(roles: Roles, config: Config, step: int, share: Share) -> StepResult:
+        taken.append(step)
+        return take_step(roles, config, step, share)
+
+    def hold(address: str, body: bytes) -> None:
+        if found := re.search(rb"checkpoints/step-0000(0004/\w+)", address.encode() + body):
+            wait_until(lambda: taken[-1] >= 5, 60, "two more steps")
+            held.append(found[1].decode())
+
+    monkeypatch.setattr("raysid.actors.placement.take_step", noted)
+    connection.before = hold
+    config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, "held", placement="local")
+    result = distill(config.model_copy(update={"storage": f"gs://{BUCKET}/held"}))
+    assert result.checkpoint is not None and result.checkpoint.endswith(f"step-{STEPS:08d}")
+    assert {"0004/fake_score", "0004/generator"} <= set(held)
+    connection.close()
+
+
+IMAGES, SOME_STEPS = 150, 6  # a little more than an epoch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["gs", "s3"])
+def test_a_run_on_images_converted_over_a_bad_connection_is_the_one_on_a_folder(
+    protocol: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = request.getfixturevalue("s3" if protocol == "s3" else "server")
+    connection = Connection(server, bad=True)
+    for name, value in environment(connection.address, protocol).items():
+        monkeypatch.setenv(name, value)
+    folder = write_folder(tmp_path / "images", digit_pictures(IMAGES))
+    images = f"{protocol}://{BUCKET}/some images"
+    converted = Command("data", "convert", folder, images, log=tmp_path / "convert.log")
+    assert converted.wait(200) == 0, converted.output
+    config = tiny_config(
+        tiny_teacher(tmp_path / "teacher"),
+        tmp_path,
+        data__source=folder,
+        data__shuffle_window=40,  # so that it is read in parts, and again in each epoch
+        total_images=SOME_STEPS * BATCH,
+    )
+    recipe = write_recipe(config, tmp_path / "tiny.yaml")
+    ran = Command("distill", recipe, "--data.source", images, log=tmp_path / "run.log")
+    assert ran.wait(300) == 0, ran.output
+    weights, _ = local_end(config, tmp_path / "local", SOME_STEPS)
+    newest = Checkpoints(UPath(run_of(config)) / "checkpoints").newest()
+    assert newest is not None and newest.step == SOME_STEPS
+    assert_same(learner_states(newest.path), weights)
+    assert connection.met["503"] > 0
+    connection.close()
+
+
+@pytest.fixture
+def going(server: str, tmp_path: Path) -> Iterator[tuple[Connection, str, str]]:
+    """A connection to a bucket that is gone after so many requests for images; their URL, and the same images here.
+
+    Those of some dozen epochs are read by then: Ray Data reads a thousand images at a time, and several times that
+    ahead.
+    """
+    connection = Connection(server, bad=False)
+    local = write_parquet(tmp_path / "images.parquet", digit_pictures(IMAGES), group=50)
+    images = f"gs://{BUCKET}/{tmp_path.name}.parquet"
+    in_bucket(server, images).write_bytes(Path(local).read_bytes())
+    read = 0
+
+    def count(address: str, body: bytes) -> None:
+        nonlocal read
+        read += ".parquet" in address
+        if read > GONE_AFTER:
+            raise ConnectionError("gone")
+
+    connection.before = count
+    yield connection, images, local
+    connection.close()
+
+
+GONE_AFTER = 200
+MANY_STEPS = 300
+LITTLE = {
+    "data__shuffle_window": 40,
+    "checkpoint__every_images": 100_000,
+    "evaluation__every_images": 100_000,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["split", "colocated"])
+def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_are_back(
+    placement: str,
+    going: tuple[Connection, str, str],
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection, images, local = going
+    config = tiny_config(
+        tiny_teacher(tmp_path / "teacher"),
+        tmp_path,
+        placement=placement,
+        data__source=local,
+        total_images=MANY_STEPS * BATCH,
+        **LITTLE,
+    )
+    recipe = write_recipe(config, tmp_path / "tiny.yaml")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
+    first = Command("distill", recipe, "--data.source", images, log=tmp_path / "first.log")
+    assert first.wait(400) == 1, first.output
+    said = re.search(
+        rf"raysid: error: [^\n]*{images}[^\n]*; the same command goes on; checkpoint of step (\d+) written\n",
+        first.output,
+    )
+    assert said and int(said[1]) > 0, first.output
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    again = Command("distill", recipe, "--data.source", images, log=tmp_path / "again.log")
+    assert again.wait(300) == 0, again.output
+    assert f"going on from {run_of(config)}/checkpoints/step-{int(said[1]):08d}" in again.output
+    weights, _ = local_end(config, tmp_path / "local", MANY_STEPS)
+    newest = Checkpoints(UPath(run_of(config)) / "checkpoints").newest()
+    assert newest is not None and newest.step == MANY_STEPS
+    end = learner_states(newest.path)
+    assert_same({name: end[name] for name in weights}, weights)
+
+
+@pytest.mark.slow
+def test_a_teacher_whose_images_go_away_goes_on_from_where_it_was(
+    going: tuple[Connection, str, str], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, images, _ = going
+    recipe = tmp_path / "teacher.yaml"
+    data = {"source": images, "shuffle_window": 40}
+    teacher = tiny_pretrain(tmp_path, data=data, total_images=20_000, checkpoint={"every_images": 1_000_000})
+    recipe.write_text(config_yaml(teacher))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
+    first = Command("pretrain", recipe, log=tmp_path / "first.log")
+    assert first.wait(400) == 1, first.output
+    said = re.search(
+        rf"raysid: error: training the teacher stopped: data.source {images} cannot be reached: [^\n;]*; the same "
+        r"command goes on from the last whole checkpoint, of step (\d+)\n",
+        first.output,
+    )
+    assert said and int(said[1]) > 0, first.output
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    again = Command("pretrain", recipe, log=tmp_path / "again.log")
+    assert again.wait(300) == 0, again.output
+    assert f", step {int(said[1]):,}\n" in again.output.replace("\r", "\n")
 
 
 def test_a_bucket_that_is_not_there_is_refused_in_one_line(server: str, tmp_path: Path) -> None:

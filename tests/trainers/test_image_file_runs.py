@@ -15,6 +15,7 @@ from raysid.errors import RunFailed
 from raysid.tracking import METRICS, read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.step import Share, StepResult, take_step
+from tests.bucket_server import BUCKET
 from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars
 from tests.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
 from tests.trainers.test_pretrain import tiny_pretrain
@@ -68,6 +69,24 @@ def test_converted_images_come_to_the_same_weights_where_a_window_holds_a_part(
     assert_same(ours, end(teacher, tmp_path, folder, "folder", **small))
 
 
+def test_converted_images_in_a_bucket_come_to_the_same_weights(
+    ray_cluster: None,
+    cluster_bucket: str,
+    teacher: str,
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray Data's workers write them there, and read them there for the actors."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", cluster_bucket)
+    ran = CliRunner().invoke(cli, ["data", "convert", folder, url := f"gs://{BUCKET}/converted"])
+    assert ran.exit_code == 0, ran.stderr
+    small = {"data__shuffle_window": 40}
+    ours = end(teacher, tmp_path, url, "bucket", placement="split", **small)
+    theirs = end(teacher, tmp_path, folder, "folder", **small)
+    assert_same({name: ours[name] for name in theirs}, theirs)
+
+
 def test_a_run_that_goes_on_in_the_midst_of_an_epoch_is_the_whole_one(
     teacher: str, folder: str, tmp_path: Path
 ) -> None:
@@ -110,11 +129,20 @@ def test_bad_images_are_skipped_and_named_once(
 def test_too_many_bad_images_stop_the_run_with_their_names(
     teacher: str, damaged: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunFailed) as caught:
-        end(teacher, tmp_path / "runs", damaged, "damaged")
-    line = str(caught.value)
-    assert "3 of 153 real images cannot be used, which is more than data.max_bad_fraction = 0.01" in line
-    assert f"{damaged}/0/empty.png is empty" in line and "\n" not in line
+    """The first few in its line, all that were met in its metrics, each once, however often it is begun."""
+    for number in range(4):
+        (tmp_path / "damaged" / "0" / f"zero-{number}.png").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(RunFailed) as caught:
+            end(teacher, tmp_path / "runs", damaged, "damaged")
+        line = str(caught.value)
+        assert "7 of 157 real images cannot be used, which is more than data.max_bad_fraction = 0.01" in line
+        assert "is empty" in line and "and 2 more, which `raysid data check` names" in line
+        assert "\n" not in line
+        lines = [e for e in read_metrics(tmp_path / "runs" / "damaged") if e["kind"] == "bad_images"]
+        named = [name.split()[0].removeprefix(f"{damaged}/") for entry in lines for name in entry["names"]]
+        zeros = [f"0/zero-{number}.png" for number in range(4)]
+        assert sorted(named) == sorted(["0/empty.png", *zeros, "1/text.jpg", "beside.png"])
 
 
 def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_are_back(
