@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tracemalloc
 import zipfile
@@ -18,7 +19,7 @@ from PIL import Image
 from raysid.data import ImageStream, open_source, ray_blocks
 from raysid.data.edm_zip import EDMZipSource
 from raysid.errors import NotHere, UserError
-from tests.bucket_server import BUCKET, bucket_server, in_bucket
+from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 
 
 def colour(number: int) -> np.ndarray:
@@ -109,15 +110,21 @@ def test_ray_data_reads_it_in_the_same_order(ray_cluster: None, tmp_path: Path) 
     assert ray.is_initialized()
 
 
-def test_a_zip_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_in_a_bucket_is_read_there_without_what_lies_beside_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = write_zip(tmp_path / "c.zip")
+    with zipfile.ZipFile(local, "a") as archive:
+        archive.writestr("notes.bin", os.urandom(1 << 24))
     with bucket_server() as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
-        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         url = f"gs://{BUCKET}/data/c.zip"
         in_bucket(server, url).write_bytes(Path(local).read_bytes())
+        connection = Connection(server, bad=False)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
         source = open_source(url)
         assert rows(source) == rows(open_source(local))  # type: ignore[arg-type]
+        assert 0 < connection.sent < 1 << 20
+        connection.close()
 
 
 def refused(path: Any) -> str:

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import textwrap
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fsspec.exceptions import FSTimeoutError
 
 from raysid.config import DataSettings
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
-from raysid.data.pictures import MAX_PICTURE
+from raysid.data.pictures import MAX_PICTURE, Fit, decoded
 from raysid.errors import NotHere, UserError
 from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 from tests.picture_files import (
@@ -88,6 +89,80 @@ def test_the_same_pictures_in_other_files_are_the_same_stream(
     assert_same_stream(open_source(folder), open_source(other))
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_pngs_jpegs_and_webps_are_read(tmp_path: Path, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    files = {
+        "a.png": encoded(pixels),
+        "b.webp": encoded(pixels, "WEBP", lossless=True),
+        "c.jpg": encoded(pixels, "JPEG"),
+        "d.JPEG": encoded(pixels, "JPEG"),
+    }
+    place = tmp_path / f"files.{kind}"
+    if kind == "folder":
+        place.mkdir()
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+    elif kind == "zip":
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(place, "w") as tar:
+            for name, content in files.items():
+                add(tar, name, content)
+    images = {image.tobytes() for block in open_source(str(place)).blocks() for image in block["image"]}
+    lossy = decoded(files["c.jpg"], Fit())
+    assert images == {pixels.transpose(2, 0, 1).tobytes(), lossy.tobytes()}
+    assert open_source(str(place)).num_images == 4
+
+
+def test_pictures_are_fitted_as_the_config_says(folder: str, pictures: Any) -> None:
+    data = DataSettings(source=folder, resolution=5, crop="none", filter="box", channels=3)
+    source = open_source(data)
+    assert source.image_shape == (3, 5, 5)
+    fit = Fit(5, "none", "box", 3)
+    assert fit != Fit(5, channels=3)
+    expected = sorted(decoded(content, fit).tobytes() for _, content, _ in pictures)
+    assert sorted(image.tobytes() for block in source.blocks() for image in block["image"]) == expected
+
+
+def test_grey_pictures_among_coloured_ones_are_made_coloured(tmp_path: Path) -> None:
+    grey, colour = np.zeros((8, 8), np.uint8), np.ones((8, 8, 3), np.uint8)
+    both = write_folder(tmp_path / "both", [("a", encoded(grey), 0), ("b", encoded(colour), 0)])
+    source = open_source(both)
+    assert source.image_shape == (3, 8, 8) and source.num_images == 2
+    assert not any(block["fault"].any() for block in source.blocks())
+
+
+def test_coloured_pictures_found_late_among_grey_ones_are_bad_until_the_config_says(tmp_path: Path) -> None:
+    tars = [(f"{i:03d}", encoded(np.zeros((8, 8), np.uint8)), 0) for i in range(20)]
+    tars.append(("zzz", encoded(np.ones((8, 8, 3), np.uint8)), 0))  # after those that are looked at first
+    pattern = write_tars(tmp_path / "tars", tars, 100)
+    source = open_source(pattern)
+    assert source.image_shape == (1, 8, 8)
+    (fault,) = (fault for block in source.blocks() for fault in block["fault"] if fault)
+    assert fault.startswith("zzz.png ") and fault.endswith(
+        " is in colour, the others in grey (data.channels makes them of one kind)"
+    )
+    for channels in (1, 3):
+        source = open_source(DataSettings(source=pattern, channels=channels))
+        assert not any(block["fault"].any() for block in source.blocks())
+
+
+@pytest.mark.parametrize("kind", ["partitions", "tar"])
+def test_labels_of_another_name(tmp_path: Path, folder: str, pictures: Any, kind: str) -> None:
+    if kind == "tar":
+        other = write_tars(tmp_path / "tars", pictures, 50, "fine")
+    else:
+        other = str(tmp_path)
+        for label in range(10):
+            of_class = [picture for picture in pictures if picture[2] == label]
+            path = write_parquet(tmp_path / f"fine={label}" / "part-0.parquet", of_class)
+            pq.write_table(pq.read_table(path).drop(["label"]), path)
+    assert_same_stream(open_source(folder), open_source(DataSettings(source=other, label_column="fine")))
+
+
 def test_classes_are_the_subfolders_by_name(folder: str, pictures: Any) -> None:
     source = open_source(folder)
     counts = np.bincount([label for _, _, label in pictures])
@@ -132,6 +207,24 @@ def test_ray_data_reads_all_kinds_the_same(ray_cluster: None, tmp_path: Path, pi
             np.testing.assert_array_equal(ours, theirs)
         assert remote.faults == local.faults and len(remote.faults) == 1
         remote.close()
+
+
+def test_large_images_are_shared_out_to_short_read_tasks(ray_cluster: None, tmp_path: Path) -> None:
+    """A shard of them may be a gigabyte: the other cores would wait for the one that reads it."""
+    picture = encoded(np.zeros((8, 8, 3), np.uint8))
+    folder = write_folder(tmp_path / "large", [(f"{i:04d}", picture, 0) for i in range(1100)])
+    source: Any = open_source(DataSettings(source=folder, resolution=160))
+    blocks = source.blocks
+
+    def noted(pieces: Any) -> Any:
+        (tmp_path / str(pieces[0])).write_text(str(sum(piece.size for piece in pieces)))
+        return blocks(pieces)
+
+    source.blocks = noted
+    read = [block for block in ray_blocks(source)(source.pieces())]
+    assert np.concatenate([block["index"] for block in read]).tolist() == source.order.tolist()
+    tasks = [int(path.read_text()) for path in tmp_path.iterdir() if path.is_file()]
+    assert sum(tasks) == 1100 and max(tasks) * 160 * 160 * 3 < 1 << 26
 
 
 def test_a_large_list_travels_without_a_copy(folder: str) -> None:
@@ -359,13 +452,23 @@ def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Pat
     path = str(tmp_path / "d.parquet")
     contents = [content for _, content, _ in pictures]
     numbers = [number for _, _, number in pictures]
-    pq.write_table(pa.table({"img": contents, "thumbnail": contents, "fine": numbers}), path)
+    columns = {
+        "img": contents,
+        "thumbnail": contents[::-1],
+        "fine": numbers,
+        "coarse": [n // 5 for n in numbers],
+    }
+    pq.write_table(pa.table(columns), path)
     assert "several columns of bytes (img, thumbnail): say which" in refused(path)
-    assert "has no column image; columns: img, thumbnail, fine" in refused(path, image_column="image")
+    assert "has no column image; columns: img, thumbnail, fine, coarse" in refused(path, image_column="image")
     assert "has no column of bytes fine" in refused(path, image_column="fine")
     assert open_source(DataSettings(source=path, image_column="img")).num_classes == 0
-    data = DataSettings(source=path, image_column="img", label_column="fine")
-    assert open_source(data).num_classes == 10
+    for image, label in (("img", "fine"), ("thumbnail", "coarse")):
+        source = open_source(DataSettings(source=path, image_column=image, label_column=label))
+        blocks = list(source.blocks())
+        for pixels, content in zip(blocks[0]["image"], columns[image], strict=False):
+            np.testing.assert_array_equal(pixels, decoded(content, Fit()))
+        assert np.concatenate([block["label"] for block in blocks]).tolist() == columns[label]
     pq.write_table(pa.table({"image": contents, "label": [0.5] * COUNT}), path)
     assert "has the label 0.5: classes are whole numbers" in refused(path)
 
@@ -411,7 +514,6 @@ def test_files_in_a_bucket_are_read_there(
     local = tmp_path / kind
     with bucket_server() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
-        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         url = f"gs://{BUCKET}/data"
         for path in local.rglob("*.*"):
             in_bucket(server, f"{url}/{path.relative_to(local)}").write_bytes(path.read_bytes())
@@ -553,7 +655,6 @@ def test_a_bucket_that_answers_badly_is_asked_again(
     local = Path(folder) if kind == "folder" else tmp_path / kind
     with bucket_server() as server:
         connection = Connection(server, bad=True)
-        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         for path in local.rglob("*.*"):
             in_bucket(server, f"gs://{BUCKET}/bad/{path.relative_to(local)}").write_bytes(path.read_bytes())
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
