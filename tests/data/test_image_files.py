@@ -9,15 +9,18 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.config import conf
 from fsspec.exceptions import FSTimeoutError
 
 from raysid.config import DataSettings
@@ -525,6 +528,28 @@ def test_files_in_a_bucket_are_read_there(
             assert "in part in a bucket" in refused(folder, url)
         with pytest.raises(NotHere, match="there is no file or folder gs://"):
             open_source(f"gs://{BUCKET}/nothing")
+
+
+def test_a_bucket_that_does_not_answer_is_asked_again(
+    tmp_path: Path, folder: str, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(conf["gs"], "requests_timeout", aiohttp.ClientTimeout(total=None, sock_read=0.5))
+    local = write_parquet(tmp_path / "d.parquet", pictures, group=20)
+    with bucket_server() as server:
+        in_bucket(server, f"gs://{BUCKET}/d.parquet").write_bytes(Path(local).read_bytes())
+        connection = Connection(server, bad=False)
+        asked: list[str] = []
+
+        def silent(address: str, body: bytes) -> None:
+            asked.append(address)
+            if len(asked) % 10 == 5:
+                time.sleep(3)
+
+        connection.before = silent
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
+        assert_same_stream(open_source(folder), open_source(f"gs://{BUCKET}/d.parquet"))
+        assert len(asked) > 10
+        connection.close()
 
 
 STREAM = """

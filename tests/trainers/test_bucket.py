@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from upath import UPath
 
 from raysid.actors.placement import Roles
 from raysid.checkpoint import MANIFEST, Checkpoints
 from raysid.config import Config
+from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
 from raysid.storage import children, read_whole
 from raysid.tracking import read_metrics
@@ -158,6 +160,9 @@ def test_the_commands_read_it_where_it_lies(finished: BucketRun, tmp_path: Path)
     raysid("sample", run, "--which", "best", "--out", str(picture))
     assert picture.stat().st_size > 1000
     assert "Fréchet distance" in raysid("evaluate", run, "--num-samples", "100")
+    raysid("export", run, "--to", "safetensors", "--out", str(tmp_path / "exported"))
+    theirs = safetensors.torch.load(read_whole(finished.run / "generator" / WEIGHTS))
+    assert_same(safetensors.torch.load_file(tmp_path / "exported" / WEIGHTS), theirs)
 
 
 def test_tensorboard_reads_it_where_it_lies(finished: BucketRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from upath import UPath
 
 from raysid.data import open_source
-from raysid.errors import UserError
+from raysid.errors import RunFailed, UserError
 from raysid.generator import load_generator
 from raysid.networks.files import CONFIG, WEIGHTS, NetworkCard
+from raysid.storage import children
 from raysid.tracking import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.evaluation import (
@@ -28,7 +31,7 @@ from raysid.trainers.evaluation import (
     teacher_sampler,
 )
 from tests.tiny_networks import digits_network, save_generator, save_teacher
-from tests.tiny_run import SAMPLES, run_of, tiny_config, tiny_teacher
+from tests.tiny_run import BATCH, SAMPLES, lines_of, run_of, tiny_config, tiny_teacher
 
 FIGURES = ("frechet_distance", "label_accuracy", "num_samples")
 
@@ -168,6 +171,33 @@ def test_a_generator_of_unknown_images_cannot_be_measured(
 
 
 # The evaluations of a run.
+
+
+def test_a_run_whose_evaluation_fails_writes_a_checkpoint_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seldom = {"checkpoint__every_images": 10_000, "evaluation__every_images": 10_000}
+    teacher = tiny_teacher(tmp_path / "teacher")
+    config = tiny_config(teacher, tmp_path, placement="local", total_images=5 * BATCH, **seldom)
+
+    def away(*arguments: Any, **options: Any) -> Any:
+        raise UserError("the images are away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raysid.trainers.evaluation.evaluate_folder", away)
+        with pytest.raises(RunFailed) as caught:
+            distill(config)
+    said = re.fullmatch(
+        "the evaluation of step 0 failed: the images are away; the same command goes on; checkpoint of step ([1-5]) "
+        "written",
+        str(caught.value),
+    )
+    assert said and f"step-{int(said[1]):08d}" in [
+        path.name for path in children(UPath(run_of(config)) / "checkpoints")
+    ]
+    result = distill(config)
+    assert result.checkpoint is not None and result.checkpoint.endswith("step-00000005")
+    assert [entry["step"] for entry in lines_of(run_of(config), "evaluation")] == [5]
 
 
 @pytest.fixture(scope="module")
