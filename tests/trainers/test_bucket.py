@@ -52,7 +52,7 @@ from tests.trainers.test_pretrain import tiny_pretrain
 
 @dataclass(frozen=True)
 class BucketRun:
-    """A run that was killed once and finished by the same command."""
+    """A finished run; all but the `good` one were killed once and finished by the same command."""
 
     url: str
     config: Config
@@ -60,7 +60,8 @@ class BucketRun:
     server: str
     connection: Connection
     bad: bool
-    again: str
+    killed: bool
+    output: str
     refused: str
 
 
@@ -102,18 +103,19 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(connection.address, protocol).items():
             patch.setenv(name, value)
-        first = Command("distill", recipe, log=folder / "first.log")
-        first.kill_when(Moment("a checkpoint", lambda _: second.exists()), seconds=200)
-        again = Command("distill", recipe, log=folder / "again.log")
-        refused = second_owner(again, recipe, folder / "refused.log")
-        assert again.wait(300) == 0, again.output
-    yield BucketRun(f"{storage}/tiny", config, run, server, connection, bad, again.output, refused)
+        if killed := request.param != "good":
+            first = Command("distill", recipe, log=folder / "first.log")
+            first.kill_when(Moment("a checkpoint", lambda _: second.exists()), seconds=200)
+        last = Command("distill", recipe, log=folder / "last.log")
+        refused = second_owner(last, recipe, folder / "refused.log")
+        assert last.wait(300) == 0, last.output
+    yield BucketRun(f"{storage}/tiny", config, run, server, connection, bad, killed, last.output, refused)
     connection.close()
 
 
 def second_owner(owner: Command, recipe: Path, log: Path) -> str:
     """What somebody reads who starts the same run while its owner is at it."""
-    owner.wait_for("going on from")
+    owner.wait_for("real images of")
     other = Command("distill", recipe, log=log)
     assert other.wait(120) == 2, other.output
     return other.output
@@ -122,7 +124,7 @@ def second_owner(owner: Command, recipe: Path, log: Path) -> str:
 def test_the_weights_are_those_of_an_undisturbed_run_in_a_folder(finished: BucketRun, tmp_path: Path) -> None:
     if finished.bad:
         assert finished.connection.met.keys() == FATES.keys()
-    assert f"going on from {finished.url}/checkpoints/step-" in finished.again
+    assert (f"going on from {finished.url}/checkpoints/step-" in finished.output) == finished.killed
     weights, _ = local_end(finished.config, tmp_path, STEPS)
     newest = Checkpoints(finished.run / "checkpoints").newest()
     assert newest is not None and newest.step == STEPS
@@ -203,6 +205,22 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
     assert result.checkpoint is not None and result.checkpoint.endswith(f"step-{STEPS:08d}")
     assert {"0004/fake_score", "0004/generator"} <= set(held)
     connection.close()
+
+
+def test_a_longer_run_goes_on_in_a_bucket_where_it_ended(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    storage, teacher = f"gs://{BUCKET}/longer", tiny_teacher(tmp_path / "teacher")
+    for steps in (6, 9):
+        changes = {"placement": "local", "lr_schedule__decay": "constant", "total_images": steps * BATCH}
+        config = tiny_config(teacher, tmp_path, **changes)
+        result = distill(config.model_copy(update={"storage": storage}))
+    assert f"going on from {storage}/tiny/checkpoints/step-00000006, step 6\n" in capsys.readouterr().err
+    weights, _ = local_end(config, tmp_path / "local", 9)
+    assert_same(learner_states(in_bucket(server, str(result.checkpoint))), weights)
+    recorded = read_metrics(in_bucket(server, result.path))
+    assert [entry["step"] for entry in recorded if entry["kind"] == "train"] == [2, 4, 6, 8, 9]
 
 
 IMAGES, SOME_STEPS = 150, 6  # a little more than an epoch

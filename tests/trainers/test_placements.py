@@ -60,7 +60,7 @@ WITHOUT_DROPOUT: dict[str, Any] = {"generator__dropout": 0.0, "fake_score__dropo
     ("method", "schedule"),
     [
         ("sida", "overlapped"),
-        ("sid", "alternating"),
+        pytest.param("sid", "alternating", marks=SLOW),
         pytest.param("sida", "alternating", marks=SLOW),
         pytest.param("sid", "overlapped", marks=SLOW),
     ],
@@ -175,16 +175,14 @@ def check_rule_2(teacher: str, folder: Path, other: Path) -> None:
 
 
 # SiDA's fakeness is averaged over the authors' whole batch: cut among ranks it would be another loss.
-RANKS = [(name, settings, 1) for name, settings in CASES] + [
-    (name, settings, 2)
+RANKS = [pytest.param(name, settings, 1, id=f"{name}-1") for name, settings in CASES] + [
+    pytest.param(name, settings, 2, id=f"{name}-2", marks=SLOW)
     for name, settings in CASES
     if not settings["adversarial"] and settings["batch"] % 2 == 0
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "ranks"), RANKS, ids=[f"{name}-{ranks}" for name, _, ranks in RANKS]
-)
+@pytest.mark.parametrize(("name", "settings", "ranks"), RANKS)
 def test_reference_training_on_actors(
     ray_cluster: None, tmp_path: Path, name: str, settings: dict[str, Any], ranks: int
 ) -> None:
