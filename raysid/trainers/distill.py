@@ -334,9 +334,8 @@ class _Distillation:
 
     def _stop_for(self, error: RunFailed, placement: Placement, step: int) -> NoReturn:
         """Leave for what the learners are not to blame for, with a checkpoint of where the run is."""
-        with suppress(
-            LearnerLost, RunFailed
-        ):  # too many bad images may be why; most of them were met just now
+        # Too many bad images may be why; most of them were met just now.
+        with suppress(LearnerLost, RunFailed):
             self._name_bad_images(placement, step)
         failed = self._checkpoint_last(placement, step)
         kept = f"none written ({failed})" if failed else "written"
