@@ -13,8 +13,7 @@ env: $(VENV)/.installed  ## set up .venv from constraints.txt
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raysid needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	# What is imported is compiled then; all of torch and Ray would take half a minute.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 quickstart: env  ## train a teacher on digits and distil it, on this machine's CPU
