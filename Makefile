@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Many containers set it. Each of the many processes of a run would then compile raysid anew: half a second each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help env quickstart test test-slow lint cluster cluster-down clean
 
