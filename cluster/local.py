@@ -81,9 +81,11 @@ def up(folder: str, port: int, dashboard_port: int, num_cpus: int) -> None:
 def down(folder: str) -> None:
     """End the cluster and whatever runs on it; other clusters on this machine stay as they are."""
     end = time.monotonic() + DOWN_SECONDS
-    while found := list(processes(folder)):
+    while found := dict(processes(folder)):
         kill = time.monotonic() > end
-        for pid in found:
+        # The head's server last: nodes that it does not answer any more wait for it until they are killed.
+        nodes = [pid for pid, command in found.items() if "/gcs_server " not in command]
+        for pid in nodes or found:
             try:
                 os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
             except ProcessLookupError:
@@ -92,14 +94,14 @@ def down(folder: str) -> None:
     click.echo("cluster down")
 
 
-def processes(folder: str) -> Iterator[int]:
-    """The processes of the cluster in `folder`: Ray gives each the folder's path on its command line."""
+def processes(folder: str) -> Iterator[tuple[int, str]]:
+    """The processes of the cluster in `folder`, with their command lines: Ray gives each the folder's path on its command line."""
     shown = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,command="], capture_output=True, text=True).stdout
     for line in shown.splitlines():
         pid, _, command = line.strip().partition(" ")
         ours = any(part.partition("=")[2].startswith(f"{folder}/") for part in command.split())
         if ours or f"--temp-dir={folder}" in command.split():
-            yield int(pid)
+            yield int(pid), command
 
 
 if __name__ == "__main__":

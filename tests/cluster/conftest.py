@@ -15,7 +15,7 @@ from tests.processes import free_port
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: its processes would take the tests that follow their cores
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The autoscaling cluster of `make cluster`, on ports of its own; the address of its job server."""
     folder = f"/tmp/raysid-test-{os.getpid()}"  # short: Ray makes sockets in it
