@@ -95,7 +95,7 @@ def down(folder: str) -> None:
 
 
 def processes(folder: str) -> Iterator[tuple[int, str]]:
-    """The processes of the cluster in `folder`, with their command lines: Ray gives each the folder's path on its command line."""
+    """The processes of the cluster in `folder`, with their command lines: Ray gives each the folder's path there."""
     shown = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,command="], capture_output=True, text=True).stdout
     for line in shown.splitlines():
         pid, _, command = line.strip().partition(" ")
