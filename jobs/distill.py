@@ -7,7 +7,7 @@ takes this checkout along; `raysid submit distill` needs none. Options are those
 
 import sys
 
-from raysid.cli import cli
+from raysid.cli.main import cli
 
 if __name__ == "__main__":
     cli(["distill", *sys.argv[1:]], prog_name="jobs/distill.py")

@@ -7,7 +7,7 @@ takes this checkout along; `raysid submit pretrain` needs none. Options are thos
 
 import sys
 
-from raysid.cli import cli
+from raysid.cli.main import cli
 
 if __name__ == "__main__":
     cli(["pretrain", *sys.argv[1:]], prog_name="jobs/pretrain.py")

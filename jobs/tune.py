@@ -7,7 +7,7 @@ takes this checkout along; `raysid submit tune` needs none. Options are those of
 
 import sys
 
-from raysid.cli import cli
+from raysid.cli.main import cli
 
 if __name__ == "__main__":
     cli(["tune", *sys.argv[1:]], prog_name="jobs/tune.py")

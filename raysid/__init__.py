@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from raysid.config import Config, PretrainConfig
     from raysid.errors import RunFailed, UserError
     from raysid.generator import Generator, load_generator
-    from raysid.noise import DDPMNoise, EDMNoise, NoiseProcess
+    from raysid.method.noise import DDPMNoise, EDMNoise, NoiseProcess
     from raysid.recipes import load_recipe
     from raysid.trainers.distill import DistillResult, distill
     from raysid.trainers.pretrain import PretrainResult, pretrain
@@ -21,9 +21,9 @@ _HOMES = {
     "UserError": "raysid.errors",
     "Generator": "raysid.generator",
     "load_generator": "raysid.generator",
-    "DDPMNoise": "raysid.noise",
-    "EDMNoise": "raysid.noise",
-    "NoiseProcess": "raysid.noise",
+    "DDPMNoise": "raysid.method.noise",
+    "EDMNoise": "raysid.method.noise",
+    "NoiseProcess": "raysid.method.noise",
     "load_recipe": "raysid.recipes",
     "DistillResult": "raysid.trainers.distill",
     "distill": "raysid.trainers.distill",

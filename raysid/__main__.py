@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysid.cli import main
+from raysid.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.method.sampling import one_step_from
 from raysid.networks import FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
-from raysid.sampling import one_step_from
 from raysid.storage import reading
 
 Which = Literal["last", "best"]

@@ -16,7 +16,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 @pytest.fixture(scope="session")
 def cluster_bucket() -> Iterator[str]:
     """The address of a bucket's server that the processes of `ray_cluster` find at gs://, for the whole session."""
-    from tests.bucket_server import bucket_server
+    from tests.support.bucket_server import bucket_server
 
     with bucket_server() as address:
         yield address

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raysid import Generator, UserError, load_generator
 from raysid.networks.files import NetworkCard
-from tests.tiny_networks import CLASSES, SHAPE, save_generator, tiny_network
+from tests.support.tiny_networks import CLASSES, SHAPE, save_generator, tiny_network
 
 
 def tiny_generator(label_dim: int = CLASSES) -> Generator:
@@ -180,7 +180,7 @@ images = generator.sample(3, torch.tensor([0, 1, 2]), torch.Generator().manual_s
 generator(torch.zeros(1, 1, 4, 4), torch.tensor([0]))
 generator.save_pretrained({str(tmp_path / "again")!r})
 Generator.from_pretrained({str(tmp_path / "again")!r})
-from raysid.cli import cli
+from raysid.cli.main import cli
 cli(["sample", {folder!r}, "--out", {str(tmp_path / "grid.png")!r}], standalone_mode=False)
 print(images.double().sum().item())
 """

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from raysid.actors.build import RunInputs
-from raysid.actors.fake_score import of_a_step, of_all_ranks
 from raysid.actors.mailbox import Call
 from raysid.actors.placing import Say, wait_for_reading
-from raysid.actors.profile import Profile
 from raysid.actors.results import get_ranks, is_ready
 from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers
-from raysid.checkpoint import StateFile
 from raysid.data import ImageSource
 from raysid.data.faults import all_faults
-from raysid.trainers.step import StepResult, updates_theta
+from raysid.roles.build import RunInputs
+from raysid.roles.fake_score import of_a_step, of_all_ranks
+from raysid.roles.profile import Profile
+from raysid.roles.step import StepResult, updates_theta
+from raysid.run.checkpoint import StateFile
 
 
 class ColocatedPlacement:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from raysid.actors.build import RunInputs, build_fake_score, build_generator, build_teacher
-from raysid.actors.joint import JointLearner
-from raysid.actors.profile import Profile, profile_of
-from raysid.actors.ranks import Ranks
-from raysid.actors.roles import Roles
-from raysid.actors.saving import Saver
-from raysid.checkpoint import StateFile
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.windows import ReadBlocks
 from raysid.errors import LearnerLost, RunFailed
-from raysid.trainers.step import WHOLE, Share, StepResult, microbatches, take_step
+from raysid.roles.build import RunInputs, build_fake_score, build_generator, build_teacher
+from raysid.roles.joint import JointLearner
+from raysid.roles.profile import Profile, profile_of
+from raysid.roles.protocols import Roles
+from raysid.roles.ranks import Ranks
+from raysid.roles.step import WHOLE, Share, StepResult, microbatches, take_step
+from raysid.roles.writer import Saver
+from raysid.run.checkpoint import StateFile
 
 if TYPE_CHECKING:
-    from raysid.actors.remote import Within
+    from raysid.actors.split import Within
     from raysid.actors.train_workers import TrainWorkers
 
 
@@ -91,7 +91,7 @@ def place(
 
         assert workers is not None
         return ColocatedPlacement(inputs, source, workers, say)
-    from raysid.actors.remote import SplitPlacement
+    from raysid.actors.split import SplitPlacement
 
     return SplitPlacement(inputs, source, threads, say, within, stopping)
 

@@ -12,14 +12,14 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from raysid.actors.build import build_teacher
 from raysid.actors.fleet import Asked, Members, Scorer
-from raysid.actors.messages import Noised, Prediction, Pull, Seed
 from raysid.actors.placing import NOTICE_SECONDS, Say, what_is_missing
-from raysid.actors.profile import Profile, Traffic, profile_of
 from raysid.actors.results import is_ready, why_not_started
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
+from raysid.roles.build import build_teacher
+from raysid.roles.messages import Noised, Prediction, Pull, Seed
+from raysid.roles.profile import Profile, Traffic, profile_of
 
 SYNC_SECONDS = 1.0
 RETRY_SECONDS = 0.1

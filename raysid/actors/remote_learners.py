@@ -12,18 +12,18 @@ from typing import Any
 import ray
 import torch
 
-from raysid.actors.build import RunInputs, build_fake_score, build_generator, parts_of_rank
-from raysid.actors.fake_score import IMAGES_UNTIL
-from raysid.actors.messages import Slice
 from raysid.actors.pool import PoolCall
-from raysid.actors.profile import Profile, Traffic, profile_of
-from raysid.actors.ranks import Ranks
-from raysid.actors.saving import Saver
 from raysid.actors.shared_folder import seen_from
-from raysid.checkpoint import StateFile
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed
+from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
+from raysid.roles.fake_score import IMAGES_UNTIL
+from raysid.roles.messages import Slice
+from raysid.roles.profile import Profile, Traffic, profile_of
+from raysid.roles.ranks import Ranks
+from raysid.roles.writer import Saver
+from raysid.run.checkpoint import StateFile
 
 
 class LearnerActor:

@@ -19,17 +19,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from upath import UPath
 
-from raysid.actors.build import RunInputs
-from raysid.actors.fake_score import IMAGES_UNTIL
 from raysid.actors.mailbox import Call, Group, Mailbox
 from raysid.actors.placement import LocalPlacement
 from raysid.actors.placing import Say, demand, on_this_node, wait_for_room
-from raysid.actors.ranks import TIMEOUT, Ranks
 from raysid.actors.results import get, what_died
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, PeerLost, RunFailed
+from raysid.roles.build import RunInputs
+from raysid.roles.fake_score import IMAGES_UNTIL
+from raysid.roles.ranks import TIMEOUT, Ranks
 from raysid.storage import for_ray, remove_folder
 
 CALLS_WAITING = 100_000  # at a time: some of every worker; Ray takes 1,000 where nothing is said

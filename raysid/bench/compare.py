@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from upath import UPath
 
-from raysid.actors.build import RunInputs
-from raysid.actors.busy import Span
 from raysid.actors.placement import torch_threads
 from raysid.bench.sides import Round, Side
 from raysid.bench.speeds import InRounds
-from raysid.cluster import connect
+from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.errors import UserError
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
+from raysid.roles.build import RunInputs
+from raysid.roles.stopwatch import Span
 from raysid.storage import reaching, remove_folder, storage_folder
 from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import find_teacher, trained_teacher

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raysid.actors.build import image_stream
 from raysid.bench.loader import image_loader
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import RunFailed
+from raysid.roles.build import image_stream
 
 CLOSE_SECONDS = 2.0
 

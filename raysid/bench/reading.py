@@ -19,7 +19,7 @@ from raysid.bench.loader import no_loader
 from raysid.bench.readers import LoaderProcess, StreamReader, Turn
 from raysid.bench.sides import Side
 from raysid.bench.speeds import InRounds
-from raysid.cluster import connect
+from raysid.cluster.connect import connect
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, open_source
 from raysid.errors import UserError

@@ -8,8 +8,8 @@ from raysid.bench.compare import Comparison, SideResult
 from raysid.bench.sides import RoleUse
 from raysid.bench.speeds import in_words, ratio
 from raysid.config import ComputeSettings, Config
-from raysid.progress import print_table
-from raysid.trainers.step import all_microbatches
+from raysid.roles.step import all_microbatches
+from raysid.run.progress import print_table
 
 PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
 ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from upath import UPath
 
-from raysid.actors.build import RunInputs
-from raysid.actors.busy import Span
-from raysid.actors.compute import set_tf32
 from raysid.actors.placement import Placement, lacks_images, place, workers_for
-from raysid.actors.profile import Profile
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
+from raysid.roles.build import RunInputs
+from raysid.roles.compute import set_tf32
+from raysid.roles.profile import Profile
+from raysid.roles.step import STEPS_IN_FLIGHT, StepResult
+from raysid.roles.stopwatch import Span
 
 WARM_STEPS = 3  # the first of them updates psi alone, and allocates
 TIMED_STEPS = 3  # from whose time the length of a round follows

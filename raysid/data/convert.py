@@ -22,8 +22,8 @@ from raysid.data.parquet import INDEX
 from raysid.data.pictures import BadPicture, PictureSource, as_stored
 from raysid.data.source import Piece
 from raysid.errors import NoRoom, UserError
-from raysid.no_room import of_file
 from raysid.storage import children, is_local, reaching, remove_folder
+from raysid.storage.no_room import of_file
 
 FILE_BYTES = 256 << 20  # about; at least a shard
 GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere

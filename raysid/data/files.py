@@ -17,8 +17,8 @@ from upath import UPath
 
 from raysid.data.pictures import SUFFIXES, shown
 from raysid.errors import NotHere, UserError
-from raysid.s3 import in_one_request
 from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
+from raysid.storage.s3 import in_one_request
 
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
 WHAT = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}

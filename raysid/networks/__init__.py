@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, overload
 
+from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.errors import UserError
-from raysid.networks.settings import DiffusersSettings, FactorySettings, NetworkSettings
 
 if TYPE_CHECKING:
     from raysid.networks.denoiser import Network

@@ -11,6 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raysid.config.networks import NetworkSettings
 from raysid.networks.layers import (
     BlockStyle,
     Conv2d,
@@ -20,7 +21,6 @@ from raysid.networks.layers import (
     UNetBlock,
     WeightInit,
 )
-from raysid.networks.settings import NetworkSettings
 
 _INIT = WeightInit("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 _INIT_ZERO = WeightInit("kaiming_uniform", weight=0.0)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raysid.config.networks import DiffusersSettings, Precision
 from raysid.errors import UserError
+from raysid.method.noise import DDPMNoise
+from raysid.method.predictions import PredictionType, clean_image
 from raysid.networks.precision import laid_out, lowered
-from raysid.networks.settings import DiffusersSettings, Precision
-from raysid.noise import DDPMNoise
-from raysid.predictions import PredictionType, clean_image
 
 
 class DiffusersDenoiser(nn.Module):

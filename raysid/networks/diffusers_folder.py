@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from torch import Tensor
 from upath import UPath
 
+from raysid.config.networks import DiffusersSettings, ScheduleSettings
 from raysid.errors import UserError
 from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers
 from raysid.networks.files import CONFIG, NetworkCard, misfits, shapes_of, weight_shapes
-from raysid.networks.settings import DiffusersSettings, ScheduleSettings
 from raysid.storage import BUCKETS, LOCAL, children, read_json, read_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

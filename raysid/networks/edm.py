@@ -8,11 +8,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from raysid.config.networks import NetworkSettings, Precision
+from raysid.method.noise import EDMNoise
 from raysid.networks.dhariwal import DhariwalUNet
 from raysid.networks.precision import laid_out, lowered
-from raysid.networks.settings import NetworkSettings, Precision
 from raysid.networks.song import SongUNet
-from raysid.noise import EDMNoise
 
 
 class EDMDenoiser(nn.Module):

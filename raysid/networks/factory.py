@@ -18,10 +18,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from raysid.config.networks import FactorySettings, Precision
 from raysid.errors import UserError
+from raysid.method.noise import DDPMNoise, NoiseProcess
 from raysid.networks.precision import laid_out, lowered
-from raysid.networks.settings import FactorySettings, Precision
-from raysid.noise import DDPMNoise, NoiseProcess
 
 MESSAGE_LENGTH = 300  # of what a user's own code says, in an error's one line
 

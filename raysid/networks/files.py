@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from torch import Tensor
 from upath import UPath
 
+from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.errors import UserError
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
-from raysid.networks.settings import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.storage import is_local, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from raysid.networks.settings import normalisation_groups
+from raysid.config.networks import normalisation_groups
 
 # From here on, fused attention pays for the copy it needs: unfused, the scores of one ADM block at 32x32
 # are 24 MiB an image. Below, plain products are up to twice as fast on a CPU.

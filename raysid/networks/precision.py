@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from raysid.networks.settings import Precision
+from raysid.config.networks import Precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raysid.config.networks import NetworkSettings
 from raysid.networks.layers import (
     BlockStyle,
     Conv2d,
@@ -22,7 +23,6 @@ from raysid.networks.layers import (
     UNetBlock,
     WeightInit,
 )
-from raysid.networks.settings import NetworkSettings
 
 _INIT = WeightInit("xavier_uniform")
 _INIT_ZERO = WeightInit("xavier_uniform", weight=1e-5)

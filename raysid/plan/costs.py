@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from raysid.config.networks import Precision
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import AnySettings
-from raysid.networks.settings import Precision
 
 BATCH = 2  # counted on so many images, for there is little that does not grow with them
 

@@ -18,15 +18,15 @@ import psutil
 import torch
 import torch.multiprocessing
 
-from raysid.actors.messages import Slice
 from raysid.actors.placement import LocalPlacement, all_cores
-from raysid.actors.ranks import Ranks
 from raysid.bench.compare import NO_RATE, role_inputs, stand_in_teacher, steady
 from raysid.config import Config, ResourceSettings, RoleResources
 from raysid.errors import RunFailed, UserError
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import Device, Devices
 from raysid.plan.parts import Seconds, all_reduce_bytes
+from raysid.roles.messages import Slice
+from raysid.roles.ranks import Ranks
 
 REPEATS = 3  # of a role's calls, at least
 SUMS = 5  # of the gradients

@@ -12,7 +12,7 @@ FLOAT = 4
 ADAM = 2  # averages of each gradient and of its square
 PROCESS = 600e6  # bytes of a process beside all tensors: the GPU's context and libraries (or torch, on a CPU)
 FRAGMENTS = 0.1  # the share of a device that is left for what the allocator cannot use, and for workspaces
-BUCKET = 256e6  # the copy of gradients that is summed at a time (raysid.actors.ranks)
+BUCKET = 256e6  # the copy of gradients that is summed at a time (raysid.roles.ranks)
 
 
 @dataclass(frozen=True)

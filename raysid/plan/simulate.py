@@ -1,6 +1,6 @@
 """Steps whose calls only last: what the controller would submit, which process would do it, when it would end.
 
-`raysid.trainers.step.take_step` itself is run, on roles that note every call instead of doing it. A process does its
+`raysid.roles.step.take_step` itself is run, on roles that note every call instead of doing it. A process does its
 calls in the order in which they were submitted, as a Ray actor does, and each begins when what it takes has arrived.
 Processes that compute on the same device at the same time share it evenly.
 """
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysid.actors.messages import Slice
-from raysid.actors.roles import Roles
 from raysid.config import Config
-from raysid.trainers.step import STEPS_IN_FLIGHT, take_step
+from raysid.roles.messages import Slice
+from raysid.roles.protocols import Roles
+from raysid.roles.step import STEPS_IN_FLIGHT, take_step
 
 STEPS = 7  # simulated: the first of them fill the pipeline, the last one empties it
 FEWER = 4  # where a step has so many microbatches that a part of it fills the pipeline

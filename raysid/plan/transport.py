@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import torch
 
-from raysid.actors.messages import Images, Slice
-from raysid.cluster import connect
+from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.plan.simulate import Transport
+from raysid.roles.messages import Images, Slice
 
 CALLS = 200
 WARM_CALLS = 40

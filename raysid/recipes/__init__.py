@@ -308,7 +308,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _from_text(path: str, text: str, model: type[AnyConfig | DataConfig]) -> Any:
     """The value that an override's text stands for."""
-    from raysid.config_fields import config_fields
+    from raysid.config.fields import config_fields
     from raysid.recipes.problems import show
 
     field = config_fields(model).get(path)

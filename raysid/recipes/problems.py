@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from raysid.config_fields import config_fields
+from raysid.config.fields import config_fields
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

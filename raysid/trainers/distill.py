@@ -9,28 +9,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from raysid.actors.fake_score import BAD_IMAGES
 from raysid.actors.placement import Placement, lacks_images, place, workers_for
-from raysid.checkpoint import Checkpoint
-from raysid.cluster import connect
+from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.faults import check_faults
 from raysid.errors import LearnerLost, NoRoom, RunFailed, RunStopped, UserError, WorkersChanged
 from raysid.generator import FOLDERS
-from raysid.image_grid import is_picture
 from raysid.networks.files import CONFIG, WEIGHTS, weights_digest
-from raysid.no_room import no_room
-from raysid.progress import ProgressLine
-from raysid.run_folder import RunFolder
+from raysid.roles.fake_score import BAD_IMAGES
+from raysid.roles.step import STEPS_IN_FLIGHT, StepResult
+from raysid.run.checkpoint import Checkpoint
+from raysid.run.folder import RunFolder
+from raysid.run.image_grid import is_picture
+from raysid.run.progress import ProgressLine
+from raysid.run.tracking import METRICS, Tracker, read_metrics
 from raysid.storage import copy_file, explain, of_a_bucket, reaching
-from raysid.tracking import METRICS, Tracker, read_metrics
+from raysid.storage.no_room import no_room
 from raysid.trainers.branching import check_branch, check_network, find_branch
 from raysid.trainers.evaluation import GRID_COLUMNS, EvaluationFailed, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
 from raysid.trainers.saving import RunSaver, how_to_go_on, remove_unfinished
-from raysid.trainers.step import STEPS_IN_FLIGHT, StepResult
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
@@ -44,7 +44,7 @@ from raysid.trainers.summary import (
 from raysid.trainers.teachers import Found, Teacher, settings_of, trained_teacher
 
 if TYPE_CHECKING:
-    from raysid.actors.remote import Within
+    from raysid.actors.split import Within
 
 OnEvaluation = Callable[[dict[str, Any]], None]
 

@@ -18,15 +18,15 @@ from raysid.config import Config, PretrainConfig
 from raysid.data import Block, ImageSource, Piece, open_source, to_unit
 from raysid.data.digits import DigitsSource
 from raysid.data.source import good_of
-from raysid.draws import Draws
 from raysid.errors import RunFailed, UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator
+from raysid.method.draws import Draws
+from raysid.method.noise import DDPMNoise, EDMNoise
+from raysid.method.sampling import ddim, heun
 from raysid.metrics import Evaluator, load_digits_classifier
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, load_network
-from raysid.noise import DDPMNoise, EDMNoise
-from raysid.sampling import ddim, heun
 
 BATCH = 500
 GRID_ROWS = 10

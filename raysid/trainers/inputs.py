@@ -9,10 +9,8 @@ from typing import TypeVar
 
 from upath import UPath
 
-from raysid.actors.build import RunInputs
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
-from raysid.download import file_name, local_copy
 from raysid.errors import NotHere, UserError
 from raysid.generator import generator_folder
 from raysid.networks import FactorySettings
@@ -25,7 +23,9 @@ from raysid.networks.files import (
     save_network,
 )
 from raysid.networks.published import SIGMA_INIT, read_published
+from raysid.roles.build import RunInputs
 from raysid.storage import reaching, storage_folder
+from raysid.storage.download import file_name, local_copy
 from raysid.trainers.teachers import Found, find_teacher, kept_folder, settings_of, shapes_or_refuse
 
 Value = TypeVar("Value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from raysid.actors.generator import RECOMPUTED
+from raysid.roles.generator_learner import RECOMPUTED
 
 
 class Meter:

@@ -18,24 +18,22 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from raysid.actors.build import image_stream
-from raysid.actors.learner import move_average, one_hot
 from raysid.actors.placing import demand
-from raysid.checkpoint import state_bytes, write_state
-from raysid.cluster import connect
+from raysid.cluster.connect import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
 from raysid.data.faults import all_faults, check_faults
-from raysid.draws import Draws, seed_torch
 from raysid.errors import NoRoom, RaysidError, RunFailed, UserError
-from raysid.lease import Lease, lock, still_owned
-from raysid.losses import denoising_loss
+from raysid.method.draws import Draws, seed_torch
+from raysid.method.losses import denoising_loss
+from raysid.method.noise import EDMNoise
+from raysid.method.schedules import ema_beta, learning_rate
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
-from raysid.no_room import AGAIN, no_room
-from raysid.noise import EDMNoise
-from raysid.progress import ProgressLine
-from raysid.schedules import ema_beta, learning_rate
+from raysid.roles.build import image_stream
+from raysid.roles.learner import move_average, one_hot
+from raysid.run.checkpoint import state_bytes, write_state
+from raysid.run.progress import ProgressLine
 from raysid.storage import (
     children,
     for_ray,
@@ -46,6 +44,8 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
+from raysid.storage.lease import Lease, lock, still_owned
+from raysid.storage.no_room import AGAIN, no_room
 from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysid.actors.placement import Placement
-from raysid.checkpoint import StateFile
 from raysid.errors import LearnerLost, NoRoom, RunFailed
 from raysid.generator import FOLDERS
-from raysid.no_room import AGAIN, no_room
-from raysid.run_folder import RunFolder
+from raysid.run.checkpoint import StateFile
+from raysid.run.folder import RunFolder
 from raysid.storage import explain
+from raysid.storage.no_room import AGAIN, no_room
 from raysid.trainers.summary import evaluated_distances
 
 LOOK_SECONDS = 0.2

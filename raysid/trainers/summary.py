@@ -10,12 +10,12 @@ from typing import Any
 
 from upath import UPath
 
-from raysid.actors.generator import RECOMPUTED
 from raysid.config import Config
 from raysid.generator import FOLDERS, load_generator
-from raysid.progress import print_table
+from raysid.roles.generator_learner import RECOMPUTED
+from raysid.run.progress import print_table
+from raysid.run.tracking import read_metrics
 from raysid.storage import is_local
-from raysid.tracking import read_metrics
 from raysid.trainers.evaluation import evaluator, generator_before, measure, measures
 from raysid.trainers.teachers import Teacher
 

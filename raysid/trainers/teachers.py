@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 from upath import UPath
 
-from raysid.actors.compute import checkpoint_activations
-from raysid.augment import LABEL_DIM
 from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.data.pictures import PictureSource
-from raysid.download import file_name, local_copy
 from raysid.errors import UserError
+from raysid.method.augment import LABEL_DIM
+from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.networks import DiffusersSettings, FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers_folder import SAMPLER_STEPS as DDIM_STEPS
@@ -35,9 +34,10 @@ from raysid.networks.files import (
     weight_shapes,
 )
 from raysid.networks.published import Published, read_published
-from raysid.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
+from raysid.roles.compute import checkpoint_activations
 from raysid.storage import is_local, reaching, storage_folder
+from raysid.storage.download import file_name, local_copy
 from raysid.trainers.evaluation import measure, measures, teacher_sampler
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results

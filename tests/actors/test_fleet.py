@@ -13,8 +13,8 @@ from ray.exceptions import RayActorError
 
 import raysid.actors.fleet
 from raysid.actors.fleet import Asked, Total
-from raysid.actors.remote import start_fleet
-from tests.tiny_run import BATCH, tiny_config, tiny_teacher
+from raysid.actors.split import start_fleet
+from tests.support.tiny_run import BATCH, tiny_config, tiny_teacher
 
 
 def test_a_rate_is_of_the_last_seconds_alone() -> None:

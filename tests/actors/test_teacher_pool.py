@@ -16,16 +16,16 @@ import pytest
 import ray
 
 from raysid.actors.fleet import Scorer
-from raysid.actors.messages import Slice
 from raysid.actors.pool import PoolCall, TeacherPool
-from raysid.actors.remote import SplitPlacement, start_fleet
 from raysid.actors.results import get
+from raysid.actors.split import SplitPlacement, start_fleet
 from raysid.config import Config
 from raysid.errors import LearnerLost, RunFailed
+from raysid.roles.messages import Slice
+from raysid.roles.step import overlapped_step
 from raysid.trainers.distill import distill
-from raysid.trainers.step import overlapped_step
-from tests.processes import kill, killing
-from tests.tiny_run import (
+from tests.support.processes import kill, killing
+from tests.support.tiny_run import (
     BATCH,
     STEPS,
     Figures,

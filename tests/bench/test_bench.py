@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from raysid.bench.compare import Comparison, compare
 from raysid.bench.show import PARTS, as_json, bound, trace
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.recipes import load_recipe
-from tests.tiny_run import tiny_config, tiny_teacher, write_recipe
+from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 ROUND = 0.1  # seconds: as few steps as a round may have
 FLOAT = 4
@@ -149,7 +149,7 @@ def test_the_command(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_against_local_alone_is_the_authors_way() -> None:
     """Local, alternating, all cores; what is given goes over it."""
-    from raysid.cli_bench import other_side
+    from raysid.cli.bench import other_side
 
     mine = {"seed": "3", "torch_threads": "1"}
     plain = other_side("digits-sid", mine, "local", {})

@@ -15,12 +15,12 @@ import torch
 from click.testing import CliRunner
 
 from raysid.bench.readers import LoaderReader, Reader, StreamReader, Turn
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.config import Config, DataSettings
 from raysid.data import ImageSource, open_source
 from raysid.data.source import good_of
 from raysid.recipes import load_recipe
-from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
+from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
 
 IMAGES, WINDOW, BATCH = 300, 100, 32
 

@@ -21,7 +21,7 @@ import numpy as np
 from raysid.bench.reading import bench_data
 from raysid.bench.show_reading import show
 from raysid.data import patches
-from tests.picture_files import encoded, write_parquet, write_zip
+from tests.support.picture_files import encoded, write_parquet, write_zip
 
 COUNT, CLASSES, ROW_GROUP = 50_000, 10, 1_000
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from raysid.data import ImageStream, open_source
-from tests.picture_files import encoded, write_folder, write_parquet, write_tars, write_zip
+from tests.support.picture_files import encoded, write_folder, write_parquet, write_tars, write_zip
 
 COUNT, DIFFERENT, BATCH = 20_000, 200, 100
 

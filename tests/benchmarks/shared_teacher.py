@@ -23,13 +23,13 @@ import ray
 import torch
 
 from raysid.actors.fleet import Asked, Scorer
-from raysid.actors.messages import Noised, Seed, Slice
-from raysid.actors.remote import FleetActor, start_fleet
+from raysid.actors.split import FleetActor, start_fleet
 from raysid.config import Config
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
-from raysid.progress import print_table
 from raysid.recipes import load_recipe
+from raysid.roles.messages import Noised, Seed, Slice
+from raysid.run.progress import print_table
 
 CIFAR10 = NetworkSettings(
     img_resolution=32, img_channels=3, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, dropout=0.13

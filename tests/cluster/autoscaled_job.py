@@ -21,13 +21,13 @@ from pathlib import Path
 import ray
 
 from raysid.actors.fleet import Scorer
-from raysid.actors.remote import SplitPlacement
 from raysid.actors.results import get
-from raysid.cluster import connect
+from raysid.actors.split import SplitPlacement
+from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.recipes import load_recipe
-from raysid.trainers.step import take_step
-from tests.tiny_run import inputs_for, save_whole
+from raysid.roles.step import take_step
+from tests.support.tiny_run import inputs_for, save_whole
 
 PATIENCE_SECONDS = 240
 DELIVERY_SECONDS = 1.0

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from raysid.actors.placement import LocalPlacement
-from raysid.submit import Jobs
-from raysid.trainers.step import take_step
+from raysid.cluster.submit import Jobs
+from raysid.roles.step import take_step
 from tests.cluster.autoscaled_job import without_guidance
-from tests.tiny_run import (
+from tests.support.tiny_run import (
     assert_same,
     inputs_for,
     learner_states,

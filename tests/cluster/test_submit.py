@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysid.checkpoint import Checkpoints
+from raysid.cluster.submit import Jobs
 from raysid.config import Config
-from raysid.submit import Jobs
-from tests.processes import running, wait_until
-from tests.tiny_run import (
+from raysid.run.checkpoint import Checkpoints
+from tests.support.processes import running, wait_until
+from tests.support.tiny_run import (
     BATCH,
     STEPS,
     assert_same,

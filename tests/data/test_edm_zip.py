@@ -19,7 +19,7 @@ from PIL import Image
 from raysid.data import ImageStream, open_source, ray_blocks
 from raysid.data.edm_zip import EDMZipSource
 from raysid.errors import NotHere, UserError
-from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 
 
 def colour(number: int) -> np.ndarray:

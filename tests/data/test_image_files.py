@@ -27,8 +27,8 @@ from raysid.config import DataSettings
 from raysid.data import ImageSource, ImageStream, open_source, ray_blocks
 from raysid.data.pictures import MAX_PICTURE, Fit, decoded
 from raysid.errors import NotHere, UserError
-from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
-from tests.picture_files import (
+from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.support.picture_files import (
     add,
     digit_pictures,
     encoded,

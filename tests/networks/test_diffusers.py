@@ -12,10 +12,10 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
 from raysid.errors import UserError
-from raysid.guidance import guided, guided_prediction
+from raysid.method.guidance import guided, guided_prediction
+from raysid.method.predictions import PredictionType, prediction_of
 from raysid.networks import diffusers as adapter
 from raysid.networks.diffusers import DiffusersDenoiser, read_scheduler
-from raysid.predictions import PredictionType, prediction_of
 
 KINDS = get_args(PredictionType)
 CLASSES = 3
@@ -292,5 +292,6 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_raysid_works_without_the_package() -> None:
-    code = "import sys; sys.modules['diffusers'] = None; import raysid.guidance, raysid.sampling, raysid.actors.build"
+    modules = "raysid.method.guidance, raysid.method.sampling, raysid.roles.build"
+    code = f"import sys; sys.modules['diffusers'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

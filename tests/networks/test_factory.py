@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from raysid import DDPMNoise, EDMNoise, UserError, load_generator
-from raysid.cli import cli
+from raysid.cli.main import cli
+from raysid.config.networks import FactorySettings
 from raysid.networks.factory import FactoryDenoiser, build_factory, check_factory
 from raysid.networks.files import NetworkCard, load_card, load_network, save_network
-from raysid.networks.settings import FactorySettings
-from tests import points
+from tests.support import points
 
 HEAD = "import torch, raysid\nfrom torch import nn\n"
 MODULE = """
@@ -60,10 +60,10 @@ def complaint(name: str, sigma_init: float = 2.5, tmax: int | None = None) -> st
 
 
 def test_a_module_is_a_denoiser_as_it_is() -> None:
-    network = build_factory("tests.points:make")
+    network = build_factory("tests.support.points:make")
     assert isinstance(network, FactoryDenoiser) and network.noise == points.EDM
     assert network.settings == FactorySettings(
-        factory="tests.points:make", sample_shape=(2,), discrete_levels=False, default_tmax=800
+        factory="tests.support.points:make", sample_shape=(2,), discrete_levels=False, default_tmax=800
     )
     x_t, t = torch.randn(3, 2), torch.tensor([0.1, 1.0, 10.0])
     assert torch.equal(network(x_t, t), network.model(x_t, t, None))
@@ -71,14 +71,14 @@ def test_a_module_is_a_denoiser_as_it_is() -> None:
 
 
 def test_it_says_what_it_is() -> None:
-    conditional = build_factory("tests.points:make_conditional").settings
-    discrete = build_factory("tests.points:make_discrete").settings
-    digits = build_factory("tests.points:make_digits").settings
+    conditional = build_factory("tests.support.points:make_conditional").settings
+    discrete = build_factory("tests.support.points:make_discrete").settings
+    digits = build_factory("tests.support.points:make_digits").settings
     assert conditional.label_dim == 2
     assert discrete.discrete_levels and discrete.default_tmax == 980
     assert digits.sample_shape == (1, 8, 8) and digits.label_dim == 10  # by img_channels and img_resolution
     for name in ("make_conditional", "make_discrete", "make_digits"):
-        check_factory(build_factory(f"tests.points:{name}"), 2.5, None)
+        check_factory(build_factory(f"tests.support.points:{name}"), 2.5, None)
 
 
 def test_a_module_in_the_working_folder_is_found_and_hides_nothing_that_is_installed(here: Path) -> None:
@@ -230,9 +230,9 @@ def test_a_short_schedule_is_drawn_from_as_it_says(here: Path) -> None:
 
 def test_times_that_its_steps_do_not_have() -> None:
     for tmax in (20, 1001):
-        line = complaint("tests.points:make_discrete", tmax=tmax)
+        line = complaint("tests.support.points:make_discrete", tmax=tmax)
         assert line.startswith(
-            f"method.tmax is {tmax}; allowed for factory tests.points:make_discrete: integer above 20"
+            f"method.tmax is {tmax}; allowed for factory tests.support.points:make_discrete: integer above 20"
         )
 
 
@@ -245,7 +245,7 @@ def untouched(here: Path) -> tuple[Path, str, Path]:
     effect = f"open({str(mark)!r}, 'w').close()\n"
     name = f"{module(here, effect + HEAD + MODULE + MAKE)}:make"
     settings = FactorySettings(factory=name, sample_shape=(2,), default_tmax=800)
-    network = build_factory("tests.points:make")
+    network = build_factory("tests.support.points:make")
     card = NetworkCard(kind="generator", network=settings, sigma_init=2.5)
     save_network(here / "generator", card, network)
     return here / "generator", name, mark
@@ -254,7 +254,7 @@ def untouched(here: Path) -> tuple[Path, str, Path]:
 def test_a_folder_alone_has_nothing_imported(here: Path) -> None:
     folder, name, mark = untouched(here)
     assert load_card(folder).network.sample_shape == (2,)
-    for factory in (None, "tests.points:make", name + "r"):
+    for factory in (None, "tests.support.points:make", name + "r"):
         with pytest.raises(UserError) as caught:
             load_generator(folder, factory=factory)
         assert (
@@ -299,17 +299,17 @@ def test_a_card_of_something_else(here: Path, field: str, value: Any, words: str
     card["network"][field] = value
     file.write_text(json.dumps(card))
     with pytest.raises(UserError, match=f"does not describe a network: {words}"):
-        load_generator(folder, factory="tests.points:make")
+        load_generator(folder, factory="tests.support.points:make")
     assert not mark.exists()
 
 
 def test_a_generator_runs_where_its_noise_process_starts_and_is_not_clamped(here: Path) -> None:
     for name, level in (("make", 2.5), ("make_discrete", 625)):
-        network = build_factory(f"tests.points:{name}")
+        network = build_factory(f"tests.support.points:{name}")
         card = NetworkCard.of_generator(network, 2.5, {})
         assert card.level == level and type(card.level) is type(level)
         save_network(here / name, card, network)
-        generator = load_generator(here / name, factory=f"tests.points:{name}")
+        generator = load_generator(here / name, factory=f"tests.support.points:{name}")
         z = 100 * torch.randn(3, 2)
         t = torch.full((3,), level)
         with torch.no_grad():

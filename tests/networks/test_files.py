@@ -17,7 +17,7 @@ import torch
 
 from raysid.errors import UserError
 from raysid.networks.files import load_card, load_network, save_network, weights_digest
-from tests.tiny_networks import save_generator, save_teacher, tiny_network
+from tests.support.tiny_networks import save_generator, save_teacher, tiny_network
 
 
 @pytest.fixture

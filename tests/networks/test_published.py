@@ -19,8 +19,8 @@ import torch
 
 from raysid.errors import UserError
 from raysid.networks.published import read_published
-from tests.published_files import Persistent, kept, pickled, published, save_published
-from tests.tiny_networks import tiny_network
+from tests.support.published_files import Persistent, kept, pickled, published, save_published
+from tests.support.tiny_networks import tiny_network
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "DDPM++": {},

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from raysid.config.networks import Precision
 from raysid.networks import EDMDenoiser, NetworkSettings, build_denoiser, layers
-from raysid.networks.settings import Precision
-from tests.reference_folder import reference_cases, reference_folder
+from tests.support.reference_folder import reference_cases, reference_folder
 
 CASES = reference_cases("network_")
 

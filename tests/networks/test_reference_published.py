@@ -10,7 +10,7 @@ import torch
 
 from raysid.networks.files import load_network, save_network
 from raysid.networks.published import read_published
-from tests.reference_folder import reference_folder
+from tests.support.reference_folder import reference_folder
 
 FILES = sorted(reference_folder().glob("edm_*.pkl"))
 

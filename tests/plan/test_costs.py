@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import raysid
-from raysid.networks.settings import FactorySettings
+from raysid.config.networks import FactorySettings
 from raysid.plan.costs import NetworkCosts, network_costs
 from raysid.recipes import load_recipe
 

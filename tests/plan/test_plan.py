@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.plan.costs import GraphBytes, NetworkCosts
 from raysid.plan.devices import GB, parse_devices
@@ -18,7 +18,7 @@ from raysid.plan.memory import role_memory, usable, whole_memory
 from raysid.plan.placements import Plan, make_plan
 from raysid.plan.predict import Hardware, predict
 from raysid.recipes import override
-from tests.tiny_run import tiny_config, tiny_teacher, write_recipe
+from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 MILLION = 10**6
 GIGA = 1e9

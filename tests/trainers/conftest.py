@@ -11,8 +11,8 @@ import torch
 
 from raysid.config import Config
 from raysid.trainers.distill import distill
-from tests.small_disk import Disk
-from tests.tiny_run import run_of, tiny_config, tiny_teacher
+from tests.support.small_disk import Disk
+from tests.support.tiny_run import run_of, tiny_config, tiny_teacher
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from tests.processes import wait_until
-from tests.tiny_run import lines_of
+from tests.support.processes import wait_until
+from tests.support.tiny_run import lines_of
 
 SECONDS = 150
 

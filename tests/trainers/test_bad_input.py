@@ -16,14 +16,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raysid.checkpoint import state_bytes, write_state
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.errors import UserError
 from raysid.networks.files import weights_digest
 from raysid.recipes import load_recipe
-from raysid.run_folder import RunFolder
-from tests.tiny_networks import digits_network, save_generator, save_teacher, tiny_network
-from tests.tiny_run import tiny_config, write_recipe
+from raysid.run.checkpoint import state_bytes, write_state
+from raysid.run.folder import RunFolder
+from tests.support.tiny_networks import digits_network, save_generator, save_teacher, tiny_network
+from tests.support.tiny_run import tiny_config, write_recipe
 
 SECONDS = 60
 
@@ -403,7 +403,7 @@ def test_a_run_whose_record_cannot_be_read(desk: Desk) -> None:
 def in_use(desk: Desk) -> Iterator[int]:
     """Another process owns the run until the block ends; its pid."""
     program = (
-        "import sys\nfrom raysid.recipes import load_recipe\nfrom raysid.run_folder import RunFolder\n"
+        "import sys\nfrom raysid.recipes import load_recipe\nfrom raysid.run.folder import RunFolder\n"
         f"folder = RunFolder(load_recipe({str(desk.recipe)!r}))\nprint('mine', flush=True)\nsys.stdin.read()"
     )
     holder = subprocess.Popen(

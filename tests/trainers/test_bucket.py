@@ -16,15 +16,15 @@ import safetensors.torch
 from upath import UPath
 
 from raysid.actors.placement import Roles
-from raysid.checkpoint import MANIFEST, Checkpoints
 from raysid.config import Config
 from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
+from raysid.roles.step import Share, StepResult, take_step
+from raysid.run.checkpoint import MANIFEST, Checkpoints
+from raysid.run.tracking import read_metrics
 from raysid.storage import children, read_whole
-from raysid.tracking import read_metrics
 from raysid.trainers.distill import distill
-from raysid.trainers.step import Share, StepResult, take_step
-from tests.bucket_server import (
+from tests.support.bucket_server import (
     BUCKET,
     FATES,
     Connection,
@@ -33,10 +33,10 @@ from tests.bucket_server import (
     s3_environment,
     s3_server,
 )
-from tests.picture_files import digit_pictures, write_folder, write_parquet
-from tests.processes import Command, Moment, wait_until
-from tests.tensorboard_server import tensorboard
-from tests.tiny_run import (
+from tests.support.picture_files import digit_pictures, write_folder, write_parquet
+from tests.support.processes import Command, Moment, wait_until
+from tests.support.tensorboard_server import tensorboard
+from tests.support.tiny_run import (
     BATCH,
     STEPS,
     assert_same,

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from raysid.config import Config
 from raysid.errors import RunFailed
+from raysid.roles.step import Share, microbatches
 from raysid.trainers.distill import distill
-from raysid.trainers.step import Share, microbatches
-from tests.processes import killing
-from tests.tiny_run import (
+from tests.support.processes import killing
+from tests.support.tiny_run import (
     BATCH,
     assert_same,
     assert_same_record,

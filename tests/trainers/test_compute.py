@@ -13,23 +13,23 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from raysid.actors.build import build_fake_score, build_generator, build_teacher
-from raysid.actors.compute import equip, set_tf32
-from raysid.actors.messages import Noised, Seed, Slice
 from raysid.actors.placement import LocalPlacement
-from raysid.actors.remote import SplitPlacement
+from raysid.actors.split import SplitPlacement
 from raysid.config import ComputeSettings, Config, TeacherCompute
 from raysid.errors import UserError
-from raysid.guidance import guided
+from raysid.method.guidance import guided
 from raysid.networks import EDMDenoiser, NetworkSettings
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser, read_scheduler
 from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.files import load_network
+from raysid.roles.build import build_fake_score, build_generator, build_teacher
+from raysid.roles.compute import equip, set_tf32
+from raysid.roles.messages import Noised, Seed, Slice
 from raysid.trainers.teachers import find_teacher
-from tests import points
-from tests.tiny_networks import save_teacher
-from tests.tiny_run import (
+from tests.support import points
+from tests.support.tiny_networks import save_teacher
+from tests.support.tiny_run import (
     NETWORK,
     Weights,
     assert_same,
@@ -209,7 +209,7 @@ def test_a_module_of_ones_own_needs_a_way_to_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = CHECKPOINTED | {
-        "teacher__factory": "tests.points:make",
+        "teacher__factory": "tests.support.points:make",
         "teacher__path": None,
         "data__source": None,
         "method__adversarial": None,
@@ -218,7 +218,7 @@ def test_a_module_of_ones_own_needs_a_way_to_checkpoint(
     }
     config = tiny_config("", tmp_path, **changes)
     with pytest.raises(
-        UserError, match="tests.points:make: its Points has no method enable_gradient_checkpointing"
+        UserError, match="tests.support.points:make: its Points has no method enable_gradient_checkpointing"
     ):
         find_teacher(config, None)
 
@@ -228,7 +228,7 @@ def test_a_module_of_ones_own_needs_a_way_to_checkpoint(
         asked.append(self)
 
     monkeypatch.setattr(points.Points, "enable_gradient_checkpointing", enable, raising=False)
-    made = build_factory("tests.points:make")
+    made = build_factory("tests.support.points:make")
     assert isinstance(made, FactoryDenoiser)
     equipped(made, activation_checkpointing=True)
     assert asked == [made.model]

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from raysid.actors.messages import Slice
-from raysid.actors.remote import SplitPlacement
 from raysid.actors.results import get
-from raysid.checkpoint import read_state
+from raysid.actors.split import SplitPlacement
 from raysid.config import Config
 from raysid.errors import LearnerLost, PeerLost, RunFailed
 from raysid.recipes import override
+from raysid.roles.messages import Slice
+from raysid.roles.step import microbatches
+from raysid.run.checkpoint import read_state
 from raysid.trainers.distill import distill
-from raysid.trainers.step import microbatches
-from tests.processes import Moment, kill, killing
-from tests.tiny_run import (
+from tests.support.processes import Moment, kill, killing
+from tests.support.tiny_run import (
     BATCH,
     STEPS,
     Weights,

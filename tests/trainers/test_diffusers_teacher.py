@@ -13,10 +13,9 @@ import torch
 from click.testing import CliRunner
 from diffusers import DDPMScheduler, UNet2DModel
 
-from raysid.actors.build import learner_network
 from raysid.actors.placement import LocalPlacement
-from raysid.actors.remote import SplitPlacement
-from raysid.cli import cli
+from raysid.actors.split import SplitPlacement
+from raysid.cli.main import cli
 from raysid.config import Config, LearnerSettings
 from raysid.data import open_source
 from raysid.errors import UserError
@@ -24,9 +23,10 @@ from raysid.generator import load_generator
 from raysid.networks import DiffusersSettings
 from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.networks.files import load_card, load_network
+from raysid.roles.build import learner_network
 from raysid.trainers.distill import distill
 from raysid.trainers.teachers import Teacher, find_teacher, trained_teacher
-from tests.tiny_run import (
+from tests.support.tiny_run import (
     BATCH,
     assert_same,
     end_of,

@@ -18,8 +18,8 @@ from raysid.data import open_source
 from raysid.errors import RunFailed, UserError
 from raysid.generator import load_generator
 from raysid.networks.files import CONFIG, WEIGHTS, NetworkCard
+from raysid.run.tracking import read_metrics
 from raysid.storage import children
-from raysid.tracking import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.evaluation import (
     draw_grids,
@@ -30,8 +30,8 @@ from raysid.trainers.evaluation import (
     real_images,
     teacher_sampler,
 )
-from tests.tiny_networks import digits_network, save_generator, save_teacher
-from tests.tiny_run import BATCH, SAMPLES, lines_of, run_of, tiny_config, tiny_teacher
+from tests.support.tiny_networks import digits_network, save_generator, save_teacher
+from tests.support.tiny_run import BATCH, SAMPLES, lines_of, run_of, tiny_config, tiny_teacher
 
 FIGURES = ("frechet_distance", "label_accuracy", "num_samples")
 

@@ -15,19 +15,19 @@ import yaml
 from click.testing import CliRunner
 
 from raysid import Generator, UserError, load_generator
-from raysid.actors.build import RunInputs, learner_network
 from raysid.actors.placement import LocalPlacement
-from raysid.actors.remote import SplitPlacement
-from raysid.cli import cli
+from raysid.actors.split import SplitPlacement
+from raysid.cli.main import cli
 from raysid.config import Config, LearnerSettings
 from raysid.errors import RunFailed
 from raysid.networks.files import load_card, load_network
+from raysid.roles.build import RunInputs, learner_network
 from raysid.trainers.distill import distill
 from raysid.trainers.evaluation import generator_before
 from raysid.trainers.inputs import find_inputs
 from raysid.trainers.teachers import Teacher, trained_teacher
-from tests import points
-from tests.tiny_run import (
+from tests.support import points
+from tests.support.tiny_run import (
     assert_same,
     end_of,
     lines_of,
@@ -51,7 +51,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The file of an MLP's weights for a function of `tests.points`, trained when it is first asked for."""
+    """The file of an MLP's weights for a function of `tests.support.points`, trained when it is first asked for."""
     folder = tmp_path_factory.mktemp("points")
 
     def file(name: str) -> Path:
@@ -70,17 +70,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def trained(weights: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a function of `tests.points` load what was trained, in this process."""
+    """Makes a function of `tests.support.points` load what was trained, in this process."""
     return lambda name: monkeypatch.setenv("POINTS_WEIGHTS", str(weights(name)))
 
 
 def sid(name: str, storage: Path, steps: int = STEPS, **changes: Any) -> Config:
-    """SiD of a function of `tests.points`, without real images."""
+    """SiD of a function of `tests.support.points`, without real images."""
     settings: dict[str, Any] = {
         "data__source": None,
         "method__adversarial": None,
         "teacher__path": None,
-        "teacher__factory": f"tests.points:{name}",
+        "teacher__factory": f"tests.support.points:{name}",
         "placement": "local",
         "total_images": steps * BATCH,
         "batch_size": BATCH,
@@ -161,7 +161,7 @@ def test_a_run_begins_from_a_generator_that_the_same_function_builds(
     second = sid("make", tmp_path, steps=1, run__name="second", generator__path=str(run_of(first)))
     distill(second)
     one, other = (
-        load_generator(run_of(c), factory="tests.points:make").state_dict() for c in (first, second)
+        load_generator(run_of(c), factory="tests.support.points:make").state_dict() for c in (first, second)
     )
     assert_same(one, other)
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_weights_that_changed_are_another_teacher(
 def test_an_actor_that_cannot_import_the_module_says_so(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "here_alone.py").write_text("from tests.points import make\n")
+    (tmp_path / "here_alone.py").write_text("from tests.support.points import make\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = sid("make", tmp_path / "runs", teacher__factory="here_alone:make", placement="split")
     with pytest.raises(RunFailed, match="could not start: .*there is no module here_alone; .*on every node"):
@@ -245,12 +245,13 @@ def test_a_module_of_images_is_measured_sampled_and_resumed(tmp_path: Path) -> N
     command = ["sample", str(run_of(whole)), "--labels", "0-9", "-n", "20", "--out", str(out)]
     refused = CliRunner().invoke(cli, command)
     assert (
-        refused.exit_code == 2 and "give --factory tests.points:make_digits if you trust it" in refused.output
+        refused.exit_code == 2
+        and "give --factory tests.support.points:make_digits if you trust it" in refused.output
     )
-    result = CliRunner().invoke(cli, [*command, "--factory", "tests.points:make_digits"])
+    result = CliRunner().invoke(cli, [*command, "--factory", "tests.support.points:make_digits"])
     assert result.exit_code == 0 and out.stat().st_size > 100, result.output
     exported = ["export", str(run_of(whole)), "--to", "torch", "--out", str(tmp_path / "g.pt")]
-    result = CliRunner().invoke(cli, [*exported, "--factory", "tests.points:make_digits"])
+    result = CliRunner().invoke(cli, [*exported, "--factory", "tests.support.points:make_digits"])
     assert result.exit_code == 0, result.output
     state = torch.load(tmp_path / "g.pt", weights_only=True)
     assert {*state} == {"model.layer.weight", "model.layer.bias", "model.bias"}
@@ -259,22 +260,25 @@ def test_a_module_of_images_is_measured_sampled_and_resumed(tmp_path: Path) -> N
 def test_a_kept_teacher_is_used_with_the_permission_of_its_factory(tmp_path: Path) -> None:
     config = sid("make_digits", tmp_path, data__source="digits")
     teacher = trained_teacher(config, find_inputs(config).teacher, None)
-    assert teacher.path.name.startswith("tests.points-make_digits-")
+    assert teacher.path.name.startswith("tests.support.points-make_digits-")
     again = sid("make_digits", tmp_path, data__source="digits", teacher__path=str(teacher.path))
     found = find_inputs(again).teacher
     assert isinstance(found, Teacher) and found == teacher
     with pytest.raises(
-        UserError, match="is built by tests.points:make_digits, a function that is not in its folder"
+        UserError, match="is built by tests.support.points:make_digits, a function that is not in its folder"
     ):
         find_inputs(sid("make_digits", tmp_path, teacher__path=str(teacher.path), teacher__factory=None))
-    with pytest.raises(UserError, match="is built by tests.points:make_digits"):
+    with pytest.raises(UserError, match="is built by tests.support.points:make_digits"):
         find_inputs(
             sid(
-                "make_digits", tmp_path, teacher__path=str(teacher.path), teacher__factory="tests.points:make"
+                "make_digits",
+                tmp_path,
+                teacher__path=str(teacher.path),
+                teacher__factory="tests.support.points:make",
             )
         )
-    network = load_network(teacher.path, "teacher", "tests.points:make_digits")[1]
-    copied = learner_network(str(teacher.path), LearnerSettings(), "tests.points:make_digits")
+    network = load_network(teacher.path, "teacher", "tests.support.points:make_digits")[1]
+    copied = learner_network(str(teacher.path), LearnerSettings(), "tests.support.points:make_digits")
     assert_same(copied.state_dict(), network.state_dict())
 
 
@@ -284,7 +288,7 @@ def test_a_kept_teacher_is_used_with_the_permission_of_its_factory(tmp_path: Pat
 SIDA = {
     "method__adversarial": {"group_size": 8},
     "data__source": "digits",
-    "teacher__factory": "tests.points:make_digits",
+    "teacher__factory": "tests.support.points:make_digits",
 }
 
 
@@ -293,19 +297,25 @@ SIDA = {
     [
         (
             SIDA,
-            "method.adversarial (SiDA) is not for teacher.factory tests.points:make_digits: a module of one's own has "
-            "no encoder logits; give method.adversarial null (SiD)",
+            "method.adversarial (SiDA) is not for teacher.factory tests.support.points:make_digits: a module of "
+            "one's own has no encoder logits; give method.adversarial null (SiD)",
         ),
-        ({"fake_score__augment": 0.1}, "fake_score.augment is 0.1, but teacher.factory tests.points:make has augment_"),
+        (
+            {"fake_score__augment": 0.1},
+            "fake_score.augment is 0.1, but teacher.factory tests.support.points:make has augment_",
+        ),
         ({"generator__dropout": 0.1}, "generator.dropout is 0.1, which cannot be set for teacher.factory tests."),
         ({"fake_score__dropout": 0.0}, "fake_score.dropout is 0, which cannot be set for teacher.factory"),
-        ({"method__guidance__eval_teacher": 2.0}, "method.guidance is not for teacher.factory tests.points:make: its"),
+        (
+            {"method__guidance__eval_teacher": 2.0},
+            "method.guidance is not for teacher.factory tests.support.points:make: its",
+        ),
         ({"data__source": "digits"}, "makes images of shape (2,), but data.source digits has (1, 8, 8)"),
         (
-            {"data__source": "digits", "teacher__factory": "tests.points:make_digits_flow"},
+            {"data__source": "digits", "teacher__factory": "tests.support.points:make_digits_flow"},
             "cannot be measured by data.source digits: there is no sampler for its noise process Flow; give",
         ),
-        ({"teacher__factory": "tests.points:gone"}, "the module tests.points has no function gone"),
+        ({"teacher__factory": "tests.support.points:gone"}, "the module tests.support.points has no function gone"),
         ({"teacher__network": {"img_resolution": 8, "img_channels": 1}}, "teacher.network asks for one of EDM's"),
     ],
 )  # fmt: skip
@@ -326,7 +336,7 @@ def test_a_malformed_name_in_a_recipe(tmp_path: Path) -> None:
 def test_points_are_no_pictures(tmp_path: Path) -> None:
     config = sid("make", tmp_path, steps=1)
     distill(config)
-    factory = ["--factory", "tests.points:make"]
+    factory = ["--factory", "tests.support.points:make"]
     result = CliRunner().invoke(
         cli, ["sample", str(run_of(config)), *factory, "--out", str(tmp_path / "p.png")]
     )
@@ -378,7 +388,7 @@ CONSOLE = str(
 
 @SLOW
 def test_the_installed_command_and_its_actors_import_a_module_beside_the_recipe(tmp_path: Path) -> None:
-    (tmp_path / "beside.py").write_text("from tests.points import make\n")
+    (tmp_path / "beside.py").write_text("from tests.support.points import make\n")
     config = sid("make", Path("runs"), steps=2, teacher__factory="beside:make", placement="split")
     write_recipe(config, tmp_path / "mine.yaml")
     assert "teacher beside-make-" in command(tmp_path, CONSOLE, "distill", "mine.yaml")

@@ -15,20 +15,20 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
-from raysid.checkpoint import Checkpoints, state_bytes, write_state
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.errors import NoRoom, RunFailed, RunStopped
-from raysid.no_room import no_room
-from raysid.run_folder import RunFolder
+from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
+from raysid.run.folder import RunFolder
+from raysid.run.tracking import Tracker, read_metrics
 from raysid.storage import PARTIAL, explain, write_whole
-from raysid.tracking import Tracker, read_metrics
+from raysid.storage.no_room import no_room
 from raysid.trainers.distill import distill
 from raysid.trainers.saving import remove_unfinished
-from tests.bucket_server import BUCKET, Connection, bucket_server, in_bucket
-from tests.picture_files import digit_pictures, write_folder
-from tests.processes import Command, Moment
-from tests.small_disk import KB, Disk
-from tests.tiny_run import (
+from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.support.picture_files import digit_pictures, write_folder
+from tests.support.processes import Command, Moment
+from tests.support.small_disk import KB, Disk
+from tests.support.tiny_run import (
     assert_same,
     assert_same_record,
     end_of,

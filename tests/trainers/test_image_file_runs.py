@@ -9,15 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from raysid.actors.placement import Roles
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.errors import RunFailed
-from raysid.tracking import METRICS, read_metrics
+from raysid.roles.step import Share, StepResult, take_step
+from raysid.run.tracking import METRICS, read_metrics
 from raysid.trainers.distill import distill
-from raysid.trainers.step import Share, StepResult, take_step
-from tests.bucket_server import BUCKET
-from tests.picture_files import digit_pictures, write_folder, write_parquet, write_tars
-from tests.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
+from tests.support.bucket_server import BUCKET
+from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars
+from tests.support.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
 from tests.trainers.test_pretrain import tiny_pretrain
 
 COUNT, STEPS = 150, 6  # a little more than an epoch

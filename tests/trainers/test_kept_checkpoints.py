@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from raysid.checkpoint import Checkpoints, find_checkpoint, state_bytes, write_state
 from raysid.errors import UserError
 from raysid.networks.files import NetworkCard
+from raysid.run.checkpoint import Checkpoints, find_checkpoint, state_bytes, write_state
+from raysid.run.tracking import Tracker
 from raysid.storage import children
-from raysid.tracking import Tracker
 from raysid.trainers import evaluation
 from raysid.trainers.distill import distill
-from tests.bucket_server import BUCKET, bucket_server, in_bucket
-from tests.tiny_run import lines_of, run_of, tiny_config
+from tests.support.bucket_server import BUCKET, bucket_server, in_bucket
+from tests.support.tiny_run import lines_of, run_of, tiny_config
 
 SHORT = {  # five steps, a checkpoint of each, evaluations of 0, 2, 4 and 5
     "placement": "local",

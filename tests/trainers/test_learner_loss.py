@@ -9,8 +9,8 @@ import pytest
 
 from raysid.errors import RunFailed
 from raysid.trainers.distill import distill
-from tests.processes import Command, Moment, killing
-from tests.tiny_run import (
+from tests.support.processes import Command, Moment, killing
+from tests.support.tiny_run import (
     assert_same,
     assert_same_record,
     end_of,

@@ -11,30 +11,30 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from raysid.actors.build import RunInputs
-from raysid.actors.messages import Slice, Token, check_tokens
 from raysid.actors.placement import LocalPlacement, Placement
 from raysid.actors.pool import TeacherPool
-from raysid.actors.remote import SplitPlacement, start_fleet
 from raysid.actors.remote_learners import RemoteFakeScore, RemoteGenerator
 from raysid.actors.results import get
-from raysid.actors.roles import Roles
-from raysid.augment import LABEL_DIM
-from raysid.checkpoint import read_state
+from raysid.actors.split import SplitPlacement, start_fleet
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
+from raysid.method.augment import LABEL_DIM
 from raysid.networks import NetworkSettings
 from raysid.networks.files import NetworkCard, load_network, save_network
 from raysid.recipes import override
-from raysid.trainers.step import StepResult, take_step
-from tests.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
-from tests.reference_folder import reference_cases
-from tests.reference_training import (
+from raysid.roles.build import RunInputs
+from raysid.roles.messages import Slice, Token, check_tokens
+from raysid.roles.protocols import Roles
+from raysid.roles.step import StepResult, take_step
+from raysid.run.checkpoint import read_state
+from tests.support.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
+from tests.support.reference_folder import reference_cases
+from tests.support.reference_training import (
     initial_network,
     reference_config,
     relative_change_error,
 )
-from tests.tiny_run import (
+from tests.support.tiny_run import (
     BATCH,
     Figures,
     Weights,

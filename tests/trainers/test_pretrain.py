@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from raysid.checkpoint import write_state
 from raysid.config import PretrainConfig
 from raysid.data import open_source, to_unit
-from raysid.draws import Draws
-from raysid.losses import denoising_loss
+from raysid.method.draws import Draws
+from raysid.method.losses import denoising_loss
+from raysid.method.noise import EDMNoise
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, WEIGHTS, load_network
-from raysid.noise import EDMNoise
 from raysid.recipes import config_yaml
+from raysid.run.checkpoint import write_state
 from raysid.storage import read_whole, write_whole
 from raysid.trainers.pretrain import CHECKPOINTS, COPY, _copy_list, _no_room_for, pretrain, steps_so_far
 from raysid.trainers.teachers import teacher_folder
-from tests.processes import Command
-from tests.small_disk import KB, Disk
+from tests.support.processes import Command
+from tests.support.small_disk import KB, Disk
 
 STEPS, BATCH = 40, 64
 NETWORK: dict[str, Any] = {

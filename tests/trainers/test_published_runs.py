@@ -13,19 +13,19 @@ import torch
 from click.testing import CliRunner
 
 from raysid import load_generator
-from raysid.checkpoint import read_state
-from raysid.cli import cli
+from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks.files import load_network
 from raysid.recipes import load_recipe
-from raysid.tracking import read_metrics
+from raysid.run.checkpoint import read_state
+from raysid.run.tracking import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.inputs import find_inputs
 from tests.data.test_edm_zip import png
 from tests.data.test_edm_zip import write_zip as write_small_zip
-from tests.published_files import save_published
-from tests.tiny_networks import save_generator, tiny_network
+from tests.support.published_files import save_published
+from tests.support.tiny_networks import save_generator, tiny_network
 
 NOWHERE = "http://127.0.0.1:9/edm.pkl"  # the discard port: nothing listens
 SMALL: dict[str, Any] = {"img_channels": 3, "label_dim": 0, "augment_dim": 9}  # 4x4, in colour

@@ -12,9 +12,9 @@ from raysid.errors import UserError
 from raysid.networks.files import load_network
 from raysid.trainers.distill import distill
 from raysid.trainers.teachers import Teacher, find_teacher, trained_teacher
-from tests.published_files import save_published
-from tests.tiny_networks import digits_network
-from tests.tiny_run import tiny_config
+from tests.support.published_files import save_published
+from tests.support.tiny_networks import digits_network
+from tests.support.tiny_run import tiny_config
 
 
 @pytest.fixture

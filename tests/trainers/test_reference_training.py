@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysid.actors.fake_score import FakeScoreLearner
-from raysid.actors.generator import GeneratorLearner
-from raysid.actors.roles import Roles
-from raysid.actors.teacher import TeacherScorer
-from raysid.trainers.step import StepResult, take_step
-from tests.reference_folder import reference_cases, reference_folder
-from tests.reference_training import (
+from raysid.roles.fake_score import FakeScoreLearner
+from raysid.roles.generator_learner import GeneratorLearner
+from raysid.roles.protocols import Roles
+from raysid.roles.step import StepResult, take_step
+from raysid.roles.teacher import TeacherScorer
+from tests.support.reference_folder import reference_cases, reference_folder
+from tests.support.reference_training import (
     RecordedDraws,
     RecordedStream,
     initial_network,

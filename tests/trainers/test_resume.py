@@ -13,15 +13,15 @@ import pytest
 from upath import UPath
 
 from raysid.actors.placement import LocalPlacement
-from raysid.checkpoint import MANIFEST, Checkpoint, Checkpoints
 from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import NetworkCard, save_network
-from raysid.tracking import Tracker
+from raysid.run.checkpoint import MANIFEST, Checkpoint, Checkpoints
+from raysid.run.tracking import Tracker
 from raysid.trainers.distill import distill
-from tests.processes import Command, Moment, Process, kill, still_running
-from tests.tiny_run import (
+from tests.support.processes import Command, Moment, Process, kill, still_running
+from tests.support.tiny_run import (
     BATCH,
     CHECKPOINT_STEPS,
     NETWORK,

@@ -10,20 +10,20 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from raysid.actors.generator import GeneratorLearner
-from raysid.actors.messages import Slice
-from raysid.actors.remote import start_fleet
+from raysid.actors.split import start_fleet
 from raysid.config import TuneConfig
 from raysid.errors import UserError
 from raysid.recipes import load_recipe
-from raysid.run_folder import RunFolder
-from raysid.tracking import read_metrics
-from raysid.trainers.search_results import TrialResult
-from raysid.trainers.tune import run_search
-from tests.processes import Command, Moment, wait_until
-from tests.tensorboard_server import tensorboard
-from tests.tiny_networks import tiny_network
-from tests.tiny_run import (
+from raysid.roles.generator_learner import GeneratorLearner
+from raysid.roles.messages import Slice
+from raysid.run.folder import RunFolder
+from raysid.run.tracking import read_metrics
+from raysid.trainers.search.results import TrialResult
+from raysid.trainers.search.tune import run_search
+from tests.support.processes import Command, Moment, wait_until
+from tests.support.tensorboard_server import tensorboard
+from tests.support.tiny_networks import tiny_network
+from tests.support.tiny_run import (
     BATCH,
     STEPS,
     assert_same,

@@ -1,0 +1,168 @@
+"""`raysid data`: looking at real images before a run, and converting them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raysid.cli.options import FieldOption, given_overrides
+from raysid.errors import UserError
+
+if TYPE_CHECKING:
+    from raysid.config import DataSettings
+    from raysid.data import ImageSource
+    from raysid.data.check import Survey
+
+GRID_IMAGES, GRID_COLUMNS = 64, 8
+MOST_SHOWN = 12  # sizes, modes and classes in a row
+# What is the stream's, or said by the argument.
+_NOT_OF_FILES = ("data.source", "data.origin", "data.shuffle_window", "data.xflip")
+
+
+class DataCommand(click.Command):
+    """A command that takes the settings of real images as options."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *self._field_options]
+
+    # Made when first needed: the config's import takes a second.
+    @cached_property
+    def _field_options(self) -> list[FieldOption]:
+        from raysid.config import DataConfig
+        from raysid.config.fields import config_fields
+
+        fields = [field for field in config_fields(DataConfig).values() if not field.is_section]
+        return [FieldOption(field, None) for field in fields if field.path not in _NOT_OF_FILES]
+
+
+@click.group()
+def data() -> None:
+    """Check real images before training, or convert them to Parquet."""
+
+
+@data.command(cls=DataCommand, short_help="Say what images there are, and refuse what cannot be trained on.")
+@click.argument("path", nargs=-1, required=True)
+@click.option(
+    "--recipe",
+    help="What the images are for: its `data` settings count, and its network must fit them.",
+)
+@click.option(
+    "--grid", default="data-check.png", show_default=True, metavar="PNG", help="Picture of some images."
+)
+@click.pass_context
+def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: str) -> None:
+    """Say what images there are, and refuse what cannot be trained on.
+
+    PATH is a folder of pictures, a .zip, .parquet or .tar, gs://... or s3://..., a glob, several of them, or
+    `digits` or `patches`. Every picture is decoded; each that cannot be used is named.
+    """
+    overrides = {"data.source": path[0] if len(path) == 1 else list(path), **given_overrides(ctx)}
+    from raysid.data.check import check_usable, first_images, survey
+    from raysid.data.opening import find_source
+    from raysid.data.pictures import PictureSource
+    from raysid.recipes import data_settings, load_recipe
+    from raysid.run.progress import ProgressLine
+
+    config: Any = load_recipe(recipe, overrides) if recipe else None
+    settings: DataSettings = config.data if config else data_settings(overrides)
+    source = find_source(settings)
+    click.echo(f"{source.name}: {source.num_images:,} images")
+    if isinstance(source, PictureSource):
+        with ProgressLine("check", source.num_images) as line:
+            found = survey(source, settings, lambda count: line.update(count, {}))
+        _show_pictures(found)
+    _show_classes(source)
+    if isinstance(source, PictureSource):
+        for name in found.bad:
+            click.echo(f"bad      {name}")
+        check_usable(source, settings, found)
+    if config is not None:
+        _check_recipe(config, source)
+    _save_grid(first_images(source, GRID_IMAGES), source.pixel_max, grid)
+    click.echo(f"grid     {grid}")
+
+
+@data.command(cls=DataCommand, short_help="Write Parquet files of a size for streaming.")
+@click.argument("src", nargs=-1, required=True)
+@click.argument("dst")
+@click.pass_context
+def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
+    """Write Parquet files of a size for streaming, side by side with Ray Data.
+
+    SRC is as `raysid data check` takes it; DST is a folder, gs://... or s3://..., for `data.source`. Pictures are
+    cropped and resized where `--data.resolution` says so; those that cannot be used are left out and named. The same
+    command again goes on with what is missing.
+    """
+    overrides = {"data.source": src[0] if len(src) == 1 else list(src), **given_overrides(ctx)}
+    from raysid.cluster.connect import connect
+    from raysid.data import open_source
+    from raysid.data.convert import check_target, convert_files, plan_files
+    from raysid.data.pictures import PictureSource
+    from raysid.recipes import data_settings
+    from raysid.run.progress import ProgressLine
+    from raysid.storage import reaching, storage_folder
+
+    source = open_source(data_settings(overrides))
+    if not isinstance(source, PictureSource):
+        raise UserError(f"data.source {source.name} comes with a package: there is nothing to convert")
+    with reaching(dst):
+        target = storage_folder(dst)
+        files = plan_files(source)
+        check_target(target, source, len(files))
+    connect()
+    done, written = 0, 0
+    bad: list[str] = []
+    with ProgressLine("convert", source.num_images) as line:
+        for file in convert_files(source, target, files):
+            done, written, bad = done + file.images, written + file.written, bad + file.bad
+            line.update(done, {})
+    for name in bad:
+        click.echo(f"left out {name}")
+    click.echo(f"{written:,} images in {len(files)} file{'s' * (len(files) > 1)}: {target}")
+
+
+def _show_pictures(found: Survey) -> None:
+    sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
+    click.echo(f"sizes    {_counts(sizes)}")
+    click.echo(f"modes    {_counts(dict(found.modes.most_common()))}")
+
+
+def _show_classes(source: ImageSource) -> None:
+    if not source.num_classes:
+        click.echo("classes  none")
+        return
+    from raysid.data.pictures import shown
+
+    labels = getattr(source, "labels", None)
+    names = map(shown, labels.names) if labels else map(str, range(source.num_classes))
+    counts = dict(zip(names, source.label_counts.tolist(), strict=True))
+    click.echo(f"classes  {source.num_classes:,}: {_counts(counts)}")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_SHOWN]]
+    more = len(counts) - MOST_SHOWN
+    return ", ".join(shown or ["-"]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _check_recipe(config: Any, source: ImageSource) -> None:
+    """Refuse images that the recipe's network is not for."""
+    from raysid.config import PretrainConfig
+    from raysid.trainers.teachers import check_fits, find_teacher
+
+    if isinstance(config, PretrainConfig):
+        check_fits(config.network, "network", source)
+    else:
+        find_teacher(config, source)
+
+
+def _save_grid(images: Any, pixel_max: int, path: str) -> None:
+    from raysid.data import to_unit
+    from raysid.run.image_grid import save_grid
+
+    try:
+        save_grid(to_unit(images, pixel_max), path, GRID_COLUMNS)
+    except OSError as error:
+        raise UserError(f"--grid {path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,174 @@
+"""Noise processes: how an image, or another sample, becomes a noised one, x_t = a_t x + s_t eps.
+
+A process supplies a_t and s_t for a batch of noise levels `t`, and the distributions from which the two
+learners draw theirs. Draws come in as uniform or normal numbers of one per sample, so that they can be
+addressed (see `raysid.method.draws`); nothing here consumes randomness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+KARRAS_RHO = 7.0
+
+
+def per_sample(value: Tensor, images: Tensor) -> Tensor:
+    """Shape a (B,) tensor so that it broadcasts over `images` of shape (B, ...)."""
+    return value.reshape(-1, *[1] * (images.ndim - 1)).to(images.dtype)
+
+
+class NoiseProcess(Protocol):
+    """What the roles need of a noise process. `t` is a noise level in the process's own measure, (B,).
+
+    A level is a real number (float32), or the number of a step (int64): `start_level` says which.
+
+    Attributes:
+        fake_score_draw: which random number `fake_score_level` makes a noise level of.
+        default_tmax: the `tmax` of `generator_level` where a run gives none.
+    """
+
+    fake_score_draw: ClassVar[Literal["normal", "uniform"]]
+
+    @property
+    def default_tmax(self) -> int: ...
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and s_t, each (B,)."""
+
+    def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = a_t x + s_t eps, for images (B, ...), eps like x."""
+
+    def start_level(self, sigma_init: float) -> float:
+        """The level at which the generator runs: `sigma_init` where levels are sigmas; an int is a step's number."""
+
+    def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
+        """Noise levels (B,) for the generator's loss from numbers (B,) in [0, 1); `tmax`: the largest, of 1000."""
+
+    def fake_score_level(self, draw: Tensor, /) -> Tensor:
+        """Noise levels (B,) for the fake score's training, from one `fake_score_draw` a sample."""
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Weight (B,) of the fake score's squared error in the clean image."""
+
+
+@dataclass(frozen=True)
+class EDMNoise:
+    """Variance-exploding noise of EDM (arXiv 2206.00364, table 1): a_t = 1, s_t = t = sigma.
+
+    The generator's noise level follows the Karras map of a uniform number cut at `tmax` (SiD, arXiv
+    2404.04057); the fake score's is EDM's log-normal training distribution.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    log_sigma_mean: float = -1.2
+    log_sigma_std: float = 1.2
+    fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "normal"
+    default_tmax: ClassVar[int] = 800
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and s_t, each (B,), for sigma `t` of shape (B,)."""
+        return torch.ones_like(t), t
+
+    def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = x + sigma eps, for images (B, C, H, W), sigma (B,), eps like x."""
+        return x + per_sample(t, x) * eps
+
+    def start_level(self, sigma_init: float) -> float:
+        """Levels are sigmas: `sigma_init` itself."""
+        return sigma_init
+
+    def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
+        """Sigma (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1).
+
+        u = uniform * tmax / 1000, then the Karras map from sigma_min (u = 0) to sigma_max (u = 1).
+        """
+        low, high = self.sigma_min ** (1 / KARRAS_RHO), self.sigma_max ** (1 / KARRAS_RHO)
+        u = uniform * (tmax / 1000)
+        return (high + (1 - u) * (low - high)) ** KARRAS_RHO
+
+    def fake_score_level(self, normal: Tensor) -> Tensor:
+        """Sigma (B,) for the fake score's training from standard normal numbers (B,)."""
+        return torch.exp(self.log_sigma_std * normal + self.log_sigma_mean)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """EDM's lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, shape (B,)."""
+        return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class DDPMNoise:
+    """Discrete variance-preserving noise (DDPM, arXiv 2006.11239): a_t = sqrt(abar_t), s_t = sqrt(1 - abar_t).
+
+    Noise levels are step numbers, int64. Both learners draw theirs evenly from [tmin, tmax), which leaves
+    out the ends of the schedule (SiD-LSG, arXiv 2406.01561).
+
+    Attributes:
+        alphas_cumprod: abar_t of every step, float32 (steps,), falling, in [0, 1).
+        tmin: the first step that is drawn.
+        tmax: the first step after those that are drawn.
+        tau: the step at which the generator runs: x_g = D(s_tau z, tau, c).
+
+    Raises:
+        ValueError: `alphas_cumprod` is no such schedule, or has fewer steps than are drawn.
+    """
+
+    alphas_cumprod: Tensor
+    tmin: int = 20
+    tmax: int = 980
+    tau: int = 625
+    fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "uniform"
+
+    def __post_init__(self) -> None:
+        abar = self.alphas_cumprod
+        if abar.ndim != 1 or not ((abar >= 0) & (abar < 1)).all() or not (abar.diff() < 0).all():
+            raise ValueError("alphas_cumprod must be one list of numbers that fall, all in [0, 1)")
+        if not 0 <= self.tmin < self.tmax <= len(abar) or not 0 <= self.tau < len(abar):
+            raise ValueError(
+                f"a schedule of {len(abar)} steps has no steps {self.tmin} to {self.tmax - 1} and {self.tau}"
+            )
+
+    @property
+    def default_tmax(self) -> int:
+        """Its own `tmax`."""
+        return self.tmax
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and s_t, each float32 (B,), for steps `t`, int64 (B,)."""
+        abar = self.alphas_cumprod.to(t.device)[t]
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = a_t x + s_t eps, for images (B, C, H, W), steps (B,), eps like x."""
+        a_t, s_t = self.scales(t)
+        return per_sample(a_t, x) * x + per_sample(s_t, x) * eps
+
+    def start_level(self, sigma_init: float) -> int:
+        """Step `tau`, whatever the sigma."""
+        return self.tau
+
+    def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
+        """Steps (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1): even over [tmin, tmax)."""
+        return self._step(uniform, tmax)
+
+    def fake_score_level(self, uniform: Tensor) -> Tensor:
+        """Steps (B,) for the fake score's training from `uniform` numbers (B,) in [0, 1): even over [tmin, tmax)."""
+        return self._step(uniform, self.tmax)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """The signal-to-noise ratio a_t^2 / s_t^2, shape (B,), for epsilon and for v models.
+
+        Their losses are the same number in the clean image: eps_hat - eps = -(a/s) (x_hat - x), with weight 1,
+        and v_hat - v = -(1/s) (x_hat - x), with weight snr / (snr + 1) = a^2.
+        """
+        a_t, s_t = self.scales(t)
+        return (a_t / s_t) ** 2
+
+    def _step(self, uniform: Tensor, end: int) -> Tensor:
+        # Float32 holds no number under 1 whose product with the width would round up to the width itself.
+        return self.tmin + (uniform * (end - self.tmin)).long()

@@ -1,0 +1,86 @@
+"""Making samples: the generator's one step, and the teacher's sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raysid.method.noise import KARRAS_RHO, DDPMNoise, NoiseProcess, per_sample
+from raysid.method.predictions import prediction_of
+from raysid.networks.denoiser import Denoiser
+
+
+def one_step_from(
+    network: Denoiser, noise: NoiseProcess, level: float, z: Tensor, cond: Tensor | None
+) -> Tensor:
+    """x_g = D(s z, level, c), s being the noise process's at that level (SiD, arXiv 2404.04057).
+
+    Args:
+        level: the generator's noise level: sigma_init of EDM's process, step tau (an int) of DDPM's.
+        z: standard normal noise (B, *sample_shape); cond: conditions (B, ...) or None.
+
+    Returns:
+        Samples like z: images, latents, points.
+    """
+    t = torch.full(z.shape[:1], level, device=z.device)
+    return network(per_sample(noise.scales(t)[1], z) * z, t, cond)
+
+
+@torch.no_grad()
+def heun(
+    network: Denoiser,
+    z: Tensor,
+    cond: Tensor | None,
+    steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> Tensor:
+    """EDM's deterministic second-order sampler (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
+
+    Args:
+        z: standard normal noise (B, C, H, W); cond: one-hot labels (B, label_dim) or None.
+
+    Returns:
+        Images (B, C, H, W), about [-1, 1].
+    """
+    high, low = sigma_max ** (1 / KARRAS_RHO), sigma_min ** (1 / KARRAS_RHO)
+    ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    sigmas = [*((high + ramp * (low - high)) ** KARRAS_RHO).tolist(), 0.0]
+    # The state is kept in float64 as in the paper's code: 35 small updates of a number of size 80.
+    x = z.double() * sigmas[0]
+    for here, there in zip(sigmas, sigmas[1:], strict=False):
+        slope = (x - _denoise(network, x, here, cond)) / here
+        x_next = x + (there - here) * slope
+        if there > 0:
+            corrected = (x_next - _denoise(network, x_next, there, cond)) / there
+            x_next = x + (there - here) * (slope + corrected) / 2
+        x = x_next
+    return x.float()
+
+
+@torch.no_grad()
+def ddim(network: Denoiser, noise: DDPMNoise, z: Tensor, cond: Tensor | None, steps: int = 50) -> Tensor:
+    """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` evaluations.
+
+    The steps are spread evenly over the schedule, from its last one to 0, which is denoised once more.
+
+    Args:
+        z: standard normal noise (B, C, H, W); cond: conditions (B, ...) or None.
+
+    Returns:
+        Images (B, C, H, W), about [-1, 1].
+    """
+    levels = torch.linspace(len(noise.alphas_cumprod) - 1, 0, steps).round().long().tolist()
+    x_t, x_hat = z, z
+    for here, there in zip(levels, [*levels[1:], None], strict=True):
+        t = torch.full(z.shape[:1], here, device=z.device)
+        x_hat = network(x_t, t, cond)
+        if there is not None:
+            eps_hat = prediction_of("epsilon", x_hat, x_t, *noise.scales(t))
+            x_t = noise.add_noise(x_hat, torch.full_like(t, there), eps_hat)
+    return x_hat
+
+
+def _denoise(network: Denoiser, x: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+    t = torch.full(x.shape[:1], sigma, device=x.device, dtype=torch.float32)
+    return network(x.float(), t, cond).double()

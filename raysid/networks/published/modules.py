@@ -1,0 +1,229 @@
+"""Modules, tensors and numbers as pickles hold them, read as values: nothing of torch or numpy is called for them.
+
+A tensor's storage is a file of torch's own, in the format it had before zip, inside the pickle: five more pickles,
+read by the same rules, and then the numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysid.networks.published.pickles import (
+    BadPickle,
+    Buildable,
+    Maker,
+    Name,
+    PickleStream,
+    read_pickle,
+    shown,
+)
+
+MAX_NAME = 200  # letters of a parameter's name or a module's
+
+
+def read_modules(stream: PickleStream) -> Any:
+    """The value of a pickle that holds modules, as `read_pickle` gives it; modules and tensors are ours below.
+
+    Raises:
+        BadPickle: it cannot be read, or names anything but these.
+    """
+    names: dict[tuple[str, str], Maker | None] = {
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+        ("torch.nn.modules.container", "ModuleDict"): _container,
+        ("collections", "OrderedDict"): _empty_dict,
+        ("dnnlib.util", "EasyDict"): _empty_dict,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch._utils", "_rebuild_tensor_v2"): _view,
+        ("torch.storage", "_load_from_bytes"): lambda arguments: _storage(arguments, stream),
+        ("numpy", "dtype"): _numpy_type,
+        ("numpy.core.multiarray", "scalar"): _number,
+        ("numpy._core.multiarray", "scalar"): _number,
+    }
+    return read_pickle(stream, names)
+
+
+class Module(Buildable):
+    """A module of the network, or another object kept so: its class's name, and its attributes."""
+
+    def __init__(self, class_name: str, state: Any = None) -> None:
+        self.class_name = class_name
+        self.state = state
+
+    def build(self, state: Any) -> None:
+        self.state = state
+
+    def table(self, attribute: str) -> Mapping[str, Any]:
+        """An attribute that is a dict. Raises BadPickle where it is none."""
+        found = self.state.get(attribute) if type(self.state) is dict else None
+        if type(found) is not dict or not all(type(key) is str and len(key) <= MAX_NAME for key in found):
+            raise BadPickle(f"has a module ({shown(self.class_name)}) without its {attribute}")
+        return found
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers in a row, where they lie in the file's bytes."""
+
+    dtype: torch.dtype
+    content: memoryview
+
+    @property
+    def count(self) -> int:
+        return len(self.content) // self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor: which numbers of a storage it has, and in which order."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def span(self) -> int:
+        """How many numbers lie between its first and its last, both counted; 0 for an empty one."""
+        if 0 in self.size:
+            return 0
+        return 1 + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return max(self.span, math.prod(self.size)) * self.storage.dtype.itemsize
+
+    def tensor(self) -> Tensor:
+        """The tensor itself, float32, in memory of its own; it must not be empty."""
+        itemsize = self.storage.dtype.itemsize
+        content = self.storage.content[self.offset * itemsize :][: self.span * itemsize]
+        numbers = torch.frombuffer(bytearray(content), dtype=self.storage.dtype)
+        return numbers.as_strided(self.size, self.stride).float().clone(memory_format=torch.contiguous_format)
+
+
+class _NumpyType(Buildable):
+    """The type of a single number."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def build(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|", "="):
+            raise BadPickle("has numbers whose bytes are not in this machine's order")
+
+
+def _persistent(arguments: tuple[Any, ...]) -> Module:
+    """An object with its class's source beside it: only the class's name and the attributes are kept."""
+    match arguments:
+        case ({"type": "class", "class_name": str() as class_name, "state": state},):
+            return Module(class_name, state)
+    raise BadPickle("has an object without class_name and state")
+
+
+def _container(arguments: tuple[Any, ...]) -> Module:
+    if arguments:
+        raise BadPickle("has a container of modules that is made of something")
+    return Module("ModuleDict")
+
+
+def _empty_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    if arguments:
+        raise BadPickle("has a dict that is made of something")
+    return {}
+
+
+def _parameter(arguments: tuple[Any, ...]) -> TensorView:
+    match arguments:
+        case (TensorView() as view, bool(), _):
+            return view
+    raise BadPickle("has a parameter that is no tensor")
+
+
+def _view(arguments: tuple[Any, ...]) -> TensorView:
+    match arguments:
+        # Behind the hooks stand, in newer files, what else there is to a tensor, as that its sign is turned.
+        case (Storage() as storage, int() as offset, tuple() as size, tuple() as stride, bool(), _, *more):
+            if any(more):
+                raise BadPickle("has a tensor that is more than its numbers")
+            numbers = (offset, *size, *stride)
+            if len(size) == len(stride) <= 8 and all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+                view = TensorView(storage, offset, size, stride)
+                if offset + view.span <= storage.count:
+                    return view
+    raise BadPickle("has a tensor that does not fit its numbers")
+
+
+_NUMBERS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "u1": "<B", "b1": "<?"}
+
+
+def _numpy_type(arguments: tuple[Any, ...]) -> _NumpyType:
+    match arguments:
+        case (str() as code, *_) if code in _NUMBERS:
+            return _NumpyType(code)
+    raise BadPickle("has a number of an unknown type")
+
+
+def _number(arguments: tuple[Any, ...]) -> float:
+    match arguments:
+        case (_NumpyType(code=code), bytes() as content) if len(content) == struct.calcsize(_NUMBERS[code]):
+            return struct.unpack(_NUMBERS[code], content)[0]
+    raise BadPickle("has a number that does not fit its type")
+
+
+# Storages: files of torch's own, in its format before zip: five pickles, then the numbers.
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_FORMAT = 1001
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_STORAGES: dict[tuple[str, str], Maker | None] = {("torch", name): None for name in _DTYPES}
+
+
+def _storage(arguments: tuple[Any, ...], outer: PickleStream) -> Storage:
+    match arguments:
+        case (bytes() as content,):
+            pass
+        case _:
+            raise BadPickle("has a storage that is no bytes")
+    stream = PickleStream(io.BytesIO(content), len(content))
+    stream.instructions_left = outer.instructions_left
+    try:
+        magic, version, machine = (read_pickle(stream, {}) for _ in range(3))
+        if magic != _MAGIC or version != _FORMAT:
+            raise BadPickle("is no file of torch's")
+        if type(machine) is not dict or machine.get("little_endian") is not True:
+            raise BadPickle("has its bytes in another order than this machine")
+        match read_pickle(stream, _STORAGES, lambda identity: identity):
+            # A location such as cuda:0 says where it was, a view's bounds would be the last entry.
+            case ("storage", Name(label=label), str(), str(), int() as count, None):
+                dtype = _DTYPES[label.removeprefix("torch.")]
+            case _:
+                raise BadPickle("is no single storage")
+        read_pickle(stream, {})  # the ids of all storages: this one's
+        header = stream.read(8)
+        numbers = memoryview(content)[stream.tell() :]
+        if len(header) < 8 or struct.unpack("<q", header)[0] != count:
+            raise BadPickle("does not say how long it is")
+        if len(numbers) != count * dtype.itemsize:
+            raise BadPickle(f"claims {count:,} numbers and holds {len(numbers):,} bytes")
+    except BadPickle as error:
+        raise BadPickle(f"holds a storage that {error}") from None
+    finally:
+        outer.instructions_left = stream.instructions_left
+    return Storage(dtype, numbers)

@@ -1,0 +1,248 @@
+"""The fake-score learner: psi, which follows the generator's own distribution."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysid.config import Config
+from raysid.data import ImageStream, to_unit
+from raysid.data.windows import Images as StoredImages
+from raysid.method.augment import augment, draw_transforms
+from raysid.method.draws import Draws, seed_torch
+from raysid.method.guidance import drop_conditions, guided
+from raysid.method.losses import denoising_loss, discriminator_loss, finite_samples
+from raysid.method.noise import NoiseProcess
+from raysid.networks import EDMDenoiser
+from raysid.networks.denoiser import Network
+from raysid.roles.learner import DrawsAt, Optimizer, one_hot, where_good
+from raysid.roles.messages import (
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Seed,
+    Slice,
+    Token,
+    check_tokens,
+)
+from raysid.roles.ranks import Ranks
+from raysid.roles.stopwatch import Stopwatch, busy
+
+BAD_IMAGES = "bad_images"
+IMAGES_UNTIL = "images_until"
+
+
+class FakeScoreLearner:
+    """psi: scores generated images for theta's loss, and learns from them; with SiDA it also discriminates.
+
+    It scores in eval mode with its parameters frozen, and trains in train mode, in its own update alone.
+    A graph kept by `score` must be pulled back before the next `step`: psi has one version a step.
+
+    Args:
+        config: the run's settings.
+        network: psi's denoiser, a copy of the teacher's at the start of a run.
+        real_images: the stream of real images, which the adversarial term needs.
+        pixel_max: the stored pixel value that stands for +1 in `real_images`.
+        ranks: the learner's other ranks; None where this is all of it. Each rank holds all weights, and has
+            some of the step's microbatches.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: Network,
+        real_images: ImageStream | None = None,
+        pixel_max: int = 255,
+        draws: DrawsAt | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.noise: NoiseProcess = network.noise
+        self.optimizer = Optimizer(network, config.fake_score, config, ranks)
+        self.real_images = real_images
+        self.pixel_max = pixel_max
+        self.draws = draws or partial(Draws, config.seed)
+        self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.learning: bool | None = None  # not known before the first call
+        self.prepared: dict[Slice, StoredImages] = {}
+        self.stopwatch = Stopwatch()
+
+    @busy
+    def score(self, at: Slice, noised: Noised) -> Prediction:
+        """Predict the clean image of x_t and, with the adversarial term, the encoder's logits."""
+        noised = noised.to(self.device)
+        self._learn(False)
+        x_t = noised.x_t.detach().requires_grad_()
+        x_hat, logits = guided(
+            self.network,
+            x_t,
+            noised.t,
+            noised.cond,
+            self.config.method.guidance.eval_fake,
+            with_logits=self.config.method.adversarial is not None,
+        )
+        self.graphs[at] = (x_t, x_hat, logits)
+        return Prediction(x_hat.detach(), None if logits is None else logits.detach())
+
+    @busy
+    def pullback(self, at: Slice, noised: Noised, seed: Seed) -> Pull:
+        """J^T seed at x_t, through the prediction and, where the seed has them, through the logits."""
+        seed = seed.to(self.device)
+        self._learn(False)  # as it scored: a checkpointed network computes anew
+        x_t, x_hat, logits = self.graphs.pop(at)
+        outputs, seeds = [x_hat], [seed.x_hat]
+        if seed.logits is not None:
+            assert logits is not None
+            outputs, seeds = [x_hat, logits], [seed.x_hat, seed.logits]
+        return Pull(torch.autograd.grad(outputs, x_t, seeds)[0])
+
+    def prepare(self, *slices: Slice) -> None:
+        """Read the real images of a step's microbatches before any of it is computed.
+
+        Where they cannot be read the learners are still at the same step, and can be saved.
+        """
+        assert self.real_images is not None
+        size = self.config.batch_size
+        self.prepared = {at: self.real_images.read(at.step * size + at.start, at.count) for at in slices}
+
+    @busy
+    def accumulate(self, at: Slice, images: Images) -> Token:
+        """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
+
+        Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (method.md, "Fake-score loss",
+        "SiDA"). x is x_g or, where augmentation is on, x_g transformed, of which psi is told; real images
+        have transforms of their own. Images with a NaN leave the loss.
+        """
+        images = images.to(self.device)
+        guidance = self.config.method.guidance
+        draws = self.draws(at.step, at.start, at.count)
+        good = finite_samples(images.x_g)
+        x_g, cond = where_good(good, images.x_g), images.cond
+        if cond is not None and guidance.drops_conditions and self.config.schedule == "overlapped":
+            # The images were already made with their condition: psi's unconditional branch learns the
+            # marginal. In the alternating order the generator drops it before generating.
+            drops = draws.uniform("fake/condition_drop").to(self.device)
+            cond = drop_conditions(cond, drops, guidance.condition_drop)
+        x, augment_labels = self._augmented(x_g, draws, "fake/augment")
+        normal = self.noise.fake_score_draw == "normal"
+        draw = draws.normal("fake/sigma_normal") if normal else draws.uniform("fake/t_uniform")
+        t = self.noise.fake_score_level(draw).to(self.device)
+        eps = draws.normal("fake/noise", x.shape[1:]).to(self.device)
+        weight = self.noise.loss_weight(t)
+
+        self._learn(True)
+        seed_torch(draws.dropout_seed("fake/dropout"), self.device)
+        x_hat, logits = guided(
+            self.network,
+            self.noise.add_noise(x, t, eps),
+            t,
+            cond,
+            guidance.train_fake,
+            with_logits=self.config.method.adversarial is not None,
+            augment_labels=augment_labels,
+        )
+        denoising = where_good(good, denoising_loss(x_hat, x, weight)).sum()
+        loss, losses = denoising, {"fake_score": denoising.item()}
+        adversarial = self.config.method.adversarial
+        if adversarial is not None:
+            assert logits is not None and isinstance(self.network, EDMDenoiser)
+            real, real_cond = self._real(at)
+            real, real_augment = self._augmented(real, draws, "fake/augment_real")
+            real_x_t = self.noise.add_noise(real, t, eps)
+            real_logits = self.network.encode(real_x_t, t, real_cond, augment_labels=real_augment)
+            fake_logits = torch.where(good[:, None, None, None], logits, torch.nan)
+            discriminator = discriminator_loss(real_logits, fake_logits, weight, adversarial.group_size)
+            loss = loss + adversarial.discriminator_weight * discriminator.sum()
+            losses["discriminator"] = discriminator.sum().item()
+        (loss / self.config.batch_size).backward()
+        return Token(at, losses)
+
+    @busy
+    def step(self, step: int, *tokens: Token) -> dict[str, float]:
+        """psi's update, from a token of every microbatch of the step, whichever rank has it.
+
+        Returns losses per image and rates. Raises PeerLost.
+        """
+        size = self.config.batch_size
+        sums = check_tokens(step, size, tokens)
+        adversarial = self.config.method.adversarial
+        figures = self.optimizer.step(step * size, adversarial.clip_gradient if adversarial else None)
+        return {f"loss/{name}": total / size for name, total in sums.items()} | {
+            f"fake_score/{name}": value for name, value in figures.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint needs of this learner."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def report(self) -> dict[str, float]:
+        """Figures since this learner started: busy seconds, seconds spent waiting for real images, bad ones met."""
+        waited = self.real_images.wait_seconds if self.real_images else 0.0
+        figures = {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
+        if self.real_images:
+            figures[BAD_IMAGES] = float(len(self.real_images.faults))
+        return figures
+
+    def images_until(self, step: int) -> float:
+        """Up to which place of the stream a step's real images, and what follows, can be read without waiting."""
+        return self.real_images.loaded_until(step * self.config.batch_size) if self.real_images else math.inf
+
+    def bad_images(self) -> dict[int, str]:
+        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
+        return dict(self.real_images.faults) if self.real_images else {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _learn(self, learning: bool) -> None:
+        """Put psi in train mode, its parameters taking gradients; or in eval mode, frozen."""
+        if self.learning is learning:
+            return  # a walk over all modules takes a millisecond
+        self.learning = learning
+        self.network.train(learning)
+        for parameter in self.optimizer.parameters:
+            parameter.requires_grad_(learning)
+
+    def _augmented(self, images: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor | None]:
+        """Images and their augmentation labels; the images as they are, and None, where augmentation is off."""
+        if not self.config.fake_score.augment:
+            return images, None
+        return augment(images, draw_transforms(draws, purpose, self.config.fake_score.augment))
+
+    def _real(self, at: Slice) -> tuple[Tensor, Tensor | None]:
+        """The real images of a microbatch, each with its own label: their place in the stream is the step's."""
+        assert self.real_images is not None
+        if at not in self.prepared:
+            self.prepare(at)
+        pixels, labels = self.prepared.pop(at)
+        cond = one_hot(torch.from_numpy(labels), self.network.settings.label_dim)
+        real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
+        return real, None if cond is None else cond.to(self.device)
+
+
+def of_all_ranks(reports: list[dict[str, float]]) -> dict[str, float]:
+    """A learner's figures from its ranks': the largest, since a step waits for all of them; of bad images the sum."""
+    return {
+        name: (sum if name == BAD_IMAGES else max)(report[name] for report in reports) for name in reports[0]
+    }
+
+
+def of_a_step(answers: list[dict[str, float]], images_until: float) -> tuple[dict[str, float], float]:
+    """What a learner's ranks say of a step, which is the same; and up to where all have their real images.
+
+    Args:
+        images_until: what was known of that before, which stays where the learner has none.
+    """
+    until = [answer.pop(IMAGES_UNTIL) for answer in answers if IMAGES_UNTIL in answer]
+    return answers[0], min(until, default=images_until)

@@ -1,0 +1,218 @@
+"""The generator learner: theta, and the moving average of it that is the product."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysid.config import Config
+from raysid.method.draws import Draws, seed_torch
+from raysid.method.guidance import drop_conditions
+from raysid.method.losses import finite_samples, generator_loss
+from raysid.method.noise import NoiseProcess, per_sample
+from raysid.method.sampling import one_step_from
+from raysid.method.schedules import adversary_acts, ema_beta
+from raysid.networks.denoiser import Network
+from raysid.networks.files import NetworkCard, network_files
+from raysid.roles.learner import DrawsAt, Optimizer, move_average, one_hot, where_good
+from raysid.roles.messages import Images, Noised, Prediction, Pull, Seed, Slice, Token, check_tokens
+from raysid.roles.ranks import Ranks
+from raysid.roles.stopwatch import Stopwatch, busy
+
+RECOMPUTED = "teacher_recomputes"
+
+
+@dataclass
+class _Pending:
+    """A microbatch between `generate` and `accumulate`: its images with their graph, and what is known so far."""
+
+    x_g: Tensor
+    a_t: Tensor
+    good: Tensor
+    direct: Tensor | None = None
+    sums: dict[str, float] | None = None
+
+
+class GeneratorLearner:
+    """theta: makes images, turns the scorers' predictions into seeds and their pulls into its gradient.
+
+    Args:
+        config: the run's settings.
+        network: theta's denoiser, a copy of the teacher's at the start of a run.
+        label_frequencies: how often each class is drawn; proportional, need not sum to 1.
+        ranks: the learner's other ranks; None where this is all of it. Each rank holds all weights and the
+            average, and has some of the step's microbatches.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: Network,
+        label_frequencies: Sequence[float] = (1.0,),
+        draws: DrawsAt | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.config = config
+        self.network = network.train().requires_grad_(True)
+        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        self.weights: list[Tensor] = list(self.network.parameters())
+        self.averages: list[Tensor] = list(self.ema.parameters())
+        self.noise: NoiseProcess = network.noise
+        self.level = self.noise.start_level(config.method.sigma_init)
+        self.tmax = config.method.tmax or self.noise.default_tmax
+        self.optimizer = Optimizer(network, config.generator, config, ranks)
+        self.label_frequencies = label_frequencies
+        self.draws = draws or partial(Draws, config.seed)
+        self.pending: dict[Slice, _Pending] = {}
+        self.stopwatch = Stopwatch()
+
+    @busy
+    def images(self, at: Slice) -> Images:
+        """Fresh images for psi's update (the alternating order): eval mode, no graph."""
+        self._train(False)
+        with torch.no_grad():
+            return Images(*self._make(at, "fake"))
+
+    @busy
+    def generate(self, at: Slice) -> tuple[Noised, Images]:
+        """Images in train mode, their graph kept for `accumulate`, and their noised version for the scorers."""
+        self._train(True)
+        x_g, cond = self._make(at, "generator")
+        good = finite_samples(x_g)
+        draws = self.draws(at.step, at.start, at.count)
+        uniform = draws.uniform("generator/t_uniform")
+        t = self.noise.generator_level(uniform, self.tmax).to(self.device)
+        eps = draws.normal("generator/noise", x_g.shape[1:]).to(self.device)
+        x_t = self.noise.add_noise(x_g.detach(), t, eps)
+        self.pending[at] = _Pending(x_g, self.noise.scales(t)[0], good)
+        return Noised(at, x_t, t, cond), Images(x_g.detach(), cond)
+
+    @busy
+    def seeds(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Seed, Seed]:
+        """The loss's gradients at the two predictions (and the logits): what the pullbacks start from.
+
+        The direct part of the gradient, at x_g itself, stays here.
+        """
+        teacher, fake = teacher.to(self.device), fake.to(self.device)
+        entry, method = self.pending[at], self.config.method
+        logits = fake.logits if adversary_acts(method.adversarial, at.step * self.config.batch_size) else None
+        leaves = [
+            leaf.detach().requires_grad_()
+            for leaf in (entry.x_g, teacher.x_hat, fake.x_hat, logits)
+            if leaf is not None
+        ]
+        x_g, x_teacher, x_fake = leaves[:3]
+        loss, sid, adversarial = generator_loss(
+            x_g,
+            x_teacher,
+            x_fake,
+            method.alpha,
+            method.sid_weight,
+            logits=leaves[3] if logits is not None else None,
+            adversarial_scale=method.adversarial.generator_weight if method.adversarial else 0.0,
+            group_size=method.adversarial.group_size if method.adversarial else 1,
+        )
+        gradients = torch.autograd.grad(loss / self.config.batch_size, leaves)
+        entry.good &= finite_samples(x_g, x_teacher, x_fake)
+        entry.sums = {"loss/generator": loss.item(), "loss/sid": sid.item()}
+        entry.sums[RECOMPUTED] = teacher.recomputed
+        entry.direct, seed_teacher, seed_fake = (where_good(entry.good, g) for g in gradients[:3])
+        seed_logits = None
+        if logits is not None:
+            entry.sums["loss/adversarial"] = adversarial.item()
+            seed_logits = gradients[3].nan_to_num(nan=0.0)
+        return Seed(seed_teacher), Seed(seed_fake, seed_logits)
+
+    @busy
+    def accumulate(self, at: Slice, teacher: Pull, fake: Pull) -> Token:
+        """Add one microbatch to theta's gradient: the direct part, and a_t times the sum of the pulls."""
+        teacher, fake = teacher.to(self.device), fake.to(self.device)
+        entry = self.pending.pop(at)
+        assert entry.direct is not None and entry.sums is not None
+        gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
+        self._train(True)  # as it made the images: a checkpointed network computes anew
+        # A pull can be bad where the predictions were not: in the backward pass alone something overflowed.
+        entry.x_g.backward(where_good(entry.good & finite_samples(gradient), gradient))
+        entry.sums[RECOMPUTED] += teacher.recomputed
+        return Token(at, entry.sums)
+
+    def discard(self, at: Slice) -> None:
+        """Forget a microbatch that theta does not learn from (an opening step, a start-up phase)."""
+        del self.pending[at]
+
+    @busy
+    def step(self, step: int, *tokens: Token) -> dict[str, float]:
+        """theta's update and the average's, from a token of every microbatch, whichever rank has it.
+
+        Returns losses per image. Raises PeerLost.
+        """
+        size = self.config.batch_size
+        sums = check_tokens(step, size, tokens)
+        recomputed = sums.pop(RECOMPUTED)
+        figures = self.optimizer.step(step * size)
+        beta = ema_beta(self.config.ema, step * size, size)
+        move_average(self.averages, self.weights, beta, self.config.compute.foreach_ema)
+        return (
+            {name: total / size for name, total in sums.items()}
+            | {f"generator/{name}": value for name, value in figures.items()}
+            | {RECOMPUTED: recomputed}
+        )
+
+    def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
+        """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""
+        card = NetworkCard.of_generator(self.network, self.config.method.sigma_init, trained)
+        return network_files(card, self.ema)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint needs of this learner."""
+        return {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def report(self) -> dict[str, float]:
+        """Figures since this learner started: busy seconds."""
+        return {"busy_seconds": self.stopwatch.seconds}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _train(self, training: bool) -> None:
+        if self.network.training is not training:  # a walk over all modules takes a millisecond
+            self.network.train(training)
+
+    def _make(self, at: Slice, purpose: str) -> tuple[Tensor, Tensor | None]:
+        """x_g (with its graph when gradients are on) and its conditions, from the draws of `purpose`."""
+        settings, guidance = self.network.settings, self.config.method.guidance
+        draws = self.draws(at.step, at.start, at.count)
+        z = draws.normal(f"{purpose}/z", settings.sample_shape).to(self.device)
+        cond = None
+        if settings.label_dim:
+            cond = one_hot(draws.labels(f"{purpose}/labels", self.label_frequencies), settings.label_dim)
+            assert cond is not None
+            if purpose == "fake" and guidance.drops_conditions:
+                cond = drop_conditions(cond, draws.uniform("fake/condition_drop"), guidance.condition_drop)
+            cond = cond.to(self.device)
+        seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
+        x_g = one_step_from(self.network, self.noise, self.level, z, cond)
+        good = finite_samples(x_g)
+        if not good.all():
+            # NaN activations of one sample would make the weights' gradient NaN for all. Run again with
+            # that sample's noise at zero: its image stays marked bad, and its seeds and pulls are zero.
+            seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
+            x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
+            x_g = torch.where(per_sample(good, x_g).bool(), x_g, torch.nan)
+        return x_g, cond

@@ -1,0 +1,106 @@
+"""The teacher-scoring service's worker: a frozen network that scores and pulls back."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from raysid.method.guidance import guided
+from raysid.networks.denoiser import Network
+from raysid.roles.messages import Noised, Prediction, Pull, Seed, Slice
+from raysid.roles.stopwatch import Stopwatch, busy
+
+ABSENT_SECONDS = 60.0  # a run that has not called for so long has ended, or been killed
+
+Graphs = OrderedDict[tuple[Slice, float], tuple[Tensor, Tensor]]
+
+
+class TeacherScorer:
+    """phi: predicts the clean image, and returns the vector-Jacobian product of that prediction.
+
+    It serves one run or many, each call saying whose it is and at which guidance scale. It holds no state
+    that a run could miss. The graph of a `score` may be kept for the `pullback` that follows; where it is
+    gone (evicted, or the scorer died in between) the pullback recomputes it from the same noised images and
+    gives the same numbers. What is kept is bounded for each run and in all, and a run that stops calling
+    loses its graphs.
+
+    Args:
+        network: the teacher's denoiser; frozen and put in eval mode here.
+        graphs_kept: microbatches of a run whose graph is kept, oldest evicted; 0 recomputes every pullback.
+        runs_kept: runs that graphs are kept for, the longest silent evicted.
+    """
+
+    def __init__(self, network: Network, graphs_kept: int = 2, runs_kept: int = 1) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.graphs_kept = graphs_kept
+        self.runs_kept = runs_kept
+        self.graphs: OrderedDict[str, Graphs] = OrderedDict()  # by run, the one that called last at the end
+        self.called: dict[str, float] = {}
+        self.stopwatch = Stopwatch()
+        self.microbatches = 0
+
+    @busy
+    def score(self, noised: Noised, guidance_scale: float = 1.0, run: str = "") -> Prediction:
+        """Predict the clean image of x_t for a run, at its guidance scale (method.md, k4)."""
+        noised = noised.to(self.device)
+        self.microbatches += 1
+        if self.graphs_kept == 0:
+            with torch.no_grad():
+                return Prediction(self._predict(noised, guidance_scale)[1])
+        graphs, key = self._graphs_of(run), (noised.at, guidance_scale)
+        graphs.pop(key, None)  # a repeated call takes no second place
+        x_t, x_hat = self._predict(noised, guidance_scale)
+        while len(graphs) >= self.graphs_kept:
+            graphs.popitem(last=False)
+        graphs[key] = (x_t, x_hat)
+        return Prediction(x_hat.detach())
+
+    @busy
+    def pullback(self, noised: Noised, seed: Seed, guidance_scale: float = 1.0, run: str = "") -> Pull:
+        """J^T seed: the loss's gradient at x_t through this network, exactly."""
+        noised, seed = noised.to(self.device), seed.to(self.device)
+        kept = self._graphs_of(run).pop((noised.at, guidance_scale), None)
+        x_t, x_hat = kept if kept is not None else self._predict(noised, guidance_scale)
+        pull = torch.autograd.grad(x_hat, x_t, seed.x_hat)[0]
+        return Pull(pull, recomputed=int(kept is None))
+
+    def forget(self, run: str) -> None:
+        """Drop the graphs kept for a run that has ended."""
+        self.graphs.pop(run, None)
+        self.called.pop(run, None)
+
+    def report(self) -> dict[str, float]:
+        """Figures since this scorer started: busy seconds, microbatches scored, graphs kept now."""
+        return {
+            "busy_seconds": self.stopwatch.seconds,
+            "microbatches": self.microbatches,
+            "graphs": len(self.kept),
+        }
+
+    @property
+    def kept(self) -> list[Slice]:
+        """The microbatches whose graphs are kept, oldest first within a run."""
+        return [at for graphs in self.graphs.values() for at, _ in graphs]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _graphs_of(self, run: str) -> Graphs:
+        """A run's graphs, the run noted as alive; those of runs that are not are dropped."""
+        now = time.monotonic()
+        self.called[run] = now
+        graphs = self.graphs.setdefault(run, OrderedDict())
+        self.graphs.move_to_end(run)
+        for other in [run for run, called in self.called.items() if now - called > ABSENT_SECONDS]:
+            self.forget(other)
+        while len(self.graphs) > self.runs_kept:
+            self.forget(next(iter(self.graphs)))
+        return graphs
+
+    def _predict(self, noised: Noised, guidance_scale: float) -> tuple[Tensor, Tensor]:
+        x_t = noised.x_t.detach().requires_grad_(torch.is_grad_enabled())
+        return x_t, guided(self.network, x_t, noised.t, noised.cond, guidance_scale)[0]

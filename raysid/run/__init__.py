@@ -1,0 +1,1 @@
+"""A run's folder and everything in it: settings, checkpoints, metrics, TensorBoard events, pictures, progress."""

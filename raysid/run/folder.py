@@ -1,0 +1,279 @@
+"""A run's folder: who owns it, what it was started with, what may change when it goes on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from operator import getitem
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import filelock
+import yaml
+from pydantic import ValidationError
+from upath import UPath
+
+from raysid.config import Config
+from raysid.errors import RunFailed, UserError
+from raysid.generator import FOLDERS
+from raysid.recipes import config_yaml
+from raysid.run.checkpoint import Checkpoints
+from raysid.run.tracking import METRICS, SAMPLES, TENSORBOARD
+from raysid.storage import (
+    children,
+    empty_folder,
+    explain,
+    is_local,
+    reaching,
+    read_json,
+    read_whole,
+    remove_partial,
+    storage_folder,
+    write_whole,
+)
+from raysid.storage.lease import Lease, lock, still_owned
+from raysid.storage.mirror import Mirror
+
+# Changing one of these would make another run of it. Everything else (length, evaluation, placement,
+# resources, replicas, workers, failure) may change when a run goes on.
+FIXED = (
+    "method",
+    "schedule",
+    "seed",
+    "batch_size",
+    "precision",
+    "teacher.precision",
+    "compute.tf32",
+    "data",
+    "generator",
+    "fake_score",
+    "ema",
+)
+# Of these, what does not change what is computed.
+FREE = {"generator": {"num_workers"}, "fake_score": {"num_workers"}, "data": {"origin", "max_bad_fraction"}}
+LOCK, OWNER = ".lock", "owner.json"
+
+
+class RunFolder:
+    """The folder `<storage>/<run.name>`, owned by this process until `close`.
+
+    Attributes:
+        path: the folder.
+        record: where metrics, samples and events are written: `path`, or a folder of this machine that is
+            carried over to it where it lies in a bucket.
+        checkpoints: its training state.
+        say: takes what there is to tell while the run goes on.
+    """
+
+    def __init__(self, config: Config, fresh: bool = False) -> None:
+        """Take the folder, making it when it is not there.
+
+        Args:
+            fresh: `begin` is to remove what an earlier run left in it.
+
+        Raises:
+            UserError: it cannot be written, another process owns it, it belongs to something else, or it was
+                started with settings that may not change.
+        """
+        assert config.run.name is not None
+        self.config = config
+        self.path = storage_folder(config.storage) / config.run.name
+        self.record = Path(self.path.path)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
+        self.say: Callable[[str], None] = print
+        self._fresh = fresh
+        self._mirror: Mirror | None = None
+        self._lock = lock_folder(self.path, config.storage, self._owner)
+        try:
+            with reaching(config.storage):
+                self._check(fresh)
+                owner = {"pid": os.getpid(), "host": platform.node()}
+                write_whole(self.path / OWNER, json.dumps(owner).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, teacher_digest: str, resume_from: str | None = None) -> None:
+        """Record the settings and this session; with `fresh`, after removing what was there.
+
+        Args:
+            resume_from: what the run branches from, as it was given.
+
+        Raises:
+            UserError: the run began with another teacher.
+        """
+        with reaching(self.config.storage):
+            self._begin(teacher_digest, resume_from)
+            if not is_local(self.path):
+                self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
+                mirror = Mirror(
+                    self.record, self.path, METRICS, self.check, lambda message: self.say(message)
+                )
+                try:
+                    mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
+                except BaseException:
+                    shutil.rmtree(self.record, ignore_errors=True)
+                    raise
+                mirror.start()
+                self._mirror = mirror  # not before: what was fetched in part must not go back
+
+    def check(self) -> None:
+        """Raise RunFailed where the folder may be another process's by now, this one having been away too long."""
+        still_owned(self._lock)
+
+    def sync(self) -> None:
+        """See to it that what is recorded so far lies in `path`. Raises as `check`."""
+        self.check()
+        if self._mirror is not None:
+            self._mirror.sync()
+
+    def remove_partial(self) -> None:
+        """Remove what a kill left of files that were being written."""
+        remove_partial(self.path, *(self.path / name for name in (*FOLDERS.values(), SAMPLES)))
+
+    def resumed_from(self) -> str | None:
+        """What the run was branched from, if it was."""
+        return (read_json(self.path / "run.json") or {}).get("resume_from")
+
+    def close(self) -> None:
+        """Give the folder back, with all that is recorded in it.
+
+        Raises:
+            RunFailed: a bucket did not take the last of it; says where it lies.
+        """
+        mirror, self._mirror = self._mirror, None
+        try:
+            if mirror is not None:
+                mirror.close()
+                shutil.rmtree(self.record)
+        except Exception as error:
+            raise RunFailed(
+                f"{self.path} does not take the last metrics ({explain(error)}); they lie in {self.record}"
+            ) from error
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except RunFailed as failed:
+            if error is None:
+                raise
+            self.say(str(failed))  # what ended the run is what it ends with
+
+    def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
+        if self._fresh:
+            empty_folder(self.path, keep={LOCK, OWNER})
+        self.remove_partial()
+        record = read_json(self.path / "run.json") or {"sessions": []}
+        known = record.setdefault("teacher_sha256", teacher_digest)
+        if known != teacher_digest:
+            raise UserError(
+                f"{self.path} was started with another teacher (its weights differ): give that teacher, "
+                "another --run.name, or --fresh"
+            )
+        record.setdefault("resume_from", resume_from)
+        record["sessions"].append(session())
+        write_whole(self.path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
+
+    def _check(self, fresh: bool) -> None:
+        names = {path.name for path in children(self.path)} - {LOCK}
+        if fresh:
+            if names and not names & {"config.yaml", OWNER}:
+                raise UserError(f"{self.path} is not a run's folder, so --fresh does not empty it")
+        elif "config.yaml" in names:
+            self._check_unchanged()
+
+    def _owner(self) -> str:
+        """Whoever has the folder, as it says itself."""
+        owner = read_json(self.path / OWNER) or {}
+        return f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}"
+
+    def _check_unchanged(self) -> None:
+        file = self.path / "config.yaml"
+        try:
+            before = Config.model_validate(yaml.safe_load(read_whole(file)))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+            raise UserError(
+                f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
+            ) from None
+        then, now = (config.model_dump(mode="json", exclude=FREE) for config in (before, self.config))
+        for name in FIXED:
+            old_value, new_value = (functools.reduce(getitem, name.split("."), tree) for tree in (then, now))
+            if changed := _first_difference(name, old_value, new_value):
+                where, old, new = changed
+                raise UserError(
+                    f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another "
+                    "--run.name, or --fresh to start over"
+                )
+
+
+def lock_folder(folder: UPath, storage: str, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
+    """Take a folder for this process alone, making it when it is not there.
+
+    Args:
+        storage: what the folder lies in, as the user knows it.
+        owner: who has the folder; asked when it is taken.
+
+    Raises:
+        UserError: another process has it, or it cannot be written.
+    """
+    with reaching(storage):
+        if is_local(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder / LOCK)
+        try:
+            held.acquire_if_abandoned() if isinstance(held, Lease) else held.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f"{folder} is in use by {owner()}: wait for it, or give another --run.name"
+            ) from None
+    return held
+
+
+def session() -> dict[str, Any]:
+    """What made this run: versions, commit, command, machine."""
+    packages = ("raysid", "torch", "ray", "numpy")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "commit": _commit(),
+        "machine": {"host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that raysid runs from, if it runs from one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def _first_difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in before.keys() | now.keys():
+            if found := _first_difference(f"{name}.{key}", before.get(key), now.get(key)):
+                return found
+        return None
+    return None if before == now else (name, before, now)

@@ -1,0 +1,1 @@
+"""Searches over a distillation's settings with Ray Tune."""

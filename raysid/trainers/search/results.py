@@ -1,0 +1,73 @@
+"""What the trials of a search came to, read from their runs' own records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ray.tune.experiment import Trial
+from upath import UPath
+
+from raysid.config import TuneConfig
+from raysid.run.tracking import read_metrics
+
+TRIALS = "trials"  # within the search's folder; holds a run's folder for each
+FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged", "failed"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial came to.
+
+    Attributes:
+        values: the values tried, by the first setting of each dimension.
+        status: `finished`, `ended early` (by the scheduler), `diverged` or `failed`.
+        metric: the best evaluated figure; None where there was none.
+        images: how far it came.
+        run: its run's folder.
+    """
+
+    values: dict[str, float]
+    status: str
+    metric: float | None
+    images: int
+    run: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether its values could be the best: it was measured, and came to no bad end."""
+        return self.metric is not None and self.status in (FINISHED, ENDED_EARLY)
+
+
+def collect_trials(config: TuneConfig, folder: UPath, ended: list[Trial]) -> list[TrialResult]:
+    """What the trials came to, the best first. Their runs' own records say it, whoever wrote them."""
+    trials = []
+    for trial in ended:
+        run = folder / TRIALS / trial.trial_id
+        entries = read_metrics(run)
+        figures = [e[config.metric] for e in entries if e["kind"] == "evaluation" and e["step"] > 0]
+        usable = [value for value in figures if value is not None and math.isfinite(value)]
+        choose = min if config.mode == "min" else max
+        if (trial.last_result or {}).get("diverged"):
+            status = DIVERGED
+        elif trial.status == Trial.ERROR:
+            status = FAILED
+        elif any(entry["kind"] == "table" for entry in entries):
+            status = FINISHED
+        else:
+            status = ENDED_EARLY
+        trials.append(
+            TrialResult(
+                values={d.fields[0]: float(trial.config[d.fields[0]]) for d in config.space},
+                status=status,
+                metric=choose(usable) if usable else None,
+                images=max((entry["images"] for entry in entries), default=0),
+                run=str(run),
+            )
+        )
+    sign = 1 if config.mode == "min" else -1
+
+    def rank(trial: TrialResult) -> tuple[bool, float]:
+        return not trial.usable, sign * (trial.metric if trial.metric is not None else math.inf)
+
+    return sorted(trials, key=rank)

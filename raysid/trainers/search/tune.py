@@ -1,0 +1,323 @@
+"""Searching settings of a distillation with Ray Tune: every trial a run of its own, one teacher service for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.util.placement_group import remove_placement_group
+from upath import UPath
+
+from raysid.actors.placing import demand, learner_places, on_this_node, reserve, wait_for_room
+from raysid.actors.results import get
+from raysid.actors.split import FleetActor
+from raysid.cluster.connect import connect
+from raysid.config import Config, SearchDimension, TuneConfig
+from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
+from raysid.recipes import config_yaml, load_recipe
+from raysid.run.folder import LOCK, lock_folder
+from raysid.run.progress import print_table
+from raysid.run.tracking import TENSORBOARD
+from raysid.storage import (
+    children,
+    empty_folder,
+    for_ray,
+    is_local,
+    reaching,
+    read_json,
+    remove_folder,
+    storage_folder,
+    write_whole,
+)
+from raysid.storage.lease import still_owned
+from raysid.storage.mirror import Mirror
+from raysid.trainers.evaluation import measures
+from raysid.trainers.inputs import find_inputs
+from raysid.trainers.search.callbacks import Diverged, Reporter, say
+from raysid.trainers.search.plots import plot_search
+from raysid.trainers.search.results import TrialResult, collect_trials
+from raysid.trainers.search.trial import SHARED, by_field, run_trial, service_of, trial_config
+from raysid.trainers.teachers import check_method, trained_teacher
+
+STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
+DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search leaves: its folder, its trials with the best first, the recipe of the best."""
+
+    path: str
+    trials: list[TrialResult]
+    best: str | None
+
+
+def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
+    """Run a search, or finish one that was interrupted; print a table of its trials.
+
+    The search's folder `<storage>/<run.name>/` holds `trials/` (a run's folder each), `tune/` (Ray Tune's own
+    state, which is unpickled when a search is restored: restore only searches that you trust), `best.yaml`,
+    `trials.json`, `plots/` and `tensorboard/`.
+
+    Args:
+        fresh: start over: what an earlier search left in the folder is deleted.
+
+    Raises:
+        UserError: something given cannot be used, or the folder is of another search or in use.
+        RunFailed: the teacher service could not start, or no trial came to anything.
+    """
+    assert config.run.name is not None
+    for field in (field for dimension in config.space for field in dimension.fields):
+        if field.startswith("resources.") or field.endswith(".num_workers"):
+            raise UserError(f"{field} cannot be searched: all trials share its places. Give it in `settings`")
+    base = _recipe(config, {})
+    if base.placement == "colocated":
+        raise UserError("a search's trials share one teacher service: give placement split, not colocated")
+    tried = [  # what cannot be tried is said before anything starts
+        _recipe(config, {dimension.fields[0]: value})
+        for dimension in config.space
+        for value in _values(dimension)
+    ]
+    folder = storage_folder(config.storage) / config.run.name
+    lock = lock_folder(folder, str(folder.parent), lambda: "another search")
+    try:
+        with reaching(config.storage):
+            _begin(folder, config, fresh)
+        if not measures(base.data.source_name):
+            raise UserError(
+                f"a search compares figures, and {base.data.source_name or 'a run without real images'} gives none: "
+                "data.source must be digits"
+            )
+        inputs = find_inputs(base)
+        for trial in tried:
+            check_method(trial, inputs.teacher)
+        teacher = trained_teacher(base, inputs.teacher, inputs.source)
+        connect()
+        ended = _run_trials(config, base, folder, str(teacher.path))
+        still_owned(lock)
+        trials = collect_trials(config, folder, ended)
+        return _show(config, base, folder, trials)
+    finally:
+        lock.release()
+
+
+def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -> Config:
+    """The recipe with a trial's values, at its own length and with its own evaluations, ready to be distilled."""
+    own = load_recipe(config.recipe, {}, kind="distill")
+    found = trial_config(config, base, values, f"{config.run.name}-best")
+    lengths = ("total_images", "evaluation", "checkpoint", "tracking")
+    return found.model_copy(update={name: getattr(own, name) for name in lengths})
+
+
+def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
+    """The search's recipe with its settings for all trials, and values of some dimensions."""
+    overrides = {**config.settings, **by_field(config, values)}
+    overrides["storage"] = str(storage_folder(config.storage))
+    return load_recipe(config.recipe, overrides, kind="distill")
+
+
+def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -> list[Trial]:
+    """Let Ray Tune run what is still to run of the search."""
+    timeout = base.failure.placement_timeout_s
+    learners = learner_places(base)
+    remove_placement_group(reserve(learners, timeout, say))  # one trial at least finds its places
+    service: Any = (
+        ray.remote(FleetActor)
+        .options(name=service_of(folder), num_cpus=0, scheduling_strategy=on_this_node())
+        .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
+    )
+    ready = service.__ray_ready__.remote()
+    scorers = [base.resources.teacher] * base.teacher.scaling.min_replicas
+    wait_for_room(
+        lambda seconds: bool(ray.wait([ready], timeout=seconds)[0]),
+        "the teacher service",
+        scorers,
+        timeout,
+        say,
+    )
+    try:
+        get(ready)
+    except LearnerLost as lost:
+        raise RunFailed(f"the teacher service ended while it started ({lost})") from lost
+    places = tune.PlacementGroupFactory(
+        [{"CPU": DRIVER_CPUS}, *map(demand, learners)],
+        bundle_label_selector=[{}, *(role.label_selector for role in learners)],
+    )
+    shared = uuid.uuid4().hex
+    write_whole(folder / SHARED, shared.encode())
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            run_trial,
+            search=config.model_dump(mode="json"),
+            recipe=base.model_dump(mode="json"),
+            folder=str(folder),
+            teacher=teacher,
+            shared=shared,
+        ),
+        places,
+    )
+    state = folder / STATE
+    _quiet()
+    path, filesystem = for_ray(state)
+    begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
+    if begun and any(state.glob("experiment_state-*.json")):
+        print(f"going on with the search in {folder}", flush=True)
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, storage_filesystem=filesystem)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={d.fields[0]: _domain(d) for d in config.space},
+            tune_config=tune.TuneConfig(
+                metric=config.metric,
+                mode=config.mode,
+                scheduler=_scheduler(config, base),
+                search_alg=tune.search.BasicVariantGenerator(
+                    max_concurrent=config.max_concurrent_trials, random_state=config.seed
+                ),
+                num_samples=config.num_samples,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=STATE,
+                storage_path=for_ray(folder)[0],
+                storage_filesystem=filesystem,
+                stop=Diverged(),
+                callbacks=[
+                    Reporter(config.metric, service_of(folder), learners, timeout),
+                    JsonLoggerCallback(),
+                ],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+    try:
+        # Tune's own results leave out the values of a trial that never reported.
+        trials: list[Trial] = list(tuner.fit()._experiment_analysis.trials)
+    finally:
+        ray.kill(service)
+        _wait_for_its_end(service_of(folder))
+    if not all(trial.is_finished() for trial in trials):
+        raise RunStopped(f"stopped; the same command goes on with the search in {folder}", signal.SIGINT)
+    return trials
+
+
+def _show(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialResult]) -> TuneResult:
+    """Write the table, the best recipe and the plots; print what there is."""
+    write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())
+    best = None
+    if trials and trials[0].usable:
+        best = folder / BEST
+        write_whole(best, config_yaml(best_config(config, base, trials[0].values)).encode())
+    plots = _plot(config, trials, folder)
+    columns = [*(dimension.fields[0] for dimension in config.space), config.metric.replace("_", " ")]
+    print_table(
+        f"Trials of {folder.name}, the best first",
+        [*columns, "images", "status", "run"],
+        [
+            [*trial.values.values(), trial.metric, trial.images, trial.status, UPath(trial.run).name]
+            for trial in trials
+        ],
+    )
+    print(f"search       {folder}")
+    print(f"plots        {', '.join(map(str, plots))}")
+    if best is not None:
+        print(f"best         raysid distill {best}")
+    print(f"TensorBoard  tensorboard --logdir {folder}", flush=True)
+    return TuneResult(str(folder), trials, None if best is None else str(best))
+
+
+def _plot(config: TuneConfig, trials: list[TrialResult], folder: UPath) -> list[UPath]:
+    """The plots, in the search's folder and in its TensorBoard."""
+    if is_local(folder):
+        plot_search(config, trials, Path(folder.path) / PLOTS, Path(folder.path) / TENSORBOARD)
+    else:
+        remove_folder(folder / TENSORBOARD)
+        with tempfile.TemporaryDirectory() as here:
+            plot_search(config, trials, Path(here) / PLOTS, Path(here) / TENSORBOARD)
+            Mirror(Path(here), folder).sync()
+    return [folder / PLOTS / f"{dimension.fields[0]}.png" for dimension in config.space]
+
+
+def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
+    """Record what is searched; refuse to go on with another search's trials."""
+    record = folder / "search.json"
+    others = {path.name for path in children(folder)} - {LOCK}
+    if fresh and others:
+        if record.name not in others:
+            raise UserError(f"{folder} is not a search's folder, so --fresh does not empty it")
+        empty_folder(folder, keep={LOCK})
+        others = set()
+    what = config.model_dump(mode="json", exclude={"storage"})
+    before = read_json(record)
+    if before is None and others:
+        raise UserError(f"{folder} holds something else than a search: give another --run.name")
+    if before is not None and before != what:
+        changed = [name for name in what if before.get(name) != what[name]]
+        raise UserError(
+            f"{folder} is a search with other settings ({', '.join(changed)}): give another --run.name, or --fresh "
+            "to start over"
+        )
+    write_whole(record, (json.dumps(what, indent=2) + "\n").encode())
+
+
+def _wait_for_its_end(service: str) -> None:
+    """Until the service's name is free again, for another search of this process."""
+    with suppress(ValueError):
+        for _ in range(100):
+            ray.get_actor(service)
+            time.sleep(0.1)
+
+
+def _domain(dimension: SearchDimension) -> Any:
+    """A dimension as Ray Tune takes it."""
+    if dimension.grid is not None:
+        return tune.grid_search(dimension.grid)
+    if dimension.choice is not None:
+        return tune.choice(dimension.choice)
+    if dimension.uniform is not None:
+        return tune.uniform(*dimension.uniform)
+    assert dimension.log_uniform is not None
+    return tune.loguniform(*dimension.log_uniform)
+
+
+def _values(dimension: SearchDimension) -> Sequence[float]:
+    """Every value that a dimension tries, or the two that its values lie between."""
+    return dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or ()
+
+
+def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
+    if config.scheduler.name == "none":
+        return FIFOScheduler()
+    # One short of the end: a rung there would end trials that are complete, before they have their table.
+    longest = base.total_steps * base.batch_size - 1
+    return ASHAScheduler(
+        time_attr="images",
+        max_t=longest,
+        grace_period=min(config.scheduler.grace_images, longest),
+        reduction_factor=config.scheduler.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+def _quiet() -> None:
+    """Keep Ray Tune from printing its own tables, from writing TensorBoard events beside the runs' own, and from
+    moving a trial into a folder of its own, where relative paths of the recipe would lead elsewhere."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # A trial that a kill left complete but unreported ends without a report when it is resumed.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")

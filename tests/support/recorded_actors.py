@@ -1,0 +1,28 @@
+"""The learners' actors on the draws of the authors' `training_*` runs. A worker of Ray has to import them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from raysid.actors.remote_learners import FakeScoreActor, GeneratorActor
+from raysid.roles.build import RunInputs
+from tests.support.reference_training import RecordedDraws, RecordedStream
+
+
+class RecordedFakeScoreActor(FakeScoreActor):
+    """The fake-score learner's actor, on the draws and the real images of the run called `name`."""
+
+    def __init__(self, inputs: RunInputs, name: str, rank: int = 0) -> None:
+        super().__init__(inputs, threads=1, source=None, rank=rank)
+        self.role.draws = partial(RecordedDraws, name)
+        if inputs.config.method.adversarial is not None:
+            self.role.real_images = RecordedStream(name, inputs.config.batch_size)
+            self.role.pixel_max = RecordedStream.pixel_max
+
+
+class RecordedGeneratorActor(GeneratorActor):
+    """The generator learner's actor, on the draws of the run called `name`."""
+
+    def __init__(self, inputs: RunInputs, name: str, rank: int = 0) -> None:
+        super().__init__(inputs, threads=1, rank=rank)
+        self.role.draws = partial(RecordedDraws, name)

@@ -1,0 +1,127 @@
+"""The authors' `training_*` runs as raysid runs: their settings, their draws, what must come out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysid.config import Config
+from raysid.data import ImageStream
+from raysid.networks import EDMDenoiser, NetworkSettings, build_denoiser
+from tests.support.reference_folder import reference_folder
+
+
+@dataclass(frozen=True)
+class RecordedDraws:
+    """A step's random numbers as the authors' run drew them, behind the interface of `raysid.method.draws.Draws`."""
+
+    name: str
+    step: int
+    start: int
+    count: int
+
+    def uniform(self, purpose: str, shape: Any = ()) -> Tensor:
+        return self._recorded(purpose).reshape(self.count, *shape)
+
+    normal = uniform
+
+    def labels(self, purpose: str, frequencies: Any) -> Tensor:
+        return self._recorded(purpose).argmax(1)
+
+    def dropout_seed(self, purpose: str) -> int:
+        return 0
+
+    def _recorded(self, purpose: str) -> Tensor:
+        with np.load(reference_folder() / f"{self.name}.npz") as case:
+            whole = case[f"step{self.step}/{purpose}"]
+        return torch.from_numpy(whole[self.start : self.start + self.count])
+
+
+def reference_config(settings: Mapping[str, Any], **changes: Any) -> Config:
+    """The run's settings in raysid's names."""
+    learner = {"betas": settings["betas"], "eps": settings["eps"]}
+    adversarial = None
+    if settings["adversarial"]:
+        adversarial = {
+            "generator_weight": settings["adv_weight"],
+            "group_size": settings["batch"],
+            "generator_start_images": 0,
+            "adversarial_start_images": 0,
+        }
+    tree: dict[str, Any] = {
+        "schedule": "alternating",
+        "teacher": {"path": "unused"},
+        "method": {
+            "alpha": settings["alpha"],
+            "tmax": settings["tmax"],
+            "sigma_init": settings["init_sigma"],
+            "sid_weight": settings["sid_weight"],
+            "adversarial": adversarial,
+        },
+        "batch_size": settings["batch"],
+        "total_images": settings["batch"] * settings["steps"],
+        "fake_score": {"lr": settings["fake_lr"], **learner},
+        "generator": {"lr": settings["generator_lr"], **learner},
+        "ema": {
+            "halflife_images": settings["ema_halflife_images"],
+            "rampup_ratio": settings["ema_rampup_ratio"],
+        },
+    }
+    return Config.model_validate(tree | changes)
+
+
+class RecordedStream(ImageStream):
+    """The real images that the authors' run saw, at their places in the stream, with the step's labels.
+
+    They were recorded in [-1, 1]; the stream holds 0 to `pixel_max` = 2, which the learner maps back.
+    """
+
+    pixel_max = 2
+    faults: ClassVar[dict[int, str]] = {}  # type: ignore[misc]
+
+    def __init__(self, name: str, batch: int) -> None:
+        self.name, self.batch, self.wait_seconds = name, batch, 0.0
+
+    def loaded_until(self, position: int) -> float:
+        return math.inf
+
+    def read(self, start: int, count: int) -> tuple[Any, Any]:
+        step, offset = divmod(start, self.batch)
+        with np.load(reference_folder() / f"{self.name}.npz") as case:
+            images = case[f"step{step}/fake/real_images"][offset : offset + count]
+            labels = case[f"step{step}/fake/labels"][offset : offset + count].argmax(1)
+        return images + 1, labels
+
+
+def initial_network(name: str, settings: Mapping[str, Any]) -> EDMDenoiser:
+    """The network that all three roles start from."""
+    network = build_denoiser(NetworkSettings.model_validate(settings["network"]))
+    with np.load(reference_folder() / f"{name}.npz") as case:
+        network.load_state_dict(weights_under(case, "param/"))
+    return network
+
+
+def weights_under(case: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a case whose names start with `prefix`, by the rest of their names."""
+    return {k.removeprefix(prefix): torch.from_numpy(case[k]) for k in case if k.startswith(prefix)}
+
+
+def relative_change_error(
+    start: Mapping[str, Tensor], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> float:
+    """Norm of the difference between two ends over the norm of the change, attention's key bias left out."""
+    difference = change = 0.0
+    for name, end in theirs.items():
+        here, begin = ours[name], start[name]
+        if name.endswith("qkv.bias"):
+            keep = torch.arange(len(end)) % 3 != 1
+            here, end, begin = here[keep], end[keep], begin[keep]
+        difference += float((here - end).double().square().sum())
+        change += float((end - begin).double().square().sum())
+    return (difference / change) ** 0.5
