@@ -29,16 +29,16 @@ class NotHere(UserError):
 class RunFailed(RaysidError):
     """A run that had started could not go on: one line saying which role, which step and what to do.
 
-    Checkpoints written so far are whole, so the same command goes on from the newest.
+    The checkpoints written so far are whole: run the same command to resume from the newest.
     """
 
 
 class NoRoom(RunFailed):
-    """What is written to is full, or its quota used up: says where, and that the same command goes on later."""
+    """A disk or a bucket's quota is full; the text names it. Make room there, then run the same command to resume."""
 
 
 class RunStopped(RaysidError):
-    """A run ended early because a signal asked it to: the same command goes on from its last checkpoint.
+    """A run was stopped by a signal. Run the same command to resume from its last checkpoint.
 
     Attributes:
         signal: the signal's number.

@@ -278,8 +278,8 @@ class TeacherPool:
             raise RunFailed(f"asked to stop while {missing}")
         if too_long:
             raise RunFailed(
-                f"{missing}; waited failure.placement_timeout_s = {self.timeout:g} s. The same command goes "
-                "on from the newest checkpoint"
+                f"{missing}; waited failure.placement_timeout_s = {self.timeout:g} s; run the same "
+                "command to resume from the newest checkpoint"
             )
         self._said = now
         self.say(f"waiting, {missing}")

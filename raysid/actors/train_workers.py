@@ -116,7 +116,7 @@ class TrainWorkers:
         if self._ended.is_set():
             reason = str(self._error or "it has sent them home").strip() or type(self._error).__name__
             raise RunFailed(
-                f"Ray Train has ended the workers: {reason.splitlines()[-1]}; the same command goes on"
+                f"Ray Train has ended the workers: {reason.splitlines()[-1]}; run the same command to resume"
             )
 
     def close(self) -> None:

@@ -194,7 +194,7 @@ class Reader:
             faults = faults | loaded.faults  # another one: who reads it does not wait
             check_faults(faults, self.max_bad_fraction, self.order.num_images)
         except UserError as refused:  # it was well when the run began
-            error = RunFailed(f"{refused}; the same command goes on")
+            error = RunFailed(f"{refused}; run the same command to resume")
             error.__cause__ = refused
         except BaseException as raised:
             error = raised

@@ -236,7 +236,7 @@ def reaching(storage: str) -> Iterator[None]:
             named = getattr(error, "filename", None)
             file = f"{named}: " if named else ""
             raise NoRoom(
-                f"storage {storage} cannot be written: {file}{explain(error)}; {AGAIN} goes on"
+                f"storage {storage} cannot be written: {file}{explain(error)}; {AGAIN} to resume"
             ) from None
         why = (None if of_bucket else getattr(error, "strerror", None)) or explain(error)
         done = "written" if isinstance(error, OSError) else "reached"

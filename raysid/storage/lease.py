@@ -90,7 +90,7 @@ class Lease:
         if self._taken.is_set() or silent > STALE_SECONDS:
             raise RunFailed(
                 f"{self.path} could not be renewed for {silent:.0f} s, and another process may have taken it: this "
-                "one writes no more; the same command goes on"
+                "one writes no more; run the same command to resume"
             )
 
     def __enter__(self) -> Self:

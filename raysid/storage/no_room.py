@@ -8,7 +8,7 @@ import re
 
 from raysid.errors import RaysidError
 
-AGAIN = "make room there, then the same command"  # goes on, or begins again
+AGAIN = "make room there, then run the same command"  # to resume, or to start again
 _FILE_SYSTEM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",

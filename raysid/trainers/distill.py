@@ -123,7 +123,7 @@ def distill(
             if not of_bucket:
                 raise
             raise RunFailed(
-                f"{folder.path} cannot be reached: {explain(error)}; the same command goes on from the newest "
+                f"{folder.path} cannot be reached: {explain(error)}; run the same command to resume from the newest "
                 "checkpoint"
             ) from error
 
@@ -231,7 +231,7 @@ class _Distillation:
         ):
             self.folder.say = self.progress.message
             if start is not None:
-                self.progress.message(f"going on from {start.path}, step {start.step:,}")
+                self.progress.message(f"resuming from {start.path}, step {start.step:,}")
             while True:
                 try:
                     return self._train(start)
@@ -242,7 +242,7 @@ class _Distillation:
                     if failures > limit:
                         raise RunFailed(
                             f"a learner was lost more than failure.max_failures = {limit} times ({lost}); "
-                            "the same command goes on from the newest checkpoint"
+                            "run the same command to resume from the newest checkpoint"
                         ) from lost
                     start = self._go_back(
                         f"lost a learner ({lost}); restoring all", f", failure {failures} of {limit}"
@@ -353,7 +353,7 @@ class _Distillation:
         if failed:
             kept += f", none of step {step:,} ({failed})"
         raise RunStopped(
-            f"stopped by {name}, {kept}; the same command goes on", signal=self.stop.received.value
+            f"stopped by {name}, {kept}; run the same command to resume", signal=self.stop.received.value
         )
 
     def _checkpoint_last(self, placement: Placement, step: int) -> str | None:

@@ -158,7 +158,7 @@ class PendingEvaluation:
 
     def _failed(self, error: Exception) -> EvaluationFailed:
         return EvaluationFailed(
-            f"the evaluation of step {self.step:,} failed: {error}; the same command goes on"
+            f"the evaluation of step {self.step:,} failed: {error}; run the same command to resume"
         )
 
 

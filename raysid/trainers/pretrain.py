@@ -144,7 +144,7 @@ def _train(
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
         if start:
-            line.message(f"going on from {training}, step {start:,}")
+            line.message(f"resuming from {training}, step {start:,}")
         fitting = pool.submit(trainer.fit)
         copied = 0
         while not fitting.done():
@@ -159,7 +159,7 @@ def _train(
         except Exception as error:
             if (full := _no_room_in(error, training)) is None:
                 raise RunFailed(
-                    f"training the teacher stopped: {_reason(error)}; the same command {_left(training)}"
+                    f"training the teacher stopped: {_reason(error)}; run the same command {_left(training)}"
                 ) from error
             with suppress(Exception):  # there is no room for it, or it is another's by now
                 still_owned(held)
@@ -204,7 +204,7 @@ def _reason(error: Exception) -> str:
     """Why a training stopped, in one line."""
     said = [str(failure) for failure in _of_workers(error) if isinstance(failure, RaysidError)]
     lines = said or (str(error).strip() or type(error).__name__).splitlines()[-1:]
-    return lines[0].removesuffix("; the same command goes on")
+    return lines[0].removesuffix("; run the same command to resume")
 
 
 def _of_workers(error: Exception) -> list[Exception]:
@@ -219,12 +219,12 @@ def _no_room_for(what: str, training: UPath) -> NoRoom:
 
 
 def _left(training: UPath) -> str:
-    """What the same command does."""
+    """The end of a message that says `run the same command`."""
     try:
         steps = _steps_of(_known(training))
     except Exception:  # the bucket may be why the training stopped
-        return "goes on"
-    return f"goes on from the last whole checkpoint, of step {steps:,}" if steps else "begins again"
+        return "to resume"
+    return f"to resume from the last whole checkpoint, of step {steps:,}" if steps else "to start again"
 
 
 def steps_so_far(training: UPath) -> int:

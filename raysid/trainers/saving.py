@@ -135,10 +135,10 @@ def how_to_go_on(folder: RunFolder, newest: int | None, full: bool) -> str:
         newest: step of its newest whole checkpoint, if it has one.
         full: whether it failed for want of room.
     """
-    again = AGAIN if full else "the same command"
+    again = AGAIN if full else "run the same command"
     if newest is None:
-        return f"there is no whole checkpoint yet: {again} begins again"
-    return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} goes on from it"
+        return f"there is no whole checkpoint yet: {again} to start again"
+    return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} to resume from it"
 
 
 def remove_unfinished(folder: RunFolder) -> int | None:

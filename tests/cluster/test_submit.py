@@ -108,7 +108,7 @@ def test_a_stopped_job_checkpoints_leaves_nothing_and_goes_on(
 
     steps = newest.step + 4
     output = said(raysid(*submit, "--total_images", str(steps * BATCH)))
-    assert f"step {newest.step:,}" in output and "going on from" in output
+    assert f"step {newest.step:,}" in output and "resuming from" in output
     finished = config.model_copy(update={"total_images": steps * BATCH})
     weights, _ = local_end(config, tmp_path / "local", steps)
     assert_same(learner_states(run_of(finished) / "checkpoints" / f"step-{steps:08}"), weights)
@@ -245,7 +245,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint(teacher: str, tmp_path: Path) -> 
     newest = Checkpoints(run_of(config) / "checkpoints").newest()  # type: ignore[arg-type]
     assert newest is not None and newest.step >= 4
     assert (
-        f"stopped by SIGTERM, checkpoint of step {newest.step:,} written; the same command goes on" in output
+        f"stopped by SIGTERM, checkpoint of step {newest.step:,} written; run the same command to resume"
+        in output
     )
     weights, _ = local_end(config, tmp_path / "local", newest.step)
     assert_same(learner_states(Path(str(newest.path))), weights)

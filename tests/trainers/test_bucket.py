@@ -124,7 +124,7 @@ def second_owner(owner: Command, recipe: Path, log: Path) -> str:
 def test_the_weights_are_those_of_an_undisturbed_run_in_a_folder(finished: BucketRun, tmp_path: Path) -> None:
     if finished.bad:
         assert finished.connection.met.keys() == FATES.keys()
-    assert (f"going on from {finished.url}/checkpoints/step-" in finished.output) == finished.killed
+    assert (f"resuming from {finished.url}/checkpoints/step-" in finished.output) == finished.killed
     weights, _ = local_end(finished.config, tmp_path, STEPS)
     newest = Checkpoints(finished.run / "checkpoints").newest()
     assert newest is not None and newest.step == STEPS
@@ -216,7 +216,7 @@ def test_a_longer_run_goes_on_in_a_bucket_where_it_ended(
         changes = {"placement": "local", "lr_schedule__decay": "constant", "total_images": steps * BATCH}
         config = tiny_config(teacher, tmp_path, **changes)
         result = distill(config.model_copy(update={"storage": storage}))
-    assert f"going on from {storage}/tiny/checkpoints/step-00000006, step 6\n" in capsys.readouterr().err
+    assert f"resuming from {storage}/tiny/checkpoints/step-00000006, step 6\n" in capsys.readouterr().err
     weights, _ = local_end(config, tmp_path / "local", 9)
     assert_same(learner_states(in_bucket(server, str(result.checkpoint))), weights)
     recorded = read_metrics(in_bucket(server, result.path))
@@ -313,14 +313,14 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
     first = Command("distill", recipe, "--data.source", images, log=tmp_path / "first.log")
     assert first.wait(400) == 1, first.output
     said = re.search(
-        rf"raysid: error: [^\n]*{images}[^\n]*; the same command goes on; checkpoint of step (\d+) written\n",
+        rf"raysid: error: [^\n]*{images}[^\n]*; run the same command to resume; checkpoint of step (\d+) written\n",
         first.output,
     )
     assert said and int(said[1]) > 0, first.output
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
     again = Command("distill", recipe, "--data.source", images, log=tmp_path / "again.log")
     assert again.wait(300) == 0, again.output
-    assert f"going on from {run_of(config)}/checkpoints/step-{int(said[1]):08d}" in again.output
+    assert f"resuming from {run_of(config)}/checkpoints/step-{int(said[1]):08d}" in again.output
     weights, _ = local_end(config, tmp_path / "local", MANY_STEPS)
     newest = Checkpoints(UPath(run_of(config)) / "checkpoints").newest()
     assert newest is not None and newest.step == MANY_STEPS
@@ -341,8 +341,8 @@ def test_a_teacher_whose_images_go_away_goes_on_from_where_it_was(
     first = Command("pretrain", recipe, log=tmp_path / "first.log")
     assert first.wait(400) == 1, first.output
     said = re.search(
-        rf"raysid: error: training the teacher stopped: data.source {images} cannot be reached: [^\n;]*; the same "
-        r"command goes on from the last whole checkpoint, of step (\d+)\n",
+        rf"raysid: error: training the teacher stopped: data.source {images} cannot be reached: [^\n;]*; run the "
+        r"same command to resume from the last whole checkpoint, of step (\d+)\n",
         first.output,
     )
     assert said and int(said[1]) > 0, first.output

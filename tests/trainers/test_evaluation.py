@@ -188,8 +188,8 @@ def test_a_run_whose_evaluation_fails_writes_a_checkpoint_and_goes_on_with_it(
         with pytest.raises(RunFailed) as caught:
             distill(config)
     said = re.fullmatch(
-        "the evaluation of step 0 failed: the images are away; the same command goes on; checkpoint of step ([1-5]) "
-        "written",
+        "the evaluation of step 0 failed: the images are away; run the same command to resume; checkpoint of step "
+        "([1-5]) written",
         str(caught.value),
     )
     assert said and f"step-{int(said[1]):08d}" in [

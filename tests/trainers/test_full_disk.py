@@ -56,10 +56,10 @@ def says_it_in_one_line(line: str, run: Path | str, newest: int | None) -> None:
     """What could not be written, where, why, what is left, and what to do."""
     assert "\n" not in line and f"{run}" in line
     assert "could not be written" in line or "cannot be written" in line
-    again = "make room there, then the same command"
-    left = f"there is no whole checkpoint yet: {again} begins again"
+    again = "make room there, then run the same command"
+    left = f"there is no whole checkpoint yet: {again} to start again"
     if newest is not None:
-        left = f"the last whole checkpoint is {run}/checkpoints/step-{newest:08d}: {again} goes on from it"
+        left = f"the last whole checkpoint is {run}/checkpoints/step-{newest:08d}: {again} to resume from it"
     assert line.endswith(left), line
 
 
@@ -203,7 +203,7 @@ def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
     assert stopped.exit_code == 1 and line.startswith(
         f"raysid: error: storage {target} cannot be written: {target}/"
     )
-    assert line.endswith(": the disk is full; make room there, then the same command goes on")
+    assert line.endswith(": the disk is full; make room there, then run the same command to resume")
     assert list(target.iterdir()) == []
     disk.free()
     again = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
@@ -234,7 +234,7 @@ def test_actors_on_a_full_disk(teacher: str, tmp_path: Path, disk: Disk, placeme
     disk.resize(20 << 20)
     again = Command("distill", recipe, log=tmp_path / "again.log")
     assert again.wait() == 0, again.output
-    assert f"going on from {run}/checkpoints/step-00000000, step 0\n" in again.output
+    assert f"resuming from {run}/checkpoints/step-00000000, step 0\n" in again.output
     undisturbed = tiny_config(teacher, tmp_path, placement="local")
     distill(undisturbed)
     assert_same_record(run, run_of(undisturbed))
@@ -301,9 +301,9 @@ def test_a_run_whose_bucket_takes_no_more(
         if refusal == QUOTA:
             says_it_in_one_line(line, url, newest)
         else:  # it is asked too often: there is no room to make
-            assert url in line and "the same command goes on from" in line and "room" not in line
+            assert url in line and "run the same command to resume from" in line and "room" not in line
         assert refusal[1] in line
         connection.refusal = None
         again = Command("distill", recipe, log=tmp_path / "again.log")
-        again.wait_for(f"going on from {url}/checkpoints/step-{newest:08d}")
+        again.wait_for(f"resuming from {url}/checkpoints/step-{newest:08d}")
         again.kill()

@@ -161,7 +161,7 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
         patch.setattr("raysid.actors.placement.take_step", then_gone)
         end(teacher, tmp_path, source, "cut", **settings)
-    assert "the same command goes on; checkpoint of step 4 written" in str(caught.value)
+    assert "run the same command to resume; checkpoint of step 4 written" in str(caught.value)
     (tmp_path / "elsewhere").rename(tmp_path / "tars")
     assert_same(end(teacher, tmp_path, source, "cut", **settings), whole)
 

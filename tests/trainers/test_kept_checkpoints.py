@@ -96,7 +96,7 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
     branch = tiny_config(teacher, tmp_path, "branch", **SHORT)
     distill(branch, resume_from=result.best_checkpoint)
     shutil.rmtree(folder / "step-00000002")  # as the first run does once it has a better one
-    distill(branch, resume_from=result.best_checkpoint)  # the same command goes on with its own
+    distill(branch, resume_from=result.best_checkpoint)  # the same command resumes from its own checkpoint
     with pytest.raises(UserError, match="no whole checkpoint at"):
         distill(branch, resume_from=result.best_checkpoint, fresh=True)
     assert [entry["step"] for entry in lines_of(run_of(branch), "train")][0] == 3

@@ -95,7 +95,7 @@ def test_too_many_losses_end_the_run_and_the_same_command_goes_on(
 
     second = Command("distill", recipe, log=tmp_path / "second.log")
     assert second.wait() == 0, second.output
-    assert "going on from" in second.output
+    assert "resuming from" in second.output
     assert_same(end_of(run_of(config)), end_of(whole_run))
     assert_same_record(run_of(config), whole_run)
 

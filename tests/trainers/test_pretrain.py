@@ -274,7 +274,7 @@ def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: 
     said = Pretraining(recipe, tmp_path / "again.log").finish()
 
     # Ray's workers outlive the killed process for a moment, in which they may write one more checkpoint.
-    begun = re.search(rf"going on from {training}, step (\d+)\n", said)
+    begun = re.search(rf"resuming from {training}, step (\d+)\n", said)
     assert begun and done <= int(begun[1]) <= STEPS, said
     assert not training.exists()
     ours, theirs = weights(folder), weights(trained)
@@ -333,14 +333,14 @@ def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, di
     stopped = Command("pretrain", recipe, log=tmp_path / "stopped.log")
     assert stopped.wait() == 1, stopped.output
     assert stopped.output.endswith(
-        f"raysid: error: {training} cannot be written: the disk is full; make room there, then the same command "
-        "goes on from the last whole checkpoint, of step 100\n"
+        f"raysid: error: {training} cannot be written: the disk is full; make room there, then run the same "
+        "command to resume from the last whole checkpoint, of step 100\n"
     )
     assert len(list(training.glob("checkpoint_*/"))) == 1
     disk.resize(20 << 20)
     again = Command("pretrain", recipe, log=tmp_path / "again.log")
     assert again.wait() == 0, again.output
-    assert f"going on from {training}, step 100\n" in again.output
+    assert f"resuming from {training}, step 100\n" in again.output
     assert not training.exists()
 
 
@@ -368,7 +368,7 @@ def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(
         patch.setattr("raysid.trainers.pretrain.read_whole", read_and_cut)
         assert _copy_list(training, 0) > 0
     assert str(_no_room_for("the disk is full", training)).endswith(
-        "goes on from the last whole checkpoint, of step 100"
+        "to resume from the last whole checkpoint, of step 100"
     )
     assert len(read_whole(training / CHECKPOINTS)) == 50  # there may be no room to mend it
     assert steps_so_far(training) == 100

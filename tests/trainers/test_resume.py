@@ -86,7 +86,7 @@ def survives(config: Config, folder: Path, moments: list[Moment]) -> None:
         else:
             no_orphans(command.kill_when(moment))
         if moment is None or moment.name != "its start":  # else it has hardly begun
-            says = f"going on from {left.path}, step {left.step:,}\n" if left else "going on from"
+            says = f"resuming from {left.path}, step {left.step:,}\n" if left else "resuming from"
             assert (says in command.output) == (left is not None), command.output
         left = checkpoints_of(config).newest()
 

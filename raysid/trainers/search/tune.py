@@ -175,7 +175,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
     path, filesystem = for_ray(state)
     begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
     if begun and any(state.glob("experiment_state-*.json")):
-        print(f"going on with the search in {folder}", flush=True)
+        print(f"resuming the search in {folder}", flush=True)
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, storage_filesystem=filesystem)
     else:
         tuner = tune.Tuner(
@@ -211,7 +211,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
         ray.kill(service)
         _wait_for_its_end(service_of(folder))
     if not all(trial.is_finished() for trial in trials):
-        raise RunStopped(f"stopped; the same command goes on with the search in {folder}", signal.SIGINT)
+        raise RunStopped(f"stopped; run the same command to resume the search in {folder}", signal.SIGINT)
     return trials
 
 
