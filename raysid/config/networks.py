@@ -19,6 +19,9 @@ from pydantic import (
 
 Precision = Literal["float32", "bf16", "fp16"]
 
+# `method.tmax` where a run gives none, by the network's noise process.
+EDM_TMAX, DDPM_TMAX = 800, 980
+
 # Only SongUNet (DDPM++ and NCSN++) has these; ADM has one fixed choice for each.
 _SONG_ONLY = ("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter")
 
@@ -132,9 +135,7 @@ class NetworkSettings(BaseModel):
     @property
     def default_tmax(self) -> int:
         """The `method.tmax` of a run that gives none."""
-        from raysid.method.noise import EDMNoise  # here, because it imports torch
-
-        return EDMNoise.default_tmax
+        return EDM_TMAX
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> NetworkSettings:
@@ -231,9 +232,7 @@ class DiffusersSettings(BaseModel):
     @property
     def default_tmax(self) -> int:
         """The `method.tmax` of a run that gives none."""
-        from raysid.method.noise import DDPMNoise
-
-        return DDPMNoise.tmax
+        return DDPM_TMAX
 
     @property
     def label_dim(self) -> int:

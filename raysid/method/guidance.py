@@ -1,82 +1,86 @@
 """Guided prediction and condition dropping (SiD-LSG, arXiv 2406.01561).
 
-Guidance at scale k predicts uncond + k (cond - uncond), in the space the network predicts in: the clean
-sample for EDM's denoisers and modules of one's own, epsilon or v for those of diffusers. No condition is an
-all-zero label, or the empty prompt's embeddings.
+Guidance at scale k predicts uncond + k (cond - uncond), in the network's own space. A denoiser says which conditions
+are unconditional: an all-zero label, or the embeddings of the empty prompt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raysid.method.denoiser import Cond, Denoiser, EncoderDenoiser
 from raysid.method.noise import per_sample
-from raysid.networks.denoiser import Network
-from raysid.networks.diffusers import DiffusersDenoiser
-from raysid.networks.factory import FactoryDenoiser
 
 
 def guided(
-    network: Network,
+    network: Denoiser[Cond],
     x_t: Tensor,
     t: Tensor,
-    cond: Tensor | None,
+    cond: Cond | None,
     scale: float,
     with_logits: bool = False,
     augment_labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Predict the clean image with guidance.
+    """Predict the clean sample with guidance.
 
     Args:
-        x_t: noised samples (B, ...); t: noise levels (B,); cond: one-hot labels (B, label_dim), text
-            embeddings (B, tokens, width), or None.
+        x_t: noised samples (B, ...).
+        t: noise levels (B,).
+        cond: conditions of the B samples, or None.
         scale: guidance scale k; at 1, or without conditions, the network runs once.
-        with_logits: also return the conditional pass's encoder logits (B, 1, h, w).
-        augment_labels: how the images were transformed, (B, augment_dim), for both passes; None: they were not.
+        with_logits: also return the encoder's logits of the conditional pass.
+        augment_labels: the transforms of the images (B, augment_dim), for both passes; None for none.
 
     Returns:
-        (x_hat like x_t, logits or None).
+        (x_hat like x_t, logits (B, 1, h, w) or None).
 
     Raises:
-        ValueError: logits or augmentation labels with another network than EDM's, which has neither.
+        ValueError: logits or augmentation labels, for a network that has no encoder or takes no such labels.
     """
-    if isinstance(network, DiffusersDenoiser | FactoryDenoiser) and (
-        with_logits or augment_labels is not None
-    ):
-        raise ValueError("this network has no encoder logits and takes no augmentation labels: EDM's do")
-    if isinstance(network, DiffusersDenoiser):
-        return network.clean(guided_prediction(network, x_t, t, cond, scale), x_t, t), None
-    labels: dict[str, Any] = {} if augment_labels is None else {"augment_labels": augment_labels}
-    logits = None
-    if with_logits:
-        x_hat, logits = network(x_t, t, cond, **labels, return_logits=True)
-    else:
-        x_hat = network(x_t, t, cond, **labels)
-    if scale == 1.0 or cond is None:
-        return x_hat, logits
-    unconditional = network(x_t, t, torch.zeros_like(cond), **labels)
-    return unconditional + scale * (x_hat - unconditional), logits
+    prediction, logits = guided_prediction(network, x_t, t, cond, scale, with_logits, augment_labels)
+    return network.clean(prediction, x_t, t), logits
 
 
 def guided_prediction(
-    network: DiffusersDenoiser, x_t: Tensor, t: Tensor, cond: Tensor | None, scale: float
-) -> Tensor:
-    """The guided prediction of epsilon or v, like x_t; arguments as `guided` has them."""
-    prediction = network.predict(x_t, t, cond)
+    network: Denoiser[Cond],
+    x_t: Tensor,
+    t: Tensor,
+    cond: Cond | None,
+    scale: float,
+    with_logits: bool = False,
+    augment_labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Predict as `guided` does, but in the network's own space."""
+    logits = None
+    if with_logits:
+        if not isinstance(network, EncoderDenoiser):
+            raise ValueError(f"a {type(network).__name__} has no encoder logits; EDM's networks have them")
+        prediction, logits = network.predict_with_logits(x_t, t, cond, augment_labels)
+    else:
+        prediction = network.predict(x_t, t, cond, augment_labels)
     if scale == 1.0 or cond is None:
-        return prediction
-    unconditional = network.predict(x_t, t, network.unconditional(cond))
-    return unconditional + scale * (prediction - unconditional)
+        return prediction, logits
+    unconditional = network.predict(x_t, t, network.unconditional(cond), augment_labels)
+    return unconditional + scale * (prediction - unconditional), logits
 
 
-def drop_conditions(
-    cond: Tensor, uniform: Tensor, probability: float, unconditional: Tensor | None = None
-) -> Tensor:
-    """Take the conditions (B, ...) from the samples whose `uniform` number (B,) is under `probability`.
+def drop_conditions(cond: Cond, uniform: Tensor, probability: float, unconditional: Cond) -> Cond:
+    """Replace the conditions of the samples whose `uniform` number is below `probability`.
 
-    `unconditional` (like cond, or broadcast to it) takes their place; zeros when None.
+    Args:
+        cond: conditions of B samples: a tensor (B, ...) or a mapping of such tensors.
+        uniform: numbers (B,) in [0, 1), on the device of `cond`.
+        probability: the probability of dropping, in [0, 1].
+        unconditional: what replaces them, as `Denoiser.unconditional` returns it; broadcast to `cond`.
     """
-    dropped = per_sample(uniform < probability, cond).bool()
-    return torch.where(dropped, 0.0 if unconditional is None else unconditional, cond)
+
+    def replaced(value: Any, replacement: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: replaced(value[name], replacement[name]) for name in value}
+        return torch.where(per_sample(uniform < probability, value).bool(), replacement, value)
+
+    return replaced(cond, unconditional)

@@ -13,6 +13,8 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from raysid.config.networks import DDPM_TMAX, EDM_TMAX
+
 KARRAS_RHO = 7.0
 
 
@@ -69,7 +71,7 @@ class EDMNoise:
     log_sigma_mean: float = -1.2
     log_sigma_std: float = 1.2
     fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "normal"
-    default_tmax: ClassVar[int] = 800
+    default_tmax: ClassVar[int] = EDM_TMAX
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t, each (B,), for sigma `t` of shape (B,)."""
@@ -120,7 +122,7 @@ class DDPMNoise:
 
     alphas_cumprod: Tensor
     tmin: int = 20
-    tmax: int = 980
+    tmax: int = DDPM_TMAX
     tau: int = 625
     fake_score_draw: ClassVar[Literal["normal", "uniform"]] = "uniform"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raysid.method.denoiser import Cond, Denoiser
 from raysid.method.noise import KARRAS_RHO, DDPMNoise, NoiseProcess, per_sample
 from raysid.method.predictions import prediction_of
-from raysid.networks.denoiser import Denoiser
 
 
 def one_step_from(
-    network: Denoiser, noise: NoiseProcess, level: float, z: Tensor, cond: Tensor | None
+    network: Denoiser[Cond], noise: NoiseProcess, level: float, z: Tensor, cond: Cond | None
 ) -> Tensor:
     """x_g = D(s z, level, c), s being the noise process's at that level (SiD, arXiv 2404.04057).
 
@@ -28,9 +28,9 @@ def one_step_from(
 
 @torch.no_grad()
 def heun(
-    network: Denoiser,
+    network: Denoiser[Cond],
     z: Tensor,
-    cond: Tensor | None,
+    cond: Cond | None,
     steps: int = 18,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -59,7 +59,7 @@ def heun(
 
 
 @torch.no_grad()
-def ddim(network: Denoiser, noise: DDPMNoise, z: Tensor, cond: Tensor | None, steps: int = 50) -> Tensor:
+def ddim(network: Denoiser[Cond], noise: DDPMNoise, z: Tensor, cond: Cond | None, steps: int = 50) -> Tensor:
     """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` evaluations.
 
     The steps are spread evenly over the schedule, from its last one to 0, which is denoised once more.
@@ -81,6 +81,6 @@ def ddim(network: Denoiser, noise: DDPMNoise, z: Tensor, cond: Tensor | None, st
     return x_hat
 
 
-def _denoise(network: Denoiser, x: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+def _denoise(network: Denoiser[Cond], x: Tensor, sigma: float, cond: Cond | None) -> Tensor:
     t = torch.full(x.shape[:1], sigma, device=x.device, dtype=torch.float32)
     return network(x.float(), t, cond).double()

@@ -83,7 +83,9 @@ class DiffusersDenoiser(nn.Module):
         """The prediction of the clean image, like x_t; arguments and errors as `predict` has them."""
         return self.clean(self.predict(x_t, t, cond), x_t, t)
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def predict(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
         """The network's own prediction, epsilon or v, like x_t but in float32 at least.
 
         Args:
@@ -92,9 +94,11 @@ class DiffusersDenoiser(nn.Module):
             cond: text embeddings or one-hot labels; None is the unconditional prediction.
 
         Raises:
-            ValueError: `cond` has a wrong shape, or an unconditional prediction is asked of a network that
-                has no condition for it.
+            ValueError: `cond` has a wrong shape, an unconditional prediction is asked of a network that has no
+                condition for it, or augmentation labels are given.
         """
+        if augment_labels is not None:
+            raise ValueError("a network of diffusers takes no augmentation labels; EDM's networks do")
         given: dict[str, Tensor] = {}
         if self.takes_text:
             given["encoder_hidden_states"] = self._text(cond, len(x_t)).to(self.model.dtype)

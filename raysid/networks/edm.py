@@ -99,6 +99,26 @@ class EDMDenoiser(nn.Module):
         x_hat = torch.addcmul(c_skip * x_t, c_out, output.to(x_t.dtype))
         return (x_hat, self._logits(maps)) if return_logits else x_hat
 
+    def predict(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The network's own prediction, which is the clean image; arguments as `forward`."""
+        return self(x_t, t, cond, augment_labels=augment_labels)
+
+    def predict_with_logits(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and the logits of `encode`, from one pass; arguments as `forward`."""
+        return self(x_t, t, cond, augment_labels=augment_labels, return_logits=True)
+
+    def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction itself."""
+        return prediction
+
+    def unconditional(self, cond: Tensor) -> Tensor:
+        """All-zero labels, like `cond`."""
+        return torch.zeros_like(cond)
+
     def encode(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:

@@ -76,6 +76,22 @@ class FactoryDenoiser(nn.Module):
             )
         return x_hat.to(torch.promote_types(x_hat.dtype, torch.float32))
 
+    def predict(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The module's own prediction, which is the clean sample; arguments and errors as `forward`."""
+        if augment_labels is not None:
+            raise ValueError("a factory's module takes no augmentation labels; EDM's networks do")
+        return self(x_t, t, cond)
+
+    def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction itself."""
+        return prediction
+
+    def unconditional(self, cond: Tensor) -> Tensor:
+        """All-zero labels, like `cond`."""
+        return torch.zeros_like(cond)
+
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As any module's, without the parameters that are frozen."""
         for name, parameter in self.named_parameters():

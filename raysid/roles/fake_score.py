@@ -13,11 +13,11 @@ from raysid.config import Config
 from raysid.data import ImageStream, to_unit
 from raysid.data.windows import Images as StoredImages
 from raysid.method.augment import augment, draw_transforms
+from raysid.method.denoiser import EncoderDenoiser
 from raysid.method.draws import Draws, seed_torch
 from raysid.method.guidance import drop_conditions, guided
 from raysid.method.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.method.noise import NoiseProcess
-from raysid.networks import EDMDenoiser
 from raysid.networks.denoiser import Network
 from raysid.roles.learner import DrawsAt, Optimizer, one_hot, where_good
 from raysid.roles.messages import (
@@ -128,7 +128,8 @@ class FakeScoreLearner:
             # The images were already made with their condition: psi's unconditional branch learns the
             # marginal. In the alternating order the generator drops it before generating.
             drops = draws.uniform("fake/condition_drop").to(self.device)
-            cond = drop_conditions(cond, drops, guidance.condition_drop)
+            unconditional = self.network.unconditional(cond)
+            cond = drop_conditions(cond, drops, guidance.condition_drop, unconditional)
         x, augment_labels = self._augmented(x_g, draws, "fake/augment")
         normal = self.noise.fake_score_draw == "normal"
         draw = draws.normal("fake/sigma_normal") if normal else draws.uniform("fake/t_uniform")
@@ -151,7 +152,7 @@ class FakeScoreLearner:
         loss, losses = denoising, {"fake_score": denoising.item()}
         adversarial = self.config.method.adversarial
         if adversarial is not None:
-            assert logits is not None and isinstance(self.network, EDMDenoiser)
+            assert logits is not None and isinstance(self.network, EncoderDenoiser)
             real, real_cond = self._real(at)
             real, real_augment = self._augmented(real, draws, "fake/augment_real")
             real_x_t = self.noise.add_noise(real, t, eps)

@@ -204,7 +204,9 @@ class GeneratorLearner:
             cond = one_hot(draws.labels(f"{purpose}/labels", self.label_frequencies), settings.label_dim)
             assert cond is not None
             if purpose == "fake" and guidance.drops_conditions:
-                cond = drop_conditions(cond, draws.uniform("fake/condition_drop"), guidance.condition_drop)
+                drops = draws.uniform("fake/condition_drop")
+                unconditional = self.network.unconditional(cond)
+                cond = drop_conditions(cond, drops, guidance.condition_drop, unconditional)
             cond = cond.to(self.device)
         seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
         x_g = one_step_from(self.network, self.noise, self.level, z, cond)
