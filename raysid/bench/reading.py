@@ -26,7 +26,7 @@ from raysid.errors import UserError
 from raysid.networks.files import load_card
 from raysid.recipes import load_recipe
 from raysid.trainers.inputs import run_inputs
-from raysid.trainers.teachers import check_fits
+from raysid.trainers.teacher_checks import check_fits
 
 STAND_IN = "quickstart-digits-sida"
 

@@ -150,7 +150,8 @@ def _counts(counts: dict[str, int]) -> str:
 def _check_recipe(config: Any, source: ImageSource) -> None:
     """Refuse images that the recipe's network is not for."""
     from raysid.config import PretrainConfig
-    from raysid.trainers.teachers import check_fits, find_teacher
+    from raysid.trainers.teacher_checks import check_fits
+    from raysid.trainers.teachers import find_teacher
 
     if isinstance(config, PretrainConfig):
         check_fits(config.network, "network", source)

@@ -18,7 +18,7 @@ from raysid.plan.predict import ROLES, Hardware
 from raysid.plan.simulate import Transport
 from raysid.plan.transport import measure_transport
 from raysid.recipes import load_recipe
-from raysid.trainers.teachers import find_teacher, settings_of
+from raysid.trainers.teachers import find_teacher, network_settings
 
 # Of a call through Ray between two processes of one machine, measured on two cores of an AMD EPYC: an empty one, and
 # the arrays that go with it.
@@ -37,7 +37,7 @@ def network_of(config: Config) -> AnySettings:
         return teacher.network
     if teacher.recipe is not None and teacher.path is None and teacher.factory is None:
         return load_recipe(teacher.recipe, kind="pretrain").network
-    return settings_of(find_teacher(config, None))
+    return network_settings(find_teacher(config, None))
 
 
 def find_devices(

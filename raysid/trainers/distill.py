@@ -41,7 +41,7 @@ from raysid.trainers.summary import (
     show_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Found, Teacher, settings_of, trained_teacher
+from raysid.trainers.teachers import Found, Teacher, network_settings, trained_teacher
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -130,7 +130,7 @@ def distill(
 
 def _with_tmax(config: Config, found: Found) -> Config:
     """The config with the tmax of the teacher's noise process where none is given: a run records what it did."""
-    tmax = config.method.tmax or settings_of(found).default_tmax
+    tmax = config.method.tmax or network_settings(found).default_tmax
     return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
 
 

@@ -26,7 +26,9 @@ from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.roles.build import RunInputs
 from raysid.storage import reaching, storage_folder
 from raysid.storage.download import file_name, local_copy
-from raysid.trainers.teachers import Found, find_teacher, kept_folder, settings_of, shapes_or_refuse
+from raysid.trainers.teacher_checks import shapes_or_refuse
+from raysid.trainers.teacher_identity import converted_folder
+from raysid.trainers.teachers import Found, find_teacher, network_settings
 
 Value = TypeVar("Value")
 
@@ -119,7 +121,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
     name = file_name(path)
     card = published.card(name, "generator", SIGMA_INIT)
     _check_start(config, card, teacher)
-    folder = kept_folder(config.storage, "generators", PurePath(name).stem, published.sha256)
+    folder = converted_folder(config.storage, "generators", PurePath(name).stem, published.sha256)
     with reaching(config.storage):
         if not (folder / CONFIG).exists():
             save_network(folder, card, published.network())
@@ -129,7 +131,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
 def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> None:
     """Refuse a generator that is no generator of this teacher, or runs at another noise level."""
     what, sigma_init = f"generator.path {config.generator.path}", config.method.sigma_init
-    network = card.network if teacher is None else settings_of(teacher)
+    network = card.network if teacher is None else network_settings(teacher)
     if isinstance(network, FactorySettings) or isinstance(card.network, FactorySettings):
         if network != card.network:
             raise UserError(f"{what} is another network than the teacher: give a generator of that teacher")

@@ -47,7 +47,8 @@ from raysid.storage import (
 from raysid.storage.lease import Lease, lock, still_owned
 from raysid.storage.no_room import AGAIN, no_room
 from raysid.trainers.evaluation import measure_on_cluster, measures
-from raysid.trainers.teachers import check_fits, teacher_digest, teacher_folder, teacher_identity
+from raysid.trainers.teacher_checks import check_fits
+from raysid.trainers.teacher_identity import teacher_digest, teacher_folder, teacher_identity
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 TELL_STEPS = 50  # between workers telling each other of bad images

@@ -30,7 +30,7 @@ from raysid.recipes import config_yaml
 from raysid.run.checkpoint import write_state
 from raysid.storage import read_whole, write_whole
 from raysid.trainers.pretrain import CHECKPOINTS, COPY, _copy_list, _no_room_for, pretrain, steps_so_far
-from raysid.trainers.teachers import teacher_folder
+from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.processes import Command
 from tests.support.small_disk import KB, Disk
 

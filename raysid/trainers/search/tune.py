@@ -51,7 +51,8 @@ from raysid.trainers.search.callbacks import Diverged, Reporter, say
 from raysid.trainers.search.plots import plot_search
 from raysid.trainers.search.results import TrialResult, collect_trials
 from raysid.trainers.search.trial import SHARED, by_field, run_trial, service_of, trial_config
-from raysid.trainers.teachers import check_method, trained_teacher
+from raysid.trainers.teacher_checks import check_method
+from raysid.trainers.teachers import network_settings, trained_teacher
 
 STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
 DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
@@ -104,7 +105,7 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
             )
         inputs = find_inputs(base)
         for trial in tried:
-            check_method(trial, inputs.teacher)
+            check_method(trial, network_settings(inputs.teacher))
         teacher = trained_teacher(base, inputs.teacher, inputs.source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))

@@ -1,0 +1,157 @@
+"""Refuse a teacher that does not fit the images or the method, before anything starts."""
+
+from __future__ import annotations
+
+from raysid.config import Config, MethodSettings
+from raysid.data import ImageSource
+from raysid.data.pictures import PictureSource
+from raysid.errors import UserError
+from raysid.method.augment import LABEL_DIM
+from raysid.method.noise import DDPMNoise, EDMNoise
+from raysid.networks import DiffusersSettings, FactorySettings
+from raysid.networks.factory import FactoryDenoiser, check_factory
+from raysid.networks.files import AnySettings, Shapes, misfits, weight_shapes
+from raysid.roles.compute import checkpoint_activations
+from raysid.trainers.evaluation import measures
+
+
+def shapes_or_refuse(network: AnySettings, what: str) -> Shapes:
+    """Return the name and shape of every weight of a network.
+
+    Args:
+        what: the network's name in the error.
+
+    Raises:
+        UserError: the network cannot be built.
+    """
+    try:
+        return weight_shapes(network)
+    except ValueError as error:
+        raise UserError(f"{what} cannot be built: {error}") from None
+
+
+def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> None:
+    """Check that a network can be built and is for the images and labels of `source`.
+
+    Args:
+        what: the network's name in the error.
+        source: real images; None checks the network alone.
+
+    Raises:
+        UserError: it cannot be built, or its images or classes differ from the source's.
+    """
+    if not isinstance(network, FactorySettings):  # a factory's module exists already; its settings build none
+        shapes_or_refuse(network, what)
+    if source is None:
+        return
+    if (wanted := network.sample_shape) != source.image_shape:
+        other = "other images (`null` for none)"
+        if isinstance(source, PictureSource) and len(wanted) == 3:
+            odd = wanted[1:] != source.image_shape[1:]
+            other += f", or data.resolution {wanted[-1]}" if odd else f", or data.channels {wanted[0]}"
+        raise UserError(
+            f"{what} makes images of shape {wanted}, but data.source {source.name} has {source.image_shape}: give a "
+            f"teacher for these images, or {other}"
+        )
+    if network.label_dim and not source.num_classes:
+        raise UserError(
+            f"{what} knows {network.label_dim} classes, but data.source {source.name} has no labels: give images with "
+            "labels, or a teacher without classes"
+        )
+    if network.label_dim not in (0, source.num_classes):
+        raise UserError(
+            f"{what} knows {network.label_dim} classes, but data.source {source.name} has "
+            f"{source.num_classes}: give a teacher for these labels"
+        )
+
+
+def check_method(config: Config, network: AnySettings) -> None:
+    """Check that copies of the teacher can serve the method as fake score (psi) and generator (theta).
+
+    Args:
+        network: the settings of the teacher's network.
+
+    Raises:
+        UserError: the method asks for something that this network cannot do.
+    """
+    teacher = config.teacher
+    what = f"teacher.factory {teacher.factory}" if teacher.factory else f"teacher.recipe {teacher.recipe}"
+    if teacher.path:
+        what = f"teacher {teacher.path}"
+    if isinstance(network, FactorySettings):
+        _check_factory_method(config, network, what)
+    elif teacher.network and (
+        odd := misfits(shapes_or_refuse(teacher.network, "teacher.network"), shapes_or_refuse(network, what))
+    ):
+        raise UserError(
+            f"{what} is another network than teacher.network says ({len(odd)} weights differ, {odd[0]} the first): "
+            "give the one that the recipe is for, or null for teacher.network"
+        )
+    if isinstance(network, DiffusersSettings):
+        _check_diffusers_method(config.method, network, what)
+    if config.fake_score.augment and network.augment_dim != LABEL_DIM:
+        raise UserError(
+            f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
+            f"{network.augment_dim}: give a teacher whose network has augment_dim {LABEL_DIM}, or "
+            "fake_score.augment 0"
+        )
+
+
+def check_factory_network(network: FactoryDenoiser, config: Config) -> None:
+    """Check that the roles can run, and an evaluation can sample, a network that a user's function made.
+
+    Raises:
+        UserError: they cannot.
+    """
+    check_factory(network, config.method.sigma_init, config.method.tmax)
+    if config.compute.activation_checkpointing or config.teacher_compute.activation_checkpointing:
+        checkpoint_activations(network)  # only to raise its error: every role builds a network of its own
+    if measures(config.data.source_name) and not isinstance(network.noise, EDMNoise | DDPMNoise):
+        raise UserError(
+            f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source_name}: "
+            f"there is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
+        )
+
+
+def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, what: str) -> None:
+    if method.adversarial is not None:
+        raise UserError(
+            f"method.adversarial (SiDA) is not for {what}: a network of diffusers has no encoder logits; give "
+            "method.adversarial null (SiD)"
+        )
+    steps = network.scheduler.num_train_timesteps
+    if method.tmax is not None and not DDPMNoise.tmin < method.tmax <= steps:
+        raise UserError(
+            f"method.tmax is {method.tmax}; allowed for {what}: integer above {DDPMNoise.tmin}, at most {steps}"
+        )
+    guidance = method.guidance
+    scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
+    if network.label_dim and not network.null_class and scales != (1.0, 1.0, 1.0):
+        raise UserError(
+            f"method.guidance is not for {what}: its network has no class that stands for no class; give scales of 1"
+        )
+
+
+def _check_factory_method(config: Config, network: FactorySettings, what: str) -> None:
+    if config.teacher.network is not None:
+        raise UserError(
+            f"{what} makes a module of one's own, and teacher.network asks for one of EDM's: give null for "
+            "teacher.network"
+        )
+    if config.method.adversarial is not None:
+        raise UserError(
+            f"method.adversarial (SiDA) is not for {what}: a module of one's own has no encoder logits; give "
+            "method.adversarial null (SiD)"
+        )
+    for learner in ("generator", "fake_score"):
+        if (dropout := getattr(config, learner).dropout) is not None:
+            raise UserError(
+                f"{learner}.dropout is {dropout:g}, which cannot be set for {what}: the function itself decides about "
+                f"its module's dropout; leave {learner}.dropout out, or null"
+            )
+    guidance = config.method.guidance
+    scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
+    if not network.label_dim and scales != (1.0, 1.0, 1.0):
+        raise UserError(
+            f"method.guidance is not for {what}: its module has no classes (label_dim 0); give scales of 1"
+        )
