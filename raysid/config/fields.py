@@ -1,4 +1,4 @@
-"""The fields of a config by dotted name, in words: what the command line offers and messages name."""
+"""The fields of a config by dotted name, described in words for the command line and for messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
+
+from raysid.config.settings import MARKS
 
 _RANGE_WORDS = (
     ("exclusiveMinimum", "above"),
@@ -30,13 +32,14 @@ class ConfigField:
 
     Attributes:
         path: dotted name, as in `method.alpha`.
-        description: what it means.
+        description: meaning of the field.
         allowed: type and range in words, as in `integer above 0`.
-        default: the value when nothing says otherwise, as JSON has it; None for a required field too.
-        required: whether something has to say otherwise.
-        is_section: whether it holds fields of its own.
-        is_text: whether values are taken as they are written, rather than as numbers or lists.
-        nullable: whether it may be null.
+        default: default value as JSON has it; None for a required field, too.
+        required: True if there is no default.
+        is_section: True if it holds fields of its own.
+        is_text: True if values are text, to be taken literally rather than parsed as YAML.
+        nullable: True if it may be null.
+        marks: the marks it carries (see `raysid.config.settings`), as in `{"common": True}`.
     """
 
     path: str
@@ -47,12 +50,13 @@ class ConfigField:
     is_section: bool
     is_text: bool
     nullable: bool
+    marks: Mapping[str, Any]
 
 
 @cache
 def config_fields(model: type[BaseModel]) -> Mapping[str, ConfigField]:
-    """Every field and section of a config by dotted name, in the order of the model."""
-    # Read from the JSON schema rather than from annotations: there, every way to write a type is one form.
+    """Return every field and section of a config by dotted name, in the order of the model."""
+    # The JSON schema has one form for each type, where annotations have several.
     schema = model.model_json_schema()
     return {field.path: field for field in _walk(schema, schema.get("$defs", {}), "", {})}
 
@@ -65,7 +69,7 @@ def _walk(
         choices = [_resolved(choice, definitions) for choice in schema.get("anyOf", [schema])]
         value = next(choice for choice in choices if choice.get("type") != "null")
         is_section = "properties" in value
-        # What a section's default says of a field goes before the field's own default.
+        # A section's default may hold another value than the field's own default.
         default = defaults.get(name, schema.get("default"))
         yield ConfigField(
             path=path,
@@ -75,7 +79,8 @@ def _walk(
             required=name in section.get("required", ()),
             is_section=is_section,
             is_text=value.get("type") == "string" and "enum" not in value,
-            nullable=len(choices) > 1,
+            nullable=any(choice.get("type") == "null" for choice in choices),
+            marks={mark: schema[mark] for mark in MARKS if mark in schema},
         )
         if is_section:
             yield from _walk(value, definitions, path + ".", default or {})
@@ -88,7 +93,7 @@ def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
 
 
 def _in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Type and range of one JSON schema, as in `integer above 0` or `list of 2, each a number at least 0`."""
+    """Return the type and range of a JSON schema, as in `integer above 0` or `list of 2, each: number at least 0`."""
     if "properties" in schema:
         return f"mapping of {', '.join(schema['properties'])}"
     if "const" in schema:
@@ -107,7 +112,7 @@ def _in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     words = _TYPE_WORDS.get(str(kind), "value")
     bounds = dict(schema)
     if "minimum" in bounds and "exclusiveMinimum" in bounds:
-        # PositiveInt with a minimum of its own has both; the larger says all.
+        # PositiveInt with a minimum of its own has both; the larger implies the other.
         del bounds["exclusiveMinimum" if bounds["minimum"] > bounds["exclusiveMinimum"] else "minimum"]
     limits = [f"{word} {_short(bounds[key])}" for key, word in _RANGE_WORDS if key in bounds]
     if "pattern" in schema:
@@ -116,5 +121,5 @@ def _in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def _short(number: float) -> str:
-    """A bound without a needless `.0`."""
+    """Format a bound without a trailing `.0`."""
     return str(number) if isinstance(number, int) else f"{number:g}"

@@ -1,35 +1,31 @@
-"""Settings of EDM's U-Nets, under the names EDM's own constructors and checkpoints use, and of other networks.
+"""Settings of networks: EDM's U-Nets, U-Nets of diffusers, and modules that a user's function builds.
 
-Source of the former: arXiv 2206.00364 (EDM), Table 1 (preconditioning) and Appendix F (network configurations).
+The settings of EDM's U-Nets have the names of EDM's constructors and checkpoints (arXiv 2206.00364, table 1:
+preconditioning, appendix F: network configurations).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from raysid.config.settings import Settings
 
 Precision = Literal["float32", "bf16", "fp16"]
 
-# `method.tmax` where a run gives none, by the network's noise process.
 EDM_TMAX, DDPM_TMAX = 800, 980
+"""The default `method.tmax` of EDM's noise process and of a discrete one."""
 
 # Only SongUNet (DDPM++ and NCSN++) has these; ADM has one fixed choice for each.
 _SONG_ONLY = ("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter")
 
 
-class NetworkSettings(BaseModel):
+class NetworkSettings(Settings):
     """Architecture and preconditioning of one EDM denoiser.
 
-    DDPM++ is `SongUNet` as it stands. NCSN++ is `SongUNet` with `embedding_type="fourier"`,
+    DDPM++ is `SongUNet` with its defaults. NCSN++ is `SongUNet` with `embedding_type="fourier"`,
     `encoder_type="residual"`, `channel_mult_noise=2` and `resample_filter=[1, 3, 3, 1]`. ADM is
     `DhariwalUNet`, which has none of `embedding_type`, `encoder_type`, `decoder_type`,
     `channel_mult_noise`, `resample_filter`: setting one of them to anything but its default is an error.
@@ -41,85 +37,86 @@ class NetworkSettings(BaseModel):
             halved once per level, or ADM is given a setting it does not have.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    # Defaults are not validated: that would turn (1, 1) into (1.0, 1.0), and change the hash of every teacher.
+    model_config = ConfigDict(validate_default=False, protected_namespaces=())
+
+    discrete_levels: ClassVar[bool] = False
+    default_tmax: ClassVar[int] = EDM_TMAX
 
     img_resolution: PositiveInt = Field(
-        description="Height and width of the images in pixels, at least 1; divisible by 2 for every level "
-        "after the first."
+        description="Height and width of the images in pixels; divisible by 2 for every level after the first."
     )
-    img_channels: PositiveInt = Field(description="Colour (or latent) channels of the images, at least 1.")
-    label_dim: int = Field(
-        default=0, ge=0, description="Number of class labels, 0 or more; 0 is unconditional."
-    )
+    img_channels: PositiveInt = Field(description="Colour (or latent) channels of the images.")
+    label_dim: int = Field(default=0, ge=0, description="Number of classes; 0: unconditional.")
     model_type: Literal["SongUNet", "DhariwalUNet"] = Field(
-        default="SongUNet", description="U-Net family: SongUNet is DDPM++ and NCSN++, DhariwalUNet is ADM."
+        default="SongUNet", description="U-Net family: SongUNet for DDPM++ and NCSN++, DhariwalUNet for ADM."
     )
     embedding_type: Literal["positional", "fourier"] = Field(
         default="positional", description="Noise-level embedding: positional for DDPM++, fourier for NCSN++."
     )
     encoder_type: Literal["standard", "skip", "residual"] = Field(
         default="standard",
-        description="How the encoder sees the downsampled input again: standard (it does not) for DDPM++, "
-        "residual for NCSN++.",
+        description="Downsampled input in the encoder's lower levels: standard (none) for DDPM++, residual for NCSN++.",
     )
     decoder_type: Literal["standard", "skip"] = Field(
         default="standard",
-        description="Where the output is formed: standard at full resolution, skip as a sum over all levels.",
+        description="Output: standard, formed at full resolution, or skip, a sum over all levels.",
     )
     channel_mult_noise: PositiveInt = Field(
         default=1,
-        description="Width of the noise-level embedding in units of model_channels, at least 1: "
-        "1 for DDPM++, 2 for NCSN++.",
+        description="Width of the noise-level embedding, in units of model_channels: 1 for DDPM++, 2 for NCSN++.",
     )
     resample_filter: Annotated[tuple[float, ...], Field(min_length=2)] = Field(
         default=(1, 1),
-        description="Taps of the separable up- and downsampling filter, an even number of them with a sum "
-        "other than 0; they are normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
+        description="Taps of the separable resampling filter, an even number with a sum other than 0; they are "
+        "normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
     )
     model_channels: PositiveInt = Field(
         default=128,
-        description="Base number of channels, at least 4; levels multiply it by channel_mult.",
+        description="Base number of channels, which channel_mult multiplies.",
         ge=4,
     )
     channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         default=(1, 2, 2, 2),
-        description="Channels of every level in units of model_channels, finest first, each at least 1.",
+        description="Channels of every level, in units of model_channels, finest level first.",
     )
     channel_mult_emb: PositiveInt = Field(
-        default=4, description="Width of the conditioning vector in units of model_channels, at least 1."
+        default=4, description="Width of the conditioning vector, in units of model_channels."
     )
     num_blocks: PositiveInt = Field(
         default=4,
-        description="Residual blocks per level in the encoder, at least 1; the decoder has one more.",
+        description="Residual blocks per level of the encoder; the decoder has one more.",
     )
     attn_resolutions: tuple[PositiveInt, ...] = Field(
-        default=(16,), description="Resolutions in pixels whose blocks have self-attention; may be empty."
+        default=(16,),
+        description="Resolutions, in pixels, at which blocks have self-attention; may be empty.",
     )
     dropout: float = Field(
         default=0.10,
         ge=0,
         lt=1,
-        description="Probability, in [0, 1), of zeroing an activation inside a block in train mode.",
+        description="Dropout probability of the activations inside blocks, in training.",
     )
     label_dropout: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Probability, in [0, 1], of zeroing a sample's whole label in train mode.",
+        description="Probability of dropping a sample's label, in training.",
     )
     augment_dim: int = Field(
         default=0,
         ge=0,
-        description="Width of the augmentation label, 0 or more (9 in EDM's pipeline); 0 is none.",
+        description="Width of the augmentation label: 9 with EDM's augmentations, 0 without.",
     )
     sigma_data: PositiveFloat = Field(
-        default=0.5, description="Standard deviation of the data, in pixel units ([-1, 1] images), above 0."
+        default=0.5, description="Standard deviation of the data, for pixels in [-1, 1]."
     )
     sigma_min: float = Field(
-        default=0.0, ge=0, description="Lowest noise level supported, in pixel units, at least 0."
+        default=0.0, ge=0, description="Lowest supported noise level (sigma), for pixels in [-1, 1]."
     )
     sigma_max: PositiveFloat | None = Field(
-        default=None, description="Highest noise level supported, in pixel units, above 0; null is unbounded."
+        default=None,
+        description="Highest supported noise level (sigma), for pixels in [-1, 1]. Default: unbounded.",
     )
 
     @property
@@ -127,47 +124,36 @@ class NetworkSettings(BaseModel):
         """(C, H, W) of the images."""
         return self.img_channels, self.img_resolution, self.img_resolution
 
-    @property
-    def discrete_levels(self) -> bool:
-        """Whether noise levels are steps' numbers."""
-        return False
-
-    @property
-    def default_tmax(self) -> int:
-        """The `method.tmax` of a run that gives none."""
-        return EDM_TMAX
-
-    @model_validator(mode="after")
-    def _settings_fit_together(self) -> NetworkSettings:
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each conflict between fields."""
         halvings = len(self.channel_mult) - 1
         if self.img_resolution % 2**halvings:
-            raise ValueError(
-                f"img_resolution {self.img_resolution} cannot be halved {halvings} times, "
-                f"as channel_mult with {halvings + 1} levels asks"
+            yield (
+                f"img_resolution {self.img_resolution} cannot be halved {halvings} times, which the "
+                f"{halvings + 1} levels of channel_mult need"
             )
         if len(self.resample_filter) % 2 or sum(self.resample_filter) == 0:
-            raise ValueError("resample_filter must have an even number of taps and a sum other than 0")
+            yield "resample_filter must have an even number of taps and a sum other than 0"
         if self.sigma_max is not None and self.sigma_max < self.sigma_min:
-            raise ValueError(f"sigma_max {self.sigma_max} is below sigma_min {self.sigma_min}")
+            yield f"sigma_max {self.sigma_max} is below sigma_min {self.sigma_min}"
         if self.model_type == "DhariwalUNet":
-            # Compared with the defaults, not with the names given, so that a dumped model loads again.
+            # Compare with the defaults, not with the names given: a dumped model must load again.
             fields = type(self).model_fields
             foreign = [name for name in _SONG_ONLY if getattr(self, name) != fields[name].default]
             if foreign:
-                raise ValueError(f"DhariwalUNet has no setting {', '.join(foreign)}")
+                yield f"DhariwalUNet has no setting {', '.join(foreign)}"
         for channels in sorted(self._normalised_channels()):
             if channels % (groups := normalisation_groups(channels)):
-                raise ValueError(
+                yield (
                     f"model_channels {self.model_channels} with channel_mult {list(self.channel_mult)} makes layers of "
                     f"{channels} channels, which do not divide into the {groups} groups of their normalisation; "
                     "multiples of 32 do"
                 )
-        return self
 
     def _normalised_channels(self) -> set[int]:
-        """The channels of all feature maps that are normalised; a decoder's blocks have theirs beside an encoder's."""
+        """Return the channels of all normalised feature maps; a decoder block concatenates an encoder's to its own."""
         widths = [self.model_channels * mult for mult in self.channel_mult]
-        blocks = min(self.num_blocks, 2)  # the others are as the second
+        blocks = min(self.num_blocks, 2)  # further blocks equal the second
         channels = self.model_channels if self.model_type == "SongUNet" else widths[0]
         found: set[int] = set()
         maps: list[int] = []
@@ -184,38 +170,40 @@ class NetworkSettings(BaseModel):
 
 
 def normalisation_groups(channels: int) -> int:
-    """Groups of a group normalisation in EDM's U-Nets: 32, or fewer where a group would have under 4 channels."""
+    """Return the groups of a group normalisation in EDM's U-Nets: 32, or fewer for at least 4 channels a group."""
     return max(1, min(32, channels // 4))
 
 
-class ScheduleSettings(BaseModel):
-    """What a network of diffusers was trained with, as its scheduler's config names it; not how to sample."""
+class ScheduleSettings(Settings):
+    """The noise process that a network of diffusers was trained with, with the names of its scheduler's config."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    beta_schedule: str = Field("linear", description="How the betas rise, by diffusers' name for it.")
+    beta_schedule: str = Field("linear", description="Name of the schedule of the betas in diffusers.")
     beta_start: PositiveFloat = Field(0.0001, description="The first beta.")
     beta_end: PositiveFloat = Field(0.02, description="The last beta.")
-    trained_betas: tuple[float, ...] | None = Field(None, description="All betas, instead of these three.")
-    num_train_timesteps: int = Field(1000, ge=980, le=100_000, description="Steps of the noise process.")
-    rescale_betas_zero_snr: bool = Field(False, description="The last step is noise alone.")
+    trained_betas: tuple[float, ...] | None = Field(None, description="All betas, instead of a schedule.")
+    num_train_timesteps: int = Field(
+        1000, ge=980, le=100_000, description="Number of steps of the noise process."
+    )
+    rescale_betas_zero_snr: bool = Field(False, description="The last step is pure noise.")
     prediction_type: Literal["epsilon", "v_prediction"] = Field(
-        "epsilon", description="What the network predicts."
+        "epsilon", description="Prediction target of the network."
     )
 
 
-class DiffusersSettings(BaseModel):
-    """One U-Net of diffusers with its noise process; what it has in common with EDM's goes by EDM's names.
+class DiffusersSettings(Settings):
+    """A U-Net of diffusers with its noise process; its properties have the names of EDM's settings.
 
     Raises:
-        pydantic.ValidationError: a name is unknown, or the U-Net does not say for which images and classes it is.
+        pydantic.ValidationError: a name is unknown, or the U-Net's settings lack the size of the images or the
+            number of classes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    discrete_levels: ClassVar[bool] = True
+    default_tmax: ClassVar[int] = DDPM_TMAX
 
-    unet: dict[str, Any] = Field(description="The settings of its UNet2DModel, by diffusers' names.")
+    unet: dict[str, Any] = Field(description="Settings of its UNet2DModel, with diffusers' names.")
     scheduler: ScheduleSettings
-    null_class: bool = Field(False, description='The last class stands for "no class".')
+    null_class: bool = Field(False, description='The last class means "no class".')
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -225,18 +213,8 @@ class DiffusersSettings(BaseModel):
         return self.unet.get("in_channels", 3), resolution, resolution
 
     @property
-    def discrete_levels(self) -> bool:
-        """Whether noise levels are steps' numbers."""
-        return True
-
-    @property
-    def default_tmax(self) -> int:
-        """The `method.tmax` of a run that gives none."""
-        return DDPM_TMAX
-
-    @property
     def label_dim(self) -> int:
-        """Classes, without the one for "no class"; 0 is unconditional."""
+        """Number of classes, without the one for "no class"; 0: unconditional."""
         return (self.unet.get("num_class_embeds") or 0) - self.null_class
 
     @property
@@ -247,21 +225,20 @@ class DiffusersSettings(BaseModel):
     def dropout(self) -> float:
         return self.unet.get("dropout", 0.0)
 
-    @model_validator(mode="after")
-    def _check(self) -> DiffusersSettings:
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each conflict between fields."""
         size = self.unet.get("sample_size")
         height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
         if not (_is_count(height) and height == width):
-            raise ValueError(f"unet.sample_size is {size!r}; allowed: the images' one height and width")
+            yield f"unet.sample_size is {size!r}; allowed: the images' one height and width"
         channels = self.unet.get("in_channels", 3)
         if not _is_count(channels):
-            raise ValueError(f"unet.in_channels is {channels!r}; allowed: integer above 0")
+            yield f"unet.in_channels is {channels!r}; allowed: integer above 0"
         classes = self.unet.get("num_class_embeds")
         if classes is not None and not _is_count(classes):
-            raise ValueError(f"unet.num_class_embeds is {classes!r}; allowed: null, integer above 0")
-        if self.null_class and (classes or 0) < 2:
-            raise ValueError("null_class is for a network with classes")
-        return self
+            yield f"unet.num_class_embeds is {classes!r}; allowed: null, integer above 0"
+        elif self.null_class and (classes or 0) < 2:
+            yield "null_class is for a network with classes"
 
 
 def _check_name(name: str) -> str:
@@ -277,24 +254,22 @@ FactoryName = Annotated[str, AfterValidator(_check_name)]
 """`package.module:function`."""
 
 
-class FactorySettings(BaseModel):
-    """A network of the user's own: the function that makes it, and what it says of itself.
+class FactorySettings(Settings):
+    """A module built by the user's function, as that function describes it.
 
-    Nothing here lets the function be called: whoever has the network built must name it, too.
+    Reading these settings never calls the function: a caller that wants the network built must name it, too.
 
     Raises:
         pydantic.ValidationError: a name is unknown, or a value is out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    factory: FactoryName = Field(description="The function that makes it, as `package.module:function`.")
+    factory: FactoryName = Field(description="Function that builds it, as `package.module:function`.")
     sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
-        description="Shape of a sample, as in [2] for points and [3, 32, 32] for images."
+        description="Shape of a sample: [2] for points, [3, 32, 32] for images."
     )
-    label_dim: int = Field(0, ge=0, description="Number of class labels, 0 or more; 0 is unconditional.")
-    discrete_levels: bool = Field(False, description="Noise levels are steps' numbers, not real numbers.")
-    default_tmax: int = Field(gt=0, le=1000, description="The `method.tmax` of a run that gives none.")
+    label_dim: int = Field(0, ge=0, description="Number of classes; 0: unconditional.")
+    discrete_levels: bool = Field(False, description="Noise levels are step numbers, not real numbers.")
+    default_tmax: int = Field(gt=0, le=1000, description="Default of `method.tmax`.")
 
     @property
     def augment_dim(self) -> int:

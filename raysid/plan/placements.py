@@ -261,7 +261,7 @@ def _largest(
         except ValidationError as error:
             # A smaller one is refused for the same reason: memory's, if there was one, is told.
             if found.memory is None:
-                said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                said = str(error.errors()[0]["msg"]).removeprefix("Value error, ").splitlines()[0]
                 found = dataclasses.replace(found, why_not=said)
             continue
         found = predict(cut, hardware, workers, quick=True)

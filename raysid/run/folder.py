@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import platform
@@ -13,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from operator import getitem
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 from upath import UPath
 
-from raysid.config import Config
+from raysid.config import Config, fixed_settings
 from raysid.errors import RunFailed, UserError
 from raysid.generator import FOLDERS
 from raysid.recipes import config_yaml
@@ -44,23 +42,6 @@ from raysid.storage import (
 from raysid.storage.lease import Lease, lock, still_owned
 from raysid.storage.mirror import Mirror
 
-# Changing one of these would make another run of it. Everything else (length, evaluation, placement,
-# resources, replicas, workers, failure) may change when a run goes on.
-FIXED = (
-    "method",
-    "schedule",
-    "seed",
-    "batch_size",
-    "precision",
-    "teacher.precision",
-    "compute.tf32",
-    "data",
-    "generator",
-    "fake_score",
-    "ema",
-)
-# Of these, what does not change what is computed.
-FREE = {"generator": {"num_workers"}, "fake_score": {"num_workers"}, "data": {"origin", "max_bad_fraction"}}
 LOCK, OWNER = ".lock", "owner.json"
 
 
@@ -213,15 +194,12 @@ class RunFolder:
             raise UserError(
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None
-        then, now = (config.model_dump(mode="json", exclude=FREE) for config in (before, self.config))
-        for name in FIXED:
-            old_value, new_value = (functools.reduce(getitem, name.split("."), tree) for tree in (then, now))
-            if changed := _first_difference(name, old_value, new_value):
-                where, old, new = changed
-                raise UserError(
-                    f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another "
-                    "--run.name, or --fresh to start over"
-                )
+        if changed := _first_difference("", fixed_settings(before), fixed_settings(self.config)):
+            where, old, new = changed
+            raise UserError(
+                f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another --run.name, "
+                "or --fresh to start over"
+            )
 
 
 def lock_folder(folder: UPath, storage: str, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
@@ -272,8 +250,9 @@ def _commit() -> str | None:
 
 def _first_difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in before.keys() | now.keys():
-            if found := _first_difference(f"{name}.{key}", before.get(key), now.get(key)):
+        for key in [*before, *(now.keys() - before.keys())]:
+            path = f"{name}.{key}" if name else key
+            if found := _first_difference(path, before.get(key), now.get(key)):
                 return found
         return None
     return None if before == now else (name, before, now)

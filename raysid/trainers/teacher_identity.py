@@ -8,13 +8,8 @@ from typing import Any, Literal
 
 from upath import UPath
 
-from raysid.config import PretrainConfig
+from raysid.config import PretrainConfig, fixed_settings
 from raysid.storage import storage_folder
-
-# These settings do not change the teacher: its folder, how the work is divided, the description of its data.
-NOT_ITS_IDENTITY: Any = dict.fromkeys(
-    ("storage", "num_workers", "worker_resources", "torch_threads", "failure", "checkpoint"), True
-) | {"data": {"origin", "max_bad_fraction"}}
 
 
 def teacher_folder(config: PretrainConfig) -> UPath:
@@ -24,7 +19,7 @@ def teacher_folder(config: PretrainConfig) -> UPath:
 
 def teacher_identity(config: PretrainConfig) -> dict[str, Any]:
     """Return the settings that make this teacher. The card of a teacher trained by recipe holds them."""
-    return config.model_dump(mode="json", exclude=NOT_ITS_IDENTITY)
+    return fixed_settings(config)
 
 
 def teacher_digest(config: PretrainConfig) -> str:
