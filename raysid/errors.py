@@ -33,8 +33,26 @@ class RunFailed(RaysidError):
     """
 
 
-class NoRoom(RunFailed):
-    """A disk or a bucket's quota is full; the text names it. Make room there, then run the same command to resume."""
+class StorageError(RaysidError):
+    """A file, a folder or a bucket could not be read or written.
+
+    `raysid.storage` raises it in place of the errors of the operating system and of the buckets' clients. The command
+    line prints it and exits with code 2, or with code 1 where the storage is full. A run that had started raises
+    RunFailed from it, which names the newest whole checkpoint.
+
+    Attributes:
+        path: the file, the folder or the URL.
+        reason: the cause in one line, with what to do about it where that is known.
+        full: True if the disk is full or a quota is used up.
+    """
+
+    def __init__(self, path: str, action: str, reason: str, full: bool = False) -> None:
+        super().__init__(path, action, reason, full)  # as pickle calls it
+        self.path, self.reason, self.full = path, reason, full
+
+    def __str__(self) -> str:
+        path, action, reason, _ = self.args
+        return f"{path} cannot be {action}: {reason}"
 
 
 class RunStopped(RaysidError):

@@ -13,7 +13,7 @@ from raysid.method.sampling import one_step_from
 from raysid.networks import FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
-from raysid.storage import reading
+from raysid.storage import exists
 
 Which = Literal["last", "best"]
 FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
@@ -114,19 +114,19 @@ def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
     """The generator's folder at `path`, which is that folder or a run's.
 
     Raises:
-        UserError: there is no generator, or the bucket cannot be read.
+        UserError: there is no generator.
+        StorageError: the bucket cannot be read.
     """
     root = UPath(path)
-    with reading(str(root)):
-        if (root / CONFIG).exists():
-            return root
-        folder = root / FOLDERS[which]
-        if (folder / CONFIG).exists():
-            return folder
-        if not root.exists():
-            raise UserError(f"no run and no generator at {root}")
-        if which == "best" and (root / FOLDERS["last"] / CONFIG).exists():
-            raise UserError(f"{root} has no evaluated generator yet: take --which last")
+    if exists(root / CONFIG):
+        return root
+    folder = root / FOLDERS[which]
+    if exists(folder / CONFIG):
+        return folder
+    if not exists(root):
+        raise UserError(f"no run and no generator at {root}")
+    if which == "best" and exists(root / FOLDERS["last"] / CONFIG):
+        raise UserError(f"{root} has no evaluated generator yet: take --which last")
     raise UserError(f"{root} holds no generator: give a run's folder, or a folder with {CONFIG}")
 
 

@@ -16,7 +16,7 @@ from raysid.actors.pool import PoolCall
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import LearnerLost, RunFailed
+from raysid.errors import LearnerLost, RunFailed, StorageError
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
 from raysid.roles.fake_score import IMAGES_UNTIL
 from raysid.roles.messages import Slice
@@ -55,7 +55,7 @@ class LearnerActor:
             return self.traffic.call(getattr(self.role, method), arguments)
         except LearnerLost as lost:
             raise type(lost)(f"{self.name}: {lost}") from lost
-        except RunFailed:  # it has its line
+        except (RunFailed, StorageError):
             raise
         except Exception as error:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")

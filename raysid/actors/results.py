@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
-from raysid.errors import LearnerLost, PeerLost, RunFailed
+from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
 
 LOOK_SECONDS = 2.0
 NAMING_SECONDS = 5.0
@@ -22,6 +22,7 @@ def get(references: Any) -> Any:
     Raises:
         LearnerLost: a process that a value depended on died, or a rank has lost another.
         RunFailed: a role's own code failed, or it could not start; one line says which and where.
+        StorageError: a role could not read or write its files.
     """
     try:
         return ray.get(references)
@@ -30,6 +31,8 @@ def get(references: Any) -> Any:
             raise RunFailed(why_not_started(error)) from error
         raise LearnerLost(what_died(error)) from error
     except RayTaskError as error:
+        if isinstance(error.cause, StorageError):
+            raise error.cause from error
         if isinstance(error.cause, RunFailed | LearnerLost):
             raise type(error.cause)(str(error.cause)) from error
         raise RunFailed(f"a role failed: {_first_line(error.cause)}") from error

@@ -26,7 +26,7 @@ from raysid.actors.results import get, what_died
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import LearnerLost, PeerLost, RunFailed
+from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
 from raysid.roles.build import RunInputs
 from raysid.roles.fake_score import IMAGES_UNTIL
 from raysid.roles.ranks import TIMEOUT, Ranks
@@ -177,7 +177,7 @@ class Worker:
         method = getattr(self if hasattr(self, call.method) else self.placement, call.method)
         try:
             return method(*call.arguments)
-        except (LearnerLost, RunFailed):
+        except (LearnerLost, RunFailed, StorageError):
             raise
         except Exception as error:
             at = f" of step {call.arguments[0]}" if call.method == "step" else ""

@@ -24,7 +24,7 @@ from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
 from raysid.roles.build import RunInputs
 from raysid.roles.stopwatch import Span
-from raysid.storage import reaching, remove_folder, storage_folder
+from raysid.storage import remove_folder, storage_folder
 from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import find_teacher, trained_teacher
 
@@ -136,8 +136,7 @@ def stand_in_teacher(config: Config) -> Iterator[str]:
         yield str(trained_teacher(config, find_teacher(config, None), None).path)
         return
     folder = storage_folder(config.storage) / f".bench-{uuid.uuid4().hex[:8]}"
-    with reaching(config.storage):
-        _save_random(folder, settings)
+    _save_random(folder, settings)
     try:
         yield str(folder)
     finally:

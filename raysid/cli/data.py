@@ -102,15 +102,14 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     from raysid.data.pictures import PictureSource
     from raysid.recipes import data_settings
     from raysid.run.progress import ProgressLine
-    from raysid.storage import reaching, storage_folder
+    from raysid.storage import storage_folder
 
     source = open_source(data_settings(overrides))
     if not isinstance(source, PictureSource):
         raise UserError(f"data.source {source.name} comes with a package: there is nothing to convert")
-    with reaching(dst):
-        target = storage_folder(dst)
-        files = plan_files(source)
-        check_target(target, source, len(files))
+    target = storage_folder(dst)
+    files = plan_files(source)
+    check_target(target, source, len(files))
     connect()
     done, written = 0, 0
     bad: list[str] = []

@@ -12,8 +12,7 @@ from typing import IO, Any
 
 import click
 
-from raysid.errors import NotHere, RunFailed, RunStopped, UserError
-from raysid.storage.no_room import no_room
+from raysid.errors import NotHere, RunFailed, RunStopped, StorageError, UserError
 
 
 class _Failure(click.ClickException):
@@ -36,15 +35,15 @@ class _Stopped(_Failure):
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """What the user can act on comes out as one line; RAYSID_DEBUG=1 in the environment shows the traceback too."""
+    """Turn errors that the user can act on into one line; RAYSID_DEBUG=1 in the environment adds the traceback."""
     try:
         yield
-        sys.stdout.flush()  # here, where a full disk under it can be said
+        sys.stdout.flush()  # here, where a full disk under it is still reported
     except (click.exceptions.Exit, click.ClickException):  # click's own, and its help
         raise
     except RunStopped as stopped:
         raise _Stopped(str(stopped), stopped.signal) from None
-    except (UserError, RunFailed, KeyboardInterrupt) as error:
+    except (UserError, RunFailed, StorageError, KeyboardInterrupt) as error:
         if os.environ.get("RAYSID_DEBUG") == "1":
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
@@ -52,17 +51,20 @@ def _in_one_line() -> Iterator[None]:
         # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
         cause = getattr(error, "cause", None) or error
         line = "error: " + (str(cause) if isinstance(cause, NotHere) else " ".join(str(cause).split()))
-        raise (_BadInput(line) if isinstance(error, UserError) else _Failure(line)) from None
-    except Exception as error:
-        from raysid.storage import explain, of_a_bucket
+        full = isinstance(cause, StorageError) and cause.full
+        if full:
+            from raysid.storage.failures import MAKE_ROOM
 
-        of_bucket, full = of_a_bucket(error), no_room(error) is not None
-        known = of_bucket or (full and isinstance(error, OSError))
-        if not known or os.environ.get("RAYSID_DEBUG") == "1":
+            line += f"; {MAKE_ROOM}"
+        bad_input = isinstance(error, UserError | StorageError) and not full
+        raise (_BadInput(line) if bad_input else _Failure(line)) from None
+    except OSError as error:
+        from raysid.storage.failures import storage_error
+
+        failure = storage_error(error, error.filename or "the output", "written")
+        if not failure.full or os.environ.get("RAYSID_DEBUG") == "1":
             raise
-        what = "a bucket" if of_bucket else getattr(error, "filename", None) or "the output"
-        done = "written" if full else "reached"
-        raise _Failure(f"error: {what} cannot be {done}: {explain(error)}") from None
+        raise _Failure(f"error: {failure}") from None
 
 
 class Commands(click.Group):

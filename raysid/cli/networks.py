@@ -45,17 +45,15 @@ def import_network(
     from raysid.networks.export import check_free
     from raysid.networks.files import save_network
     from raysid.networks.published import SIGMA_INIT, read_published
-    from raysid.storage import reaching, storage_folder
+    from raysid.storage import storage_folder
     from raysid.storage.download import file_name, local_copy
 
-    with reaching(out):
-        folder = storage_folder(out)
-        check_free(folder)
+    folder = storage_folder(out)
+    check_free(folder)
     published = read_published(local_copy(file), file)
     if kind == "generator" and sigma_init is None:
         sigma_init = SIGMA_INIT
-    with reaching(out):
-        save_network(folder, published.card(file_name(file), kind, sigma_init), published.network())
+    save_network(folder, published.card(file_name(file), kind, sigma_init), published.network())
     click.echo(f"{kind.capitalize()}: {folder}")
 
 
@@ -81,9 +79,8 @@ def export(
     """
     from raysid.generator import generator_folder
     from raysid.networks.export import export_network
-    from raysid.storage import reaching, storage_folder
+    from raysid.storage import storage_folder
 
     folder = generator_folder(run, which)
-    with reaching(out):
-        for path in export_network(folder, form, storage_folder(out), factory):
-            click.echo(path)
+    for path in export_network(folder, form, storage_folder(out), factory):
+        click.echo(path)

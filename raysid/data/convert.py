@@ -21,9 +21,18 @@ from upath import UPath
 from raysid.data.parquet import INDEX
 from raysid.data.pictures import BadPicture, PictureSource, as_stored
 from raysid.data.source import Piece
-from raysid.errors import NoRoom, UserError
-from raysid.storage import children, is_local, reaching, remove_folder
-from raysid.storage.no_room import of_file
+from raysid.errors import RunFailed, StorageError, UserError
+from raysid.storage import (
+    children,
+    exists,
+    is_local,
+    make_folder,
+    open_file,
+    remove_folder,
+    storage_errors,
+    upload,
+)
+from raysid.storage.failures import MAKE_ROOM
 
 FILE_BYTES = 256 << 20  # about; at least a shard
 GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere
@@ -75,7 +84,7 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
     for path in children(target):
         if path.name in ours:
             try:
-                with path.open("rb") as file:
+                with open_file(path) as file:
                     made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
             except pa.ArrowException:
                 raise UserError(
@@ -106,7 +115,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     byte; any other becomes a PNG of what it is read as.
 
     Raises:
-        NoRoom: the target is full, or this machine's folder for temporary files; the files that are there are whole.
+        RunFailed: the target is full, or this machine's folder for temporary files; the files that are there are whole.
         UserError: the source cannot be read any more, or the files cannot be written.
     """
     import ray
@@ -127,7 +136,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     dataset.context.print_on_execution_start = False
     for row in dataset.iter_rows():
         if row["full"]:
-            raise NoRoom(row["failed"])
+            raise RunFailed(f"{row['failed']}; {MAKE_ROOM} to resume")
         if row["failed"]:
             raise UserError(row["failed"])
         yield Written(int(row["images"]), int(row["written"]), list(row["bad"]))
@@ -142,32 +151,31 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
     count = sum(piece.size for piece in files[number])
     bad: list[str] = []
     try:
-        with reaching(target):
-            written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
-    except (NoRoom, UserError) as error:  # raised, Ray Data would make a page of it
-        full = isinstance(error, NoRoom)
+        written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
+    except (StorageError, UserError) as error:  # raised, Ray Data would make a page of it
+        full = isinstance(error, StorageError) and error.full
         return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": full}
     return {"images": count, "written": written, "bad": bad, "failed": "", "full": False}
 
 
 def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: list[str]) -> int:
     """The images of a file, which is written where it is not there."""
-    if not path.exists():
-        if is_local(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    if not exists(path):
+        make_folder(path.parent)
         beside = path.parent.path if is_local(path) else None
-        with tempfile.TemporaryDirectory(dir=beside, prefix=PARTS) as folder:
+        with (
+            storage_errors(path.parent, "written"),
+            tempfile.TemporaryDirectory(dir=beside, prefix=PARTS) as folder,
+        ):
             made = os.path.join(folder, path.name)
-            try:
+            with storage_errors(made, "written"):
                 _write(made, source, _rows(source, pieces, bad))
                 with open(made, "rb") as file:
                     os.fsync(
                         file.fileno()
-                    )  # before it has its name: some disks say only now that they are full
-            except OSError as error:  # of writing: what keeps the source from being read has its line
-                raise of_file(error, made) from None
-            os.replace(made, path.path) if is_local(path) else path.fs.put_file(made, path.path)
-    with path.open("rb") as file:
+                    )  # before it has its name: some disks report only now that they are full
+            upload(made, path)
+    with open_file(path) as file:
         return pq.ParquetFile(file).metadata.num_rows
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts, ranges_of, reaching_source
+from raysid.data.files import Found, Texts, ranges_of, reading_source
 from raysid.data.labels import Labels, class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource, shown
 from raysid.data.source import shuffled_once
-from raysid.errors import NotHere, UserError
+from raysid.errors import NotHere, StorageError, UserError
+from raysid.storage import open_file
 
 LABELS = "dataset.json"
 MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
@@ -27,7 +27,7 @@ HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name; PKWARE's 
 ENCRYPTED = 1  # of a member's flags
 SPARE = 32  # bytes: what is extra may be longer there than in the directory
 
-# What zipfile raises for damage and for what it does not know. An OSError is the disk's or the network's.
+# What zipfile raises for damage and for what it does not know.
 _DAMAGED = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -62,7 +62,7 @@ class EDMZipSource(ListedSource):
             self.deflated = np.array([member.compress_type == zipfile.ZIP_DEFLATED for member in members])
             faults = {place: _fault(member, MAX_PICTURE) for place, member in enumerate(members)}
             self.faults = {place: fault for place, fault in faults.items() if fault is not None}
-            with reaching_source(self.name):
+            with reading_source(self.name):
                 self.labels = _labels(self.path, archive, names)
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
@@ -73,7 +73,7 @@ class EDMZipSource(ListedSource):
 
     def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         usable = [place for place in places.tolist() if place not in self.faults]
-        with reaching_source(self.name):
+        with reading_source(self.name):
             parts = ranges_of(self.path, self.offsets[usable], self.packed[usable] + self.ahead)
             for place in places.tolist():
                 if place in self.faults:
@@ -102,10 +102,10 @@ class EDMZipSource(ListedSource):
 
 def _open(path: str) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(UPath(path).open("rb"))  # type: ignore[arg-type]
+        return zipfile.ZipFile(open_file(path))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
-    except (*_DAMAGED, OSError, ImportError) as error:
+    except (*_DAMAGED, StorageError) as error:
         raise UserError(f"data.source {path} cannot be read as a zip of images: {error}") from None
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.data.pictures import SUFFIXES, shown
-from raysid.errors import NotHere, UserError
-from raysid.storage import BUCKETS, explain, is_local, of_a_bucket
+from raysid.errors import NotHere, StorageError, UserError
+from raysid.storage import BUCKETS, is_local, storage_errors
+from raysid.storage.failures import storage_error
 from raysid.storage.s3 import in_one_request
 
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
@@ -83,10 +84,12 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     if not given:
         raise UserError("data.source is an empty list: name files, or null for none")
     files: dict[str, File] = {}
-    with reaching_source(name):
+    with reading_source(name):
         for path in given:
-            for file in _below(path):
-                files[file.path] = file
+            place = located(path)
+            with storage_errors(place, "read"):
+                for file in _below(path, place):
+                    files[file.path] = file
     if len({"://" in path for path in files}) > 1:
         raise UserError(f"data.source {name} is in part here and in part in a bucket: give one place")
     by_kind: dict[str, list[File]] = {}
@@ -121,26 +124,16 @@ def _check_regular(file: File) -> None:
             )
 
 
-class reaching_source:
-    """What keeps a source from being read comes out as one line that says so."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ImportError):
-            raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
-        if isinstance(error, FileNotFoundError):
-            raise NotHere(f"there is no file or folder {self.name}") from None
-        if isinstance(error, Exception) and of_a_bucket(error):
-            raise UserError(f"data.source {self.name} cannot be reached: {explain(error)}") from None
-        if isinstance(error, OSError):
-            said = error.strerror or str(error) or type(error).__name__
-            said += f": {error.filename}" if error.filename else ""
-            raise UserError(f"data.source {self.name} cannot be read: {said}") from None
+@contextmanager
+def reading_source(name: str) -> Iterator[None]:
+    """Turn a storage error of reading the source `name` into a UserError that names the setting."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotHere(f"there is no file or folder {name}") from None
+    except StorageError as error:
+        file = "" if error.path == name else f": {error.path}"
+        raise UserError(f"data.source {name} cannot be read: {error.reason}{file}") from None
 
 
 def located(path: str) -> UPath:
@@ -155,9 +148,8 @@ def located(path: str) -> UPath:
     return place
 
 
-def _below(given: str) -> list[File]:
+def _below(given: str, place: UPath) -> list[File]:
     """The files that one path, or one pattern, stands for."""
-    place = located(given)
     if place.is_dir():
         return _tree(place, place.path)
     if place.exists():
@@ -214,10 +206,10 @@ def _tree(folder: UPath, root: str) -> list[File]:
 
 
 def _walked(folder: str) -> list[str]:
-    """All files below a folder of this machine. Raises OSError where one cannot be listed: a class would be missing."""
+    """All files below a local folder. Raises StorageError where one cannot be listed: a class would be missing."""
 
     def refuse(error: OSError) -> None:
-        raise error
+        raise storage_error(error, error.filename or folder, "read") from error
 
     return [
         os.path.join(inside, name) for inside, _, names in os.walk(folder, onerror=refuse) for name in names
@@ -240,7 +232,8 @@ def contents_of(
 ) -> Iterator[bytes | Exception]:
     """The content of files, of which none is larger than `most` bytes, in order; what was raised where one has none.
 
-    Raises: what a bucket raises that stays away, or a disk.
+    Raises:
+        StorageError: the disk or the bucket fails.
     """
     if sizes is None:
         for path in paths:
@@ -248,6 +241,8 @@ def contents_of(
                 yield _read(path, most)
             except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
                 yield error
+            except OSError as error:
+                raise storage_error(error, path, "read") from error
         return
     place = UPath(paths[0])
     for start in range(0, len(paths), LISTERS):
@@ -256,7 +251,8 @@ def contents_of(
             for path, size in zip(paths[start : start + LISTERS], sizes[start : start + LISTERS], strict=True)
         ]
         wanted = [path for path, size in some if 0 < size <= most]
-        found = _fetched(place.fs, wanted)
+        with storage_errors(place, "read"):
+            found = _fetched(place.fs, wanted)
         for path, size in some:
             if path in found:
                 yield found[path]
@@ -267,11 +263,12 @@ def contents_of(
 def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
     """Parts of a file, in order, from a bucket several at a time. What reaches beyond its end is shorter.
 
-    Raises: what a bucket raises that stays away, or a disk.
+    Raises:
+        StorageError: the disk or the bucket fails.
     """
     place = UPath(path)
     if is_local(place):
-        with open(place.path, "rb", buffering=0) as file:
+        with storage_errors(place, "read"), open(place.path, "rb", buffering=0) as file:
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
                 yield os.pread(file.fileno(), size, start)
         return
@@ -284,7 +281,9 @@ def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) ->
         )
         last = first + max(1, together)
         wanted = [starts[first:last].tolist(), ends[first:last].tolist()]
-        yield from place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise", **options)
+        with storage_errors(place, "read"):
+            parts = place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise", **options)
+        yield from parts
         first = last
 
 

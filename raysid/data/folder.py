@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts, contents_of, reaching_source
+from raysid.data.files import Found, Texts, contents_of, reading_source
 from raysid.data.labels import class_labels
 from raysid.data.pictures import MAX_PICTURE, BadPicture, ListedSource, shown
 from raysid.data.source import shuffled_once
@@ -37,6 +37,6 @@ class FolderSource(ListedSource):
     def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         names = [self.paths[place] for place in places]
         sizes = None if self.sizes is None else self.sizes[places]
-        with reaching_source(self.name):
+        with reading_source(self.name):
             for data in contents_of(names, sizes, MAX_PICTURE):
                 yield BadPicture(f"cannot be read: {data}") if isinstance(data, Exception) else data

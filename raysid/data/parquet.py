@@ -13,15 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import File, Found, Texts, in_threads, reaching_source
+from raysid.data.files import File, Found, Texts, in_threads, reading_source
 from raysid.data.labels import Labels, class_labels
 from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource, shown
 from raysid.data.source import Piece
 from raysid.errors import UserError
-from raysid.storage import of_a_bucket
+from raysid.storage import open_file
 
 INDEX = "raysid_index"
 """Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
@@ -47,7 +46,7 @@ class ParquetSource(PictureSource):
         self.name = found.name
         paths = [file.path for file in found.files]
         _check_whole(found)
-        with reaching_source(found.name):
+        with reading_source(found.name):
             footers = list(in_threads(_footer, paths))
         schema = footers[0].schema.to_arrow_schema()
         self.image_column = _image_column(schema, data.image_column, found)
@@ -70,7 +69,7 @@ class ParquetSource(PictureSource):
     def contents(self, piece: Piece) -> Iterator[Content]:
         number, first, last = (int(value) for value in self.groups[piece.shard])
         path, start = self.paths[number], int(self.starts[piece.shard])
-        with reaching_source(self.name), UPath(path).open("rb") as opened:
+        with reading_source(self.name), open_file(path) as opened:
             file = pq.ParquetFile(opened, buffer_size=BUFFER)
             row = 0
             for group in range(first, last):
@@ -106,9 +105,7 @@ class ParquetSource(PictureSource):
             missing = part.stop - max(begin, part.start)
             try:
                 batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                if _of_a_place(error):
-                    raise
+            except (pa.ArrowException, OSError) as error:  # Arrow's OSError is for damage
                 yield from [(BadPicture(f"cannot be read: {_line(error)}"), None)] * missing
                 return
             if batch is None:
@@ -144,18 +141,12 @@ def _check_whole(found: Found) -> None:
 
 def _footer(path: str) -> pq.FileMetaData:
     try:
-        with UPath(path).open("rb") as file:
+        with open_file(path) as file:
             return pq.ParquetFile(file).metadata
-    except (pa.ArrowException, OSError) as error:
-        if _of_a_place(error):
-            raise
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:  # Arrow's OSError is for damage
         raise UserError(f"{path} cannot be read as Parquet: {_line(error)}") from None
-
-
-def _of_a_place(error: Exception) -> bool:
-    """Whether a bucket or a disk raised it. What Arrow raises for damage may be an OSError too, of no number."""
-    late = isinstance(error, TimeoutError)
-    return late or of_a_bucket(error) or getattr(error, "errno", None) is not None
 
 
 def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool, first: str) -> None:
@@ -246,7 +237,7 @@ def _labels(found: Found, footers: Sequence[pq.FileMetaData], column: str, image
     if column == image_column:
         raise UserError(f"data.label_column and data.image_column are both {column}")
     values: list[Any] = []
-    with reaching_source(found.name):
+    with reading_source(found.name):
         for of_file in in_threads(partial(_of_file, column), found.files, footers):
             values += of_file
     return class_labels(values, found.name)
@@ -259,7 +250,7 @@ def _of_file(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if not _holds_labels(kind):
         raise UserError(f"{file.path} has {kind} in its column {column}: labels are whole numbers or names")
     labels: list[Any] = []
-    with UPath(file.path).open("rb") as opened:
+    with open_file(file.path) as opened:
         for batch in pq.ParquetFile(opened).iter_batches(batch_size=IMAGES_PER_SHARD, columns=[column]):
             labels += map(_plain, batch.column(0).to_pylist())
     if len(labels) != footer.num_rows:

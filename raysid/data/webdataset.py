@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts, in_threads, reaching_source
+from raysid.data.files import Found, Texts, in_threads, reading_source
 from raysid.data.labels import class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource, shown
 from raysid.errors import UserError
+from raysid.storage import open_file
 
 MAX_LABEL = 1 << 20  # bytes of a cls or json member, and of a header that extends another
 _EXTENDING = (
@@ -66,7 +66,7 @@ class WebDatasetSource(ListedSource):
     def __init__(self, found: Found, data: DataSettings) -> None:
         self.name = found.name
         paths = [file.path for file in found.files]
-        with reaching_source(found.name):
+        with reading_source(found.name):
             listed = list(in_threads(partial(_samples, label_field=data.label_column), paths))
         samples = [sample for of_file in listed for sample in of_file]
         if not samples:
@@ -88,13 +88,13 @@ class WebDatasetSource(ListedSource):
         file: Any = None
         opened = -1
         try:
-            with reaching_source(self.name):
+            with reading_source(self.name):
                 for place in places:
                     path = self.paths[number := int(self.file[place])]
                     if number != opened:
                         if file is not None:
                             file.close()
-                        file, opened = UPath(path).open("rb"), number
+                        file, opened = open_file(path), number
                     yield self._read(file, int(place))
         finally:
             if file is not None:
@@ -120,7 +120,7 @@ def _samples(path: str, label_field: str) -> list[_Sample]:
     labels: dict[str, int | str | None] = {}
     try:
         with (
-            UPath(path).open("rb") as file,
+            open_file(path) as file,
             tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive,  # type: ignore[call-overload]
         ):
             for member in archive:

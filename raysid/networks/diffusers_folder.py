@@ -23,7 +23,7 @@ from raysid.config.networks import DiffusersSettings, ScheduleSettings
 from raysid.errors import UserError
 from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers
 from raysid.networks.files import CONFIG, NetworkCard, misfits, shapes_of, weight_shapes
-from raysid.storage import BUCKETS, LOCAL, children, read_json, read_whole
+from raysid.storage import BUCKETS, LOCAL, children, exists, read_json, read_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
@@ -130,7 +130,7 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
     files = [unet / SCHEDULER, unet / "scheduler" / SCHEDULER]
     if unet.name == "unet":
         files.append(unet.parent / "scheduler" / SCHEDULER)
-    file = next((file for file in files if file.exists()), None)
+    file = next((file for file in files if exists(file)), None)
     if file is None:
         raise UserError(f"{unet} has no scheduler: {SCHEDULER} must lie beside it, in scheduler/")
     scheduler = _config(file)
@@ -155,7 +155,7 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
 def _config(file: UPath) -> dict[str, Any]:
     try:
         config = read_json(file)
-    except (OSError, RecursionError) as error:
+    except RecursionError as error:
         raise UserError(f"cannot read {file}: {error}") from None
     if config is None:
         raise UserError(f"{file} is missing: copy the whole folder")
@@ -170,8 +170,6 @@ def _weights_file(unet: UPath) -> bytes:
         return read_whole(unet / WEIGHTS)
     except FileNotFoundError:
         pass
-    except OSError as error:
-        raise UserError(f"cannot read {unet / WEIGHTS}: {error}") from None
     if pickled := [path.name for path in children(unet) if path.suffix in (".bin", ".pt", ".ckpt")]:
         raise UserError(
             f"{unet} has its weights in {pickled[0]}, which is never opened, for it could run a program: save the "

@@ -18,7 +18,7 @@ from raysid.networks.files import (
     network_files,
     write_network,
 )
-from raysid.storage import is_local, write_whole
+from raysid.storage import exists, is_local, make_folder, write_whole
 
 
 def export_network(
@@ -45,13 +45,12 @@ def export_network(
             f"{out} is the name of a file of settings: give one for the weights, as in generator.pt"
         )
     for path in (out, settings):
-        if path.exists():
+        if exists(path):
             raise UserError(f"{path} is there already: give another --out")
     card, network = load_network(folder, kind, factory)
     content = io.BytesIO()
     torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, content)
-    if is_local(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_whole(out, content.getvalue())
     write_whole(settings, card_json(card))
     return [out, settings]
@@ -60,7 +59,7 @@ def export_network(
 def check_free(folder: UPath) -> None:
     """Refuse a folder that holds a network already, or is none. Raises UserError."""
     for name in (WEIGHTS, CONFIG):
-        if (folder / name).exists():
+        if exists(folder / name):
             raise UserError(f"{folder} holds a network already: give another folder")
     if is_local(folder) and folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder")

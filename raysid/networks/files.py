@@ -21,7 +21,7 @@ from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSe
 from raysid.errors import UserError
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
-from raysid.storage import is_local, read_whole, write_whole
+from raysid.storage import make_folder, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _EDM, _DIFFUSERS, _FACTORY = "edm", "diffusers", "factory"
@@ -115,8 +115,7 @@ def card_json(card: NetworkCard) -> bytes:
 def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
     """Write what `network_files` gave."""
     folder = UPath(folder)
-    if is_local(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, content in files.items():
         write_whole(folder / name, content)
 
@@ -131,9 +130,9 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
     what = kind or "network"
     try:
         text = read_whole(folder / CONFIG).decode()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise UserError(f"no {what} at {folder}: a {what}'s folder holds {WEIGHTS} and {CONFIG}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read {folder / CONFIG}: {error}") from None
     try:
         card = NetworkCard.model_validate_json(text)
@@ -168,7 +167,7 @@ def load_network(
         weights = safetensors.torch.load(read_whole(file))
     except FileNotFoundError:
         raise UserError(f"{file} is missing: copy the whole folder of the {kind}") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
         raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
     try:
         expected = shapes_of(own.state_dict()) if own else weight_shapes(card.network)

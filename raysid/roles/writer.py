@@ -6,11 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from raysid.errors import NoRoom, RunFailed
 from raysid.networks.files import write_network
 from raysid.run.checkpoint import StateFile, state_bytes, write_state
-from raysid.storage import explain
-from raysid.storage.no_room import no_room
 
 
 class Saver:
@@ -33,17 +30,13 @@ class Saver:
         """What was begun, once it is written: a state's file, or True for a network; None while it is not.
 
         Raises:
-            RunFailed: it could not be written.
+            StorageError: it could not be written.
         """
         future = self._under_way[folder, name]
         if not (wait or future.done()):
             return None
         del self._under_way[folder, name]
-        try:
-            written = future.result()
-        except Exception as error:
-            failed = NoRoom if no_room(error) else RunFailed
-            raise failed(f"the {name} learner could not write {folder}: {explain(error)}") from error
+        written = future.result()
         return written if isinstance(written, StateFile) else True
 
     def close(self) -> None:

@@ -17,7 +17,16 @@ import torch
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.storage import children, is_local, read_whole, remove_file, remove_folder, write_whole
+from raysid.storage import (
+    children,
+    file_size,
+    is_local,
+    make_folder,
+    read_whole,
+    remove_file,
+    remove_folder,
+    write_whole,
+)
 
 MANIFEST = "manifest.json"
 
@@ -58,8 +67,7 @@ def state_bytes(state: dict[str, Any]) -> bytes:
 def write_state(folder: str | UPath, name: str, content: bytes) -> StateFile:
     """Write one learner's state as `<folder>/<name>.pt`; runs where the learner lives."""
     folder = UPath(folder)
-    if is_local(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_whole(folder / f"{name}.pt", content)
     return StateFile(f"{name}.pt", len(content), hashlib.sha256(content).hexdigest())
 
@@ -147,7 +155,7 @@ def read_manifest(path: UPath) -> Checkpoint | None:
     """
     try:
         text = read_whole(path / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     try:
         content = json.loads(text)
@@ -195,7 +203,7 @@ def _intact(path: UPath, file: StateFile) -> bool:
     """
     try:
         if not is_local(path):
-            return int(path.stat().st_size) == file.size
+            return file_size(path) == file.size
         content = read_whole(path)
     except FileNotFoundError:
         return False

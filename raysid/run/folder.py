@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from upath import UPath
 
 from raysid.config import Config, fixed_settings
-from raysid.errors import RunFailed, UserError
+from raysid.errors import RunFailed, StorageError, UserError
 from raysid.generator import FOLDERS
 from raysid.recipes import config_yaml
 from raysid.run.checkpoint import Checkpoints
@@ -30,12 +30,12 @@ from raysid.run.tracking import METRICS, SAMPLES, TENSORBOARD
 from raysid.storage import (
     children,
     empty_folder,
-    explain,
     is_local,
-    reaching,
+    make_folder,
     read_json,
     read_whole,
     remove_partial,
+    storage_errors,
     storage_folder,
     write_whole,
 )
@@ -63,8 +63,9 @@ class RunFolder:
             fresh: `begin` is to remove what an earlier run left in it.
 
         Raises:
-            UserError: it cannot be written, another process owns it, it belongs to something else, or it was
-                started with settings that may not change.
+            UserError: another process owns it, it belongs to something else, or it was started with settings that
+                may not change.
+            StorageError: it cannot be written.
         """
         assert config.run.name is not None
         self.config = config
@@ -74,12 +75,11 @@ class RunFolder:
         self.say: Callable[[str], None] = print
         self._fresh = fresh
         self._mirror: Mirror | None = None
-        self._lock = lock_folder(self.path, config.storage, self._owner)
+        self._lock = lock_folder(self.path, self._owner)
         try:
-            with reaching(config.storage):
-                self._check(fresh)
-                owner = {"pid": os.getpid(), "host": platform.node()}
-                write_whole(self.path / OWNER, json.dumps(owner).encode())
+            self._check(fresh)
+            owner = {"pid": os.getpid(), "host": platform.node()}
+            write_whole(self.path / OWNER, json.dumps(owner).encode())
         except BaseException:
             self.close()
             raise
@@ -93,20 +93,17 @@ class RunFolder:
         Raises:
             UserError: the run began with another teacher.
         """
-        with reaching(self.config.storage):
-            self._begin(teacher_digest, resume_from)
-            if not is_local(self.path):
-                self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
-                mirror = Mirror(
-                    self.record, self.path, METRICS, self.check, lambda message: self.say(message)
-                )
-                try:
-                    mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
-                except BaseException:
-                    shutil.rmtree(self.record, ignore_errors=True)
-                    raise
-                mirror.start()
-                self._mirror = mirror  # not before: what was fetched in part must not go back
+        self._begin(teacher_digest, resume_from)
+        if not is_local(self.path):
+            self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
+            mirror = Mirror(self.record, self.path, METRICS, self.check, lambda message: self.say(message))
+            try:
+                mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
+            except BaseException:
+                shutil.rmtree(self.record, ignore_errors=True)
+                raise
+            mirror.start()
+            self._mirror = mirror  # not before: a copy that was fetched in part must not go back
 
     def check(self) -> None:
         """Raise RunFailed where the folder may be another process's by now, this one having been away too long."""
@@ -137,10 +134,8 @@ class RunFolder:
             if mirror is not None:
                 mirror.close()
                 shutil.rmtree(self.record)
-        except Exception as error:
-            raise RunFailed(
-                f"{self.path} does not take the last metrics ({explain(error)}); they lie in {self.record}"
-            ) from error
+        except (StorageError, RunFailed) as error:
+            raise RunFailed(f"{error}: the last metrics are in {self.record}") from error
         finally:
             self._lock.release()
 
@@ -190,7 +185,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         try:
             before = Config.model_validate(yaml.safe_load(read_whole(file)))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        except (UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
             raise UserError(
                 f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
             ) from None
@@ -202,20 +197,19 @@ class RunFolder:
             )
 
 
-def lock_folder(folder: UPath, storage: str, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
+def lock_folder(folder: UPath, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
     """Take a folder for this process alone, making it when it is not there.
 
     Args:
-        storage: what the folder lies in, as the user knows it.
-        owner: who has the folder; asked when it is taken.
+        owner: returns the present owner's name, for the error.
 
     Raises:
-        UserError: another process has it, or it cannot be written.
+        UserError: another process has it.
+        StorageError: it cannot be written.
     """
-    with reaching(storage):
-        if is_local(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder / LOCK)
+    make_folder(folder)
+    held = lock(folder / LOCK)
+    with storage_errors(folder / LOCK, "written"):
         try:
             held.acquire_if_abandoned() if isinstance(held, Lease) else held.acquire(timeout=0)
         except filelock.Timeout:

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raysid.storage.no_room import of_file
+from raysid.storage.failures import storage_error
 
 # Seconds that the shown speed looks back, between plain lines, and between pictures of the live line.
 _SPEED_WINDOW = 15.0
@@ -358,5 +358,7 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
+    except BrokenPipeError:  # click ends the command quietly
+        raise
     except OSError as error:
-        raise of_file(error, getattr(stream, "name", "the output")) from None
+        raise storage_error(error, getattr(stream, "name", "the output"), "written") from error

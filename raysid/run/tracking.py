@@ -34,7 +34,7 @@ from torch.utils.tensorboard.summary import text as text_summary
 from upath import UPath
 
 from raysid.run.image_grid import image_grid
-from raysid.storage import append_whole, read_whole, write_whole
+from raysid.storage import append_whole, make_folder, read_whole, remove_file, write_whole
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -101,7 +101,7 @@ class Tracker:
         """
         self.close()
         for kind in (SAMPLES, TENSORBOARD):
-            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            make_folder(UPath(self.folder / kind))
         kept = [
             (line, entry)
             for line, entry in _read_lines(UPath(self.folder / METRICS))
@@ -111,7 +111,7 @@ class Tracker:
         for picture in list((self.folder / SAMPLES).iterdir()):
             match = _SAMPLE_NAME.fullmatch(picture.name)
             if match and int(match[1]) > step:
-                picture.unlink()
+                remove_file(UPath(picture))
 
         entries = [entry for _, entry in kept]
         last = entries[-1] if entries else {}

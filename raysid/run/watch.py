@@ -13,7 +13,7 @@ from upath import UPath
 from raysid.errors import UserError
 from raysid.run.progress import duration
 from raysid.run.tracking import METRICS, read_metrics
-from raysid.storage import reading
+from raysid.storage import exists, read_whole
 
 WATCH_SECONDS = 2.0
 BAR = 20
@@ -35,16 +35,16 @@ def state_of(run: str) -> RunState:
         run: the run's folder.
 
     Raises:
-        UserError: there is no run's folder, nothing recorded in it yet, or the bucket cannot be read.
+        UserError: there is no run's folder, or nothing recorded in it yet.
+        StorageError: the bucket cannot be read.
     """
     folder = UPath(run)
-    with reading(run):
-        if not (folder / "config.yaml").exists():
-            raise UserError(f"{run} is not a run's folder: it has no config.yaml")
-        entries = read_metrics(folder)
-        if not entries:
-            raise UserError(f"{run} has recorded nothing yet: its {METRICS} is empty or missing")
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+    if not exists(folder / "config.yaml"):
+        raise UserError(f"{run} is not a run's folder: it has no config.yaml")
+    entries = read_metrics(folder)
+    if not entries:
+        raise UserError(f"{run} has recorded nothing yet: its {METRICS} is empty or missing")
+    config = yaml.safe_load(read_whole(folder / "config.yaml"))
     ended = any(entry["kind"] == "table" for entry in entries)
     return RunState("\n".join(_lines(run, config, entries, ended)), ended)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import filelock
@@ -15,7 +15,8 @@ from fsspec.implementations.cached import WholeFileCacheFileSystem
 from upath import UPath
 
 from raysid.errors import NotHere, UserError
-from raysid.storage import BUCKETS, explain, of_a_bucket
+from raysid.storage.buckets import BUCKETS
+from raysid.storage.failures import client_errors, foreign_errors, storage_error
 
 WEB = ("https", "http")
 SILENT_SECONDS = 60  # how long a server may say nothing; a file may take as long as it needs
@@ -60,13 +61,18 @@ def local_copy(path: str) -> Path:
         return _cached(path, protocol, folder)
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
-    except Exception as error:
-        if of_a_bucket(error) or isinstance(error, (ValueError, ImportError, TimeoutError)):
-            raise NotHere(f"{path} cannot be fetched from this machine: {explain(error)}") from None
-        if isinstance(error, OSError):
-            why = error.strerror or explain(error)
-            raise UserError(f"{path} cannot be copied to {folder}: {why}") from None
-        raise
+    except foreign_errors(path) as error:
+        if _is_of_disk(error):
+            raise UserError(f"{path} cannot be copied to {folder}: {error.strerror}") from None
+        reason = storage_error(error, path, "read").reason
+        raise NotHere(f"{path} cannot be fetched from this machine: {reason}") from None
+
+
+def _is_of_disk(error: BaseException) -> TypeGuard[OSError]:
+    """True if the cache's disk raised an error of a copy, False if the client of the web or of the bucket did."""
+    # The clients' own OSErrors have no number, or (s3fs) the server's answer as their cause.
+    of_client = isinstance(error, client_errors()) or isinstance(error.__cause__, client_errors())
+    return isinstance(error, OSError) and error.strerror is not None and not of_client
 
 
 def _cached(path: str, protocol: str, folder: Path) -> Path:

@@ -15,8 +15,9 @@ from typing import Any, Self
 import filelock
 from upath import UPath
 
-from raysid.errors import RunFailed
-from raysid.storage import is_local, read_whole, remove_file, write_new, write_whole
+from raysid.errors import RunFailed, StorageError
+from raysid.storage.buckets import is_local
+from raysid.storage.files import read_whole, remove_file, write_new, write_whole
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -80,7 +81,7 @@ class Lease:
             return
         self._beat.join()
         self._beat = None
-        with contextlib.suppress(Exception):  # it goes stale by itself
+        with contextlib.suppress(StorageError):  # it goes stale by itself
             if (self._read() or {}).get("id") == self.id:
                 remove_file(self.path)
 
@@ -110,8 +111,8 @@ class Lease:
 
     def _keep_alive(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
-            # A bucket that does not answer is tried again.
-            with contextlib.suppress(Exception):
+            # A bucket that does not answer is asked again at the next heartbeat.
+            with contextlib.suppress(StorageError):
                 if (held := self._read()) is not None and held.get("id") != self.id:
                     self._taken.set()
                     return

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from upath import UPath
 
-from raysid.storage import PARTIAL, children, explain, read_whole, remove_file, write_whole
+from raysid.errors import RunFailed, StorageError
+from raysid.storage.failures import storage_errors
+from raysid.storage.files import PARTIAL, read_whole, remove_file, write_whole
+from raysid.storage.folders import children
 
 SECONDS = 15.0
 
@@ -57,8 +60,9 @@ class Mirror:
             with suppress(FileNotFoundError):
                 content = read_whole(path)
                 here = self.local / name
-                here.parent.mkdir(parents=True, exist_ok=True)
-                here.write_bytes(content)
+                with storage_errors(here, "written"):
+                    here.parent.mkdir(parents=True, exist_ok=True)
+                    here.write_bytes(content)
                 self._carried[name] = _signature(here)
 
     def start(self) -> None:
@@ -83,7 +87,7 @@ class Mirror:
 
     def _changed(self, name: str) -> tuple[tuple[int, int], bytes] | None:
         """A file's content with its signature, where it is not the one that was carried over."""
-        with suppress(FileNotFoundError, IsADirectoryError):
+        with storage_errors(self.local / name, "read"), suppress(FileNotFoundError, IsADirectoryError):
             # Its size first: what is appended meanwhile goes along the next time.
             signature = _signature(self.local / name)
             if self._carried.get(name) != signature:
@@ -109,11 +113,9 @@ class Mirror:
             try:
                 self.sync()
                 self._failing = False
-            except Exception as error:
+            except (StorageError, RunFailed) as error:
                 if not self._failing:
-                    self._say(
-                        f"{self.remote} does not take what is recorded ({explain(error)}); trying again"
-                    )
+                    self._say(f"{error}; trying again")
                 self._failing = True
 
 

@@ -14,7 +14,7 @@ from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.faults import check_faults
-from raysid.errors import LearnerLost, NoRoom, RunFailed, RunStopped, UserError, WorkersChanged
+from raysid.errors import LearnerLost, RunFailed, RunStopped, StorageError, UserError, WorkersChanged
 from raysid.generator import FOLDERS
 from raysid.networks.files import CONFIG, WEIGHTS, weights_digest
 from raysid.roles.fake_score import BAD_IMAGES
@@ -24,13 +24,12 @@ from raysid.run.folder import RunFolder
 from raysid.run.image_grid import is_picture
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import METRICS, Tracker, read_metrics
-from raysid.storage import copy_file, explain, of_a_bucket, reaching
-from raysid.storage.no_room import no_room
+from raysid.storage import copy_file
 from raysid.trainers.branching import check_branch, check_network, find_branch
 from raysid.trainers.evaluation import GRID_COLUMNS, EvaluationFailed, PendingEvaluation, measures
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.meter import Meter
-from raysid.trainers.saving import RunSaver, how_to_go_on, remove_unfinished
+from raysid.trainers.saving import RunSaver, how_to_resume, remove_unfinished
 from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     best_distance,
@@ -89,43 +88,32 @@ def distill(
     Raises:
         NotHere: the teacher or the real images are to be got first; says from where.
         UserError: something given cannot be used; nothing was started.
+        StorageError: the storage cannot be used; nothing was started.
         RunFailed: the run stopped; its checkpoints are whole, and the same call goes on from the newest.
         RunStopped: SIGTERM or SIGINT asked for it; a checkpoint of that step is written.
     """
     if config.run.name is None:
         raise UserError("run.name is missing: a config that is no recipe's must name its run")
-    with reaching(config.storage):
-        branch = find_branch(config, resume_from, fresh) if resume_from else None
-        inputs = find_inputs(config)
+    branch = find_branch(config, resume_from, fresh) if resume_from else None
+    inputs = find_inputs(config)
     config = _with_tmax(config, inputs.teacher)
     with RunFolder(config, fresh) as folder:
         if resume_from is not None:
-            with reaching(config.storage):
-                check_branch(folder, branch, fresh, resume_from)
+            check_branch(folder, branch, fresh, resume_from)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
-        with reaching(config.storage):
-            if branch is not None:
-                check_network(branch, teacher)
-            folder.begin(weights_digest(teacher.path), resume_from)
+        if branch is not None:
+            check_network(branch, teacher)
+        folder.begin(weights_digest(teacher.path), resume_from)
         run = _Distillation(
             config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation
         )
         try:
             return run.run()
-        except Exception as error:
-            of_bucket = of_a_bucket(error)
-            if no_room(error) and (of_bucket or isinstance(error, OSError)):
+        except StorageError as error:
+            if error.full:
                 newest = remove_unfinished(folder)
-                what = folder.path if of_bucket else getattr(error, "filename", None) or "this machine's disk"
-                raise NoRoom(
-                    f"{what} cannot be written: {explain(error)}; {how_to_go_on(folder, newest, full=True)}"
-                ) from error
-            if not of_bucket:
-                raise
-            raise RunFailed(
-                f"{folder.path} cannot be reached: {explain(error)}; run the same command to resume from the newest "
-                "checkpoint"
-            ) from error
+                raise RunFailed(f"{error}; {how_to_resume(folder, newest, full=True)}") from error
+            raise RunFailed(f"{error}; run the same command to resume from the newest checkpoint") from error
 
 
 def _with_tmax(config: Config, found: Found) -> Config:

@@ -24,7 +24,7 @@ from raysid.networks.files import (
 )
 from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.roles.build import RunInputs
-from raysid.storage import reaching, storage_folder
+from raysid.storage import exists, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.teacher_checks import shapes_or_refuse
 from raysid.trainers.teacher_identity import converted_folder
@@ -109,7 +109,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
     if path is None:
         return None
     if not file_name(path).lower().endswith(".pkl"):
-        if not UPath(path).exists():
+        if not exists(UPath(path)):
             raise NotHere(f"no run and no generator at {path}")
         folder = storage_folder(str(generator_folder(path)))
         card = load_card(folder, "generator")
@@ -122,9 +122,8 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
     card = published.card(name, "generator", SIGMA_INIT)
     _check_start(config, card, teacher)
     folder = converted_folder(config.storage, "generators", PurePath(name).stem, published.sha256)
-    with reaching(config.storage):
-        if not (folder / CONFIG).exists():
-            save_network(folder, card, published.network())
+    if not exists(folder / CONFIG):
+        save_network(folder, card, published.network())
     return str(folder)
 
 

@@ -23,7 +23,7 @@ from raysid.cluster.connect import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source, ray_blocks, to_unit
 from raysid.data.faults import all_faults, check_faults
-from raysid.errors import NoRoom, RaysidError, RunFailed, UserError
+from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.method.draws import Draws, seed_torch
 from raysid.method.losses import denoising_loss
 from raysid.method.noise import EDMNoise
@@ -36,16 +36,18 @@ from raysid.run.checkpoint import state_bytes, write_state
 from raysid.run.progress import ProgressLine
 from raysid.storage import (
     children,
+    exists,
     for_ray,
     is_local,
-    reaching,
+    make_folder,
     read_whole,
     remove_folder,
+    storage_errors,
     storage_folder,
     write_whole,
 )
+from raysid.storage.failures import MAKE_ROOM, io_errors, storage_error
 from raysid.storage.lease import Lease, lock, still_owned
-from raysid.storage.no_room import AGAIN, no_room
 from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.teacher_checks import check_fits
 from raysid.trainers.teacher_identity import teacher_digest, teacher_folder, teacher_identity
@@ -77,19 +79,19 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
     folder = storage_folder(out) if out else teacher_folder(config)
     source = open_source(config.data)
     check_fits(config.network, "network", source)
-    with reaching(str(folder.parent)):
-        if (folder / CONFIG).exists():
-            return _kept(config, folder)
-        if is_local(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        held = lock(folder.with_name(f"{folder.name}.lock"))
+    if exists(folder / CONFIG):
+        return _kept(config, folder)
+    make_folder(folder.parent)
+    lock_file = folder.with_name(f"{folder.name}.lock")
+    held = lock(lock_file)
+    with storage_errors(lock_file, "written"):
         try:
             held.acquire(timeout=0)
         except filelock.Timeout:
             print(f"another process is training {folder}; waiting for it")
             held.acquire()
     try:
-        if not (folder / CONFIG).exists():
+        if not exists(folder / CONFIG):
             _train(config, source, folder, held)
     finally:
         held.release()
@@ -158,14 +160,14 @@ def _train(
         try:
             result = fitting.result()
         except Exception as error:
-            if (full := _no_room_in(error, training)) is None:
+            if (full := _full_storage(error, training)) is None:
                 raise RunFailed(
                     f"training the teacher stopped: {_reason(error)}; run the same command {_left(training)}"
                 ) from error
-            with suppress(Exception):  # there is no room for it, or it is another's by now
+            with suppress(RaysidError):  # the storage is full, or another process owns it by now
                 still_owned(held)
                 _mend_list(training)
-            raise _no_room_for(full, training) from error
+            raise _storage_full(full, training) from error
         progress.shutdown()
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as directory:
@@ -186,19 +188,25 @@ def _train(
     still_owned(held)
     try:
         save_network(folder, card.model_copy(update={"trained": trained}), network)
-    except Exception as error:
-        if (why := no_room(error)) is None:
+    except StorageError as error:
+        if not error.full:
             raise
-        raise _no_room_for(f"{folder} cannot be written: {why}", training) from error
+        raise _storage_full(error, training) from error
     remove_folder(training)
 
 
-def _no_room_in(error: Exception, training: UPath) -> str | None:
-    """What could not be written for want of room, as Ray Train passes it on; None where that is not why it failed."""
-    if not hasattr(error, "worker_failures"):
-        why = no_room(getattr(error, "controller_failure", error))  # of the list of checkpoints
-        return f"{training} cannot be written: {why}" if why else None
-    return next((str(failure) for failure in _of_workers(error) if isinstance(failure, NoRoom)), None)
+def _full_storage(error: Exception, training: UPath) -> StorageError | None:
+    """The full storage for which Ray Train stopped; None where that is not why it failed."""
+    if hasattr(error, "worker_failures"):
+        failures = _of_workers(error)
+    else:  # of the list of checkpoints, which Ray Train writes itself
+        failures = [getattr(error, "controller_failure", error)]
+    for failure in failures:
+        if isinstance(failure, io_errors()):
+            failure = storage_error(failure, training, "written")
+        if isinstance(failure, StorageError) and failure.full:
+            return failure
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -214,16 +222,16 @@ def _of_workers(error: Exception) -> list[Exception]:
     return [getattr(failure, "_base_exc", failure) for failure in failures.values()]
 
 
-def _no_room_for(what: str, training: UPath) -> NoRoom:
-    """What could not be written, and what there is to go on from."""
-    return NoRoom(f"{what}; {AGAIN} {_left(training)}")
+def _storage_full(error: StorageError, training: UPath) -> RunFailed:
+    """The end of a training whose storage is full, with the checkpoint to resume from."""
+    return RunFailed(f"{error}; {MAKE_ROOM} {_left(training)}")
 
 
 def _left(training: UPath) -> str:
-    """The end of a message that says `run the same command`."""
+    """From where the same command resumes."""
     try:
         steps = _steps_of(_known(training))
-    except Exception:  # the bucket may be why the training stopped
+    except StorageError:  # the bucket may be why the training stopped
         return "to resume"
     return f"to resume from the last whole checkpoint, of step {steps:,}" if steps else "to start again"
 
@@ -234,7 +242,7 @@ def steps_so_far(training: UPath) -> int:
     Ray Train refuses a list of checkpoints that comes from another version of Ray: such a run is removed, so that it
     starts over.
     """
-    if not (training / CHECKPOINTS).exists():
+    if not exists(training / CHECKPOINTS):
         return 0
     known = _read_list(training / CHECKPOINTS) or _mend_list(training)
     if known is None:
@@ -267,7 +275,9 @@ def _read_list(file: UPath) -> dict[str, Any] | None:
 def _copy_list(training: UPath, copied: int) -> int:
     """Copy Ray Train's list where it has changed since it was last copied: it is written in place, and cut short by a
     kill or a full disk it is worth nothing. Returns when it had changed, in nanoseconds."""
-    with suppress(OSError):  # it is not there yet, or there is no room: the copy stays as it was
+    with suppress(
+        OSError, StorageError
+    ):  # it is not there yet, or the disk is full: the copy stays as it was
         changed = Path((training / CHECKPOINTS).path).stat().st_mtime_ns
         if changed != copied and (known := _read_list(training / CHECKPOINTS)) is not None:
             # As it was read: it may be cut short by now.
@@ -334,11 +344,10 @@ def _report(training: _Training, inputs: dict[str, Any], rank: int, step: int, l
                 training.save(directory, step)
                 saved = ray.train.Checkpoint.from_directory(directory)
             ray.train.report(figures, checkpoint=saved)
-        except Exception as error:
-            if (why := no_room(error)) is None:
-                raise
-            place = getattr(error, "filename", None) or inputs["training"]
-            raise NoRoom(f"{place} cannot be written: {why}") from error
+        except io_errors() as error:  # of Ray Train, which copies the checkpoint to its storage
+            raise storage_error(
+                error, getattr(error, "filename", None) or inputs["training"], "written"
+            ) from error
 
 
 class _Training:

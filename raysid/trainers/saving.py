@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysid.actors.placement import Placement
-from raysid.errors import LearnerLost, NoRoom, RunFailed
+from raysid.errors import RaysidError, RunFailed, StorageError
 from raysid.generator import FOLDERS
 from raysid.run.checkpoint import StateFile
 from raysid.run.folder import RunFolder
-from raysid.storage import explain
-from raysid.storage.no_room import AGAIN, no_room
+from raysid.storage.failures import MAKE_ROOM
 from raysid.trainers.summary import evaluated_distances
 
 LOOK_SECONDS = 0.2
@@ -73,22 +72,20 @@ class RunSaver:
         """Whether all that was begun is written; without `wait` nothing is waited for.
 
         Raises:
-            RunFailed: it cannot be written, for want of room NoRoom; names the newest checkpoint that is whole.
+            RunFailed: it cannot be written; names the newest checkpoint that is whole.
         """
         now = time.monotonic()
         if self._under_way is not None and (wait or now - self._looked > LOOK_SECONDS):
             self._looked = now
             try:
                 self._go_on(self._under_way, wait)
-            except LearnerLost:
-                raise
-            except Exception as error:
+            except (StorageError, RunFailed) as error:
                 step, what = self._under_way.step, "checkpoint" if self._under_way.checkpoint else "generator"
                 self._under_way = None
-                self._full = isinstance(error, NoRoom) or no_room(error) is not None
-                raise (NoRoom if self._full else RunFailed)(
-                    f"the {what} of step {step:,} could not be written: {explain(error)}; "
-                    + how_to_go_on(self.folder, self.newest, self._full)
+                self._full = isinstance(error, StorageError) and error.full
+                raise RunFailed(
+                    f"the {what} of step {step:,} could not be written: {error}; "
+                    + how_to_resume(self.folder, self.newest, self._full)
                 ) from error
         return self._under_way is None
 
@@ -128,23 +125,23 @@ class RunSaver:
         self.remove_old()
 
 
-def how_to_go_on(folder: RunFolder, newest: int | None, full: bool) -> str:
-    """What a run that failed leaves, and what to do.
+def how_to_resume(folder: RunFolder, newest: int | None, full: bool) -> str:
+    """Name the checkpoint from which a failed run resumes, and the command.
 
     Args:
         newest: step of its newest whole checkpoint, if it has one.
-        full: whether it failed for want of room.
+        full: the run failed because its storage is full.
     """
-    again = AGAIN if full else "run the same command"
+    command = MAKE_ROOM if full else "run the same command"
     if newest is None:
-        return f"there is no whole checkpoint yet: {again} to start again"
-    return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {again} to resume from it"
+        return f"there is no whole checkpoint yet: {command} to start again"
+    return f"the last whole checkpoint is {folder.checkpoints.path(newest)}: {command} to resume from it"
 
 
 def remove_unfinished(folder: RunFolder) -> int | None:
     """Give back what files and checkpoints take that are not whole; the step of the newest checkpoint that is."""
     newest = None
-    with suppress(Exception):  # what the run ends with is said already, and the same command does this first
+    with suppress(RaysidError):  # the run ends with another error, and on resume this is done again
         newest = folder.checkpoints.newest_step()
         folder.check()  # another owner's checkpoints are not whole while it writes them
         folder.checkpoints.remove_unfinished(after_step=-1 if newest is None else newest)

@@ -20,7 +20,7 @@ from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.files import CONFIG, AnySettings, NetworkCard, load_network, network_files, save_network
 from raysid.networks.published import Published, read_published
 from raysid.recipes import load_recipe
-from raysid.storage import is_local, reaching, storage_folder
+from raysid.storage import exists, is_local, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.evaluation import measure, teacher_sampler
 from raysid.trainers.pretrain import pretrain
@@ -111,7 +111,7 @@ def _find(config: Config, source: ImageSource | None) -> Found:
     recipe = load_recipe(config.teacher.recipe, {"storage": config.storage}, kind="pretrain")
     check_fits(recipe.network, f"teacher.recipe {config.teacher.recipe}", source)
     folder = teacher_folder(recipe)
-    return load_teacher(folder, source) if (folder / CONFIG).exists() else recipe
+    return load_teacher(folder, source) if exists(folder / CONFIG) else recipe
 
 
 def _find_converted(
@@ -121,7 +121,7 @@ def _find_converted(
     check_fits(foreign.settings, f"teacher {path}", source)
     stem = PurePath(name).stem if isinstance(foreign, Published) else name
     folder = converted_folder(storage, "teachers", stem, foreign.sha256)
-    if (folder / CONFIG).exists():
+    if exists(folder / CONFIG):
         return load_teacher(folder, source)
     return ForeignTeacher(folder, foreign.card(name), foreign.network)
 
@@ -135,7 +135,7 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
     card = NetworkCard(kind="teacher", network=network.settings, trained=steps)
     digest = hashlib.sha256(b"".join(network_files(card, network).values())).hexdigest()
     folder = converted_folder(config.storage, "teachers", name.replace(":", "-"), digest)
-    if (folder / CONFIG).exists():
+    if exists(folder / CONFIG):
         return load_teacher(folder, source, name)
     return ForeignTeacher(folder, card, lambda: network)
 
@@ -145,8 +145,7 @@ def trained_teacher(config: Config, found: Found, source: ImageSource | None) ->
     if isinstance(found, Teacher):
         return found
     if isinstance(found, ForeignTeacher):
-        with reaching(config.storage):
-            save_network(found.folder, found.card, found.network())
+        save_network(found.folder, found.card, found.network())
         return load_teacher(found.folder, source, config.teacher.factory)
     print(
         f"no teacher in {config.storage} yet: training it by the recipe {config.teacher.recipe}", flush=True

@@ -20,8 +20,8 @@ from s3fs.errors import translate_boto_error
 
 from raysid.config import DataSettings
 from raysid.data import ImageSource, open_source
-from raysid.errors import NoRoom, NotHere, UserError
-from raysid.storage import lease, reaching, read_whole, storage_folder, write_new, write_whole
+from raysid.errors import NotHere, StorageError, UserError
+from raysid.storage import lease, read_whole, storage_folder, write_new, write_whole
 from raysid.storage.lease import Lease
 from raysid.storage.s3 import is_taken
 from tests.support.bucket_server import BUCKET, Connection, in_bucket, s3_environment, s3_server
@@ -142,10 +142,10 @@ def test_of_several_at_once_one_gets_a_lease(s3: str, monkeypatch: pytest.Monkey
 
 def refused(url: str) -> str:
     """What is said of a storage that cannot be written."""
-    with pytest.raises(UserError) as caught, reaching(url):
+    with pytest.raises(StorageError) as caught:
         write_whole(storage_folder(url) / "a.json", b"{}")
     line = str(caught.value)
-    assert url in line and "\n" not in line
+    assert url in line and "\n" not in line and not caught.value.full
     return line
 
 
@@ -179,15 +179,15 @@ def test_what_is_forbidden_comes_with_what_must_be_allowed(s3: str) -> None:
 def test_refusals_are_told_by_the_servers_code(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = Connection(s3, bad=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", connection.address)
-    line = f"storage {URL}/runs cannot be written: "
-    for code, error, said in (
-        ("QuotaExceeded", NoRoom, "the bucket's quota is used up (An error occurred (QuotaExceeded)"),
-        ("ExpiredToken", UserError, "not now. AWS's credentials come from AWS_ACCESS_KEY_ID"),
+    line = f"{URL}/runs/a.json cannot be written: "
+    for code, full, said in (
+        ("QuotaExceeded", True, "the bucket's quota is used up (An error occurred (QuotaExceeded)"),
+        ("ExpiredToken", False, "not now. AWS's credentials come from AWS_ACCESS_KEY_ID"),
     ):
         connection.refusal = (403, code)
-        with pytest.raises(error) as caught, reaching(f"{URL}/runs"):
+        with pytest.raises(StorageError) as caught:
             write_whole(storage_folder(f"{URL}/runs") / "a.json", b"{}")
-        assert str(caught.value).startswith(line + said)
+        assert str(caught.value).startswith(line + said) and caught.value.full is full
     connection.close()
 
 

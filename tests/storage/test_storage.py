@@ -17,7 +17,7 @@ import filelock
 import pytest
 from upath import UPath
 
-from raysid.errors import RunFailed, UserError
+from raysid.errors import RunFailed, StorageError, UserError
 from raysid.storage import (
     children,
     copy_file,
@@ -116,8 +116,8 @@ def test_a_bucket_that_does_not_know_who_asks_is_told_of_with_what_to_do(server:
         done = subprocess.run(command, env=found, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(
-            rf"raysid: error: [^\n]*{place} cannot be re\w+: Anonymous caller does not have [^\n]*, 401. Google's "
-            r"credentials come from `gcloud auth application-default login`, or from the machine\n",
+            rf"raysid: error: [^\n]*{place}[^ \n]* cannot be re\w+: Anonymous caller does not have [^\n]*, 401. "
+            r"Google's credentials come from `gcloud auth application-default login`, or from the machine\n",
             done.stderr,
         ), done.stderr
     connection.close()
@@ -292,7 +292,7 @@ def test_a_bucket_that_stays_away_for_a_while_loses_nothing(
         nonlocal tried
         tried += 1
         if away:
-            raise ConnectionResetError("the bucket is away")
+            raise StorageError(str(path), "written", "the bucket is away")
         write_whole(path, content)
 
     monkeypatch.setattr(mirror, "write_whole", write)

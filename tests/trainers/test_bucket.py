@@ -341,7 +341,7 @@ def test_a_teacher_whose_images_go_away_goes_on_from_where_it_was(
     first = Command("pretrain", recipe, log=tmp_path / "first.log")
     assert first.wait(400) == 1, first.output
     said = re.search(
-        rf"raysid: error: training the teacher stopped: data.source {images} cannot be reached: [^\n;]*; run the "
+        rf"raysid: error: training the teacher stopped: data.source {images} cannot be read: [^\n;]*; run the "
         r"same command to resume from the last whole checkpoint, of step (\d+)\n",
         first.output,
     )
@@ -359,7 +359,7 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(server: str, tmp_path
     command = [sys.executable, "-m", "raysid", "distill", str(recipe)]
     done = subprocess.run(command, env=os.environ | environment(server), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(rf"raysid: error: storage {storage} cannot be written: [^\n]+\n", done.stderr), (
+    assert re.fullmatch(rf"raysid: error: {storage}/tiny/[^ \n]+ cannot be written: [^\n]+\n", done.stderr), (
         done.stderr
     )
 

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from upath import UPath
 
 from raysid.cli.main import cli
-from raysid.errors import NoRoom, RunFailed, RunStopped
+from raysid.errors import RunFailed, RunStopped, StorageError
 from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
 from raysid.run.folder import RunFolder
 from raysid.run.tracking import Tracker, read_metrics
-from raysid.storage import PARTIAL, explain, write_whole
-from raysid.storage.no_room import no_room
+from raysid.storage import PARTIAL, write_whole
+from raysid.storage.failures import storage_error
 from raysid.trainers.distill import distill
 from raysid.trainers.saving import remove_unfinished
 from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
@@ -52,7 +52,7 @@ def remains(run: Path) -> list[str]:
     return torn + [path.name for path in run.rglob(f"*{PARTIAL}")]
 
 
-def says_it_in_one_line(line: str, run: Path | str, newest: int | None) -> None:
+def assert_one_line(line: str, run: Path | str, newest: int | None) -> None:
     """What could not be written, where, why, what is left, and what to do."""
     assert "\n" not in line and f"{run}" in line
     assert "could not be written" in line or "cannot be written" in line
@@ -61,6 +61,10 @@ def says_it_in_one_line(line: str, run: Path | str, newest: int | None) -> None:
     if newest is not None:
         left = f"the last whole checkpoint is {run}/checkpoints/step-{newest:08d}: {again} to resume from it"
     assert line.endswith(left), line
+
+
+def is_full(error: BaseException | None) -> bool:
+    return isinstance(error, StorageError) and error.full
 
 
 # -- a full disk -------------------------------------------------------------------------------------------
@@ -76,9 +80,10 @@ def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
     run = run_of(config)
     for size, newest in ((500 * KB, None), (1900 * KB, 0)):
         disk.resize(size)
-        with pytest.raises(NoRoom, match="the disk is full") as stopped:
+        with pytest.raises(RunFailed, match="the disk is full") as stopped:
             distill(config)
-        says_it_in_one_line(str(stopped.value), run, newest)
+        assert is_full(stopped.value.__cause__)
+        assert_one_line(str(stopped.value), run, newest)
         assert remains(run) == []
         found = Checkpoints(UPath(run) / "checkpoints").newest()
         assert (found.step if found else None) == newest
@@ -103,12 +108,16 @@ def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
     config = tiny_config(teacher, disk.folder, **SHORT)
     with monkeypatch.context() as patched:
         patched.setattr(Tracker, "evaluation", full)
-        with pytest.raises(NoRoom, match="the disk is full") as stopped:
+        with pytest.raises(RunFailed, match="the disk is full") as stopped:
             distill(config)
-    says_it_in_one_line(str(stopped.value), run_of(config), 2)
+    assert is_full(stopped.value.__cause__)
+    assert_one_line(str(stopped.value), run_of(config), 2)
     assert remains(run_of(config)) == []
-    with pytest.raises(NoRoom, match="cannot be written: .*: the disk is full"):
+    with pytest.raises(
+        StorageError, match=f"{run_of(config)}/.* cannot be written: the disk is full"
+    ) as again:
         distill(config)
+    assert is_full(again.value)
     disk.free()
     (run_of(config) / "generator" / f"model.safetensors.0a1b2c3d{PARTIAL}").touch()  # of a kill in the middle
     distill(config)
@@ -159,9 +168,9 @@ def test_a_checkpoint_without_room_for_its_manifest_is_none(disk: Disk) -> None:
     checkpoints.finish(1, 32, files)
     files = [write_state(checkpoints.path(2), "generator", state_bytes({"step": 2}))]
     disk.fill()
-    with pytest.raises(OSError, match="No space left") as full:
+    with pytest.raises(StorageError, match="the disk is full") as full:
         checkpoints.finish(2, 64, files)
-    assert full.value.filename == str(checkpoints.path(2) / "manifest.json")
+    assert is_full(full.value) and full.value.path == str(checkpoints.path(2) / "manifest.json")
     assert [checkpoint.step for checkpoint in checkpoints.all()] == [1]
     assert [path.name for path in checkpoints.path(2).iterdir()] == ["generator.pt"]
 
@@ -171,11 +180,11 @@ def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
     with Tracker(disk.folder, {}) as tracker:
         disk.fill(but=8 * KB)
         recorded = 0
-        with pytest.raises(OSError, match="No space left") as full:
+        with pytest.raises(StorageError, match="the disk is full") as full:
             for step in range(1000):
                 tracker.train(step, step, {"loss/sid": float(step), "long": "x" * 300})
                 recorded = step
-        assert str(full.value.filename).startswith(str(disk.folder))
+        assert is_full(full.value) and full.value.path.startswith(str(disk.folder))
         lines = (disk.folder / "metrics.jsonl").read_bytes()
         assert lines.endswith(b"}\n")
         disk.free()
@@ -187,7 +196,7 @@ def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
     )  # the last may lack its event
     with Tracker(disk.folder, {}, resume_step=2000) as tracker:
         disk.fill()
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageError, match="the disk is full"):
             tracker.sample_grid(3000, 3000, np.zeros((9, 1, 8, 8)))
     assert list((disk.folder / "samples").iterdir()) == []
 
@@ -200,10 +209,10 @@ def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
     disk.fill()
     stopped = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
     *_, line = stopped.stderr.splitlines()
-    assert stopped.exit_code == 1 and line.startswith(
-        f"raysid: error: storage {target} cannot be written: {target}/"
+    assert stopped.exit_code == 1 and line.startswith(f"raysid: error: {target}/")
+    assert line.endswith(
+        " cannot be written: the disk is full; make room there, then run the same command to resume"
     )
-    assert line.endswith(": the disk is full; make room there, then run the same command to resume")
     assert list(target.iterdir()) == []
     disk.free()
     again = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
@@ -229,7 +238,7 @@ def test_actors_on_a_full_disk(teacher: str, tmp_path: Path, disk: Disk, placeme
     assert stopped.wait() == 1, stopped.output
     assert "Traceback" not in stopped.output
     *_, line = stopped.output.splitlines()
-    says_it_in_one_line(line, run, 0)
+    assert_one_line(line, run, 0)
     assert remains(run) == []
     disk.resize(20 << 20)
     again = Command("distill", recipe, log=tmp_path / "again.log")
@@ -258,21 +267,23 @@ def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.M
 
     with connected() as connection:
         place = in_bucket(connection.address, f"gs://{BUCKET}/quota")
-        assert not no_room(HttpError({"code": 429, "message": "Quota exceeded for writes per second"}))
+        too_often = HttpError({"code": 429, "message": "Quota exceeded for writes per second"})
+        assert not storage_error(too_often, place, "written").full
 
-        def refused(*refusal: object) -> Exception:
+        def refused(*refusal: object) -> StorageError:
             connection.refusal = refusal  # type: ignore[assignment]
-            with pytest.raises(OSError) as error:
+            with pytest.raises(StorageError) as error:
                 write_whole(place / "state.pt", b"1")
+            assert error.value.path == str(place / "state.pt")
             return error.value
 
         full = refused(*QUOTA)
-        assert no_room(full) and QUOTA[1] in explain(full)
+        assert full.full and QUOTA[1] in str(full)
         for reason in (
             "somebody does not have storage.objects.create access",
             "The storage.googleapis.com API requires a quota project, which is not set by default.",
         ):
-            assert not no_room(refused(403, reason))
+            assert not refused(403, reason).full
         connection.refusal = None
         write_whole(place / "state.pt", b"1")
 
@@ -299,7 +310,7 @@ def test_a_run_whose_bucket_takes_no_more(
         *_, line = stopped.output.splitlines()
         newest = checkpoints.newest_step()
         if refusal == QUOTA:
-            says_it_in_one_line(line, url, newest)
+            assert_one_line(line, url, newest)
         else:  # it is asked too often: there is no room to make
             assert url in line and "run the same command to resume from" in line and "room" not in line
         assert refusal[1] in line

@@ -21,6 +21,7 @@ from upath import UPath
 
 from raysid.config import PretrainConfig
 from raysid.data import open_source, to_unit
+from raysid.errors import StorageError
 from raysid.method.draws import Draws
 from raysid.method.losses import denoising_loss
 from raysid.method.noise import EDMNoise
@@ -29,7 +30,7 @@ from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.recipes import config_yaml
 from raysid.run.checkpoint import write_state
 from raysid.storage import read_whole, write_whole
-from raysid.trainers.pretrain import CHECKPOINTS, COPY, _copy_list, _no_room_for, pretrain, steps_so_far
+from raysid.trainers.pretrain import CHECKPOINTS, COPY, _copy_list, _storage_full, pretrain, steps_so_far
 from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.processes import Command
 from tests.support.small_disk import KB, Disk
@@ -367,9 +368,9 @@ def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(
     with monkeypatch.context() as patch:
         patch.setattr("raysid.trainers.pretrain.read_whole", read_and_cut)
         assert _copy_list(training, 0) > 0
-    assert str(_no_room_for("the disk is full", training)).endswith(
-        "to resume from the last whole checkpoint, of step 100"
-    )
+    assert str(
+        _storage_full(StorageError(str(training), "written", "the disk is full", True), training)
+    ).endswith("to resume from the last whole checkpoint, of step 100")
     assert len(read_whole(training / CHECKPOINTS)) == 50  # there may be no room to mend it
     assert steps_so_far(training) == 100
     assert json.loads(read_whole(training / CHECKPOINTS)) == known

@@ -37,7 +37,6 @@ from raysid.storage import (
     empty_folder,
     for_ray,
     is_local,
-    reaching,
     read_json,
     remove_folder,
     storage_folder,
@@ -94,10 +93,9 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         for value in _values(dimension)
     ]
     folder = storage_folder(config.storage) / config.run.name
-    lock = lock_folder(folder, str(folder.parent), lambda: "another search")
+    lock = lock_folder(folder, lambda: "another search")
     try:
-        with reaching(config.storage):
-            _begin(folder, config, fresh)
+        _begin(folder, config, fresh)
         if not measures(base.data.source_name):
             raise UserError(
                 f"a search compares figures, and {base.data.source_name or 'a run without real images'} gives none: "

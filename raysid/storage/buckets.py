@@ -1,0 +1,75 @@
+"""Storage locations: folders and buckets, and the settings of the buckets' clients."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import fsspec
+from fsspec.config import conf
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.storage.failures import storage_error
+
+LOCAL = ("", "file", "local")
+BUCKETS = ("gs", "gcs", "s3")
+
+# gcsfs has a client for buckets of every kind, which asks for a bucket's kind by gRPC in each process. The plain one
+# is the one that the tests cover, and it imports in half the time. A user's own setting stays.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+# An error of the client arrives as an exception and is reported once; its log would add a page of traces.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+# Other processes write to the same bucket, so a listing is out of date at once.
+for _protocol in BUCKETS:
+    conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+# By default a silently dead connection is waited for without end, and received bytes are not checked.
+for _protocol in ("gs", "gcs"):
+    conf[_protocol].setdefault(
+        "requests_timeout", aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
+    )
+    conf[_protocol].setdefault("consistency", "md5")
+
+
+def storage_folder(storage: str) -> UPath:
+    """Return a storage as an absolute folder, or as the URL of a bucket.
+
+    Raises:
+        UserError: the protocol is neither a folder's nor a bucket's.
+        StorageError: the bucket's client is not installed.
+    """
+    path = UPath(storage)
+    if is_local(path):
+        return UPath(Path(path.path).expanduser().absolute())
+    if path.protocol not in BUCKETS:
+        raise UserError(
+            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, gs://BUCKET/... "
+            "or s3://BUCKET/..."
+        )
+    try:
+        fsspec.get_filesystem_class(path.protocol)
+    except ImportError as error:
+        raise storage_error(error, storage, "written") from None
+    return path
+
+
+def is_local(path: UPath | Path) -> bool:
+    """True if a path is on a file system, where files can be appended to and renamed."""
+    return getattr(path, "protocol", "") in LOCAL  # a plain Path has none
+
+
+def for_ray(path: UPath) -> tuple[str, Any]:
+    """A path as `storage_path` and `storage_filesystem` of Ray Train and Ray Tune.
+
+    From a URL Ray would make a client of its own, with other credentials and settings than the rest of the run.
+    """
+    if is_local(path):
+        return path.path, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return path.path, PyFileSystem(FSSpecHandler(path.fs))

@@ -1,0 +1,173 @@
+"""Single files of a storage: read and written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.storage import s3
+from raysid.storage.buckets import is_local
+from raysid.storage.failures import storage_errors
+
+PARTIAL = ".partial"  # the ending of a file that is being written
+
+
+def write_whole(path: UPath, content: bytes) -> None:
+    """Write a file so that it is either there and whole, or as it was before, and nothing else is left."""
+    with storage_errors(path, "written"):
+        if not is_local(path):
+            path.fs.pipe_file(path.path, content)
+            return
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+        try:
+            with open(partial.path, "wb") as file:
+                file.write(content)
+                file.flush()
+                # The caller removes older files next, and some disks report only at a sync that they are full.
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append to a file of this machine, or leave it as it was: a full disk takes a part of a write."""
+    with storage_errors(path, "written"), open(path, "ab", buffering=0) as file:
+        end, rest = os.fstat(file.fileno()).st_size, memoryview(content)
+        try:
+            while rest:  # a write that a full disk cuts short raises nothing; the next one does
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def write_new(path: UPath, content: bytes) -> None:
+    """Create an object in a bucket; of several writers at the same time one succeeds.
+
+    Raises:
+        FileExistsError: the object exists already.
+    """
+    with storage_errors(path, "written"):
+        try:
+            path.fs.pipe_file(path.path, content, mode="create")
+            return
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and not s3.is_taken(error):
+                raise
+    raise FileExistsError(f"there is a file {path}")
+
+
+def upload(source: str, target: UPath) -> None:
+    """Move a file of this machine to its place in a storage; a local one is on the same file system."""
+    with storage_errors(target, "written"):
+        os.replace(source, target.path) if is_local(target) else target.fs.put_file(source, target.path)
+
+
+def read_whole(path: UPath) -> bytes:
+    """Read a file, from a bucket in one request.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with storage_errors(path, "read"):
+        if is_local(path):
+            try:
+                return path.read_bytes()
+            except NotADirectoryError:
+                raise FileNotFoundError(f"there is no file {path}") from None
+        content: bytes = path.fs.cat_file(path.path, **s3.in_one_request(path.protocol))
+        return content
+
+
+def open_file(path: str | UPath) -> OpenFile:
+    """Open a file for reading in parts. Raises FileNotFoundError where there is none."""
+    with storage_errors(path, "read"):
+        return OpenFile(UPath(path).open("rb"), str(path))
+
+
+class OpenFile:
+    """A file open for reading. Its methods raise StorageError, whichever library calls them.
+
+    A library that reads through it may raise OSError for damaged content of its own.
+    """
+
+    def __init__(self, file: Any, path: str) -> None:
+        self._file, self._path = file, path
+
+    def read(self, size: int = -1) -> bytes:
+        with storage_errors(self._path, "read"):
+            content: bytes = self._file.read(size)
+            return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with storage_errors(self._path, "read"):
+            position: int = self._file.seek(offset, whence)
+            return position
+
+    def __getattr__(self, name: str) -> Any:  # tell, close, closed, seekable and so on
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def exists(path: UPath) -> bool:
+    """True if there is a file or a folder at `path`."""
+    with storage_errors(path, "read"):
+        return bool(path.exists())
+
+
+def file_size(path: UPath) -> int:
+    """Size of a file in bytes. Raises FileNotFoundError where there is none."""
+    with storage_errors(path, "read"):
+        return int(path.stat().st_size)
+
+
+def holds(path: UPath, content: str) -> bool:
+    """True if this process finds a file at `path` with this content."""
+    try:
+        return read_whole(path) == content.encode()
+    except FileNotFoundError:
+        return False
+
+
+def read_json(path: UPath) -> Any:
+    """Read a JSON file; None where there is none. Raises UserError where it is damaged."""
+    try:
+        return json.loads(read_whole(path))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def copy_file(source: UPath, target: UPath) -> None:
+    """Copy a file within a storage, replacing `target` at once. A bucket copies it without a download."""
+    if is_local(source):
+        content = read_whole(source)
+        with storage_errors(target.parent, "written"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, content)
+    else:
+        with storage_errors(target, "written"):
+            source.fs.cp_file(source.path, target.path)
+
+
+def remove_file(path: UPath) -> None:
+    """Remove a file if it is there. (A removal that is repeated after a lost answer finds nothing.)"""
+    with storage_errors(path, "written"), suppress(FileNotFoundError):
+        path.unlink() if is_local(path) else path.fs.rm_file(path.path)
