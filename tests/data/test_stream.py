@@ -433,15 +433,23 @@ def test_close_stops_the_thread_and_the_source():
 
 
 def test_close_does_not_wait_for_a_long_read():
-    source = Numbers(100_000, block=1)
-    stream = stream_of(source, window=10, prefetch=True)
+    """The thread stops after the block that it is reading, not at the end of the window."""
+    ahead = threading.Event()
+
+    class Slow(Numbers):
+        def blocks(self, pieces=None):
+            for block in super().blocks(pieces):
+                if self.images_read > 1000:
+                    ahead.set()
+                    time.sleep(0.001)
+                yield block
+
+    source = Slow(10_000, block=1)
+    stream = stream_of(source, window=1000, prefetch=True)
     stream.read(0, 10)
-    stream.read(40_000, 10)
-    stream.read(80_000, 10)  # the thread now heads for 120,000: a new pass
-    began = time.perf_counter()
+    assert ahead.wait(10)
     stream.close()
-    assert time.perf_counter() - began < 4  # less than it would wait for a source that hangs
-    assert not image_threads()
+    assert source.images_read < 1500 and not image_threads()
 
 
 def test_a_stream_that_is_dropped_leaves_no_thread():

@@ -144,10 +144,10 @@ def test_messages_are_lines_of_their_own(clock: Clock) -> None:
 def test_an_update_that_draws_nothing_is_cheap() -> None:
     with ProgressLine("distill", 10**9, stream=io.StringIO()) as line:
         line.update(1, {})
-        started = time.perf_counter()
+        started = time.process_time()
         for images in range(10_000):
             line.update(images + 2, {"loss/generator": 1.0, "loss/fake_score": 2.0})
-        assert (time.perf_counter() - started) / 10_000 < 50e-6
+        assert (time.process_time() - started) / 10_000 < 50e-6
 
 
 def test_a_stream_of_few_letters_gets_plain_ones() -> None:

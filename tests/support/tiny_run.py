@@ -178,6 +178,21 @@ def end_of(run: Path) -> Weights:
     return found
 
 
+def assert_ends_as_local(run: Path | UPath, config: Config, folder: Path, steps: int = STEPS) -> None:
+    """A run's newest checkpoint is of step `steps` and holds, bit for bit, what one process comes to.
+
+    Args:
+        run: the run's folder, here or in a bucket.
+        config: its settings.
+        folder: takes the states of the run in this process that it is compared with.
+    """
+    weights, _ = local_end(config, folder, steps)
+    newest = Checkpoints(UPath(run) / "checkpoints").newest()
+    assert newest is not None and newest.step == steps, f"{run} ends with {newest}"
+    end = learner_states(newest.path)
+    assert_same({name: end[name] for name in weights}, weights)
+
+
 def assert_same(ours: Weights, theirs: Weights) -> None:
     """Two ends are the same, bit for bit."""
     assert ours.keys() == theirs.keys(), f"they differ in {sorted(ours.keys() ^ theirs.keys())[:3]}"

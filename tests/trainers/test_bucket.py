@@ -20,7 +20,7 @@ from raysid.config import Config
 from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
 from raysid.roles.step import Share, StepResult, take_step
-from raysid.run.checkpoint import MANIFEST, Checkpoints
+from raysid.run.checkpoint import MANIFEST
 from raysid.run.tracking import read_metrics
 from raysid.storage import children, read_whole
 from raysid.trainers.distill import distill
@@ -39,9 +39,8 @@ from tests.support.tensorboard_server import tensorboard
 from tests.support.tiny_run import (
     BATCH,
     STEPS,
+    assert_ends_as_local,
     assert_same,
-    learner_states,
-    local_end,
     run_of,
     tiny_config,
     tiny_teacher,
@@ -125,11 +124,7 @@ def test_the_weights_are_those_of_an_undisturbed_run_in_a_folder(finished: Bucke
     if finished.bad:
         assert finished.connection.met.keys() == FATES.keys()
     assert (f"resuming from {finished.url}/checkpoints/step-" in finished.output) == finished.killed
-    weights, _ = local_end(finished.config, tmp_path, STEPS)
-    newest = Checkpoints(finished.run / "checkpoints").newest()
-    assert newest is not None and newest.step == STEPS
-    end = learner_states(newest.path)
-    assert_same({name: end[name] for name in weights}, weights)
+    assert_ends_as_local(finished.run, finished.config, tmp_path)
 
 
 def test_nothing_recorded_is_lost_or_there_twice(finished: BucketRun) -> None:
@@ -217,9 +212,9 @@ def test_a_longer_run_goes_on_in_a_bucket_where_it_ended(
         config = tiny_config(teacher, tmp_path, **changes)
         result = distill(config.model_copy(update={"storage": storage}))
     assert f"resuming from {storage}/tiny/checkpoints/step-00000006, step 6\n" in capsys.readouterr().err
-    weights, _ = local_end(config, tmp_path / "local", 9)
-    assert_same(learner_states(in_bucket(server, str(result.checkpoint))), weights)
-    recorded = read_metrics(in_bucket(server, result.path))
+    run = in_bucket(server, result.path)
+    assert_ends_as_local(run, config, tmp_path / "local", 9)
+    recorded = read_metrics(run)
     assert [entry["step"] for entry in recorded if entry["kind"] == "train"] == [2, 4, 6, 8, 9]
 
 
@@ -249,10 +244,7 @@ def test_a_run_on_images_converted_over_a_bad_connection_is_the_one_on_a_folder(
     recipe = write_recipe(config, tmp_path / "tiny.yaml")
     ran = Command("distill", recipe, "--data.source", images, log=tmp_path / "run.log")
     assert ran.wait(300) == 0, ran.output
-    weights, _ = local_end(config, tmp_path / "local", SOME_STEPS)
-    newest = Checkpoints(UPath(run_of(config)) / "checkpoints").newest()
-    assert newest is not None and newest.step == SOME_STEPS
-    assert_same(learner_states(newest.path), weights)
+    assert_ends_as_local(run_of(config), config, tmp_path / "local", SOME_STEPS)
     assert connection.met["503"] > 0
     connection.close()
 
@@ -321,11 +313,7 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
     again = Command("distill", recipe, "--data.source", images, log=tmp_path / "again.log")
     assert again.wait(300) == 0, again.output
     assert f"resuming from {run_of(config)}/checkpoints/step-{int(said[1]):08d}" in again.output
-    weights, _ = local_end(config, tmp_path / "local", MANY_STEPS)
-    newest = Checkpoints(UPath(run_of(config)) / "checkpoints").newest()
-    assert newest is not None and newest.step == MANY_STEPS
-    end = learner_states(newest.path)
-    assert_same({name: end[name] for name in weights}, weights)
+    assert_ends_as_local(run_of(config), config, tmp_path / "local", MANY_STEPS)
 
 
 @pytest.mark.slow

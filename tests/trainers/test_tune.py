@@ -26,9 +26,6 @@ from tests.support.tiny_networks import tiny_network
 from tests.support.tiny_run import (
     BATCH,
     STEPS,
-    assert_same,
-    end_of,
-    local_end,
     tiny_config,
     tiny_teacher,
     write_recipe,
@@ -66,9 +63,7 @@ def test_every_value_is_a_run_and_the_best_is_a_recipe(
         guidance = config.method.guidance
         assert config.method.alpha == alpha
         assert {guidance.train_fake, guidance.eval_fake, guidance.eval_teacher} == {scale}
-        weights, _ = local_end(config, tmp_path / f"alone-{trial.values}", STEPS)
-        end = end_of(Path(trial.run))
-        assert_same({name: end[name] for name in weights}, weights)
+        assert_ends_as_local(Path(trial.run), config, tmp_path / f"alone-{trial.values}")
 
     assert result.best is not None
     best = load_recipe(result.best, {}, kind="distill")
@@ -120,9 +115,7 @@ def test_trials_have_places_for_every_rank(ray_cluster: None, tmp_path: Path) ->
     for trial in result.trials:
         config = load_recipe(f"{trial.run}/config.yaml", {}, kind="distill")
         assert config.learner_workers == {"generator": 1, "fake_score": 2}
-        weights, _ = local_end(config, tmp_path / f"alone-{trial.values}", STEPS)
-        end = end_of(Path(trial.run))
-        assert_same({name: end[name] for name in weights}, weights)
+        assert_ends_as_local(Path(trial.run), config, tmp_path / f"alone-{trial.values}")
 
 
 @pytest.mark.slow
