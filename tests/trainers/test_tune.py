@@ -26,6 +26,7 @@ from tests.support.tiny_networks import tiny_network
 from tests.support.tiny_run import (
     BATCH,
     STEPS,
+    assert_ends_as_local,
     tiny_config,
     tiny_teacher,
     write_recipe,
