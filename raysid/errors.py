@@ -14,6 +14,10 @@ class UserError(RaysidError):
     """
 
 
+class InvalidConfig(UserError):
+    """Settings are unknown, not allowed, or in conflict: a line for each problem."""
+
+
 class NotHere(UserError):
     """Files that a run needs are not on this machine, nor can they be fetched: a line for each.
 

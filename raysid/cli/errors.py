@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import click
 
-from raysid.errors import NotHere, RunFailed, RunStopped, StorageError, UserError
+from raysid.errors import InvalidConfig, NotHere, RunFailed, RunStopped, StorageError, UserError
 
 
 class _Failure(click.ClickException):
@@ -50,7 +50,10 @@ def _in_one_line() -> Iterator[None]:
             raise _Stopped("interrupted") from None
         # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
         cause = getattr(error, "cause", None) or error
-        line = "error: " + (str(cause) if isinstance(cause, NotHere) else " ".join(str(cause).split()))
+        line = str(cause) if isinstance(cause, NotHere | InvalidConfig) else " ".join(str(cause).split())
+        if isinstance(cause, InvalidConfig):
+            line = line.replace("\n", "\nraysid: error: ")
+        line = f"error: {line}"
         full = isinstance(cause, StorageError) and cause.full
         if full:
             from raysid.storage.failures import MAKE_ROOM

@@ -47,7 +47,7 @@ class Config(Settings):
         description="`overlapped`: psi is trained on the images of theta's step; `alternating`: on new ones.",
     )
     data: DataSettings = DataSettings()
-    teacher: Annotated[TeacherSettings, MAY_CHANGE]
+    teacher: Annotated[TeacherSettings, MAY_CHANGE] = Field(description="Teacher to distil.")
     method: MethodSettings = MethodSettings()
     total_images: Annotated[Positive, COMMON, MAY_CHANGE] = Field(
         description="Length of the distillation, in images."

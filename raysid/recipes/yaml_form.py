@@ -1,4 +1,4 @@
-"""YAML as recipes use it: plain data, `1e-4` is a number, `yes` is text, and no key is given twice."""
+"""YAML of recipes: plain data, `1e-4` is a number, `yes` is text, and no key occurs twice."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import yaml
 
-# PyYAML reads YAML 1.1, which takes `1e-4` for text because it has no point, and `no` and `on` for booleans
-# (which a field of numbers would then accept as 0 and 1). YAML 1.2 does neither, and so it is here.
+# PyYAML reads YAML 1.1, in which `1e-4` is text because it has no point, and `no` and `on` are booleans (which a field
+# of numbers would accept as 0 and 1). YAML 1.2 has neither, and nor has this loader.
 _BOOLEAN_TAG, _FLOAT_TAG = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _BOOLEAN = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
 _EXPONENT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class NotYAML(Exception):
-    """Text that cannot be read; the message says what is wrong and, where known, in which line."""
+    """Text that cannot be parsed; the message has the reason and, if known, the line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` (no tag can make an object), refusing what would be misread without a word."""
+    """`yaml.SafeLoader` (no tag creates an object) that refuses duplicate keys and keys that are not text."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """`yaml.SafeDumper`, quoting the text that `_Loader` would read as a number."""
+    """`yaml.SafeDumper` that quotes text which `_Loader` would read as a number."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
                 None, None, f"the key {key.value!r} is given twice", key.start_mark
             )
         seen.add(key.value)
-    loader.flatten_mapping(node)  # only now: a key may stand here and in what `<<` brings
-    # deep: the contents are built before this returns, so that a mapping inside itself is refused.
+    loader.flatten_mapping(node)  # after the check: a key may occur here and in the mapping that `<<` merges
+    # With deep, the contents are built before this returns, so that a mapping inside itself is refused.
     return dict(loader.construct_pairs(node, deep=True))
 
 
@@ -53,17 +53,17 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(_BOOLEAN_TAG, _BOOLEAN, list("tTfF"))
 _Loader.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+.0123456789"))
-# The dumper quotes what either version of YAML would take for something else than text.
+# The dumper quotes text that either version of YAML would read as another type.
 _Dumper.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+.0123456789"))
 _Dumper.add_representer(dict, _represent_mapping)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The plain data that the text stands for.
+    """Return the data of a YAML text.
 
     Raises:
-        NotYAML: the text is not one document of plain YAML, gives a key twice or has a key that is not text.
+        NotYAML: the text is not one document of plain YAML, has a key twice, or has a key that is not text.
     """
     try:
         return yaml.load(text, _Loader)
@@ -74,10 +74,10 @@ def parse_yaml(text: str | bytes) -> Any:
     except RecursionError as error:
         raise NotYAML("nested too deeply") from error
     except Exception as error:
-        # Characters that are no text, dates that do not exist, `!!bool x`: PyYAML lets any type through.
+        # Invalid characters, dates that do not exist, `!!bool x`: PyYAML lets exceptions of any type through.
         raise NotYAML(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 def dump_yaml(data: Any) -> str:
-    """YAML of plain data in its own order, lists of numbers on one line; `parse_yaml` reads it back."""
+    """Return plain data as YAML, in its own order, with lists of numbers on one line; the inverse of `parse_yaml`."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True)

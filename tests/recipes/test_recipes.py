@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raysid.config import Config, PretrainConfig, TuneConfig
-from raysid.errors import UserError
+from raysid.errors import InvalidConfig, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
 
 DISTILL = "kind: distill\nteacher: {path: t}\ntotal_images: 1000\n"
@@ -236,7 +236,7 @@ def test_a_recipe_of_another_kind_is_told_its_command() -> None:
         ("", "is empty, not a mapping"),
         ("- 1", "is a list, not a mapping"),
         ("just words", "is a str, not a mapping"),
-        ("seed: 1", "has no `kind`; say `kind: pretrain` or `kind: distill`"),
+        ("seed: 1", "has no `kind`; add `kind: pretrain` or `kind: distill`"),
         ("kind: search", "unknown kind 'search'"),
         ("kind: [distill]", "unknown kind ['distill']"),
         ("seed: 1\nseed: 2", "line 2, column 1: the key 'seed' is given twice"),
@@ -247,8 +247,8 @@ def test_a_recipe_of_another_kind_is_told_its_command() -> None:
         ("a: 2024-13-45", "month must be in 1..12"),
         ("a: 1\n---\nb: 2", "another document"),
         ("[" * 5000, "nested too deeply"),
-        (b"\xff\xfe\x00", "not YAML"),
-        (b"a: \x80", "not YAML"),
+        (b"\xff\xfe\x00", "is not a recipe in YAML"),
+        (b"a: \x80", "is not a recipe in YAML"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_told_where(text: str | bytes, words: str, tmp_path: Path) -> None:
@@ -320,11 +320,6 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
             "not divide into groups of method.adversarial.group_size 32",
         ),
         ({"teacher.recipe": "null"}, "teacher: give teacher.path (a teacher's folder), teacher.recipe"),
-        ({"seed": "-1", "method.tmax": "0", "storag": "x"}, "did you mean storage? (and 2 more problems)"),
-        (
-            {"seed": "-1", "method.tmax": "0"},
-            "seed is -1; allowed: integer at least 0, below 9223372036854775808 (and 1 more problem)",
-        ),
         ({"kind": "pretrain"}, "kind is 'pretrain'; allowed: distill"),
     ],
 )
@@ -332,6 +327,59 @@ def test_a_bad_override_is_told(overrides: dict[str, Any], words: str) -> None:
     line = complaint("digits-sid", overrides)
     assert words in line
     assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (
+            {"seed": "-1", "method.tmax": "0", "storag": "x"},
+            [
+                "unknown key storag; did you mean storage?",
+                "seed is -1; allowed: integer at least 0, below 9223372036854775808",
+                "method.tmax is 0; allowed: integer above 0, at most 1000, or null",
+            ],
+        ),
+        (  # conflicts, whether or not all settings are valid
+            {"microbatch_size": "48", "data.source": "null", "method.adversarial": "{}"},
+            [
+                "digits-sid: method.adversarial needs real images: give data.source, or null for method.adversarial",
+                "digits-sid: batch_size 128 is not a multiple of microbatch_size 48",
+            ],
+        ),
+        (
+            {"microbatch_size": "48", "seed": "-1", "colocated.min_workers": "2"},
+            [
+                "seed is -1; allowed: integer at least 0, below 9223372036854775808",
+                "colocated: min_workers 2 is more than num_workers 1",
+                "digits-sid: batch_size 128 is not a multiple of microbatch_size 48",
+            ],
+        ),
+        # conflicts with a setting that is invalid by itself
+        ({"microbatch_size": "x"}, ["microbatch_size is 'x'; allowed: integer above 0, or null"]),
+        ({"generator.num_workers": "0"}, ["generator.num_workers is 0; allowed: integer above 0"]),
+        (
+            {"data.source": "[1, a]"},
+            ["data.source.0 is 1; allowed in data.source: text, or list, each: text, or null; quote it"],
+        ),
+    ],
+)
+def test_all_problems_are_reported_at_once(overrides: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load_recipe("digits-sid", overrides)
+    assert str(caught.value).splitlines() == lines
+
+
+def test_all_problems_of_a_file_are_reported_with_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "kind: distill\nmetod: {}\ntotal_imagez: 5\nseed: -1\n")
+    with pytest.raises(InvalidConfig) as caught:
+        load_recipe(path)
+    assert str(caught.value).splitlines() == [
+        f"{path}: unknown key metod; did you mean method?",
+        f"{path}: unknown key total_imagez; did you mean total_images?",  # so it is not missing
+        f"{path}: seed is -1; allowed: integer at least 0, below 9223372036854775808",
+        f"{path}: teacher is missing; give it a value (Teacher to distil)",
+    ]
 
 
 def test_a_network_that_does_not_fit_together_is_told() -> None:

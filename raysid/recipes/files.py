@@ -1,0 +1,148 @@
+"""Finding and reading the files of a recipe: its own and those that it extends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysid.errors import UserError
+from raysid.recipes.yaml_form import NotYAML, parse_yaml
+
+_FOLDER = Path(__file__).resolve().parent
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class RecipeSummary:
+    """Kind and description of a packaged recipe; the description is the first line of its opening comment."""
+
+    kind: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One YAML file: its name in messages, its path, its content."""
+
+    name: str
+    path: Path
+    values: dict[str, Any]
+
+
+def packaged_recipes() -> dict[str, RecipeSummary]:
+    """Return the recipes that are part of the package, by name."""
+    return {path.stem: _summary(path) for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def packaged_of_kind(kind: str) -> str:
+    """Return the names of the packaged recipes of a kind, as `a, b, c`."""
+    return ", ".join(name for name, summary in packaged_recipes().items() if summary.kind == kind)
+
+
+def read_sources(recipe: str, folder: Path) -> list[Source]:
+    """Read a recipe's file and those it extends; each overrides the next.
+
+    Args:
+        recipe: name of a packaged recipe, or path (or URL) of a YAML file.
+        folder: folder that a relative path starts from.
+
+    Raises:
+        UserError: there is no such recipe, a file cannot be read, or a recipe extends itself or another kind.
+    """
+    sources: list[Source] = []
+    wanted: str | None = recipe
+    while wanted is not None:
+        name, path = _locate(wanted, folder, extended_by=sources[-1].name if sources else None)
+        if any(path == source.path for source in sources):
+            chain = " extends ".join([*(source.name for source in sources), name])
+            raise UserError(f"{chain}: a recipe cannot extend itself; take out one `extends`")
+        values = _read(name, path)
+        wanted = values.pop("extends", None)
+        if wanted is not None and not isinstance(wanted, str):
+            raise UserError(f"{name}: `extends` must be a recipe's name or path, as text")
+        folder = path.parent
+        make_recipes_absolute(values, folder)
+        sources.append(Source(name, path, values))
+    kinds = [(source.name, source.values["kind"]) for source in sources if "kind" in source.values]
+    for (name, kind), (base, base_kind) in zip(kinds, kinds[1:], strict=False):
+        if kind != base_kind:
+            raise UserError(f"{name} is of kind {kind}, but extends {base}, which is of kind {base_kind}")
+    return sources
+
+
+def make_recipes_absolute(values: dict[str, Any], folder: Path) -> None:
+    """Make relative paths of other recipes (a teacher's, a search's) absolute: a command may run in any folder."""
+    if _is_relative(values.get("recipe")):
+        values["recipe"] = str((folder / values["recipe"]).resolve())
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict) and _is_relative(teacher.get("recipe")):
+        values["teacher"] = {**teacher, "recipe": str((folder / teacher["recipe"]).resolve())}
+
+
+def _summary(path: Path) -> RecipeSummary:
+    first_line = path.read_text(encoding="utf-8").partition("\n")[0]
+    kinds = [source.values["kind"] for source in read_sources(path.stem, _FOLDER) if "kind" in source.values]
+    return RecipeSummary(kinds[0], first_line.lstrip("# ").strip())
+
+
+def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Path]:
+    """Return a recipe's name in messages, and its file."""
+    packaged = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    if recipe in packaged:
+        return recipe, _FOLDER / f"{recipe}.yaml"
+    path = folder / recipe
+    if "://" in recipe:  # in a bucket, where a search writes its best recipe
+        from upath import UPath
+
+        path = UPath(recipe)  # type: ignore[assignment]  # has the methods of a Path that are used here
+    name = recipe if extended_by is None else str(path)
+    prefix = f"{extended_by}: `extends`: " if extended_by else ""
+    try:
+        if path.is_dir():
+            raise UserError(f"{prefix}{name} is a folder; give the YAML file in it")
+        if path.exists():
+            return name, path.resolve()
+    except OSError as error:  # a folder on the way without permission, a name that is too long
+        raise UserError(f"{prefix}{name} cannot be read: {error.strerror}") from error
+    from raysid.recipes.problems import closest
+
+    likely = closest(Path(recipe).name.removesuffix(".yaml"), packaged)
+    missing = f"no file {name}" if _is_path(recipe) else f"no recipe {recipe!r}"
+    hint = f"did you mean {' or '.join(likely)}? " if likely else ""
+    choices = f"packaged recipes: {', '.join(packaged)}; or give the path of a YAML file"
+    raise UserError(f"{prefix}{missing}; {hint}{choices}")
+
+
+def _is_path(recipe: str) -> bool:
+    return recipe.endswith(_SUFFIXES) or os.sep in recipe
+
+
+def _is_relative(recipe: Any) -> bool:
+    return isinstance(recipe, str) and _is_path(recipe) and "://" not in recipe
+
+
+def _read(name: str, path: Path) -> dict[str, Any]:
+    try:
+        values = parse_yaml(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
+    except NotYAML as error:
+        raise UserError(f"{name} is not a recipe in YAML: {error}") from error
+    if not isinstance(values, dict):
+        found = "empty" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{name} is {found}, not a mapping; a recipe has lines like `kind: distill`")
+    return values
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Merge `over` into `base`, in place: mappings key by key; any other value, null too, replaces."""
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            if not isinstance(base.get(key), dict):
+                base[key] = {}
+            merge(base[key], value)  # a copy: a source must not change
+        else:
+            base[key] = value
