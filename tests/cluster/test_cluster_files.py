@@ -186,7 +186,7 @@ def test_what_a_user_changes_stands_on_top_and_is_used() -> None:
 # Who can reach it.
 
 
-@pytest.mark.parametrize("name", [*FILES, "Dockerfile", "gcp-setup.sh", "../docs/cloud.md"])
+@pytest.mark.parametrize("name", [*FILES, "Dockerfile", "gcp-setup.sh", "../docs/clusters.md"])
 def test_nothing_is_open_to_every_address(name: str) -> None:
     assert not re.search(r"0\.0\.0\.0|::/0", (CLUSTER / name).read_text())
 
@@ -387,8 +387,8 @@ def test_the_job_asks_for_the_learners_and_the_teachers_nodes() -> None:
 
 
 def test_the_guide_asks_for_them_too() -> None:
-    text = (ROOT / "docs" / "cloud.md").read_text().replace("\\\n", " ")
-    (command,) = re.findall(r"^ +(raysid submit distill .*--resources.*)$", text, re.MULTILINE)
+    text = (ROOT / "docs" / "clusters.md").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^(raysid submit distill .*--address.*--resources.*)$", text, re.MULTILINE)
     words = shlex.split(command)[3:]
     at = words.index("--address")
     assert words[at + 1] == "http://127.0.0.1:8265"
@@ -413,7 +413,7 @@ def test_all_files_have_the_versions_of_constraints() -> None:
         groups = spec["workerGroupSpecs"]
         assert {c["image"] for group in groups for c in group["template"]["spec"]["containers"]} == {worker}
     everywhere = "".join((CLUSTER / name).read_text() for name in [*FILES, "Dockerfile"])
-    everywhere += (ROOT / "docs" / "cloud.md").read_text()
+    everywhere += (ROOT / "docs" / "clusters.md").read_text()
     assert set(re.findall(r":ray([\d.]+)-[cg]pu", everywhere)) == {version}
     host = repository.split("/")[0]
     for node in ("learner", "teacher"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -343,33 +344,7 @@ def test_points_are_no_pictures(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "makes samples of shape (2,), which are no pictures" in result.output
 
 
-# -- the README's example, by the real command --------------------------------------------------------------
-
-
-def blocks_of_readme() -> tuple[str, str]:
-    """`points.py` and `points.yaml`, as the README has them."""
-    section = (ROOT / "README.md").read_text().partition("## Your own teacher")[2].partition("\n## ")[0]
-    indented = ["".join(line[4:] for line in part.splitlines(keepends=True)) for part in _indented(section)]
-    (module,) = [block for block in indented if block.startswith("# points.py")]
-    (recipe,) = [block for block in indented if block.startswith("# points.yaml")]
-    return module, recipe
-
-
-def _indented(text: str) -> list[str]:
-    """The indented blocks of a text, with the empty lines within."""
-    found: list[str] = []
-    inside = False
-    for line in text.splitlines(keepends=True):
-        if line.startswith("    "):
-            if not inside:
-                found.append("")
-            found[-1] += line
-            inside = True
-        elif line.strip():
-            inside = False
-        elif inside:
-            found[-1] += line
-    return found
+# -- the example, by the real command -------------------------------------------------------------------------
 
 
 def command(folder: Path, *arguments: str) -> str:
@@ -396,10 +371,9 @@ def test_the_installed_command_and_its_actors_import_a_module_beside_the_recipe(
 
 
 @SLOW
-def test_the_readmes_example(tmp_path: Path) -> None:
-    module, recipe = blocks_of_readme()
-    (tmp_path / "points.py").write_text(module)
-    (tmp_path / "points.yaml").write_text(recipe)
+def test_the_example(tmp_path: Path) -> None:
+    for name in ("points.py", "points.yaml"):
+        shutil.copy(ROOT / "examples" / "points" / name, tmp_path)
     command(tmp_path, sys.executable, "points.py")
     command(tmp_path, CONSOLE, "distill", "points.yaml")
     text = (
