@@ -323,7 +323,11 @@ def test_options_and_settings_that_are_named_exist(page: Path) -> None:
             name = option[1].removeprefix("against.").replace("-", "_")
             assert name in every_option or name.endswith("NAME"), f"{page.name}: no option {span}"
         setting = re.fullmatch(r"([a-z_]+(\.[a-z0-9_]+)+)( .*)?", span)
-        if setting and setting[1].partition(".")[0] in SECTIONS and not setting[1].endswith((".json", ".yaml")):
+        if (
+            setting
+            and setting[1].partition(".")[0] in SECTIONS
+            and not setting[1].endswith((".json", ".yaml"))
+        ):
             assert setting[1] in FIELDS, f"{page.name}: no setting {span}"
 
 

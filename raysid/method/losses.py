@@ -1,7 +1,7 @@
 """The losses of SiD and SiDA as pure functions of tensors.
 
 No network, no Ray, no state: images (B, C, H, W), or samples of another shape, go in, one number per sample
-comes out, so that callers decide how samples are summed, masked and divided. Symbols are method.md's: x_g a
+comes out, so that callers decide how samples are summed, masked and divided. Symbols are docs/method.md's: x_g a
 generated image, x_teacher and x_fake the two predictions of the clean image from x_t.
 
 Sources: SiD = arXiv 2404.04057, SiDA = arXiv 2410.14919, EDM = arXiv 2206.00364.

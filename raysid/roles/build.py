@@ -144,7 +144,7 @@ def learner_network(teacher: str, settings: LearnerSettings, factory: str | None
 
     A module of the user's own is as its function makes it; `factory` as in `load_network`.
 
-    Only guidance's rule drops conditions (method.md, "Names"); a copy that dropped labels by itself would
+    Only guidance's rule drops conditions (docs/method.md, "Names"); a copy that dropped labels by itself would
     learn another distribution than the generator's.
     """
     card, original = load_network(teacher, "teacher", factory)

@@ -115,7 +115,7 @@ class FakeScoreLearner:
     def accumulate(self, at: Slice, images: Images) -> Token:
         """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
 
-        Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (method.md, "Fake-score loss",
+        Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (docs/method.md, "Fake-score loss",
         "SiDA"). x is x_g or, where augmentation is on, x_g transformed, of which psi is told; real images
         have transforms of their own. Images with a NaN leave the loss.
         """

@@ -44,7 +44,7 @@ class TeacherScorer:
 
     @busy
     def score(self, noised: Noised, guidance_scale: float = 1.0, run: str = "") -> Prediction:
-        """Predict the clean image of x_t for a run, at its guidance scale (method.md, k4)."""
+        """Predict the clean image of x_t for a run, at its guidance scale (docs/method.md, k4)."""
         noised = noised.to(self.device)
         self.microbatches += 1
         if self.graphs_kept == 0:

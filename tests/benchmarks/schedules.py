@@ -3,7 +3,7 @@
 The quickstart's distillation in both schedules, seeds 0, 1, 2. The evaluated distances do not depend on what else the
 machine does, so they may be trained at any time (and the same command goes on where it was stopped); the
 seconds are their images over the speed of each schedule, which is measured at the end in turns, on an idle machine.
-`overlapped` trains psi on the images that theta's step made, `alternating` on fresh ones (design.md, "One step").
+`overlapped` trains psi on the images that theta's step made, `alternating` on fresh ones (docs/design.md, "One step").
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ DDPM = DDPMNoise(ABAR.float())
 
 
 def karras(u: float) -> float:
-    """method.md's sigma for u in [0, 1], by hand."""
+    """docs/method.md's sigma for u in [0, 1], by hand."""
     return (80 ** (1 / 7) + (1 - u) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
 
 

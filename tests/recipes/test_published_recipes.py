@@ -1,4 +1,4 @@
-"""The recipes of the published runs: their networks, and the settings of method.md's table."""
+"""The recipes of the published runs: their networks, and the settings of docs/method.md's table."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Composed:
 
 
 def composed(tiny: TinyRoles, theta: EDMDenoiser, keep: Tensor | None = None) -> Composed:
-    """One autograd pass through generator, noise, teacher and fake score, as method.md writes it.
+    """One autograd pass through generator, noise, teacher and fake score, as docs/method.md writes it.
 
     Args:
         keep: indices of the batch's samples that take part; all when not given.
@@ -343,7 +343,7 @@ def spoilt_images(images: Images, bad: float) -> Images:
 
 
 def psi_gradient(tiny: TinyRoles, images: Images, keep: list[int]) -> Tensor:
-    """psi's gradient as method.md writes its loss, from the generated images `keep` of one group and all real ones."""
+    """psi's gradient by docs/method.md, from the generated images `keep` of one group and all real ones."""
     config, noise = tiny.fake_score.config, tiny.fake_score.noise
     psi = tiny_network(2, augment_dim=tiny.fake_score.network.settings.augment_dim)
     draws = Draws(config.seed, STEP, 0, 4)

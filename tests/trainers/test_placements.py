@@ -1,4 +1,4 @@
-"""Where a run lives, and how its batch is cut, do not change what it computes (design.md, rules 1 to 3)."""
+"""Where a run lives, and how its batch is cut, do not change what it computes (docs/design.md, rules 1 to 3)."""
 
 from __future__ import annotations
 
