@@ -1,4 +1,16 @@
-"""The papers' mathematics: losses, noise processes, draws, guidance, sampling, schedules, augmentation.
+"""The mathematics of the papers: pure functions of tensors, without state, roles or Ray.
 
-Pure functions of tensors. A network is reached through `method.denoiser`'s protocol alone; no roles, no Ray.
+A network is used through the protocol of `denoiser.py` alone, so a new kind of network or condition needs no edit here.
+
+    losses.py       SiD's and SiDA's losses, one number a sample
+    guidance.py     guided prediction, dropping conditions (SiD-LSG)
+    noise.py        noise processes: the protocol, EDM's, DDPM's
+    predictions.py  epsilon and v, and the clean sample in them
+    sampling.py     the generator's one step; Heun's and DDIM's samplers
+    draws.py        random numbers by address
+    schedules.py    learning rate, average, phases of a run
+    augment.py      EDM's augmentation
+
+To add a noise process, implement `noise.NoiseProcess`. A network says which one it was trained with (its attribute
+`noise`), and its settings say which step or level is the default (`raysid/config/networks.py`).
 """

@@ -1,13 +1,13 @@
-"""EDM's non-leaking augmentation: random transforms of the images, and labels that tell the network of them.
+"""EDM's non-leaking augmentation: random transforms of the images, and the labels that describe them to the network.
 
-A network that is told how its images were transformed learns the transformed images' distribution only
-under those labels; under the label zero, under which it scores and generates, it learns the images as they
-are. So augmentation keeps a network from overfitting and leaves no trace in what it makes.
+A network that gets the transform as a condition learns the distribution of the transformed images only under that
+condition. Under the zero label, with which it scores and generates, it learns the images as they are. So augmentation
+prevents overfitting and does not show in generated images.
 
-In order: flips, isotropic scaling, rotation, scaling along an axis, translation. Flips are exact; the others
-are one affine map about the image's middle, for which the image is continued by reflection, upsampled
-twofold by the sym6 wavelet's lowpass filter, sampled bilinearly and downsampled by the same filter, so that
-nothing aliases. An image that none of these moves is returned as it is, bit for bit.
+In order: flips, isotropic scaling, rotation, scaling along an axis, translation. Flips are exact. The others form one
+affine map about the centre of the image: the image is extended by reflection, upsampled by 2 with the sym6 wavelet's
+lowpass filter, sampled bilinearly and downsampled with the same filter, which prevents aliasing. An image that is not
+resampled keeps its pixel values bit for bit.
 
 Sources: EDM = arXiv 2206.00364, appendix F.2 (transforms, labels); arXiv 2006.06676, appendix B (resampling).
 """
@@ -27,9 +27,9 @@ LABEL_DIM = 9
 SCALE_OCTAVES = 0.2  # standard deviation of log2 of both scalings
 TRANSLATION = 0.125  # standard deviation of the translation, as a fraction of the image's size
 
-# The least asymmetric wavelet with six vanishing moments (Daubechies, Ten Lectures on Wavelets, table 6.3),
-# lowpass, of unit norm. It is nearly symmetric about the tap CENTRE, so an upsampled image has its even
-# samples on the pixels, and its odd ones half-way to the next.
+# Lowpass filter of the least asymmetric wavelet with six vanishing moments (Daubechies, Ten Lectures on Wavelets, table
+# 6.3), of unit norm. It is nearly symmetric about the tap CENTRE, so the even samples of an upsampled image lie on its
+# pixels and the odd ones half-way between them.
 SYM6 = (
     0.015404109327027373,
     0.0034907120842174702,
@@ -49,16 +49,16 @@ CENTRE = 5
 
 @dataclass(frozen=True)
 class Transforms:
-    """What is done to each image of a batch: float32 tensors (B,), all 0 where an image stays as it is.
+    """The transforms of a batch of B images: float32 tensors (B,), all 0 for an image that stays as it is.
 
-    x points right and y down; angles are in radians, counter-clockwise as seen.
+    x points right and y down; angles are in radians, counter-clockwise on screen.
 
     Attributes:
-        xflip, yflip: 1 for a mirror image, left to right and top to bottom.
+        xflip, yflip: 1 to mirror the image left to right, or top to bottom.
         n_scale: isotropic scaling by 2^(0.2 n_scale).
         rotation: angle in [-pi, pi).
         n_aniso: scaling by 2^(0.2 n_aniso) along an axis, and by its inverse across it.
-        aniso_axis: the axis's angle from x, in [-pi, pi).
+        aniso_axis: angle of that axis from x, in [-pi, pi).
         n_tx, n_ty: translation by 0.125 n_tx of the width and 0.125 n_ty of the height.
     """
 
@@ -73,7 +73,7 @@ class Transforms:
 
     @property
     def labels(self) -> Tensor:
-        """What the network is told of each image: (B, 9), zeros for an image that stays as it is."""
+        """The network's augmentation labels (B, 9); zeros for an image that stays as it is."""
         return torch.stack(
             [
                 self.xflip,
@@ -91,21 +91,21 @@ class Transforms:
 
     @property
     def moved(self) -> Tensor:
-        """Indices of the images that are resampled: more than flips is done to them."""
+        """Indices of the images that need resampling, because more than flips applies to them."""
         resampling = [self.n_scale, self.rotation, self.n_aniso, self.n_tx, self.n_ty]
         return torch.stack(resampling).any(0).nonzero()[:, 0]
 
 
 def draw_transforms(draws: Draws, purpose: str, probability: float) -> Transforms:
-    """The transforms of a batch's slice, drawn on the CPU.
+    """Draw the transforms of a slice of a batch, on the CPU.
 
-    At any probability above 0 half the images are mirrored left to right. Every other transform acts with
-    the given probability, by itself; a y-flip that acts mirrors half its images, and the axis of the
-    anisotropic scaling is turned in half of them.
+    At any probability above 0, half of the images are mirrored left to right. Every other transform applies with the
+    given probability, independently; a y-flip that applies mirrors half of its images, and the axis of the anisotropic
+    scaling is rotated in half of them.
 
     Args:
         draws: the random numbers of the slice.
-        purpose: what the images are; other images of the same step have other transforms.
+        purpose: the address of these images' draws; other images of the same step get other transforms.
         probability: p, in [0, 1]; at 0 every image stays as it is.
     """
 
@@ -132,11 +132,11 @@ def draw_transforms(draws: Draws, purpose: str, probability: float) -> Transform
 
 
 def augment(images: Tensor, transforms: Transforms) -> tuple[Tensor, Tensor]:
-    """Transform every image, and label it.
+    """Transform images, and return the labels that describe the transforms.
 
     Args:
-        images: (B, C, H, W) in [-1, 1], on any device; where a transform looks beyond one reflection of its
-            image it finds 0, mid-grey.
+        images: (B, C, H, W) in [-1, 1], on any device. Beyond one reflection of the image a transform reads 0,
+            mid-grey.
         transforms: of B images, on the CPU.
 
     Returns:
@@ -157,7 +157,7 @@ def augment(images: Tensor, transforms: Transforms) -> tuple[Tensor, Tensor]:
 
 
 def _resampled(images: Tensor, maps: Tensor) -> Tensor:
-    """Images (B, C, H, W) under affine maps (B, 2, 3) of `_sampling_maps`."""
+    """Resample images (B, C, H, W) with the affine maps (B, 2, 3) of `_sampling_maps`."""
     (up_y, down_y), (up_x, down_x) = (
         [matrix.to(images) for matrix in _resampling(size)] for size in images.shape[2:]
     )
@@ -169,9 +169,9 @@ def _resampled(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _sampling_maps(transforms: Transforms, height: int, width: int) -> Tensor:
-    """Where in the upsampled image each sample of the moved one lies: affine maps (B, 2, 3), float64.
+    """Affine maps (B, 2, 3), float64, from each sample of the transformed image to its position in the upsampled image.
 
-    Samples are placed as `affine_grid` places them, from -1 at the first of an axis to 1 at the last.
+    Positions are those of `affine_grid`: from -1 at the first sample of an axis to 1 at the last.
     """
     scale, stretch = (
         torch.exp2(SCALE_OCTAVES * n.double()) for n in (transforms.n_scale, transforms.n_aniso)
@@ -179,30 +179,30 @@ def _sampling_maps(transforms: Transforms, height: int, width: int) -> Tensor:
     rotation, axis = transforms.rotation.double(), transforms.aniso_axis.double()
     size = torch.tensor([width, height], dtype=torch.float64)
     shift = TRANSLATION * size * torch.stack([transforms.n_tx, transforms.n_ty], dim=1)
-    # From a moved pixel back to where it was, both from the image's middle: back (pixel - shift).
+    # From a transformed pixel back to its source, both relative to the centre of the image: back (pixel - shift).
     squeeze = torch.diag_embed(torch.stack([1 / stretch, stretch], dim=1))
     back = _turn(-rotation) @ _turn(axis) @ squeeze @ _turn(-axis) / scale[:, None, None]
-    # Samples are half a pixel apart. Of both images the middle sample lies a quarter of a pixel right of and
-    # below the image's middle, the last one so far from the middle one:
+    # Samples are half a pixel apart. In both images the middle sample lies a quarter of a pixel right of and below the
+    # centre of the image, and the last sample this far from the middle one:
     fine, moved = (2 * (3 * size - 2) - 1) / 4, (2 * size + 9) / 4
     offset = (back @ (0.25 - shift)[:, :, None])[:, :, 0] - 0.25
     return torch.cat([back * moved, offset[:, :, None]], dim=2) / fine[:, None]
 
 
 def _turn(angle: Tensor) -> Tensor:
-    """Counter-clockwise rotations as seen, y pointing down: (B,) -> (B, 2, 2)."""
+    """Counter-clockwise rotations on screen, with y pointing down: (B,) -> (B, 2, 2)."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, sin], dim=1), torch.stack([-sin, cos], dim=1)], dim=1)
 
 
 @cache
 def _resampling(size: int) -> tuple[Tensor, Tensor]:
-    """What resamples one axis of `size` pixels, as matrices: images are small, and these need no padding.
+    """The matrices that resample one axis of `size` pixels. Images are small, and matrices need no padding.
 
     Returns:
-        (from the pixels to the samples of the image continued by a reflection to either side,
-        (2 (3 size - 2), size); from the samples of the moved image, with the 10 that the filter needs
-        beyond its edges, to its pixels, (size, 2 size + 10)), float64.
+        (from the pixels to the samples of the image extended by a reflection on either side, (2 (3 size - 2), size);
+        from the samples of the transformed image, with the 10 that the filter needs beyond its edges, to its pixels,
+        (size, 2 size + 10)), float64.
     """
     source = torch.arange(1 - size, 2 * size - 1).abs()
     source = torch.where(source < size, source, 2 * (size - 1) - source)
@@ -214,7 +214,7 @@ def _resampling(size: int) -> tuple[Tensor, Tensor]:
 def _filter(size: int) -> Tensor:
     """The filter's weights between samples and pixels, (2 size + 10, size); pixel 0 is on sample CENTRE.
 
-    A pixel's weights, a column, sum to 1, those of a sample inside to 1/2.
+    The weights of a pixel, a column, sum to 1; those of an inner sample to 1/2.
     """
     taps = torch.tensor(SYM6, dtype=torch.float64)
     taps = torch.nn.functional.pad(taps / taps.sum(), (0, 2 * size - 2))

@@ -1,9 +1,9 @@
 """Addressed randomness: every draw is a pure function of (run seed, step, purpose, sample).
 
-A run must not depend on how its batch is cut into microbatches or ranks, nor on which process draws
-first. So nothing consumes a shared generator: a counter-based generator (Philox, Salmon et al. 2011) is
-keyed by (seed, step, purpose) and its counter is set to the sample's position in the whole batch. A slice
-of a batch costs the slice, not the batch.
+The results of a run must depend neither on how its batch is divided into microbatches and ranks nor on which process
+draws first. So no generator is shared: a counter-based one (Philox, Salmon et al. 2011) is keyed by (seed, step,
+purpose), and its counter is set to the sample's position in the whole batch. Drawing a slice of a batch costs the
+slice, not the batch.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WORDS_PER_BLOCK = 4  # Philox4x64 makes four 64-bit words for each count of its counter
+WORDS_PER_BLOCK = 4  # Philox4x64 makes four 64-bit words per counter value
 
 
 def derived_seed(*address: int | str) -> int:
-    """A 128-bit number that is the same for the same address on every machine and Python version."""
+    """A 128-bit number that depends on the address alone, on every machine and Python version."""
     text = "/".join(str(part) for part in address)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed what torch's own layers draw from where they compute, as dropout does.
+    """Seed the generators that torch's own layers use, such as dropout.
 
-    `torch.manual_seed` would, but takes a stack trace for every kind of device that is not in use: 1 ms and more.
+    `torch.manual_seed` takes a stack trace for every unused kind of device, which costs 1 ms and more.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -41,8 +41,8 @@ class Draws:
 
     Attributes:
         seed: the run's seed.
-        step: the step whose numbers these are.
-        start: position in the whole batch of the first sample.
+        step: the step that draws them.
+        start: position of the first sample in the whole batch.
         count: number of samples.
     """
 
@@ -52,11 +52,11 @@ class Draws:
     count: int
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        """Float32 numbers in [0, 1), shape (count, *shape)."""
+        """Uniform float32 numbers in [0, 1), shape (count, *shape)."""
         return torch.from_numpy(self._uniform64(purpose, shape).astype(np.float32).clip(max=_BELOW_ONE))
 
     def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal float32 numbers, shape (count, *shape), by Box and Muller's transform."""
+        """Standard normal float32 numbers, shape (count, *shape), by the Box-Muller transform."""
         pairs = self._uniform64(purpose, (2, *shape))
         radius = np.sqrt(-2.0 * np.log1p(-pairs[:, 0]))
         return torch.from_numpy((radius * np.cos(2.0 * np.pi * pairs[:, 1])).astype(np.float32))

@@ -1,8 +1,8 @@
 """The losses of SiD and SiDA as pure functions of tensors.
 
-No network, no Ray, no state: images (B, C, H, W), or samples of another shape, go in, one number per sample
-comes out, so that callers decide how samples are summed, masked and divided. Symbols are docs/method.md's: x_g a
-generated image, x_teacher and x_fake the two predictions of the clean image from x_t.
+They take images (B, C, H, W), or samples of another shape, and return one number per sample; the caller sums, masks
+and divides. Symbols are those of docs/method.md: x_g is a generated image, x_teacher and x_fake the two predictions of
+the clean image from x_t.
 
 Sources: SiD = arXiv 2404.04057, SiDA = arXiv 2410.14919, EDM = arXiv 2206.00364.
 """
@@ -18,15 +18,15 @@ LOGIT_LIMIT = 10.0
 
 
 def image_sum(value: Tensor) -> Tensor:
-    """Sum over everything but the batch: (B, ...) -> (B,)."""
+    """Sum over all dimensions but the batch: (B, ...) -> (B,)."""
     return value.flatten(1).sum(1)
 
 
 def finite_samples(*tensors: Tensor) -> Tensor:
-    """Which samples are finite in every one of `tensors`: bool (B,).
+    """Mask of the samples that are finite in all of `tensors` (B, ...): bool (B,).
 
-    A sample that is not leaves the loss (the divisor stays B), so that one bad sample cannot void the
-    update that the others earn.
+    A sample that is not finite is left out of the loss while the divisor stays B, so one bad sample does not spoil the
+    update of the others.
     """
     good = torch.ones(tensors[0].shape[0], dtype=torch.bool, device=tensors[0].device)
     for tensor in tensors:
@@ -48,8 +48,8 @@ def sid_loss(x_g: Tensor, x_teacher: Tensor, x_fake: Tensor, alpha: float) -> Te
     """The score-identity loss of each sample (SiD), shape (B,).
 
     sum over pixels of (x_teacher - x_fake) * ((x_teacher - x_g) - alpha (x_teacher - x_fake)) / w.
-    The caller must let the gradient reach the generator through all three arguments: x_teacher and
-    x_fake depend on x_t, which depends on x_g.
+    The gradient must reach the generator through all three arguments: x_teacher and x_fake depend on x_t, which depends
+    on x_g.
     """
     gap = x_teacher - x_fake
     return image_sum(gap * ((x_teacher - x_g) - alpha * gap)) / sid_weight(x_g, x_teacher)
@@ -59,7 +59,7 @@ def adversarial_loss(logits: Tensor, x_g: Tensor, x_teacher: Tensor, group_size:
     """The generator's adversarial term of each sample (SiDA), shape (B,).
 
     C*H*W * BCE(clamp(logits, -10, 10), 1) / w, the BCE averaged over the logit map and over the sample's
-    group of `group_size` images (the papers' "fakeness per GPU batch").
+    group of `group_size` images (the paper's "fakeness per GPU batch").
 
     Args:
         logits: the fake score's encoder map at x_t, (B, 1, h, w).
@@ -79,11 +79,11 @@ def generator_loss(
     adversarial_scale: float = 0.0,
     group_size: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The generator's whole loss, summed over the good samples of a batch.
+    """The generator's loss, summed over the good samples of a batch.
 
     Without logits: sid_scale * L_SiD. With them, half of each term: (sid_scale * L_SiD +
     adversarial_scale * L_adv) / 2 (SiDA). A sample that is not finite in x_g, x_teacher or x_fake
-    contributes nothing, nor do its logits to its group's average.
+    contributes nothing, and its logits are left out of its group's average.
 
     Returns:
         (loss, sid_scale * L_SiD, adversarial_scale * L_adv), scalars; the last is zero without logits.
@@ -101,8 +101,8 @@ def generator_loss(
 def denoising_loss(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Weighted denoising error of each sample, sum over pixels of weight (x_hat - x)^2: (B,).
 
-    `weight` (B,) is the noise process's: with lambda(sigma) of EDM's table 1 this is EDM's training loss,
-    with DDPM's signal-to-noise ratio it is the squared error in epsilon, and that in v by snr / (snr + 1).
+    `weight` (B,) comes from the noise process. With lambda(sigma) of EDM's table 1 this is EDM's training loss; with
+    DDPM's signal-to-noise ratio it is the squared error in epsilon, and with snr / (snr + 1) that in v.
     """
     return weight * image_sum((x_hat - x) ** 2)
 
@@ -124,7 +124,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, weight: Tensor,
 def grouped_mean(value: Tensor, group_size: int) -> Tensor:
     """Mean over the map and over each group of `group_size` consecutive samples: (B, 1, h, w) -> (B,).
 
-    Every sample of a group gets its group's mean. A sample whose map has a NaN leaves its group's mean.
+    Every sample gets the mean of its group. A sample whose map has a NaN is left out of its group's mean.
     """
     per_image = value.flatten(1).mean(1)
     good = ~per_image.isnan()

@@ -1,8 +1,8 @@
-"""Noise processes: how an image, or another sample, becomes a noised one, x_t = a_t x + s_t eps.
+"""Noise processes: how an image, or another sample, is noised, x_t = a_t x + s_t eps.
 
-A process supplies a_t and s_t for a batch of noise levels `t`, and the distributions from which the two
-learners draw theirs. Draws come in as uniform or normal numbers of one per sample, so that they can be
-addressed (see `raysid.method.draws`); nothing here consumes randomness.
+A process gives a_t and s_t for a batch of noise levels `t`, and the distributions from which the two learners draw
+theirs. It maps uniform or normal numbers, one per sample, to levels; so draws are addressed (`raysid.method.draws`) and
+nothing here consumes randomness.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def per_sample(value: Tensor, images: Tensor) -> Tensor:
 
 
 class NoiseProcess(Protocol):
-    """What the roles need of a noise process. `t` is a noise level in the process's own measure, (B,).
+    """A noise process. `t` is a noise level (B,) in the process's own measure.
 
-    A level is a real number (float32), or the number of a step (int64): `start_level` says which.
+    A level is a real number (float32) or the index of a step (int64), of the type that `start_level` returns.
 
     Attributes:
-        fake_score_draw: which random number `fake_score_level` makes a noise level of.
-        default_tmax: the `tmax` of `generator_level` where a run gives none.
+        fake_score_draw: the distribution of the random numbers that `fake_score_level` takes.
+        default_tmax: the `tmax` of `generator_level` where a run sets none.
     """
 
     fake_score_draw: ClassVar[Literal["normal", "uniform"]]
@@ -45,24 +45,24 @@ class NoiseProcess(Protocol):
         """x_t = a_t x + s_t eps, for images (B, ...), eps like x."""
 
     def start_level(self, sigma_init: float) -> float:
-        """The level at which the generator runs: `sigma_init` where levels are sigmas; an int is a step's number."""
+        """The generator's noise level: `sigma_init` where levels are sigmas; an int is the index of a step."""
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
-        """Noise levels (B,) for the generator's loss from numbers (B,) in [0, 1); `tmax`: the largest, of 1000."""
+        """Noise levels (B,) for the generator's loss from uniform numbers (B,); `tmax`: the largest time, of 1000."""
 
     def fake_score_level(self, draw: Tensor, /) -> Tensor:
-        """Noise levels (B,) for the fake score's training, from one `fake_score_draw` a sample."""
+        """Noise levels (B,) for the fake score's training from one `fake_score_draw` per sample, (B,)."""
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """Weight (B,) of the fake score's squared error in the clean image."""
+        """Weight (B,) of the squared error in the clean image, in the fake score's loss."""
 
 
 @dataclass(frozen=True)
 class EDMNoise:
     """Variance-exploding noise of EDM (arXiv 2206.00364, table 1): a_t = 1, s_t = t = sigma.
 
-    The generator's noise level follows the Karras map of a uniform number cut at `tmax` (SiD, arXiv
-    2404.04057); the fake score's is EDM's log-normal training distribution.
+    The generator's noise level follows the Karras map of a uniform number, truncated at `tmax` (SiD, arXiv
+    2404.04057); the fake score's follows EDM's log-normal training distribution.
     """
 
     sigma_min: float = 0.002
@@ -82,7 +82,7 @@ class EDMNoise:
         return x + per_sample(t, x) * eps
 
     def start_level(self, sigma_init: float) -> float:
-        """Levels are sigmas: `sigma_init` itself."""
+        """`sigma_init` itself: levels are sigmas."""
         return sigma_init
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
@@ -107,17 +107,17 @@ class EDMNoise:
 class DDPMNoise:
     """Discrete variance-preserving noise (DDPM, arXiv 2006.11239): a_t = sqrt(abar_t), s_t = sqrt(1 - abar_t).
 
-    Noise levels are step numbers, int64. Both learners draw theirs evenly from [tmin, tmax), which leaves
-    out the ends of the schedule (SiD-LSG, arXiv 2406.01561).
+    Noise levels are step indices, int64. Both learners draw theirs uniformly from [tmin, tmax), which leaves out the
+    ends of the schedule (SiD-LSG, arXiv 2406.01561).
 
     Attributes:
-        alphas_cumprod: abar_t of every step, float32 (steps,), falling, in [0, 1).
-        tmin: the first step that is drawn.
-        tmax: the first step after those that are drawn.
+        alphas_cumprod: abar_t of every step, float32 (steps,), decreasing, in [0, 1).
+        tmin: the first step that may be drawn.
+        tmax: one more than the last step that may be drawn.
         tau: the step at which the generator runs: x_g = D(s_tau z, tau, c).
 
     Raises:
-        ValueError: `alphas_cumprod` is no such schedule, or has fewer steps than are drawn.
+        ValueError: `alphas_cumprod` is not such a schedule, or has too few steps.
     """
 
     alphas_cumprod: Tensor
@@ -129,7 +129,7 @@ class DDPMNoise:
     def __post_init__(self) -> None:
         abar = self.alphas_cumprod
         if abar.ndim != 1 or not ((abar >= 0) & (abar < 1)).all() or not (abar.diff() < 0).all():
-            raise ValueError("alphas_cumprod must be one list of numbers that fall, all in [0, 1)")
+            raise ValueError("alphas_cumprod must be one-dimensional, decreasing and in [0, 1)")
         if not 0 <= self.tmin < self.tmax <= len(abar) or not 0 <= self.tau < len(abar):
             raise ValueError(
                 f"a schedule of {len(abar)} steps has no steps {self.tmin} to {self.tmax - 1} and {self.tau}"
@@ -137,7 +137,7 @@ class DDPMNoise:
 
     @property
     def default_tmax(self) -> int:
-        """Its own `tmax`."""
+        """`tmax`, the end of the range of steps."""
         return self.tmax
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,26 +151,26 @@ class DDPMNoise:
         return per_sample(a_t, x) * x + per_sample(s_t, x) * eps
 
     def start_level(self, sigma_init: float) -> int:
-        """Step `tau`, whatever the sigma."""
+        """Step `tau`; `sigma_init` has no effect."""
         return self.tau
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
-        """Steps (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1): even over [tmin, tmax)."""
+        """Steps (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1): uniform in [tmin, tmax)."""
         return self._step(uniform, tmax)
 
     def fake_score_level(self, uniform: Tensor) -> Tensor:
-        """Steps (B,) for the fake score's training from `uniform` numbers (B,) in [0, 1): even over [tmin, tmax)."""
+        """Steps (B,) for the fake score's training from `uniform` numbers (B,) in [0, 1): uniform in [tmin, tmax)."""
         return self._step(uniform, self.tmax)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """The signal-to-noise ratio a_t^2 / s_t^2, shape (B,), for epsilon and for v models.
+        """The signal-to-noise ratio a_t^2 / s_t^2, shape (B,), for epsilon and for v networks.
 
-        Their losses are the same number in the clean image: eps_hat - eps = -(a/s) (x_hat - x), with weight 1,
+        In the clean image both losses are the same number: eps_hat - eps = -(a/s) (x_hat - x), with weight 1,
         and v_hat - v = -(1/s) (x_hat - x), with weight snr / (snr + 1) = a^2.
         """
         a_t, s_t = self.scales(t)
         return (a_t / s_t) ** 2
 
     def _step(self, uniform: Tensor, end: int) -> Tensor:
-        # Float32 holds no number under 1 whose product with the width would round up to the width itself.
+        # No float32 number below 1 times the width rounds up to the width itself.
         return self.tmin + (uniform * (end - self.tmin)).long()

@@ -1,10 +1,10 @@
-"""What diffusion networks predict, and the clean image in it.
+"""Predictions of epsilon and of v, and the clean image in them.
 
-A network that is not EDM's predicts the noise (epsilon) or the velocity v = a_t eps - s_t x (Salimans and
-Ho, arXiv 2202.00512). With x_t = a_t x + s_t eps and a_t^2 + s_t^2 = 1 each is an affine map of the clean
-image at a given x_t, so both functions are exact inverses of each other.
+EDM's networks predict the clean image, others the noise epsilon or the velocity v = a_t eps - s_t x (Salimans and Ho,
+arXiv 2202.00512). With x_t = a_t x + s_t eps and a_t^2 + s_t^2 = 1, each is an affine map of the clean image at a given
+x_t, and the two functions here are exact inverses.
 
-Images and predictions are (B, ...), scales (B,) as a noise process gives them.
+Images and predictions are (B, ...); scales are (B,), as a noise process returns them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ PredictionType = Literal["epsilon", "v_prediction"]  # diffusers' own names
 
 
 def clean_image(kind: PredictionType, prediction: Tensor, x_t: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
-    """x_hat of a network's prediction: (x_t - s eps_hat) / a, or a x_t - s v_hat."""
+    """The clean image x_hat of a network's prediction: (x_t - s eps_hat) / a, or a x_t - s v_hat."""
     a, s = per_sample(a_t, x_t), per_sample(s_t, x_t)
     return (x_t - s * prediction) / a if kind == "epsilon" else a * x_t - s * prediction
 
 
 def prediction_of(kind: PredictionType, x: Tensor, x_t: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
-    """What a network predicts that takes `x` for the clean image: (x_t - a x) / s, or (a x_t - x) / s.
+    """The prediction of a network whose clean image is `x`: (x_t - a x) / s, or (a x_t - x) / s.
 
-    With the image that x_t was made from this is the training target, epsilon or v.
+    For the image from which x_t was made, this is the training target: epsilon or v.
     """
     a, s = per_sample(a_t, x_t), per_sample(s_t, x_t)
     return (x_t - a * x) / s if kind == "epsilon" else (a * x_t - x) / s

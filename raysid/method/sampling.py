@@ -1,4 +1,4 @@
-"""Making samples: the generator's one step, and the teacher's sampler."""
+"""Sampling: the generator's one step, and the teacher's samplers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from raysid.method.predictions import prediction_of
 def one_step_from(
     network: Denoiser[Cond], noise: NoiseProcess, level: float, z: Tensor, cond: Cond | None
 ) -> Tensor:
-    """x_g = D(s z, level, c), s being the noise process's at that level (SiD, arXiv 2404.04057).
+    """x_g = D(s z, level, c), with s the noise process's scale at that level (SiD, arXiv 2404.04057).
 
     Args:
-        level: the generator's noise level: sigma_init of EDM's process, step tau (an int) of DDPM's.
-        z: standard normal noise (B, *sample_shape); cond: conditions (B, ...) or None.
+        level: the generator's noise level, as `NoiseProcess.start_level` returns it.
+        z: standard normal noise (B, *sample_shape).
+        cond: conditions of the B samples, or None.
 
     Returns:
         Samples like z: images, latents, points.
@@ -35,10 +36,12 @@ def heun(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
 ) -> Tensor:
-    """EDM's deterministic second-order sampler (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
+    """EDM's deterministic second-order sampler (arXiv 2206.00364, algorithm 1): 2 steps - 1 network evaluations.
 
     Args:
-        z: standard normal noise (B, C, H, W); cond: one-hot labels (B, label_dim) or None.
+        z: standard normal noise (B, C, H, W).
+        cond: conditions of the B samples, or None.
+        sigma_min, sigma_max: the last and the first noise level, in the images' units.
 
     Returns:
         Images (B, C, H, W), about [-1, 1].
@@ -46,7 +49,7 @@ def heun(
     high, low = sigma_max ** (1 / KARRAS_RHO), sigma_min ** (1 / KARRAS_RHO)
     ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
     sigmas = [*((high + ramp * (low - high)) ** KARRAS_RHO).tolist(), 0.0]
-    # The state is kept in float64 as in the paper's code: 35 small updates of a number of size 80.
+    # The state is float64, as in the authors' code: it takes 35 small updates of a number of size 80.
     x = z.double() * sigmas[0]
     for here, there in zip(sigmas, sigmas[1:], strict=False):
         slope = (x - _denoise(network, x, here, cond)) / here
@@ -60,12 +63,13 @@ def heun(
 
 @torch.no_grad()
 def ddim(network: Denoiser[Cond], noise: DDPMNoise, z: Tensor, cond: Cond | None, steps: int = 50) -> Tensor:
-    """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` evaluations.
+    """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` network evaluations.
 
     The steps are spread evenly over the schedule, from its last one to 0, which is denoised once more.
 
     Args:
-        z: standard normal noise (B, C, H, W); cond: conditions (B, ...) or None.
+        z: standard normal noise (B, C, H, W).
+        cond: conditions of the B samples, or None.
 
     Returns:
         Images (B, C, H, W), about [-1, 1].

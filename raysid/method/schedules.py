@@ -1,4 +1,4 @@
-"""Quantities that follow the number of images seen: learning rate, the average's half-life, phases."""
+"""Quantities that depend on the number of images seen: learning rate, decay of the average, phases."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from raysid.config import AdversarialSettings, EMASettings, LearningRateSchedule
 
 
 def learning_rate(base: float, schedule: LearningRateSchedule, images: int, total_images: int) -> float:
-    """The rate of a step that begins after `images` of `total_images`.
+    """The learning rate of a step that begins after `images` of `total_images`.
 
-    Warm-up counts the step's own place, so that the first step is not a step of rate zero.
+    Warm-up counts the step itself, so the rate of the first step is above zero.
     """
     if images < schedule.warmup_images:
         return base * (images + 1) / (schedule.warmup_images + 1)
@@ -24,7 +24,7 @@ def learning_rate(base: float, schedule: LearningRateSchedule, images: int, tota
 
 
 def ema_beta(settings: EMASettings, images: int, batch_size: int) -> float:
-    """The average's decay for a step of `batch_size` that begins after `images` (EDM's ramp-up).
+    """The decay of the moving average for a step of `batch_size` that begins after `images` (EDM's ramp-up).
 
     beta = 0.5^(batch / half-life), half-life = min(H, ratio * images); 0 at 0 images.
     """
@@ -35,12 +35,12 @@ def ema_beta(settings: EMASettings, images: int, batch_size: int) -> float:
 
 
 def generator_learns(adversarial: AdversarialSettings | None, images: int) -> bool:
-    """Whether theta takes a step after `images` (SiDA's first start-up phase; strictly greater)."""
+    """True if theta is updated after `images`: SiDA's first start-up phase is over (strictly greater)."""
     return adversarial is None or _passed(adversarial.generator_start_images, images)
 
 
 def adversary_acts(adversarial: AdversarialSettings | None, images: int) -> bool:
-    """Whether the adversarial term is in theta's loss after `images` (SiDA's second start-up phase)."""
+    """True if theta's loss has the adversarial term after `images`: SiDA's second start-up phase is over."""
     return adversarial is not None and _passed(adversarial.adversarial_start_images, images)
 
 
