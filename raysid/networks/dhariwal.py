@@ -12,15 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raysid.config.networks import NetworkSettings
-from raysid.networks.layers import (
-    BlockStyle,
-    Conv2d,
-    GroupNorm,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
-    WeightInit,
-)
+from raysid.networks.blocks import BlockStyle, UNetBlock
+from raysid.networks.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, WeightInit
 
 _INIT = WeightInit("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
 _INIT_ZERO = WeightInit("kaiming_uniform", weight=0.0)

@@ -6,7 +6,6 @@ never decides that it runs: its name comes from whoever reads the folder, too (`
 
 from __future__ import annotations
 
-import copy
 import importlib
 import os
 import sys
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from raysid.config.networks import FactorySettings, Precision
 from raysid.errors import UserError
-from raysid.method.noise import DDPMNoise, NoiseProcess
+from raysid.method.noise import NoiseProcess
 from raysid.networks.precision import laid_out, lowered
 
 MESSAGE_LENGTH = 300  # of what a user's own code says, in an error's one line
@@ -112,7 +111,7 @@ def build_factory(name: str) -> FactoryDenoiser:
     try:
         made = function()
     except (Exception, SystemExit) as error:
-        raise UserError(_failure(f"factory {name} failed", error)) from error
+        raise UserError(failure(f"factory {name} failed", error)) from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         kind = (
             f"({', '.join(type(part).__name__ for part in made)})"
@@ -131,92 +130,6 @@ def build_factory(name: str) -> FactoryDenoiser:
     return FactoryDenoiser(_settings(name, model, noise), model, noise)
 
 
-def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None) -> None:
-    """Run a network once on two samples, as the roles will, and look at its weights.
-
-    Args:
-        sigma_init: the noise level at which the generator is to run.
-        tmax: the largest time of theta's noise levels; None: the noise process's own.
-
-    Raises:
-        UserError: it fails, does not return what it should, gradients do not flow through it, its noise process does
-            not do what it should, or its weights cannot be kept in a folder or copied.
-    """
-    settings, noise = network.settings, network.noise
-    what = f"factory {settings.factory}"
-    if not [*network.parameters()]:
-        raise UserError(
-            f"{what} makes a module without parameters: the fake score and the generator are copies of it that learn"
-        )
-    _check_weights(what, network.model)
-    try:
-        tried = copy.deepcopy(network).eval()  # what it keeps of this call is not the teacher's
-    except Exception as error:
-        raise UserError(_failure(f"{what} makes a module that copy.deepcopy cannot copy", error)) from error
-    tmax = noise.default_tmax if tmax is None else tmax
-    if isinstance(noise, DDPMNoise) and not noise.tmin < tmax <= len(noise.alphas_cumprod):
-        raise UserError(
-            f"method.tmax is {tmax}; allowed for {what}: integer above {noise.tmin}, at most "
-            f"{len(noise.alphas_cumprod)}"
-        )
-    try:
-        noised = _noised(noise, sigma_init, tmax, settings.sample_shape)
-    except Exception as error:
-        name = type(noise).__name__
-        raise UserError(_failure(f"{what}: its noise process {name} failed", error)) from error
-    for x_t, t in noised:
-        _check_gradients(what, tried, x_t, t)
-    _check_buffers(what, tried, *noised[-1])
-
-
-def _check_buffers(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
-    """Refuse a network whose buffers change as it trains: psi has one version a step, on every worker of it."""
-    before = {name: value.clone() for name, value in network.named_buffers()}
-    with torch.no_grad():
-        network.train()(*_arguments(network, x_t, t))
-    after = dict(network.named_buffers())
-    changed = before.keys() ^ after.keys() or {
-        name for name, value in before.items() if not torch.equal(value, after[name])
-    }
-    if changed:
-        raise UserError(
-            f"{what}: its module changes {min(changed)} when it is trained, as batch normalisation does: use a module "
-            "without running statistics (group or layer normalisation)"
-        )
-
-
-def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
-    """Refuse a network that fails on noised samples (2, ...), or whose output depends on no input or no weight."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    x_t, t, cond = _arguments(network, x_t, t)
-    x_t.requires_grad_()
-    try:
-        x_hat = network(x_t, t, cond)
-    except Exception as error:
-        label = None if cond is None else tuple(cond.shape)
-        given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)} of {t.dtype}, cond {label}"
-        raise UserError(_failure(f"{what}: its module failed on {given}", error)) from error
-    inputs = [x_t, *parameters]
-    reached = (
-        torch.autograd.grad(x_hat.sum(), inputs, allow_unused=True)
-        if x_hat.requires_grad
-        else (None,) * len(inputs)
-    )
-    if reached[0] is None or all(gradient is None for gradient in reached[1:]):
-        to = "x_t" if reached[0] is None else "its parameters"
-        raise UserError(
-            f"{what}: no gradient flows from its module's output to {to}: it must not compute under torch.no_grad, or "
-            "detach"
-        )
-
-
-def _arguments(network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x_t (2, ...), t and labels of the first and the last class, where the network is; x_t without a graph."""
-    device, classes = next(network.parameters()).device, network.settings.label_dim
-    cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
-    return x_t.detach().to(device), t.to(device), cond
-
-
 def _function(name: str) -> Callable[[], Any]:
     """The function of that name."""
     module_name, _, function_name = name.partition(":")
@@ -233,9 +146,9 @@ def _function(name: str) -> Callable[[], Any]:
                 f"factory {name}: there is no module {error.name}; it must be in the folder where the command is "
                 "started, or on PYTHONPATH, on every node"
             ) from None
-        raise UserError(_failure(f"factory {name}: {module_name} cannot be imported", error)) from error
+        raise UserError(failure(f"factory {name}: {module_name} cannot be imported", error)) from error
     except (Exception, SystemExit) as error:
-        raise UserError(_failure(f"factory {name}: {module_name} cannot be imported", error)) from error
+        raise UserError(failure(f"factory {name}: {module_name} cannot be imported", error)) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"factory {name}: the module {module_name} has no function {function_name}")
@@ -256,7 +169,7 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
         level = noise.start_level(1.0)
     except Exception as error:
         raise UserError(
-            _failure(f"factory {name}: {type(noise).__name__}.start_level failed", error)
+            failure(f"factory {name}: {type(noise).__name__}.start_level failed", error)
         ) from error
     try:
         return FactorySettings(
@@ -276,56 +189,7 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
         raise UserError(f"factory {name}: {field} is {value!r}: {said}") from None
 
 
-def _noised(
-    noise: NoiseProcess, sigma_init: float, tmax: int, shape: tuple[int, ...]
-) -> list[tuple[Tensor, Tensor]]:
-    """Noised samples (2, *shape) and their noise levels (2,) from the three places that draw them.
-
-    Raises:
-        ValueError: levels, scales, a weight or noised samples are of another shape, or not finite.
-    """
-
-    def checked(member: str, value: Tensor, wanted: tuple[int, ...] = (2,)) -> Tensor:
-        if value.shape != wanted:
-            raise ValueError(f"{member} gives shape {tuple(value.shape)}, not {wanted}")
-        if not value.isfinite().all():
-            raise ValueError(f"{member} gives numbers that are not finite")
-        return value
-
-    uniform = torch.tensor([0.0, 0.999])
-    draw = torch.tensor([-2.0, 2.0]) if noise.fake_score_draw == "normal" else uniform
-    levels = {
-        "start_level": torch.full((2,), noise.start_level(sigma_init)),
-        "generator_level": noise.generator_level(uniform, tmax),
-        "fake_score_level": noise.fake_score_level(draw),
-    }
-    checked("loss_weight", noise.loss_weight(checked("fake_score_level", levels["fake_score_level"])))
-    x, eps = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
-    noised = []
-    for member, t in levels.items():
-        for scale in noise.scales(checked(member, t)):
-            checked("scales", scale)
-        noised.append((checked("add_noise", noise.add_noise(x, t, eps), tuple(x.shape)), t))
-    return noised
-
-
-def _check_weights(what: str, model: nn.Module) -> None:
-    """Refuse weights that a file of tensors cannot hold."""
-    names: dict[int, str] = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"{what}: {name} of its state_dict is a {type(value).__name__}; only tensors can be kept"
-            )
-        first = names.setdefault(value.untyped_storage().data_ptr(), name) if value.numel() else name
-        if first != name:
-            raise UserError(
-                f"{what}: {first} and {name} of its state_dict share their memory, which a file of tensors cannot say: "
-                "give each its own"
-            )
-
-
-def _failure(what: str, error: BaseException) -> str:
+def failure(what: str, error: BaseException) -> str:
     """What failed, and how, in one line."""
     said = " ".join(f"{type(error).__name__}: {error}".split())
     short = said if len(said) <= MESSAGE_LENGTH else said[:MESSAGE_LENGTH] + "…"

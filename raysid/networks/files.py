@@ -86,7 +86,7 @@ class NetworkCard(BaseModel):
         return level
 
     @classmethod
-    def of_generator(cls, network: Network, sigma_init: float, trained: dict[str, Any]) -> Self:
+    def for_generator(cls, network: Network, sigma_init: float, trained: dict[str, Any]) -> Self:
         """The card of a generator that runs where its noise process has it start, at `sigma_init` or a step."""
         settings, level = network.settings, network.noise.start_level(sigma_init)
         at: dict[str, Any] = {"tau" if settings.discrete_levels else "sigma_init": level}

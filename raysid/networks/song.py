@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raysid.config.networks import NetworkSettings
+from raysid.networks.blocks import BlockStyle, UNetBlock
 from raysid.networks.layers import (
-    BlockStyle,
     Conv2d,
     FourierEmbedding,
     GroupNorm,
     Linear,
     PositionalEmbedding,
-    UNetBlock,
     WeightInit,
 )
 

@@ -8,9 +8,9 @@ from torch import nn
 from raysid.config import ComputeSettings
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser
+from raysid.networks.blocks import UNetBlock
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser
-from raysid.networks.layers import UNetBlock
 
 # Three roles in one process call their networks in train and eval mode, frozen or not, with and without a graph. Each
 # way is compiled apart; torch's own limit is 8, beyond which it goes on uncompiled.

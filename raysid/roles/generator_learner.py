@@ -166,7 +166,7 @@ class GeneratorLearner:
 
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
         """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""
-        card = NetworkCard.of_generator(self.network, self.config.method.sigma_init, trained)
+        card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained)
         return network_files(card, self.ema)
 
     def state(self) -> dict[str, Any]:

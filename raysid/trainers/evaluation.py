@@ -277,7 +277,7 @@ def generator_before(
     if start is not None:
         return Generator.from_pretrained(start, factory)
     card, network = load_network(teacher, "teacher", factory)
-    return Generator(NetworkCard.of_generator(network, sigma_init, card.trained), network).eval()
+    return Generator(NetworkCard.for_generator(network, sigma_init, card.trained), network).eval()
 
 
 def evaluate_generator_path(

@@ -9,7 +9,8 @@ from raysid.errors import UserError
 from raysid.method.augment import LABEL_DIM
 from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.networks import DiffusersSettings, FactorySettings
-from raysid.networks.factory import FactoryDenoiser, check_factory
+from raysid.networks.factory import FactoryDenoiser
+from raysid.networks.factory_check import check_factory
 from raysid.networks.files import AnySettings, Shapes, misfits, weight_shapes
 from raysid.roles.compute import checkpoint_activations
 from raysid.trainers.evaluation import measures

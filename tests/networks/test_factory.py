@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from raysid import DDPMNoise, EDMNoise, UserError, load_generator
 from raysid.cli.main import cli
 from raysid.config.networks import FactorySettings
-from raysid.networks.factory import FactoryDenoiser, build_factory, check_factory
+from raysid.networks.factory import FactoryDenoiser, build_factory
+from raysid.networks.factory_check import check_factory
 from raysid.networks.files import NetworkCard, load_card, load_network, save_network
 from tests.support import points
 
@@ -306,7 +307,7 @@ def test_a_card_of_something_else(here: Path, field: str, value: Any, words: str
 def test_a_generator_runs_where_its_noise_process_starts_and_is_not_clamped(here: Path) -> None:
     for name, level in (("make", 2.5), ("make_discrete", 625)):
         network = build_factory(f"tests.support.points:{name}")
-        card = NetworkCard.of_generator(network, 2.5, {})
+        card = NetworkCard.for_generator(network, 2.5, {})
         assert card.level == level and type(card.level) is type(level)
         save_network(here / name, card, network)
         generator = load_generator(here / name, factory=f"tests.support.points:{name}")

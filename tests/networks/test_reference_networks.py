@@ -211,7 +211,7 @@ def test_fused_attention_equals_the_plain_products(monkeypatch: pytest.MonkeyPat
     denoiser = with_random_weights(SMALL | dict(model_type="DhariwalUNet", model_channels=64))
     x, sigma = noisy_batch(SMALL)
     plain = denoiser(x, sigma)
-    monkeypatch.setattr(layers, "_FUSED_ATTENTION_PIXELS", 1)
+    monkeypatch.setattr(blocks, "_FUSED_ATTENTION_PIXELS", 1)
     torch.testing.assert_close(denoiser(x, sigma), plain, rtol=1e-4, atol=1e-4)
 
 
