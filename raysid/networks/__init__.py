@@ -1,4 +1,14 @@
-"""Denoisers: EDM's U-Nets (DDPM++, NCSN++, ADM) under its own parameter names, diffusers', and one's own."""
+"""Denoisers: networks that predict the clean sample, each behind the protocol of `raysid.method.denoiser`.
+
+    edm.py        EDM's preconditioning; song.py (DDPM++, NCSN++), dhariwal.py (ADM), of blocks.py and layers.py
+    diffusers.py  U-Nets of diffusers; diffusers_folder.py reads their folders
+    factory.py    modules that a user's function makes; factory_check.py tries them before a run
+    files.py      our folders: model.safetensors and config.json; export.py writes them, or a torch file
+    published/    the .pkl files of EDM's, SiD's and SiDA's authors
+
+To add a kind of network, write its settings (`raysid/config/networks.py`) and its class with the methods of
+`Denoiser`, add the class to `denoiser.Network`, build it in `build_denoiser` and tell its settings apart in `files.py`.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +42,15 @@ def build_denoiser(
 def build_denoiser(
     settings: NetworkSettings | DiffusersSettings | FactorySettings, factory: str | None = None
 ) -> Network:
-    """A denoiser with EDM's initial weights, or diffusers', in train mode, on torch's default device.
+    """Build the network that settings describe, with initial weights, in train mode, on torch's default device.
 
     Args:
-        factory: the function, as `package.module:function`, that may be imported and called to make a network of the
-            user's own, which is then as it makes it. Settings alone, which may come from anywhere, never have
-            anything imported.
+        factory: the function, as `package.module:function`, that may be imported and called where the settings name it;
+            it also makes the weights. Settings alone, which may come from anywhere, never import anything.
 
     Raises:
-        UserError: diffusers is not installed, or has no such U-Net; the settings ask for another function than
-            `factory`, or it does not make what they say.
+        UserError: diffusers is not installed or has no such U-Net; the settings name another function than `factory`,
+            or it makes another network than they describe.
     """
     if isinstance(settings, FactorySettings):
         if factory != settings.factory:
@@ -55,7 +64,7 @@ def build_denoiser(
         if network.settings != settings:
             raise UserError(
                 f"factory {factory} makes {_in_words(network.settings)}, where the folder's network is "
-                f"{_in_words(settings)}: give the function as it was then"
+                f"{_in_words(settings)}: use the version of the function that made the folder"
             )
         return network
     if isinstance(settings, DiffusersSettings):
@@ -72,7 +81,7 @@ def _in_words(settings: FactorySettings) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    # The networks need torch, the settings do not: `raysid config` reads those, and must answer at once.
+    # Networks need torch, settings do not: `raysid config` reads settings and must answer at once.
     if name == "EDMDenoiser":
         from raysid.networks.edm import EDMDenoiser
 

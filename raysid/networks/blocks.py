@@ -16,27 +16,27 @@ from torch.utils.checkpoint import checkpoint
 
 from raysid.networks.layers import Conv2d, GroupNorm, Linear, WeightInit
 
-# From here on, fused attention pays for the copy it needs: unfused, the scores of one ADM block at 32x32
-# are 24 MiB an image. Below, plain products are up to twice as fast on a CPU.
+# From this size on fused attention is worth the copy it needs: unfused, the scores of one ADM block at 32x32 take
+# 24 MiB per image. Below it, plain products are up to twice as fast on a CPU.
 _FUSED_ATTENTION_PIXELS = 1024
 
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all residual blocks of one network share.
+    """The settings that all residual blocks of a network share.
 
     Args:
         emb_channels: width of the conditioning vector.
-        init, init_zero, init_attn: initialisation of most layers, of each residual branch's last layer
+        init, init_zero, init_attn: initialisation of most layers, of the last layer of each residual branch
             (near zero, so that a block starts as its skip connection) and of the attention's projection.
-        dropout: probability in [0, 1), in front of the second convolution.
+        dropout: probability in [0, 1), before the second convolution.
         num_heads: attention heads; None for one head per `channels_per_head` channels.
-        skip_scale: factor on every residual sum; sqrt(1/2) keeps the variance.
+        skip_scale: factor on every residual sum; sqrt(1/2) preserves the variance.
         eps: added to the variance in the normalisations.
         resample_filter: taps of the resampling filter.
-        resample_proj: whether a resampled skip connection has a 1x1 convolution even at equal widths.
-        adaptive_scale: whether the conditioning scales and shifts the normalised features, or is added
-            before the normalisation.
+        resample_proj: give a resampled skip connection a 1x1 convolution even at equal widths.
+        adaptive_scale: scale and shift the normalised features with the conditioning; otherwise add it before the
+            normalisation.
     """
 
     emb_channels: int
@@ -53,7 +53,7 @@ class BlockStyle:
     adaptive_scale: bool = True
 
     def heads(self, channels: int) -> int:
-        """Attention heads of a block of this width; 0 where it is narrower than one head (as in EDM)."""
+        """Attention heads of a block with `channels` channels; 0 if it is narrower than one head (as in EDM)."""
         return channels // self.channels_per_head if self.num_heads is None else self.num_heads
 
 
@@ -64,8 +64,8 @@ class UNetBlock(nn.Module):
     (B, out_channels, h, w), where h is H, 2H (`up`) or H/2 (`down`).
 
     Attributes:
-        checkpointed: keep the inputs alone for the backward pass, which computes the rest again, exactly. The block
-            must then be in the mode (train or eval, frozen or not) in which it was called.
+        checkpointed: store only the inputs for the backward pass, which recomputes the rest exactly. The block must
+            then be in the same mode (train or eval, frozen or not) as in the forward pass.
 
     Raises:
         ValueError: the channels do not divide into attention heads or normalisation groups.
@@ -112,9 +112,9 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
 
     def forward(self, x: Tensor, emb: Tensor, joined: Tensor | None = None) -> Tensor:
-        """Applies the block to `x` (B, C, H, W) under the conditioning `emb` (B, emb_channels).
+        """Apply the block to `x` (B, C, H, W) with the conditioning `emb` (B, emb_channels).
 
-        `joined` (B, in_channels - C, H, W) stands for the rest of the channels: in a decoder the encoder's map.
+        `joined` (B, in_channels - C, H, W) holds the remaining channels: in a decoder, the encoder's map.
         """
         if not (self.checkpointed and torch.is_grad_enabled()):
             return self._run(x, emb, joined)
@@ -122,9 +122,9 @@ class UNetBlock(nn.Module):
         return checkpoint(self._run, x, emb, joined, use_reentrant=False, preserve_rng_state=draws)
 
     def _run(self, x: Tensor, emb: Tensor, joined: Tensor | None) -> Tensor:
-        if joined is not None:  # here, so that a checkpointed block does not keep a copy of both
+        if joined is not None:  # inside the checkpoint, which would otherwise store a copy of both
             x = torch.cat([x, joined], dim=1)
-        # In-place sums below touch only fresh outputs of convolutions, which no backward pass reads.
+        # In-place sums below modify only fresh outputs of convolutions, which no backward pass reads.
         h = self.conv0(F.silu(self.norm0(x)))
         condition = self.affine(emb)[:, :, None, None]
         if self.adaptive_scale:
@@ -145,13 +145,13 @@ class UNetBlock(nn.Module):
     def _attend(self, qkv: Tensor) -> Tensor:
         """Self-attention over pixels: (B, 3C, H, W) -> (B, C, H, W).
 
-        The channels of `qkv` run over (head, channel, q/k/v), as EDM's checkpoints have them.
+        The channels of `qkv` are ordered (head, channel, q/k/v), as in EDM's checkpoints.
         """
         batch, channels, height, width = qkv.shape
         per_head, pixels = channels // 3 // self.num_heads, height * width
         if pixels >= _FUSED_ATTENTION_PIXELS:
             qkv = qkv.reshape(batch, self.num_heads, per_head, 3, pixels).permute(3, 0, 1, 4, 2)
-            q, k, v = qkv.contiguous().unbind(0)  # fused kernels take no strides within a vector
+            q, k, v = qkv.contiguous().unbind(0)  # fused kernels need contiguous vectors
             out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         else:
             q, k, v = qkv.reshape(batch * self.num_heads, per_head, 3, pixels).unbind(2)

@@ -1,4 +1,4 @@
-"""ADM: the U-Net of Dhariwal & Nichol (arXiv 2105.05233) as EDM configures it.
+"""ADM: the U-Net of Dhariwal & Nichol (arXiv 2105.05233) in EDM's configuration.
 
 Source: arXiv 2206.00364, Appendix F. Encoder and decoder are dictionaries of blocks whose keys are
 EDM's parameter names: `64x64_conv`, `64x64_block0`, `32x32_down`, …
@@ -23,7 +23,7 @@ class DhariwalEncoder(nn.ModuleDict):
     """The encoder: (B, img_channels, H, W) -> every feature map, finest first, for the decoder to use."""
 
     def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """Encodes `x` (B, img_channels, H, W) under `emb` (B, emb_channels); the last map is the deepest."""
+        """Encode `x` (B, img_channels, H, W) under `emb` (B, emb_channels); the last map is the deepest."""
         maps: list[Tensor] = []
         for name, block in self.items():
             x = block(x) if name.endswith("_conv") else block(x, emb)
@@ -32,10 +32,10 @@ class DhariwalEncoder(nn.ModuleDict):
 
 
 class DhariwalDecoder(nn.ModuleDict):
-    """The decoder: the encoder's feature maps -> (B, channels, H, W), which `out_norm` and `out_conv` finish."""
+    """The decoder: the encoder's feature maps -> (B, channels, H, W), the input of `out_norm` and `out_conv`."""
 
     def forward(self, maps: list[Tensor], emb: Tensor) -> Tensor:
-        """Decodes the encoder's `maps`, deepest last, under `emb` (B, emb_channels)."""
+        """Decode the encoder's `maps`, deepest last, under `emb` (B, emb_channels)."""
         remaining = list(maps)
         x = remaining[-1]
         for name, block in self.items():
@@ -65,7 +65,7 @@ class DhariwalUNet(nn.Module):
         self.map_layer1 = Linear(emb_channels, emb_channels, _INIT)
         self.map_label: Linear | None = None
         if settings.label_dim:
-            # A one-hot label picks one column: this scale gives that column unit variance.
+            # A one-hot label selects one column; this scale gives that column unit variance.
             init = WeightInit("kaiming_normal", weight=math.sqrt(settings.label_dim))
             self.map_label = Linear(settings.label_dim, emb_channels, init, bias=False)
 
@@ -76,7 +76,7 @@ class DhariwalUNet(nn.Module):
         self.out_conv = Conv2d(channels, settings.img_channels, 3, _INIT_ZERO)
 
     def _build_encoder(self, settings: NetworkSettings, sizes: list[int], style: BlockStyle) -> list[int]:
-        """Fills `enc`; returns the channels of every feature map it makes."""
+        """Fill `enc`; return the channels of its feature maps, in the order of its output."""
         self.enc = DhariwalEncoder()
         channels = settings.model_channels * settings.channel_mult[0]
         map_channels: list[int] = []
@@ -98,7 +98,7 @@ class DhariwalUNet(nn.Module):
     def _build_decoder(
         self, settings: NetworkSettings, sizes: list[int], style: BlockStyle, map_channels: list[int]
     ) -> int:
-        """Fills `dec`, which takes maps of these channels; returns the channels of its last feature map."""
+        """Fill `dec` for feature maps of these channels; return the channels of its output."""
         self.dec = DhariwalDecoder()
         remaining = list(map_channels)
         channels = remaining[-1]
@@ -119,8 +119,8 @@ class DhariwalUNet(nn.Module):
     def embed(self, noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         """The conditioning vector (B, emb_channels) of the noise level (B,) and the labels.
 
-        `labels` (B, label_dim) is needed where the network has labels and ignored elsewhere;
-        `augment_labels` (B, augment_dim) may be None, which is "not augmented".
+        `labels` (B, label_dim) is required by a network with labels and ignored by others;
+        `augment_labels` (B, augment_dim) may be None, for images that are not augmented.
         """
         emb = self.map_noise(noise)
         if self.map_augment is not None and augment_labels is not None:
@@ -132,7 +132,7 @@ class DhariwalUNet(nn.Module):
         return F.silu(emb)
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """Every feature map of the encoder, the deepest last, from `x` (B, img_channels, H, W)."""
+        """All feature maps of the encoder, the deepest last, from `x` (B, img_channels, H, W)."""
         return self.enc(x, emb)
 
     def decode(self, maps: list[Tensor], emb: Tensor) -> Tensor:

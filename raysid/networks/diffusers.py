@@ -1,7 +1,6 @@
-"""Diffusers' U-Nets as denoisers, and its schedulers as noise processes.
+"""U-Nets of diffusers as denoisers, and its schedulers as noise processes.
 
-The package diffusers is an extra (`raysid[diffusers]`): it is imported where it is needed, not with this
-module.
+The package diffusers is an extra (`raysid[diffusers]`): it is imported on use, not with this module.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ from raysid.networks.precision import laid_out, lowered
 class DiffusersDenoiser(nn.Module):
     """A denoiser x_hat = D(x_t, t, c) around a diffusers U-Net that predicts epsilon or v.
 
-    The U-Net is `model` and computes in its weights' precision or, where `precision` (or autocast around it) says
-    so, in half precision; what surrounds it is computed in float32, or in float64 where x_t is.
+    The U-Net is `model`. It computes in the precision of its weights, or in half precision with `precision` or within
+    autocast; everything around it is float32, or float64 if x_t is.
 
-    Conditions are text embeddings (B, tokens, width) for a `UNet2DConditionModel` and one-hot labels
+    Conditions are text embeddings (B, tokens, width) for a `UNet2DConditionModel`, and one-hot labels
     (B, label_dim) for a `UNet2DModel` with classes, where a row of zeros means "no class". A `UNet2DModel`
     without classes ignores them.
 
     Args:
         model: `UNet2DModel` or `UNet2DConditionModel`.
         noise: the process it was trained with.
-        prediction_type: what it predicts.
+        prediction_type: epsilon or v_prediction.
         null_text: the embeddings of the empty prompt, (tokens, width), or of one for each sample (B,
-            tokens, width); None where the network is never asked for an unconditional prediction.
+            tokens, width); None if no unconditional prediction is needed.
         null_class: the network's last class stands for "no class".
 
     Attributes:
-        label_dim: number of classes, without the one for "no class"; 0 for a network without.
-        settings: what `build_diffusers` made it of.
-        precision: what the U-Net's layers run in.
-        memory_format: how the images lie in memory on their way through them.
+        label_dim: number of classes, without the one for "no class"; 0 for a network without classes.
+        settings: the settings from which `build_diffusers` built it.
+        precision: the precision of the U-Net's layers.
+        memory_format: the memory layout of the images in the U-Net.
 
     Raises:
-        UserError: the U-Net needs what a denoiser is not given, or predicts something else.
-        ValueError: `null_text` or `null_class` for a network that has no place for it.
+        UserError: the U-Net needs inputs that a denoiser does not get, or predicts something else.
+        ValueError: `null_text` or `null_class` for a network that cannot use it.
     """
 
-    model: Any  # to type checkers diffusers shows its classes as empty placeholders
+    model: Any  # diffusers' classes are empty placeholders to type checkers
     null_text: Tensor | None
     settings: DiffusersSettings
 
@@ -76,17 +75,17 @@ class DiffusersDenoiser(nn.Module):
         self.prediction_type = prediction_type
         self.null_class = null_class
         self.label_dim = classes - null_class
-        # Not a weight: it is given anew wherever the network is built, so no checkpoint has to hold it.
+        # Not a weight: every build of the network sets it anew, so no checkpoint has to hold it.
         self.register_buffer("null_text", null_text, persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The prediction of the clean image, like x_t; arguments and errors as `predict` has them."""
+        """Predict the clean image, like x_t; arguments and errors as in `predict`."""
         return self.clean(self.predict(x_t, t, cond), x_t, t)
 
     def predict(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """The network's own prediction, epsilon or v, like x_t but in float32 at least.
+        """Predict epsilon or v, like x_t but in float32 at least.
 
         Args:
             x_t: noised images or latents (B, C, H, W).
@@ -94,8 +93,8 @@ class DiffusersDenoiser(nn.Module):
             cond: text embeddings or one-hot labels; None is the unconditional prediction.
 
         Raises:
-            ValueError: `cond` has a wrong shape, an unconditional prediction is asked of a network that has no
-                condition for it, or augmentation labels are given.
+            ValueError: `cond` has a wrong shape, the prediction is unconditional and the network has no condition for
+                that, or augmentation labels are given.
         """
         if augment_labels is not None:
             raise ValueError("a network of diffusers takes no augmentation labels; EDM's networks do")
@@ -110,15 +109,15 @@ class DiffusersDenoiser(nn.Module):
         return output.to(_at_least_float32(x_t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean image in a prediction at x_t, all (B, C, H, W), in float32 at least."""
+        """The clean image of a prediction at x_t, all (B, C, H, W), in float32 at least."""
         a_t, s_t = self.noise.scales(t)
         return clean_image(self.prediction_type, prediction, x_t.to(_at_least_float32(x_t)), a_t, s_t)
 
     def unconditional(self, cond: Tensor) -> Tensor:
-        """What stands for "no condition" beside `cond`, of the same shape.
+        """The unconditional counterpart of `cond`, of the same shape: zero labels, or the empty prompt's embeddings.
 
         Raises:
-            ValueError: the network takes text, and `null_text` was not given or does not fit.
+            ValueError: the network takes text, and `null_text` is missing or of another shape.
         """
         if not self.takes_text:
             return torch.zeros_like(cond)
@@ -128,7 +127,7 @@ class DiffusersDenoiser(nn.Module):
         return null_text
 
     def _text(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Text embeddings (B, tokens, width): those given, or the empty prompt's."""
+        """The text embeddings (B, tokens, width): `cond`, or the empty prompt's."""
         if cond is None:
             if self.null_text is None:
                 raise ValueError("an unconditional prediction needs null_text, the empty prompt's embeddings")
@@ -140,7 +139,7 @@ class DiffusersDenoiser(nn.Module):
         return cond
 
     def _classes(self, cond: Tensor | None, x_t: Tensor) -> Tensor:
-        """Class numbers (B,) of one-hot labels; the last class where the label is all zeros."""
+        """Class indices (B,) of one-hot labels; the last class where the label is all zeros."""
         shape = (len(x_t), self.label_dim)
         if cond is None:
             cond = x_t.new_zeros(shape)
@@ -155,22 +154,22 @@ class DiffusersDenoiser(nn.Module):
 
 
 def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType]:
-    """The noise process of a diffusers scheduler's config, and what its network predicts.
+    """Read the noise process and the prediction type of a network from its diffusers scheduler's config.
 
-    Only the training schedule is taken from it, as diffusers' `DDPMScheduler` computes it, so the config may
-    be that of any scheduler with discrete steps (`scheduler_config.json` of a Stable Diffusion model).
+    It takes only the training schedule, computed as in diffusers' `DDPMScheduler`, so the config may be that of any
+    scheduler with discrete steps (`scheduler_config.json` of a Stable Diffusion model).
 
     Raises:
         UserError: diffusers is not installed, or the config describes something else.
     """
     if "beta_schedule" not in config and config.get("trained_betas") is None:
-        # diffusers would fill in betas of its own, for a flow model's config too.
+        # diffusers would fill in its default betas, even for the config of a flow model
         raise UserError("this scheduler config has no beta_schedule: it is not one with discrete DDPM steps")
     try:
         scheduler = _diffusers().DDPMScheduler.from_config(dict(config))
         noise = DDPMNoise(scheduler.alphas_cumprod)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]  # torch's messages go on with lists of signatures
+        reason = str(error).partition("\n")[0]  # torch appends lists of signatures
         raise UserError(f"this scheduler config describes no noise schedule: {reason}") from None
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
@@ -179,19 +178,19 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType
 
 
 def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
-    """The denoiser that settings describe, in train mode, on torch's default device.
+    """Build the denoiser that settings describe, in train mode, on torch's default device.
 
     Raises:
         UserError: diffusers is not installed, or has no such U-Net or schedule.
     """
-    with torch.device("cpu"):  # the schedule is looked at: it must have numbers on the meta device too
+    with torch.device("cpu"):  # the schedule is checked: it needs values even if the network is on meta
         noise, prediction_type = read_scheduler(settings.scheduler.model_dump())
     package = _diffusers()
     try:
         model = package.UNet2DModel(**settings.unet)
-    except Exception as error:  # whatever its constructor stumbles over
+    except Exception as error:  # the constructor does not document what it raises
         reason = str(error).partition("\n")[0]
-        raise UserError(f"diffusers makes no UNet2DModel of these settings: {reason}") from None
+        raise UserError(f"diffusers cannot build a UNet2DModel with these settings: {reason}") from None
     network = DiffusersDenoiser(model, noise, prediction_type, null_class=settings.null_class)
     network.settings = settings
     return network
@@ -211,7 +210,7 @@ def _diffusers() -> ModuleType:
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what cannot be called with x_t, t and one condition alone, or predicts something else."""
+    """Check that a model takes x_t, t and one condition alone, and predicts epsilon or v. Raises UserError."""
     package = _diffusers()
     if not isinstance(model, (package.UNet2DModel, package.UNet2DConditionModel)):
         raise UserError(

@@ -1,8 +1,8 @@
-"""Networks in diffusers' own folders, as `save_pretrained` writes them, for use as teachers.
+"""Networks in the folders that `save_pretrained` of diffusers writes, for use as teachers.
 
-A pipeline's folder has the U-Net in `unet/` and its scheduler in `scheduler/`; a model's folder has the U-Net's files
-itself and `scheduler_config.json` beside them or in `scheduler/`. Only JSON and safetensors are read: nothing is
-executed or unpickled.
+The folder of a pipeline has the U-Net in `unet/` and its scheduler in `scheduler/`; the folder of a model has the
+U-Net's files, and `scheduler_config.json` beside them or in `scheduler/`. Only JSON and safetensors are read: nothing
+is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
 SAMPLER_STEPS = 50
 
-# Attention's weights before diffusers 0.12, as many published models still have them.
+# Names of attention weights before diffusers 0.12, which many published models still use.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
 
 
 @dataclass(frozen=True)
 class DiffusersNetwork:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        settings: the network's.
-        weights: the denoiser's state dict, by name, in the file's precision.
-        sha256: of the weights' file and the settings.
+        settings: the network's settings.
+        weights: the denoiser's state dict, in the file's precision.
+        sha256: digest of the weights' file and the settings.
     """
 
     settings: DiffusersSettings
@@ -49,19 +49,19 @@ class DiffusersNetwork:
     sha256: str
 
     def card(self, name: str) -> NetworkCard:
-        """What it is once it is ours, a teacher; `name` is the folder's."""
+        """The card of this network as a teacher of ours, imported from the folder `name`."""
         trained = {"imported_from": name, "sha256": self.sha256, "sampler_steps": SAMPLER_STEPS}
         return NetworkCard(kind="teacher", network=self.settings, trained=trained)
 
     def network(self) -> DiffusersDenoiser:
-        """The network, in train mode and float32."""
+        """Build the network, in train mode and float32."""
         network = build_diffusers(self.settings)
         network.load_state_dict(self.weights)
         return network
 
 
 def find_unet(folder: UPath) -> UPath | None:
-    """Where the U-Net of one of diffusers' folders lies; None for a folder of another kind, or none at all."""
+    """The folder of the U-Net in a folder of diffusers; None if `folder` is of another kind or does not exist."""
     if folder.protocol not in (*LOCAL, *BUCKETS) or not folder.is_dir():
         return None
     names = {path.name for path in children(folder)}
@@ -71,7 +71,7 @@ def find_unet(folder: UPath) -> UPath | None:
         return folder
     try:
         return folder if "_class_name" in _config(folder / CONFIG) else None
-    except UserError:  # whoever reads it as a network of ours says what is wrong
+    except UserError:  # the reader of our own folders reports the error
         return None
 
 
@@ -79,10 +79,10 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
     """Read a U-Net that `find_unet` found, with its scheduler.
 
     Args:
-        num_classes: of the images; where the U-Net has one class more its last one stands for "no class".
+        num_classes: classes of the images; if the U-Net has one more, its last one stands for "no class".
 
     Raises:
-        UserError: a file is missing or damaged, the weights are a pickle, or it is no network that raysid can use.
+        UserError: a file is missing or damaged, the weights are a pickle, or raysid cannot use the network.
     """
     settings = _settings(unet, num_classes)
     content = _weights_file(unet)
@@ -106,7 +106,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
 
 
 def _check_runs(settings: DiffusersSettings) -> None:
-    """Run the network without computing anything: images that cannot be halved so often are found here.
+    """Run the network on the meta device, without computing: it fails for images that cannot be halved often enough.
 
     Raises:
         ValueError: it does not run.
@@ -122,7 +122,7 @@ def _check_runs(settings: DiffusersSettings) -> None:
 
 
 def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
-    """What the two configs say, without their notes (`_class_name`, `_diffusers_version`) and how to sample."""
+    """The settings in the two configs, without their notes (`_class_name`, `_diffusers_version`) and how to sample."""
     config = _config(unet / CONFIG)
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
@@ -165,14 +165,14 @@ def _config(file: UPath) -> dict[str, Any]:
 
 
 def _weights_file(unet: UPath) -> bytes:
-    """The content of the weights' file."""
+    """Read the file of weights."""
     try:
         return read_whole(unet / WEIGHTS)
     except FileNotFoundError:
         pass
     if pickled := [path.name for path in children(unet) if path.suffix in (".bin", ".pt", ".ckpt")]:
         raise UserError(
-            f"{unet} has its weights in {pickled[0]}, which is never opened, for it could run a program: save the "
+            f"{unet} has its weights in {pickled[0]}, which could run a program and is never opened: save the "
             "model with save_pretrained(..., safe_serialization=True)"
         )
     raise UserError(f"{unet / WEIGHTS} is missing: copy the whole folder")

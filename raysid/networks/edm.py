@@ -16,19 +16,19 @@ from raysid.networks.song import SongUNet
 
 
 class EDMDenoiser(nn.Module):
-    """A denoiser D(x_t, sigma, c) = c_skip x_t + c_out F(c_in x_t, c_noise, c), F being one of EDM's U-Nets.
+    """A denoiser D(x_t, sigma, c) = c_skip x_t + c_out F(c_in x_t, c_noise, c), where F is one of EDM's U-Nets.
 
-    The U-Net is `model`, so the state dict has EDM's own keys (`model.enc.8x8_conv.weight`, …). It computes in
-    the weights' precision or, where `precision` (or autocast around it) says so, its layers run in half
-    precision, while the noise and label embedding, the preconditioning and the results stay in float32.
+    The U-Net is `model`, so the state dict has EDM's own keys (`model.enc.8x8_conv.weight`, …). It computes in the
+    precision of its weights. With `precision`, or within autocast, its layers run in half precision, while the
+    embedding of noise level and labels, the preconditioning and the results stay in float32.
 
     In train mode, with `label_dropout` in the settings, every call zeroes each sample's whole label with
     that probability.
 
     Attributes:
         settings: the `NetworkSettings` it was built from.
-        precision: what the U-Net's layers run in.
-        memory_format: how the images lie in memory on their way through them.
+        precision: the precision of the U-Net's layers.
+        memory_format: the memory layout of the images in the U-Net.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
@@ -42,7 +42,7 @@ class EDMDenoiser(nn.Module):
 
     @property
     def noise(self) -> EDMNoise:
-        """The noise process it was trained with."""
+        """The noise process that the network was trained with."""
         return EDMNoise(sigma_data=self.settings.sigma_data)
 
     @overload
@@ -74,7 +74,8 @@ class EDMDenoiser(nn.Module):
         augment_labels: Tensor | None = None,
         return_logits: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The prediction of the clean image.
+        """Args
+        Predict the clean image.
 
         Args:
             x_t: noisy images (B, C, H, W): clean image plus t times standard normal noise.
@@ -85,7 +86,7 @@ class EDMDenoiser(nn.Module):
             return_logits: also return the discriminator's logits, from the same pass.
 
         Returns:
-            x_hat (B, C, H, W), or (x_hat, logits) with logits (B, 1, h, w) as `encode` gives them.
+            x_hat (B, C, H, W), or (x_hat, logits) with logits (B, 1, h, w) as in `encode`.
 
         Raises:
             ValueError: `cond` has another shape than (B, label_dim).
@@ -102,43 +103,42 @@ class EDMDenoiser(nn.Module):
     def predict(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """The network's own prediction, which is the clean image; arguments as `forward`."""
+        """Return the clean image, which is the network's own prediction; arguments as in `forward`."""
         return self(x_t, t, cond, augment_labels=augment_labels)
 
     def predict_with_logits(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The prediction and the logits of `encode`, from one pass; arguments as `forward`."""
+        """Return the clean image and the logits of `encode`, from one pass; arguments as in `forward`."""
         return self(x_t, t, cond, augment_labels=augment_labels, return_logits=True)
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction itself."""
+        """Return `prediction`, which is the clean image already."""
         return prediction
 
     def unconditional(self, cond: Tensor) -> Tensor:
-        """All-zero labels, like `cond`."""
+        """Return all-zero labels, like `cond`."""
         return torch.zeros_like(cond)
 
     def encode(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """The discriminator's logits from the encoder alone (SiDA, arXiv 2410.14919).
+        """The discriminator's logits from the encoder alone (SiDA, arXiv 2410.14919); arguments as in `forward`.
 
-        Takes the arguments of `forward`. Returns (B, 1, h, w): the encoder's last feature map,
-        averaged over channels.
+        Returns (B, 1, h, w): the encoder's last feature map, averaged over channels.
         """
         return self._logits(self._encode(x_t, t, cond, augment_labels)[-1])
 
     def _encode(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """x_t and sigma (B, 1, 1, 1) in at least float32, the conditioning vector, the encoder's maps."""
+        """Return x_t and sigma (B, 1, 1, 1) in float32 at least, the conditioning vector, the encoder's maps."""
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         x_t = x_t.to(dtype)
         sigma = t.to(dtype).reshape(-1, 1, 1, 1)
         c_in = (sigma.square() + self.settings.sigma_data**2).rsqrt()
         device = x_t.device.type
-        # The embedding is cheap and is where half precision would blur neighbouring noise levels.
+        # The embedding is cheap, and half precision would blur neighbouring noise levels in it.
         outer = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if outer else nullcontext():
             augment = None if augment_labels is None else augment_labels.to(dtype)
@@ -148,7 +148,7 @@ class EDMDenoiser(nn.Module):
         return x_t, sigma, emb, maps
 
     def _labels(self, cond: Tensor | None, x_t: Tensor) -> Tensor | None:
-        """The labels (B, label_dim) the network sees, after label dropout; None where it has none."""
+        """The labels (B, label_dim) after label dropout; None for a network without labels."""
         if not self.settings.label_dim:
             return None
         shape = (x_t.shape[0], self.settings.label_dim)

@@ -1,4 +1,4 @@
-"""Networks for use elsewhere: in our own folder's form, or as a state dict that torch loads."""
+"""Export of networks: as a folder of ours, or as a state dict that torch loads."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from raysid.storage import exists, is_local, make_folder, write_whole
 def export_network(
     folder: UPath, form: Literal["safetensors", "torch"], out: UPath, factory: str | None = None
 ) -> list[UPath]:
-    """Write the network in `folder` as it is, bit for bit; what was written.
+    """Write the network in `folder` unchanged, bit for bit; return the paths written.
 
     Args:
-        form: safetensors makes the folder `out`; torch makes the file `out` of the state dict, its names those of
-            EDM, and beside it a JSON file of what is otherwise `config.json`.
+        form: "safetensors" writes the folder `out`; "torch" writes the state dict to the file `out`, under EDM's
+            names, and the content of `config.json` to a JSON file beside it.
         factory: as in `load_network`.
 
     Raises:
-        UserError: there is no whole network in `folder`, or `out` is there already.
+        UserError: `folder` has no complete network, or `out` exists.
     """
     kind = load_card(folder).kind
     if form == "safetensors":
@@ -42,11 +42,11 @@ def export_network(
     settings = out.with_suffix(".json")
     if settings == out:
         raise UserError(
-            f"{out} is the name of a file of settings: give one for the weights, as in generator.pt"
+            f"{out} is the name of the settings file: give one for the weights, such as generator.pt"
         )
     for path in (out, settings):
         if exists(path):
-            raise UserError(f"{path} is there already: give another --out")
+            raise UserError(f"{path} exists already: give another --out")
     card, network = load_network(folder, kind, factory)
     content = io.BytesIO()
     torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, content)
@@ -57,7 +57,11 @@ def export_network(
 
 
 def check_free(folder: UPath) -> None:
-    """Refuse a folder that holds a network already, or is none. Raises UserError."""
+    """Check that a network can be written to `folder`.
+
+    Raises:
+        UserError: it holds a network already, or is a file.
+    """
     for name in (WEIGHTS, CONFIG):
         if exists(folder / name):
             raise UserError(f"{folder} holds a network already: give another folder")

@@ -1,7 +1,8 @@
-"""Networks of one's own: a module and a noise process that a function of the user's makes.
+"""Networks of the user's own: a function returns a module and its noise process.
 
-A function is named `package.module:function` and runs in every process that builds its network. What a folder says
-never decides that it runs: its name comes from whoever reads the folder, too (`raysid.networks.build_denoiser`).
+The function is named `package.module:function` and runs in every process that builds the network. Loading a folder
+never runs your code: a folder may name a function, but it is called only if the caller names the same one
+(`raysid.networks.build_denoiser`).
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from raysid.errors import UserError
 from raysid.method.noise import NoiseProcess
 from raysid.networks.precision import laid_out, lowered
 
-MESSAGE_LENGTH = 300  # of what a user's own code says, in an error's one line
+MESSAGE_LENGTH = 300  # characters of an exception's text in an error's one line
 
 
 class FactoryDenoiser(nn.Module):
     """A denoiser x_hat = D(x_t, t, c) around a module of the user's own, which predicts the clean sample.
 
-    The module is `model`, so the names of the state dict begin with `model.`. It computes as it likes, within autocast
-    where `precision` says so; the result is in float32 at least. Parameters that it froze stay frozen in the copies
-    that learn; one that is frozen as a whole was made ready to be a teacher, and its copies learn all of it.
+    The module is `model`, so the names in the state dict begin with `model.`. It computes in its own precision, or
+    within autocast with `precision`; the result is float32 at least. Parameters that it froze stay frozen in the copies
+    that learn. If it is frozen as a whole, it was prepared to be a teacher, and its copies learn all parameters.
 
     Attributes:
-        settings: what the module says of itself.
+        settings: the settings read from the module and its noise process.
         noise: the process it was trained with.
-        precision: what autocast makes of its layers.
-        memory_format: how images lie in memory when they come to the module.
+        precision: the precision of its layers, by autocast.
+        memory_format: the memory layout of the images that it gets.
     """
 
     def __init__(self, settings: FactorySettings, model: nn.Module, noise: NoiseProcess) -> None:
@@ -54,7 +55,7 @@ class FactoryDenoiser(nn.Module):
         self.requires_grad_(True)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The prediction of the clean sample, like x_t.
+        """Predict the clean sample, like x_t.
 
         Args:
             x_t: noised samples (B, *sample_shape).
@@ -62,7 +63,7 @@ class FactoryDenoiser(nn.Module):
             cond: one-hot labels (B, label_dim), a row of zeros for no class; None without classes.
 
         Raises:
-            ValueError: the module returns no tensor of this shape.
+            ValueError: the module does not return a tensor of this shape.
         """
         with lowered(self.precision, x_t.device):
             x_hat = self.model(laid_out(x_t, self.memory_format), t, cond)
@@ -78,34 +79,34 @@ class FactoryDenoiser(nn.Module):
     def predict(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """The module's own prediction, which is the clean sample; arguments and errors as `forward`."""
+        """Return the clean sample, which is the module's own prediction; arguments and errors as in `forward`."""
         if augment_labels is not None:
             raise ValueError("a factory's module takes no augmentation labels; EDM's networks do")
         return self(x_t, t, cond)
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction itself."""
+        """Return `prediction`, which is the clean sample already."""
         return prediction
 
     def unconditional(self, cond: Tensor) -> Tensor:
-        """All-zero labels, like `cond`."""
+        """Return all-zero labels, like `cond`."""
         return torch.zeros_like(cond)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As any module's, without the parameters that are frozen."""
+        """As `nn.Module.requires_grad_`, but parameters that the module froze stay frozen."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(requires_grad and name in self._learns)
         return self
 
 
 def build_factory(name: str) -> FactoryDenoiser:
-    """Call the function `package.module:function` and take what it makes.
+    """Call the function `package.module:function` and build a denoiser from its result.
 
-    The module is looked for on Python's path, and then in the folder where the process was started.
+    The module is imported from Python's path, or else from the folder where the process was started.
 
     Raises:
-        UserError: it cannot be imported, fails, or makes something else than a module that says its `sample_shape`,
-            and a noise process.
+        UserError: the function cannot be imported or fails, or returns something else than a module with a
+            `sample_shape` and a noise process.
     """
     function = _function(name)
     try:
@@ -131,10 +132,10 @@ def build_factory(name: str) -> FactoryDenoiser:
 
 
 def _function(name: str) -> Callable[[], Any]:
-    """The function of that name."""
+    """Import the function of that name."""
     module_name, _, function_name = name.partition(":")
-    with suppress(OSError):  # the folder is gone
-        # As `python -m` has it, but last: a file that happens to lie here hides nothing that is installed.
+    with suppress(OSError):  # the folder was removed
+        # As with `python -m`, but last in the path: a file that happens to lie here hides no installed package.
         if not sys.flags.safe_path and (here := os.getcwd()) not in sys.path:
             sys.path.append(here)
     importlib.invalidate_caches()
@@ -156,7 +157,7 @@ def _function(name: str) -> Callable[[], Any]:
 
 
 def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettings:
-    """What a module and its noise process say of themselves."""
+    """The settings of a module and its noise process, read from their attributes."""
     shape = getattr(model, "sample_shape", None)
     if shape is None and hasattr(model, "img_channels") and hasattr(model, "img_resolution"):
         shape = (model.img_channels, model.img_resolution, model.img_resolution)
@@ -190,7 +191,7 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
 
 
 def failure(what: str, error: BaseException) -> str:
-    """What failed, and how, in one line."""
+    """Describe a failure of the user's code in one line."""
     said = " ".join(f"{type(error).__name__}: {error}".split())
     short = said if len(said) <= MESSAGE_LENGTH else said[:MESSAGE_LENGTH] + "…"
     return f"{what}: {short} (RAYSID_DEBUG=1 shows where)"

@@ -1,4 +1,4 @@
-"""Checks of a network of the user's own, before a run begins."""
+"""Checks that a network of the user's own can be distilled, before a run begins."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from raysid.networks.factory import FactoryDenoiser, failure
 
 
 def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None) -> None:
-    """Run a network once on two samples, as the roles will, and look at its weights.
+    """Run a network once on two samples, as the roles do, and check its weights.
 
     Args:
-        sigma_init: the noise level at which the generator is to run.
-        tmax: the largest time of theta's noise levels; None: the noise process's own.
+        sigma_init: the noise level at which the generator runs.
+        tmax: the largest time of theta's noise levels; None for the noise process's default.
 
     Raises:
-        UserError: it fails, does not return what it should, gradients do not flow through it, its noise process does
-            not do what it should, or its weights cannot be kept in a folder or copied.
+        UserError: it fails or returns a wrong result, gradients do not flow through it, its noise process fails or
+            returns wrong shapes, or its weights cannot be saved or copied.
     """
     settings, noise = network.settings, network.noise
     what = f"factory {settings.factory}"
@@ -31,7 +31,7 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
         )
     _check_weights(what, network.model)
     try:
-        tried = copy.deepcopy(network).eval()  # what it keeps of this call is not the teacher's
+        tried = copy.deepcopy(network).eval()  # state that it keeps of this call must not stay in the teacher
     except Exception as error:
         raise UserError(failure(f"{what} makes a module that copy.deepcopy cannot copy", error)) from error
     tmax = noise.default_tmax if tmax is None else tmax
@@ -51,7 +51,7 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
 
 
 def _check_buffers(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
-    """Refuse a network whose buffers change as it trains: psi has one version a step, on every worker of it."""
+    """Check that training does not change buffers: psi has one version a step, on all of its workers."""
     before = {name: value.clone() for name, value in network.named_buffers()}
     with torch.no_grad():
         network.train()(*_arguments(network, x_t, t))
@@ -67,7 +67,7 @@ def _check_buffers(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) 
 
 
 def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> None:
-    """Refuse a network that fails on noised samples (2, ...), or whose output depends on no input or no weight."""
+    """Check that a network runs on noised samples (2, ...), and that its output depends on x_t and on its weights."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     x_t, t, cond = _arguments(network, x_t, t)
     x_t.requires_grad_()
@@ -92,7 +92,7 @@ def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor
 
 
 def _arguments(network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x_t (2, ...), t and labels of the first and the last class, where the network is; x_t without a graph."""
+    """x_t (2, ...) without a graph, t, and labels of the first and the last class, on the network's device."""
     device, classes = next(network.parameters()).device, network.settings.label_dim
     cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
     return x_t.detach().to(device), t.to(device), cond
@@ -101,10 +101,10 @@ def _arguments(network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor
 def _noised(
     noise: NoiseProcess, sigma_init: float, tmax: int, shape: tuple[int, ...]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Noised samples (2, *shape) and their noise levels (2,) from the three places that draw them.
+    """Noised samples (2, *shape) and their noise levels (2,), from each of the three methods that set levels.
 
     Raises:
-        ValueError: levels, scales, a weight or noised samples are of another shape, or not finite.
+        ValueError: levels, scales, a weight or noised samples have a wrong shape or are not finite.
     """
 
     def checked(member: str, value: Tensor, wanted: tuple[int, ...] = (2,)) -> Tensor:
@@ -132,16 +132,16 @@ def _noised(
 
 
 def _check_weights(what: str, model: nn.Module) -> None:
-    """Refuse weights that a file of tensors cannot hold."""
+    """Check that a file of tensors can hold the weights: all are tensors, none share memory."""
     names: dict[int, str] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise UserError(
-                f"{what}: {name} of its state_dict is a {type(value).__name__}; only tensors can be kept"
+                f"{what}: {name} of its state_dict is a {type(value).__name__}; only tensors can be saved"
             )
         first = names.setdefault(value.untyped_storage().data_ptr(), name) if value.numel() else name
         if first != name:
             raise UserError(
-                f"{what}: {first} and {name} of its state_dict share their memory, which a file of tensors cannot say: "
+                f"{what}: {first} and {name} of its state_dict share memory, which a file of tensors cannot store: "
                 "give each its own"
             )

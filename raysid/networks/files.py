@@ -1,7 +1,7 @@
-"""Networks on disk: a folder of `model.safetensors` (the weights) and `config.json` (what they are).
+"""Networks on disk: a folder with `model.safetensors` (the weights) and `config.json` (the description).
 
-Teachers and generators are both kept so. Nothing in such a folder is ever executed or unpickled; a network of the
-user's own is built by a function that whoever reads its folder must name.
+Teachers and generators have the same form. Nothing in such a folder is executed or unpickled. A network of the user's
+own is built by a function that the caller, not the folder alone, must name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def _library(network: Any) -> str:
-    """Whose network settings are, before they are checked: diffusers' have a U-Net inside, the user's a factory."""
+    """The kind of network settings before validation: diffusers' have a `unet`, the user's own a `factory`."""
     if isinstance(network, DiffusersSettings) or (isinstance(network, Mapping) and "unet" in network):
         return _DIFFUSERS
     if isinstance(network, FactorySettings) or (isinstance(network, Mapping) and "factory" in network):
@@ -42,7 +42,7 @@ def _library(network: Any) -> str:
 
 
 class NetworkCard(BaseModel):
-    """What `config.json` says: what the weights are, and how to build the network they belong to."""
+    """The content of `config.json`: what the weights are, and the settings that build their network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -62,14 +62,14 @@ class NetworkCard(BaseModel):
         ge=0,
         description="Step at which a generator runs, instead of `sigma_init` where noise levels are steps.",
     )
-    trained: dict[str, Any] = Field({}, description="How it came to be: step, images, settings, figures.")
+    trained: dict[str, Any] = Field({}, description="How it was made: step, images, settings, figures.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         level = "tau" if self.network.discrete_levels else "sigma_init"
         if self.kind == "generator" and getattr(self, level) is None:
             raise ValueError(f"a generator needs {level}, the noise level at which it runs")
-        own = isinstance(self.network, FactorySettings)  # whose measure may be another one
+        own = isinstance(self.network, FactorySettings)  # its noise levels may have another measure
         if not own and self.sigma_init is not None and self.sigma_init <= 0:
             raise ValueError(f"sigma_init is {self.sigma_init}; allowed: number above 0")
         if isinstance(self.network, DiffusersSettings) and self.tau is not None:
@@ -80,26 +80,26 @@ class NetworkCard(BaseModel):
 
     @property
     def level(self) -> float:
-        """The noise level at which a generator runs, in its process's own measure."""
+        """The noise level at which a generator runs, in the measure of its noise process."""
         level = self.tau if self.network.discrete_levels else self.sigma_init
         assert level is not None
         return level
 
     @classmethod
     def for_generator(cls, network: Network, sigma_init: float, trained: dict[str, Any]) -> Self:
-        """The card of a generator that runs where its noise process has it start, at `sigma_init` or a step."""
+        """The card of a generator that runs at the noise process's start level for `sigma_init`."""
         settings, level = network.settings, network.noise.start_level(sigma_init)
         at: dict[str, Any] = {"tau" if settings.discrete_levels else "sigma_init": level}
         return cls(kind="generator", network=settings, **at, trained=trained)
 
 
 def save_network(folder: str | UPath, card: NetworkCard, network: Network) -> None:
-    """Write a network's folder. Each file appears whole or not at all, the weights first."""
+    """Write a network's folder, the weights first. Each file is written completely or not at all."""
     write_network(folder, network_files(card, network))
 
 
 def network_files(card: NetworkCard, network: Network) -> dict[str, bytes]:
-    """The files of a network's folder as they are now, by name, the weights first."""
+    """The content of the files of a network's folder, by name, the weights first."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     return {
         WEIGHTS: safetensors.torch.save(weights),
@@ -108,12 +108,12 @@ def network_files(card: NetworkCard, network: Network) -> dict[str, bytes]:
 
 
 def card_json(card: NetworkCard) -> bytes:
-    """A card as `config.json` has it."""
+    """The content of `config.json` for a card."""
     return (card.model_dump_json(indent=2) + "\n").encode()
 
 
 def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
-    """Write what `network_files` gave."""
+    """Write the files of `network_files` to a folder."""
     folder = UPath(folder)
     make_folder(folder)
     for name, content in files.items():
@@ -121,7 +121,7 @@ def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
 
 
 def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None = None) -> NetworkCard:
-    """Read what a folder holds.
+    """Read the card of a network's folder.
 
     Raises:
         UserError: there is no such folder, or it does not hold a network of this `kind` (None: of any).
@@ -138,7 +138,7 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
         card = NetworkCard.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        # A tag stands behind `network`; it is the name of a field, too.
+        # After `network` pydantic names the tag of the kind, which may also be the name of a field.
         path = [part for place, part in enumerate(first["loc"]) if place != 1 or part not in _LIBRARIES]
         where = ".".join(map(str, path)) or "the file"
         raise UserError(f"{folder / CONFIG} does not describe a network: {where}: {first['msg']}") from None
@@ -150,13 +150,13 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
 def load_network(
     folder: str | UPath, kind: Literal["teacher", "generator"], factory: str | None = None
 ) -> tuple[NetworkCard, Network]:
-    """Build the network a folder describes, with its weights.
+    """Build the network of a folder, with its weights.
 
     Args:
-        factory: as `build_denoiser`.
+        factory: as in `build_denoiser`.
 
     Raises:
-        UserError: as `load_card` and `build_denoiser`; or the weights are missing, damaged, or belong to another
+        UserError: as `load_card` and `build_denoiser`; or the weights are missing, damaged, or those of another
             network.
     """
     folder = UPath(folder)
@@ -183,21 +183,21 @@ def load_network(
 
 
 def weight_shapes(settings: AnySettings) -> Shapes:
-    """Name and shape of every weight of a network that settings describe, without making it.
+    """Name and shape of every weight of the network that settings describe, without allocating it.
 
     Raises:
-        ValueError: there is no such network: channels that do not divide into groups or heads, too large.
+        ValueError: there is no such network: channels do not divide into groups or heads, or it is too large.
     """
     try:
         with torch.device("meta"):
             return shapes_of(build_denoiser(settings).state_dict())
     except (UserError, RuntimeError, TypeError, OverflowError) as error:
-        # UserError comes of diffusers; the others where not even a network's size can be written down.
+        # UserError comes from diffusers, the others where even the size of a network overflows.
         raise ValueError(str(error).splitlines()[0]) from None
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
-    """Name and shape of every one of some weights."""
+    """Name and shape of every tensor of a state dict."""
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
@@ -207,10 +207,10 @@ def stored_shapes(folder: str | UPath) -> Shapes:
 
 
 def misfits(expected: Shapes, found: Shapes) -> list[str]:
-    """Names of the weights that are only in one, or of another shape in the other; sorted."""
+    """Sorted names of the weights that only one of the two has, or that differ in shape."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def weights_digest(folder: str | UPath) -> str:
-    """SHA-256 of a folder's weights, to tell whether two folders hold the same network."""
+    """SHA-256 of a folder's weights, which tells whether two folders hold the same network."""
     return hashlib.sha256(read_whole(UPath(folder) / WEIGHTS)).hexdigest()

@@ -1,7 +1,6 @@
-"""Building blocks of EDM's U-Nets: initialised layers, resampling, embeddings, the residual block.
+"""Layers of EDM's U-Nets: initialised layers, resampling convolutions, embeddings.
 
-Parameter names are EDM's, so its checkpoints load as they are. Source: arXiv 2206.00364, Appendix F,
-which brings the blocks of Song et al. (2011.13456) and Dhariwal & Nichol (2105.05233) under one form.
+Parameter names are EDM's, so its checkpoints load unchanged. Source: arXiv 2206.00364, Appendix F.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from raysid.config.networks import normalisation_groups
 
 @dataclass(frozen=True)
 class WeightInit:
-    """How a layer's weights start: a distribution and the factors its weight and bias are scaled by."""
+    """Initialisation of a layer: a distribution, and the factors that scale its weight and bias."""
 
     mode: Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
     weight: float = 1.0
     bias: float = 0.0
 
     def fill_(self, weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
-        """Draws `weight` and, where there is one, `bias` in place; the bias shares the weight's variance."""
+        """Draw `weight` and, if there is one, `bias` in place; the bias has the variance of the weight."""
         self._draw_(weight, self.weight, fan_in, fan_out)
         if bias is not None:
             self._draw_(bias, self.bias, fan_in, fan_out)
@@ -45,14 +44,14 @@ class WeightInit:
 
 
 class Linear(nn.Linear):
-    """A linear layer (N, in_features) -> (N, out_features) that starts from a `WeightInit`."""
+    """A linear layer (N, in_features) -> (N, out_features), initialised by a `WeightInit`."""
 
     def __init__(self, in_features: int, out_features: int, init: WeightInit, bias: bool = True) -> None:
-        self.init = init  # nn.Linear's constructor calls reset_parameters, which reads it
+        self.init = init  # before the constructor of nn.Linear, which calls reset_parameters
         super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Draws new weights."""
+        """Draw new weights."""
         self.init.fill_(self.weight, self.bias, self.in_features, self.out_features)
 
 
@@ -68,17 +67,17 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Conv2d(nn.Module):
-    """A convolution with "same" padding, optionally behind 2x up- or downsampling.
+    """A convolution with "same" padding, optionally after 2x up- or downsampling.
 
     Maps (B, in_channels, H, W) to (B, out_channels, h, w), where h is H, 2H (`up`) or H/2 (`down`).
 
     Args:
-        kernel: width of the convolution, odd; 0 resamples only, and `out_channels` must equal `in_channels`.
+        kernel: width of the convolution, odd; 0 only resamples and needs `out_channels` equal to `in_channels`.
         up, down: resample by 2; at most one of them.
         resample_filter: taps of the separable filter, an even number, normalised here.
-        fused_resample: with `down`, convolve before filtering. The interior is the same by
-            linearity, but the image is padded once instead of twice, so the border differs.
-        init: needed where `kernel` is not 0.
+        fused_resample: with `down`, convolve before filtering. By linearity the interior is the same; the
+            image is padded once instead of twice, so the border differs.
+        init: required unless `kernel` is 0.
     """
 
     def __init__(
@@ -116,13 +115,13 @@ class Conv2d(nn.Module):
             "resample_filter",
             torch.outer(taps, taps)[None, None] / taps.sum().square() if up or down else None,
         )
-        # Two equal taps are exactly averaging or repeating 2x2 pixels, which have faster kernels.
+        # Two equal taps average or repeat 2x2 pixels exactly, which has faster kernels.
         self.box_filter = len(resample_filter) == 2 and resample_filter[0] == resample_filter[1]
 
     resample_filter: Tensor | None
 
     def reset_parameters(self) -> None:
-        """Draws new weights."""
+        """Draw new weights."""
         if self.weight is not None:
             if self.init is None:
                 raise ValueError("a convolution with a kernel needs an initialisation")
@@ -130,13 +129,13 @@ class Conv2d(nn.Module):
             self.init.fill_(self.weight, self.bias, self.in_channels * area, self.out_channels * area)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Resamples and convolves `x`."""
+        """Resample and convolve `x`."""
         if self.weight is None:
             return self._resample(x)
         if self.down and self.fused_resample:
             return self._convolve_then_filter(x)
         if self.up and self.box_filter and self.kernel == 1:
-            # A pointwise map commutes with repeating pixels and costs a quarter on the small side.
+            # A pointwise map commutes with repeating pixels and costs a quarter at the lower resolution.
             return self._resample(F.conv2d(x, self.weight, self.bias))
         return F.conv2d(self._resample(x), self.weight, self.bias, padding=self.kernel // 2)
 
@@ -148,7 +147,7 @@ class Conv2d(nn.Module):
         taps = self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
         padding = (taps.shape[-1] - 1) // 2
         if self.up:
-            # Three of four pixels under the filter are the inserted zeros: 4 keeps the mean.
+            # Three of four pixels under the filter are inserted zeros; a factor of 4 preserves the mean.
             return F.conv_transpose2d(x, taps * 4, stride=2, padding=padding, groups=x.shape[1])
         return F.conv2d(x, taps, stride=2, padding=padding, groups=x.shape[1])
 
@@ -163,7 +162,7 @@ class Conv2d(nn.Module):
 class PositionalEmbedding(nn.Module):
     """Cosines and sines of (N,) numbers at log-spaced frequencies from 1 to 1/10000: (N, num_channels).
 
-    `endpoint` says whether the lowest frequency is 1/10000 exactly (DDPM++) or one step above it (ADM).
+    With `endpoint` the lowest frequency is 1/10000 exactly (DDPM++), without it one step above (ADM).
     """
 
     def __init__(self, num_channels: int, endpoint: bool = False) -> None:
@@ -172,7 +171,7 @@ class PositionalEmbedding(nn.Module):
         self.endpoint = endpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds `x`, cosines first."""
+        """Embed `x`, cosines first."""
         half = self.num_channels // 2
         exponents = torch.arange(half, dtype=x.dtype, device=x.device) / (half - self.endpoint)
         angles = torch.outer(x, (1 / 10000) ** exponents)
@@ -192,6 +191,6 @@ class FourierEmbedding(nn.Module):
     freqs: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds `x`, cosines first."""
+        """Embed `x`, cosines first."""
         angles = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))
         return torch.cat([angles.cos(), angles.sin()], dim=1)

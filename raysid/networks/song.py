@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++: the U-Nets of Song et al. (arXiv 2011.13456) as EDM configures them.
+"""DDPM++ and NCSN++: the U-Nets of Song et al. (arXiv 2011.13456) in EDM's configuration.
 
 Source: arXiv 2206.00364, Appendix F. Encoder and decoder are dictionaries of blocks whose keys are
 EDM's parameter names: `8x8_conv`, `8x8_block0`, `4x4_down`, …
@@ -29,7 +29,7 @@ _INIT_ATTN = WeightInit("xavier_uniform", weight=math.sqrt(0.2))
 
 
 def level_names(settings: NetworkSettings) -> list[str]:
-    """Prefix of the block names of every level, finest first: `["32x32", "16x16", …]`."""
+    """Prefix of the block names of each level, finest first: `["32x32", "16x16", …]`."""
     sizes = [settings.img_resolution >> level for level in range(len(settings.channel_mult))]
     return [f"{size}x{size}" for size in sizes]
 
@@ -47,7 +47,7 @@ class SongEncoder(nn.ModuleDict):
         self.num_blocks = settings.num_blocks
         self.encoder_type = settings.encoder_type
         self.map_channels: list[int] = []
-        """Channels of every feature map, in the order of the output."""
+        """Channels of the feature maps, in the order of the output."""
 
         base, taps = settings.model_channels, settings.resample_filter
         channels, aux_channels = base, settings.img_channels
@@ -74,7 +74,7 @@ class SongEncoder(nn.ModuleDict):
                 self.map_channels.append(channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """Encodes `x` (B, img_channels, H, W) under `emb` (B, emb_channels); the last map is the deepest."""
+        """Encode `x` (B, img_channels, H, W) under `emb` (B, emb_channels); the last map is the deepest."""
         maps: list[Tensor] = []
         aux = x
         for index, level in enumerate(self.levels):
@@ -139,7 +139,7 @@ class SongDecoder(nn.ModuleDict):
         return self.decoder_type == "skip" or index == len(self.levels) - 1
 
     def forward(self, maps: list[Tensor], emb: Tensor) -> Tensor:
-        """Decodes the encoder's `maps`, deepest last, under `emb` (B, emb_channels)."""
+        """Decode the encoder's `maps`, deepest last, under `emb` (B, emb_channels)."""
         remaining = list(maps)
         x = remaining[-1]
         image: Tensor | None = None
@@ -194,11 +194,11 @@ class SongUNet(nn.Module):
     def embed(self, noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         """The conditioning vector (B, emb_channels) of the noise level (B,) and the labels.
 
-        `labels` (B, label_dim) is needed where the network has labels and ignored elsewhere;
-        `augment_labels` (B, augment_dim) may be None, which is "not augmented".
+        `labels` (B, label_dim) is required by a network with labels and ignored by others;
+        `augment_labels` (B, augment_dim) may be None, for images that are not augmented.
         """
         cos, sin = self.map_noise(noise).chunk(2, dim=1)
-        emb = torch.cat([sin, cos], dim=1)  # the order Song et al. trained with
+        emb = torch.cat([sin, cos], dim=1)  # the order of Song et al.
         if self.map_label is not None:
             assert labels is not None
             # One-hot labels times sqrt(label_dim) have unit variance over their entries.
@@ -208,7 +208,7 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """Every feature map of the encoder, the deepest last, from `x` (B, img_channels, H, W)."""
+        """All feature maps of the encoder, the deepest last, from `x` (B, img_channels, H, W)."""
         return self.enc(x, emb)
 
     def decode(self, maps: list[Tensor], emb: Tensor) -> Tensor:

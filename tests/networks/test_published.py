@@ -126,7 +126,7 @@ def test_numbers_of_numpy_and_other_layouts_are_read(tmp_path: Path) -> None:
         ({"model_type": ["SongUNet"]}, "model_type"),
         ({"model_channels": 5}, "does not fit"),
         ({"attn_resolutions": {"16": 1}}, "attn_resolutions that is neither"),
-        ({"resample_filter": [1, 2]}, "another filter than resample_filter makes"),
+        ({"resample_filter": [1, 2]}, "another filter than that of resample_filter"),
         ({"no\nname\x1b[2J": 1}, r"no\nname\x1b[2J"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
@@ -163,7 +163,7 @@ def test_what_is_no_pickle_is_one_line(tmp_path: Path) -> None:
     torch.save({"ema": torch.ones(3)}, tmp_path / "hostile.pkl")
     refused(tmp_path / "hostile.pkl")
     assert "there is no file" in str(pytest.raises(UserError, read_published, tmp_path / "none.pkl").value)
-    assert "is no file" in str(pytest.raises(UserError, read_published, tmp_path).value)
+    assert "is not a file" in str(pytest.raises(UserError, read_published, tmp_path).value)
 
 
 # Files that want to be executed.

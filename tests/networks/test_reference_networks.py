@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from raysid.config.networks import Precision
-from raysid.networks import EDMDenoiser, NetworkSettings, build_denoiser, layers
+from raysid.networks import EDMDenoiser, NetworkSettings, blocks, build_denoiser, layers
 from tests.support.reference_folder import reference_cases, reference_folder
 
 CASES = reference_cases("network_")

@@ -268,7 +268,10 @@ def test_a_pickle_of_weights_is_refused_unopened(tmp_path: Path) -> None:
     (folder / "unet" / WEIGHTS).unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
     line = refused(folder, tmp_path)
-    assert "diffusion_pytorch_model.bin, which is never opened" in line and "safe_serialization=True" in line
+    assert (
+        "diffusion_pytorch_model.bin, which could run a program and is never opened" in line
+        and "safe_serialization=True" in line
+    )
 
 
 def test_other_schedulers_are_refused(folder: Path, tmp_path: Path) -> None:

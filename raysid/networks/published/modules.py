@@ -1,7 +1,7 @@
-"""Modules, tensors and numbers as pickles hold them, read as values: nothing of torch or numpy is called for them.
+"""Modules, tensors and numbers of a pickle as plain values, without calling torch or numpy for them.
 
-A tensor's storage is a file of torch's own, in the format it had before zip, inside the pickle: five more pickles,
-read by the same rules, and then the numbers.
+A tensor's storage is a file inside the pickle, in torch's format before zip: five more pickles, read by the same rules,
+followed by the numbers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from raysid.networks.published.pickles import (
     Maker,
     Name,
     PickleStream,
+    printable,
     read_pickle,
-    shown,
 )
 
-MAX_NAME = 200  # letters of a parameter's name or a module's
+MAX_NAME = 200  # characters in the name of a parameter or module
 
 
 def read_modules(stream: PickleStream) -> Any:
-    """The value of a pickle that holds modules, as `read_pickle` gives it; modules and tensors are ours below.
+    """Read a pickle that holds modules; they and their tensors become `Module` and `TensorView`.
 
     Raises:
-        BadPickle: it cannot be read, or names anything but these.
+        BadPickle: it cannot be read, or names anything else.
     """
     names: dict[tuple[str, str], Maker | None] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
@@ -51,7 +51,7 @@ def read_modules(stream: PickleStream) -> Any:
 
 
 class Module(Buildable):
-    """A module of the network, or another object kept so: its class's name, and its attributes."""
+    """A module of the network, or another object that is pickled in this way: its class's name and its attributes."""
 
     def __init__(self, class_name: str, state: Any = None) -> None:
         self.class_name = class_name
@@ -61,16 +61,16 @@ class Module(Buildable):
         self.state = state
 
     def table(self, attribute: str) -> Mapping[str, Any]:
-        """An attribute that is a dict. Raises BadPickle where it is none."""
+        """An attribute that must be a dict with names as keys. Raises BadPickle if it is not."""
         found = self.state.get(attribute) if type(self.state) is dict else None
         if type(found) is not dict or not all(type(key) is str and len(key) <= MAX_NAME for key in found):
-            raise BadPickle(f"has a module ({shown(self.class_name)}) without its {attribute}")
+            raise BadPickle(f"has a module ({printable(self.class_name)}) without its {attribute}")
         return found
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in a row, where they lie in the file's bytes."""
+    """A storage: a sequence of numbers, as a view of the file's bytes."""
 
     dtype: torch.dtype
     content: memoryview
@@ -82,7 +82,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor: which numbers of a storage it has, and in which order."""
+    """A tensor: a strided view of a storage."""
 
     storage: Storage
     offset: int
@@ -91,18 +91,18 @@ class TensorView:
 
     @property
     def span(self) -> int:
-        """How many numbers lie between its first and its last, both counted; 0 for an empty one."""
+        """Numbers from its first to its last in the storage, both included; 0 for an empty tensor."""
         if 0 in self.size:
             return 0
         return 1 + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Bytes of memory that it takes."""
         return max(self.span, math.prod(self.size)) * self.storage.dtype.itemsize
 
     def tensor(self) -> Tensor:
-        """The tensor itself, float32, in memory of its own; it must not be empty."""
+        """Copy it to a torch tensor, float32; it must not be empty."""
         itemsize = self.storage.dtype.itemsize
         content = self.storage.content[self.offset * itemsize :][: self.span * itemsize]
         numbers = torch.frombuffer(bytearray(content), dtype=self.storage.dtype)
@@ -110,7 +110,7 @@ class TensorView:
 
 
 class _NumpyType(Buildable):
-    """The type of a single number."""
+    """The numpy type of a single number."""
 
     def __init__(self, code: str) -> None:
         self.code = code
@@ -121,7 +121,7 @@ class _NumpyType(Buildable):
 
 
 def _persistent(arguments: tuple[Any, ...]) -> Module:
-    """An object with its class's source beside it: only the class's name and the attributes are kept."""
+    """An object with its class's source beside it; only the class's name and the attributes are used."""
     match arguments:
         case ({"type": "class", "class_name": str() as class_name, "state": state},):
             return Module(class_name, state)
@@ -130,13 +130,13 @@ def _persistent(arguments: tuple[Any, ...]) -> Module:
 
 def _container(arguments: tuple[Any, ...]) -> Module:
     if arguments:
-        raise BadPickle("has a container of modules that is made of something")
+        raise BadPickle("has a container of modules with arguments")
     return Module("ModuleDict")
 
 
 def _empty_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
     if arguments:
-        raise BadPickle("has a dict that is made of something")
+        raise BadPickle("has a dict with arguments")
     return {}
 
 
@@ -144,15 +144,15 @@ def _parameter(arguments: tuple[Any, ...]) -> TensorView:
     match arguments:
         case (TensorView() as view, bool(), _):
             return view
-    raise BadPickle("has a parameter that is no tensor")
+    raise BadPickle("has a parameter that is not a tensor")
 
 
 def _view(arguments: tuple[Any, ...]) -> TensorView:
     match arguments:
-        # Behind the hooks stand, in newer files, what else there is to a tensor, as that its sign is turned.
+        # After the hooks, newer files list other properties of the tensor, such as a negated sign.
         case (Storage() as storage, int() as offset, tuple() as size, tuple() as stride, bool(), _, *more):
             if any(more):
-                raise BadPickle("has a tensor that is more than its numbers")
+                raise BadPickle("has a tensor with properties beyond its numbers")
             numbers = (offset, *size, *stride)
             if len(size) == len(stride) <= 8 and all(type(n) is int and 0 <= n < 2**62 for n in numbers):
                 view = TensorView(storage, offset, size, stride)
@@ -178,7 +178,7 @@ def _number(arguments: tuple[Any, ...]) -> float:
     raise BadPickle("has a number that does not fit its type")
 
 
-# Storages: files of torch's own, in its format before zip: five pickles, then the numbers.
+# Storages: files in torch's format before zip: five pickles, then the numbers.
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _FORMAT = 1001
@@ -200,26 +200,26 @@ def _storage(arguments: tuple[Any, ...], outer: PickleStream) -> Storage:
         case (bytes() as content,):
             pass
         case _:
-            raise BadPickle("has a storage that is no bytes")
+            raise BadPickle("has a storage that is not bytes")
     stream = PickleStream(io.BytesIO(content), len(content))
     stream.instructions_left = outer.instructions_left
     try:
         magic, version, machine = (read_pickle(stream, {}) for _ in range(3))
         if magic != _MAGIC or version != _FORMAT:
-            raise BadPickle("is no file of torch's")
+            raise BadPickle("is not a file of torch")
         if type(machine) is not dict or machine.get("little_endian") is not True:
             raise BadPickle("has its bytes in another order than this machine")
         match read_pickle(stream, _STORAGES, lambda identity: identity):
-            # A location such as cuda:0 says where it was, a view's bounds would be the last entry.
+            # The location, such as cuda:0, is irrelevant; the last entry would be the bounds of a view.
             case ("storage", Name(label=label), str(), str(), int() as count, None):
                 dtype = _DTYPES[label.removeprefix("torch.")]
             case _:
-                raise BadPickle("is no single storage")
-        read_pickle(stream, {})  # the ids of all storages: this one's
+                raise BadPickle("is not a single storage")
+        read_pickle(stream, {})  # the keys of all storages, which is one
         header = stream.read(8)
         numbers = memoryview(content)[stream.tell() :]
         if len(header) < 8 or struct.unpack("<q", header)[0] != count:
-            raise BadPickle("does not say how long it is")
+            raise BadPickle("does not have its length")
         if len(numbers) != count * dtype.itemsize:
             raise BadPickle(f"claims {count:,} numbers and holds {len(numbers):,} bytes")
     except BadPickle as error:

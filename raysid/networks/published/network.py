@@ -1,8 +1,8 @@
-"""Networks as NVIDIA publishes EDM's, and the authors of SiD and SiDA their generators: .pkl files.
+"""The network in a published .pkl file, built from its modules' arguments and parameters.
 
 Such a file pickles a dict whose `ema` is the network: a tree of modules, each with the source text of its class, the
-arguments it was built with and its parameters. Here the arguments become our settings and the parameters, whose names
-are ours as they stand, our weights; the source text is not looked at.
+arguments of its constructor and its parameters. The arguments become our settings, the parameters, whose names are
+ours already, our weights; the source text is ignored.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from raysid.errors import UserError
 from raysid.networks.edm import EDMDenoiser
 from raysid.networks.files import NetworkCard, misfits, weight_shapes
 from raysid.networks.published.modules import Module, TensorView, read_modules
-from raysid.networks.published.pickles import BadPickle, PickleStream, shown
+from raysid.networks.published.pickles import BadPickle, PickleStream, printable
 
 NETWORK_CLASS = "EDMPrecond"
 SIGMA_INIT = 2.5  # the noise level at which the published generators of SiD and SiDA run
 MAX_TENSORS = 10_000  # EDM's largest network has 700
 MAX_DEPTH = 10  # modules within modules; EDM's are four deep
 
-# EDM's own: what a constructor takes by position, and what it does where it is told nothing.
+# EDM's constructor: its positional arguments, and its defaults.
 _POSITIONS = (
     "img_resolution",
     "img_channels",
@@ -45,7 +45,7 @@ _POSITIONS = (
 )
 _DEFAULT_MODEL = "DhariwalUNet"
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {},  # as ours
+    "SongUNet": {},  # ours are the same
     "DhariwalUNet": {
         "model_channels": 192,
         "channel_mult": (1, 2, 3, 4),
@@ -57,13 +57,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Published:
-    """What a .pkl file holds.
+    """The content of a .pkl file.
 
     Attributes:
-        settings: the network's.
-        weights: its state dict, by name, float32; buffers are among them.
-        use_fp16: whether its authors ran it in half precision on a GPU.
-        sha256: of the file.
+        settings: the network's settings.
+        weights: its state dict, float32, buffers included.
+        use_fp16: True if its authors ran it in half precision on a GPU.
+        sha256: digest of the file.
     """
 
     settings: NetworkSettings
@@ -74,13 +74,13 @@ class Published:
     def card(
         self, name: str, kind: Literal["teacher", "generator"] = "teacher", sigma_init: float | None = None
     ) -> NetworkCard:
-        """What it is once it is ours; `name` is the file's."""
+        """The card of this network as one of ours, imported from the file `name`."""
         trained = {"imported_from": name, "sha256": self.sha256, "use_fp16": self.use_fp16}
         return NetworkCard(kind=kind, network=self.settings, sigma_init=sigma_init, trained=trained)
 
     def network(self) -> EDMDenoiser:
-        """The network, in train mode; it shares the weights' memory."""
-        with torch.device("meta"):  # initial weights would be drawn for nothing
+        """Build the network, in train mode; it shares the memory of `weights`."""
+        with torch.device("meta"):  # skip drawing initial weights
             network = EDMDenoiser(self.settings)
         network.load_state_dict(self.weights, assign=True)
         return network
@@ -93,18 +93,18 @@ def file_digest(path: Path) -> str:
 
 
 def read_published(path: Path, name: str | None = None) -> Published:
-    """Read a .pkl file; nothing in it is executed, and no more memory is taken than its own size asks for.
+    """Read a .pkl file. Nothing in it is executed, and memory stays proportional to its size.
 
     Args:
         path: the file, on this machine.
-        name: how messages call it, where that is not `path`.
+        name: its name in messages, if that is not `path`.
 
     Raises:
-        UserError: it cannot be read, is damaged, asks for anything but values, or holds another kind of network.
+        UserError: it cannot be read, is damaged, asks for more than values, or holds another kind of network.
     """
     name = name or str(path)
     if path.exists() and not path.is_file():
-        raise UserError(f"{name} is no file: give the .pkl itself")
+        raise UserError(f"{name} is not a file: give the .pkl itself")
     try:
         with path.open("rb") as file:
             stream = PickleStream(file, os.fstat(file.fileno()).st_size)
@@ -125,29 +125,33 @@ def read_published(path: Path, name: str | None = None) -> Published:
 
 
 class _Unfit(Exception):
-    """A file that holds values, but no network that can be built here: one line saying why."""
+    """A file that can be read but has no network that can be built; the text is a one-line reason."""
 
 
 def _find_network(content: Any) -> tuple[Module, dict[str, Any]]:
-    """The network in a file's content, and what it was built with, by name."""
+    """Find the network in a file's content; return it and its constructor's arguments by name."""
     module = content.get("ema") if type(content) is dict else None
     if not isinstance(module, Module):
         raise _Unfit("holds no network: those of EDM, SiD and SiDA are under `ema`")
     if module.class_name != NETWORK_CLASS:
-        raise _Unfit(f"holds a {shown(module.class_name)}: raysid builds networks of {NETWORK_CLASS} alone")
+        raise _Unfit(
+            f"holds a {printable(module.class_name)}: raysid builds networks of {NETWORK_CLASS} alone"
+        )
     positional = module.state.get("_init_args") if type(module.state) is dict else None
     if type(positional) is not tuple or len(positional) > len(_POSITIONS):
-        raise BadPickle("does not say what its network was built with")
+        raise BadPickle("does not have its network's arguments")
     return module, dict(zip(_POSITIONS, positional, strict=False)) | dict(module.table("_init_kwargs"))
 
 
 def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
-    """Our settings, and whether the network was run in half precision."""
+    """Our settings for the constructor's arguments, and True if the network ran in half precision."""
     given = {name: _plain(name, value) for name, value in arguments.items()}
     use_fp16 = given.pop("use_fp16", False)
     unknown = [name for name in given if name not in NetworkSettings.model_fields]
     if unknown:
-        raise _Unfit(f"was built with the setting {shown(unknown[0])}, which raysid's networks do not have")
+        raise _Unfit(
+            f"was built with the setting {printable(unknown[0])}, which raysid's networks do not have"
+        )
     model_type = given.setdefault("model_type", _DEFAULT_MODEL)
     if given.get("sigma_max") == math.inf:
         given["sigma_max"] = None
@@ -160,7 +164,7 @@ def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A setting's value, if it is a number, text, or a list of them."""
+    """A setting's value, which must be a number, text, or a list of them."""
     if type(value) in (list, tuple) and len(value) <= 100:
         return [
             _plain(name, item) if type(item) not in (list, tuple) else _no_setting(name) for item in value
@@ -171,13 +175,13 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _no_setting(name: str) -> Any:
-    raise _Unfit(f"was built with a {shown(name)} that is neither a number, a text nor a list of them")
+    raise _Unfit(f"was built with a {printable(name)} that is neither a number, a text nor a list of them")
 
 
 def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[str, Tensor]:
-    """The network's state dict, where it is that of a network with these settings."""
+    """The network's state dict, checked against the settings."""
     views = dict(islice(_tensors(module, "", set()), MAX_TENSORS))
-    # An encoder's block and a decoder's have ten each: a network of many more is not even described.
+    # Each block of the encoder and of the decoder has ten tensors: a much larger network is not even described.
     if 20 * settings.num_blocks * len(settings.channel_mult) > len(views):
         raise _Unfit(f"has {len(views)} tensors, too few for the network that its settings describe")
     try:
@@ -185,7 +189,7 @@ def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[
     except ValueError as error:
         raise _Unfit(f"holds no network that can be built: {error}") from None
     if odd := misfits(expected, {name: view.size for name, view in views.items()}):
-        raise _Unfit(f"does not fit its own settings: {shown(odd[0])} and {len(odd) - 1} more differ")
+        raise _Unfit(f"does not fit its own settings: {printable(odd[0])} and {len(odd) - 1} more differ")
     if sum(view.nbytes for view in views.values()) > file_size:
         raise _Unfit("claims more numbers than it holds: its tensors share them")
     other = next((n for n, view in views.items() if view.storage.dtype not in _FLOATS), None)
@@ -202,7 +206,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _tensors(module: Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, TensorView]]:
-    """Every parameter and buffer of a state dict with its name."""
+    """Yield each parameter and buffer of the state dict with its name."""
     if id(module) in seen or prefix.count(".") > MAX_DEPTH:
         raise BadPickle("has a module within itself, or in several places")
     seen.add(id(module))
@@ -212,21 +216,21 @@ def _tensors(module: Module, prefix: str, seen: set[int]) -> Iterator[tuple[str,
         if view is None or (type(unsaved) is set and name in unsaved):
             continue
         if type(view) is not TensorView:
-            raise BadPickle(f"has a parameter {shown(name)} that is no tensor")
+            raise BadPickle(f"has a parameter {printable(name)} that is not a tensor")
         yield prefix + name, view
     for name, child in module.table("_modules").items():
         if type(child) is Module:
             yield from _tensors(child, f"{prefix}{name}.", seen)
         elif child is not None:
-            raise BadPickle(f"has a module {shown(name)} that is none")
+            raise BadPickle(f"has a module {printable(name)} that is not one")
 
 
 def _check_filters(settings: NetworkSettings, weights: dict[str, Tensor]) -> None:
-    """Resampling goes by the settings; buffers that say otherwise belong to another network."""
+    """Check that the resampling filters in the buffers are those of the settings."""
     taps = torch.tensor(settings.resample_filter, dtype=torch.float32)
     expected = torch.outer(taps, taps) / taps.sum().square()
     for name, value in weights.items():
         if name.endswith("resample_filter") and not torch.allclose(value, expected, rtol=1e-3):
             raise _Unfit(
-                f"does not fit its own settings: {name} is another filter than resample_filter makes"
+                f"does not fit its own settings: {name} is another filter than that of resample_filter"
             )

@@ -1,8 +1,8 @@
-"""Reading pickles without running them: a stack machine that can make plain values, and nothing else.
+"""A reader of pickles that runs nothing: a stack machine that can only make plain values.
 
-A pickle is a program: it names callables, and Python's own reader imports and calls them. This one never imports:
-a name is looked up in a fixed table of functions of our own, which only keep what they are given. What is not in
-that table, and every instruction that the files do not need, ends the reading.
+A pickle is a program: it names callables, which Python's own reader imports and calls. This reader never imports. It
+looks names up in a fixed table of our own functions, which only store their arguments. Any other name, and any
+instruction that the published files do not need, ends the reading.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-MAX_INSTRUCTIONS = 500_000  # the largest network that EDM published takes some 50,000
-MAX_LINE = 1_000  # bytes, of instructions whose argument is a line of text
+MAX_INSTRUCTIONS = 500_000  # EDM's largest published network takes about 50,000
+MAX_LINE = 1_000  # bytes of an instruction's argument that is a line of text
 
 Maker = Callable[[tuple[Any, ...]], Any]
-"""Makes a plain value of a call's arguments; raises BadPickle where they are not as they should be."""
+"""Makes a plain value of a call's arguments; raises BadPickle if they are invalid."""
 Names = Mapping[tuple[str, str], Maker | None]
-"""What a pickle may name: (module, name) to what we make of a call to it; None where it may not be called."""
+"""The names that a pickle may use: (module, name) to the maker of its calls; None if it may not be called."""
 
 
 class BadPickle(Exception):
-    """A pickle that cannot be read, or that wants more than values: one line saying what, and at which byte."""
+    """A pickle that cannot be read or asks for more than values; the text is one line with the byte position."""
 
 
 class Buildable:
-    """What a pickle may set a state of (its instruction BUILD)."""
+    """A value whose state a pickle may set (its instruction BUILD)."""
 
     def build(self, state: Any) -> None:
-        """Take the state in. Raises BadPickle where it is not as it should be."""
+        """Set the state. Raises BadPickle if it is invalid."""
         raise NotImplementedError
 
 
 class Name:
-    """A name that a pickle may use, as a value: what stands behind it in Python is never looked up."""
+    """A name from the table, as a value; the Python object behind it is never looked up."""
 
     __slots__ = ("label", "make")
 
@@ -43,7 +43,7 @@ class Name:
 
 
 class PickleStream:
-    """Bytes for one or several pickles in a row; what a pickle claims to hold is never allocated beforehand.
+    """A stream of one or more pickles in a row. It never allocates what a pickle merely claims to hold.
 
     Args:
         file: open for reading, at its start.
@@ -56,42 +56,42 @@ class PickleStream:
         self.instructions_left = MAX_INSTRUCTIONS
 
     def tell(self) -> int:
-        """How many bytes are read."""
+        """Bytes read so far."""
         return self._file.tell()
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, or as many as there are."""
+        """Read the next `count` bytes, or the remaining ones."""
         return self._file.read(min(count, self.size - self._file.tell()))
 
     def readline(self) -> bytes:
-        """The next line. Raises ValueError where it is too long to be one."""
+        """Read the next line. Raises ValueError if it is too long."""
         line = self._file.readline(MAX_LINE)
         if len(line) == MAX_LINE:
             raise ValueError("a line has no end")
         return line
 
     def spend(self) -> None:
-        """Count one instruction. Raises BadPickle after `MAX_INSTRUCTIONS`, nested pickles' among them."""
+        """Count one instruction, also of nested pickles. Raises BadPickle after `MAX_INSTRUCTIONS`."""
         if self.instructions_left == 0:
             raise BadPickle(f"has over {MAX_INSTRUCTIONS:,} instructions, more than any such file needs")
         self.instructions_left -= 1
 
 
-def shown(text: object) -> str:
-    """Text from a file as a message can show it: one line, printable, short."""
+def printable(text: object) -> str:
+    """Text from a file for a message: one line, printable, at most 100 characters."""
     line = ascii(text)[1:-1] if isinstance(text, str) else ascii(text)
     return line if len(line) <= 100 else line[:100] + "..."
 
 
 def read_pickle(stream: PickleStream, names: Names, persistent: Maker | None = None) -> Any:
-    """The value of the stream's next pickle; the stream then stands behind it.
+    """Read the next pickle of the stream, which then is at its end.
 
-    Values are None, bool, int, float, str, bytes, tuple, list, dict and set (both with str or int keys only), and
-    what the makers in `names` make.
+    Values are None, bool, int, float, str, bytes, tuple, list, dict and set (both with str or int keys only), and the
+    results of the makers in `names`.
 
     Args:
-        names: what it may name, and so call.
-        persistent: makes the value of a persistent id, a tuple; None where the pickle may have none.
+        names: the names it may use, and so call.
+        persistent: makes the value of a persistent id, a tuple; None if the pickle may have none.
 
     Raises:
         BadPickle: it is truncated or damaged, asks for anything else, or is too long.
@@ -106,8 +106,10 @@ def read_pickle(stream: PickleStream, names: Names, persistent: Maker | None = N
         raise BadPickle("ends before its last instruction")
     except BadPickle as error:
         raise BadPickle(f"{error} (byte {stream.tell():,})") from None
-    except ValueError as error:  # pickletools' word for bytes that are no instruction
-        raise BadPickle(f"is truncated or damaged: {shown(str(error))} (byte {stream.tell():,})") from None
+    except ValueError as error:  # raised by pickletools for bytes that are no instruction
+        raise BadPickle(
+            f"is truncated or damaged: {printable(str(error))} (byte {stream.tell():,})"
+        ) from None
 
 
 _LITERALS = frozenset(
@@ -120,7 +122,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """The stack, the marks and the memo of one pickle."""
+    """The stack, marks and memo of one pickle."""
 
     def __init__(self, stream: PickleStream, names: Names, persistent: Maker | None) -> None:
         self.stream = stream
@@ -131,7 +133,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Do one instruction. Raises BadPickle where it is not one that values need."""
+        """Execute one instruction. Raises BadPickle for one that plain values do not need."""
         push = self.stack.append
         match name:
             case _ if name in _LITERALS:
@@ -187,7 +189,7 @@ class _Machine:
                 raise BadPickle(f"asks for {_request(name, argument)}, which no network's file needs")
 
     def pop(self) -> Any:
-        """The value on top, taken off."""
+        """Pop the value on top."""
         if not self.stack:
             raise BadPickle("is damaged: takes a value where there is none")
         return self.stack.pop()
@@ -199,14 +201,14 @@ class _Machine:
         return self.stack[-1]
 
     def since_mark(self) -> list[Any]:
-        """The values above the last mark, taken off with it."""
+        """Pop the values above the last mark, and the mark."""
         if not self.marked:
             raise BadPickle("is damaged: ends a list that it did not begin")
         items, self.stack = self.stack, self.marked.pop()
         return items
 
     def target(self, kind: type) -> Any:
-        """The container on top, which must be of exactly this type."""
+        """The container on top, which must be exactly of type `kind`."""
         container = self.top()
         if type(container) is not kind:
             raise BadPickle(
@@ -215,22 +217,22 @@ class _Machine:
         return container
 
     def set_items(self, items: list[Any]) -> None:
-        """Put keys and values, in turns, into the dict on top."""
+        """Add alternating keys and values to the dict on top."""
         if len(items) % 2:
             raise BadPickle("is damaged: has a key without a value")
         self.target(dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
     def find(self, module: Any, name: Any) -> Name:
-        """A name, where it is one of the table's, letter for letter."""
+        """Look a name up in the table."""
         if type(module) is not str or type(name) is not str or (module, name) not in self.names:
             raise BadPickle(f"asks for {_dotted(module, name)}, which no network's file needs")
         return Name(f"{module}.{name}", self.names[module, name])
 
     def call(self, called: Any, arguments: Any) -> Any:
-        """What we make of a call."""
+        """Call the maker of a name."""
         if type(called) is not Name or called.make is None:
             what = called.label if type(called) is Name else f"a {type(called).__name__.lstrip('_')}"
-            raise BadPickle(f"calls {what}, which is nothing to call")
+            raise BadPickle(f"calls {what}, which cannot be called")
         return called.make(_arguments(arguments))
 
     def build(self, state: Any) -> None:
@@ -242,7 +244,7 @@ class _Machine:
 
 
 def _key(key: Any) -> str | int:
-    # Only what hashes at once: the hash of a tuple that is nested deeply enough overflows Python's own stack.
+    # Only types that hash without recursion: hashing a deeply nested tuple overflows Python's stack.
     if type(key) is not str and type(key) is not int:
         raise BadPickle(f"has a {type(key).__name__} as a key, where only text and numbers can be")
     return key
@@ -255,7 +257,7 @@ def _arguments(arguments: Any) -> tuple[Any, ...]:
 
 
 def _request(name: str, argument: Any) -> str:
-    """What an instruction that is not known here asks for, as a message shows it."""
+    """Describe an unsupported instruction for a message."""
     if name == "INST" and isinstance(argument, str):
         return _dotted(*argument.split(" ", 1))
     return f"the pickle instruction {name}"
@@ -263,5 +265,5 @@ def _request(name: str, argument: Any) -> str:
 
 def _dotted(module: Any, name: Any) -> str:
     if type(module) is not str or type(name) is not str:
-        return "a name that is no text"
-    return f"{shown(module)}.{shown(name)}"
+        return "a name that is not text"
+    return f"{printable(module)}.{printable(name)}"
