@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before torch and numpy are imported, here and in the processes that tests start: figures are compared bit for
-# bit, which holds at equal thread counts, and the tests' processes share two cores.
+# Set before torch and numpy are imported, here and in the processes that tests start: tests compare results bit
+# for bit, which needs equal thread counts, and their processes share two cores.
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{_library}_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def cluster_bucket() -> Iterator[str]:
-    """The address of a bucket's server that the processes of `ray_cluster` find at gs://, for the whole session."""
+    """The address of the server that gs:// leads to in the processes of `ray_cluster`, for the whole session."""
     from tests.support.bucket_server import bucket_server
 
     with bucket_server() as address:
@@ -24,7 +24,7 @@ def cluster_bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(cluster_bucket: str) -> Iterator[None]:
-    """A Ray cluster of its own, with 2 CPU slots, for the whole session; never one that already runs."""
+    """A new Ray cluster with 2 CPU slots, for the whole session."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The autoscaling cluster on one machine, for the tests that need a cluster of their own."""
+"""The autoscaling cluster on one machine, for the tests that need their own cluster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.processes import free_port
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="package")  # not longer: its processes would take the tests that follow their cores
+@pytest.fixture(scope="package")  # not longer: its processes would slow down the tests that follow
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The autoscaling cluster of `make cluster`, on ports of its own; the address of its job server."""
+    """The autoscaling cluster of `make cluster`, on free ports; yields the address of its job server."""
     folder = f"/tmp/raysid-test-{os.getpid()}"  # short: Ray makes sockets in it
     port, dashboard = free_port(), free_port()
     local = [sys.executable, str(ROOT / "cluster" / "local.py")]

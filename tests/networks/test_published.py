@@ -19,7 +19,7 @@ import torch
 
 from raysid.errors import UserError
 from raysid.networks.published import read_published
-from tests.support.published_files import Persistent, kept, pickled, published, save_published
+from tests.support.published_files import Persistent, persistent, pickled, published, save_published
 from tests.support.tiny_networks import tiny_network
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -496,7 +496,7 @@ def test_files_cut_anywhere_are_one_line(tmp_path: Path, bounded: None) -> None:
     """Pickles come in frames, which tell at once that something is missing, and without, read until they end."""
     network = tiny_network(0, label_dim=0)
     whole = pickled(published(network))
-    layer = pickled({"ema": kept(network.model.map_layer0, "EDMPrecond", {})})
+    layer = pickled({"ema": persistent(network.model.map_layer0, "EDMPrecond", {})})
     for content, step in ((whole, 10), (without_frame(whole), 1009), (without_frame(layer), 1)):
         for cut in range(0, len(content), step):
             line = refused_bytes(tmp_path, content[:cut])

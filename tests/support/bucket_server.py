@@ -1,4 +1,4 @@
-"""Servers of Google Cloud Storage and of S3 on this machine, and a bad connection to them."""
+"""Local servers of Google Cloud Storage and S3, and an unreliable connection to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SERVE = (
 
 @contextmanager
 def bucket_server() -> Iterator[str]:
-    """A server with an empty bucket; its address, as STORAGE_EMULATOR_HOST takes it."""
+    """Serve an empty bucket of Google Cloud Storage; yield the address for STORAGE_EMULATOR_HOST."""
     port = free_port()
     with _serving(port, "-c", _SERVE, str(port)) as address:
         yield address
@@ -35,7 +35,7 @@ def bucket_server() -> Iterator[str]:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """An S3 server with an empty bucket; its address, as AWS_ENDPOINT_URL takes it."""
+    """Serve an empty S3 bucket; yield the address for AWS_ENDPOINT_URL."""
     port = free_port()
     with _serving(port, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)) as address:
         urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
@@ -54,33 +54,33 @@ def _serving(port: int, *arguments: str) -> Iterator[str]:
 
 
 def in_bucket(server: str, url: str) -> UPath:
-    """A place in a server's bucket."""
+    """A path in a server's bucket."""
     if url.startswith("s3://"):
         return UPath(url, endpoint_url=server, key="key", secret="secret")
     return UPath(url, endpoint_url=server, token="anon", use_listings_cache=False)
 
 
 def s3_environment(server: str) -> dict[str, str]:
-    """What a process goes by that is to find an S3 server at s3://; it looks at nobody's credentials."""
+    """Environment variables that direct s3:// to a server, which accepts any credentials."""
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     return {"AWS_ENDPOINT_URL": server, "AWS_DEFAULT_REGION": "us-east-1", **keys}
 
 
-FATES = {"served": 72, "503": 20, "dropped before": 4, "dropped after": 4}  # in percent, where it is bad
+FATES = {"served": 72, "503": 20, "dropped before": 4, "dropped after": 4}  # percent, of a bad connection
 
 
 class Connection:
-    """Stands before a server. A bad one answers a fifth of the requests with 503, and drops some.
+    """A proxy in front of a server. A bad one answers a fifth of the requests with 503 and drops some.
 
-    A dropped one may have done its work: the client cannot know.
+    A dropped request may have been carried out: the client cannot know.
 
     Attributes:
-        address: where it listens.
-        met: how often each fate was met.
-        sent: bytes that went to clients.
-        before: called with a request's address and what it brings, before the server has it.
-        refusal: what the server says to whoever writes, where it takes no more: a status and a reason, for S3 a code.
-        refuses_all: it says so to whoever reads, too.
+        address: the address on which the proxy listens.
+        met: number of requests by fate.
+        sent: bytes sent to clients.
+        before: called with a request's path and body before the server receives it.
+        refusal: if set, the status and reason (for S3: the error code) with which writes are refused.
+        refuses_all: refuse reads as well.
     """
 
     def __init__(self, server: str, bad: bool, seed: int = 0) -> None:
@@ -109,7 +109,7 @@ class Connection:
             daemon_threads = True
 
             def handle_error(self, *arguments: object) -> None:
-                """A client that has gone away is none."""
+                """Ignore clients that have disconnected."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -133,17 +133,15 @@ class Connection:
             return
         if self.refusal is not None and (self.refuses_all or request.command in ("POST", "PUT")):
             status, reason = self.refusal
-            said = json.dumps({"error": {"code": status, "message": reason}}).encode()
-            if request.headers.get("Authorization", "").startswith(
-                "AWS4"
-            ):  # S3 has XML, and codes that are words
-                said = f"<Error><Code>{reason}</Code><Message>not now</Message></Error>".encode()
+            content = json.dumps({"error": {"code": status, "message": reason}}).encode()
+            if request.headers.get("Authorization", "").startswith("AWS4"):  # S3: XML, error codes are words
+                content = f"<Error><Code>{reason}</Code><Message>not now</Message></Error>".encode()
             request.send_response(status)
             request.send_header("Content-Type", "application/json")
-            request.send_header("Content-Length", str(len(said)))
+            request.send_header("Content-Length", str(len(content)))
             request.end_headers()
             if request.command != "HEAD":
-                request.wfile.write(said)
+                request.wfile.write(content)
             return
         self.before(request.path, body)
         connection = http.client.HTTPConnection(self._host, timeout=60)
@@ -159,7 +157,7 @@ class Connection:
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                 request.send_header(name, value)
         length = len(content)
-        if request.command == "HEAD":  # it tells of what a GET would bring
+        if request.command == "HEAD":  # the length that a GET would return
             length = int(answer.getheader("Content-Length") or 0)
         request.send_header("Content-Length", str(length))
         request.end_headers()

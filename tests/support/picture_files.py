@@ -1,4 +1,4 @@
-"""Real images as files of every kind: the same pictures in each, so that what is read can be compared."""
+"""The same real images in files of every format, so that tests can compare what is read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sklearn.datasets import load_digits
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture file of (H, W) or (H, W, 3) uint8."""
+    """An image file of pixels (H, W) or (H, W, 3), uint8."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
 def digit_pictures(count: int) -> list[tuple[str, bytes, int]]:
-    """Name without suffix, PNG and class of digits, in the order of their names: class by class, as in folders."""
+    """Name without suffix, PNG and class of the digits, sorted by name: class by class, as folders list them."""
     digits = load_digits()
     pixels = np.rint(digits.images[:count] * (255 / 16)).astype(np.uint8)
     listed = [
@@ -54,13 +54,13 @@ def write_zip(path: Path, pictures: Sequence[tuple[str, bytes, int]]) -> str:
 def write_parquet(
     path: Path, pictures: Sequence[tuple[str, bytes | None, Any]], group: int = 100, struct: bool = True
 ) -> str:
-    """One file; the pictures as Hugging Face's datasets have them, or as plain bytes."""
+    """Write one Parquet file: images as structs, as Hugging Face datasets store them, or as plain bytes."""
     contents: list[Any] = [content for _, content, _ in pictures]
     if struct:
         contents = [{"bytes": content, "path": f"{name}.png"} for name, content, _ in pictures]
     table = pa.table({"image": contents, "label": [label for _, _, label in pictures]})
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A picture that is there twice is stored twice, as different ones are.
+    # Without a dictionary a repeated image is stored each time, as different images are.
     pq.write_table(table, path, row_group_size=group, use_dictionary=False)
     return str(path)
 
@@ -68,15 +68,15 @@ def write_parquet(
 def write_tars(
     folder: Path, pictures: Sequence[tuple[str, bytes, Any]], per_tar: int, label: str = "cls"
 ) -> str:
-    """WebDataset's shards, the label in a member `.cls` or in a field of `.json`; a pattern for all of them."""
+    """Write WebDataset shards, labels in `.cls` members or in a field of `.json`; return a glob of all shards."""
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pictures), per_tar):
         with tarfile.open(folder / f"digits-{start // per_tar:04d}.tar", "w") as tar:
             for name, content, number in pictures[start : start + per_tar]:
                 key = name.replace("/", "_")
                 add(tar, f"{key}.png", content)
-                said = str(number) if label == "cls" else json.dumps({label: number})
-                add(tar, f"{key}.{'cls' if label == 'cls' else 'json'}", said.encode())
+                content = str(number) if label == "cls" else json.dumps({label: number})
+                add(tar, f"{key}.{'cls' if label == 'cls' else 'json'}", content.encode())
     return str(folder / "digits-*.tar")
 
 

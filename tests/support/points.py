@@ -1,7 +1,7 @@
-"""A user's own module of teachers: denoisers of points in the plane, and functions that make them.
+"""A user's own module of teachers: denoisers of points in the plane, and the factories that make them.
 
-The points lie around four modes, two a class. Weights come from the file that POINTS_WEIGHTS names; without it, as
-in the processes that a test's cluster has started before, they are random.
+The points lie around four modes, two per class. Weights are loaded from the file that POINTS_WEIGHTS names. They
+are random if it is unset, as in worker processes that the test's cluster started earlier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DDPM = raysid.DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float6
 
 
 class Flow:
-    """A noise process of the user's own: flow matching's straight line, a_t = 1 - t, s_t = t, t in (0, 1)."""
+    """A user's own noise process: the linear path of flow matching, a_t = 1 - t, s_t = t, t in (0, 1)."""
 
     fake_score_draw = "uniform"
     default_tmax = 980
@@ -44,14 +44,14 @@ class Flow:
         return 0.02 + 0.96 * uniform
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        return 1 / t**2  # of a squared error in the velocity
+        return 1 / t**2  # weight of a squared error of the velocity
 
 
 FLOW = Flow()
 
 
 class Points(nn.Module):
-    """EDM's preconditioning around an MLP; with other noise than EDM's in its variance-exploding form, x_t / a_t.
+    """EDM's preconditioning around an MLP. Other noise processes are rescaled to EDM's: the input is x_t / a_t.
 
     Args:
         label_dim: 2, or 0 for a module without classes.
@@ -88,7 +88,7 @@ def draw(count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def train(model: Points, steps: int = 1000, batch: int = 512, seed: int = 0) -> Points:
-    """Train a denoiser, by EDM's loss in the clean sample, at the noise levels that psi will see."""
+    """Train a denoiser with EDM's loss on the clean sample, at the noise levels that psi will see."""
     source = torch.Generator().manual_seed(seed)
     noise = model.noise
     adam = torch.optim.Adam(model.parameters(), 3e-3)

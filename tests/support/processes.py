@@ -1,4 +1,4 @@
-"""Processes that a test starts, finds by their titles, kills without warning, and sees the end of."""
+"""Start processes, find them by title, kill them without warning, and wait for their end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 POLL_SECONDS = 0.005
-LISTING_SECONDS = 0.05  # between looks at all processes, each of which is a process itself
+LISTING_SECONDS = 0.05  # between listings of all processes, each of which starts a process (ps)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Process:
 
 
 def running() -> list[Process]:
-    """All processes of this machine that have not ended (a zombie has)."""
+    """All running processes of this machine; zombies are not running."""
     columns = ("pid=", "ppid=", "stat=", "command=")
     options = [option for column in columns for option in ("-o", column)]
     shown = subprocess.run(["ps", "-A", "-ww", *options], capture_output=True, text=True, check=True).stdout
@@ -37,7 +37,7 @@ def running() -> list[Process]:
 
 
 def descendants(root: int) -> list[Process]:
-    """The running processes that `root` started, and those that these started."""
+    """The running processes below `root`, at any depth."""
     everything = running()
     family, found = {root}, True
     while found:
@@ -47,12 +47,12 @@ def descendants(root: int) -> list[Process]:
 
 
 def find(title: str, root: int | None = None) -> list[int]:
-    """The pids of the processes under `root` (this process when not given) whose title starts so."""
+    """The pids of the processes below `root` (default: this process) whose title starts with `title`."""
     return [p.pid for p in descendants(root or os.getpid()) if p.title.startswith(title)]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for a condition; fail the test when it does not come about."""
+    """Wait until a condition holds; fail the test after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
@@ -60,46 +60,47 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 
 
 def still_running(processes: Iterable[Process]) -> list[Process]:
-    """Those of `processes` that have not ended, by the titles that they have now."""
+    """The processes that have not ended, with their present titles."""
     pids = {process.pid for process in processes}
     return [process for process in running() if process.pid in pids]
 
 
 def kill(pid: int) -> None:
-    """End a process as a lost machine would: at once, stopped or not, and return when it has ended."""
-    with suppress(ProcessLookupError):  # it ended by itself
+    """End a process with SIGKILL, stopped or not, as a lost machine would; return once it has ended."""
+    with suppress(ProcessLookupError):  # it has ended already
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: pid not in {process.pid for process in running()}, 30, f"the end of process {pid}")
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
+    """A free port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens on a port of the loopback."""
+    """True if a process listens on this port of the loopback."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass
 class Killings:
-    """What `killing` did: the moments whose kill has happened, in order."""
+    """The names of the moments at which `killing` has killed a process, in order."""
 
     done: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def killing(title: str, *moments: Moment, root: int | None = None, which: int = 0) -> Iterator[Killings]:
-    """Kill the process with this title once at each moment, one after the other, from a thread of its own.
+    """Kill the process with this title once at each moment, in order, from a thread.
 
-    A process that is not there at its moment is killed as soon as it is.
+    A process that does not exist at its moment is killed as soon as it exists.
 
     Args:
-        which: of several with this title, as an index of their pids.
+        root: the processes below this pid are searched; this process by default.
+        which: index among the pids of several processes with this title.
     """
     killings, stopping, began = Killings(), threading.Event(), time.time()
 
@@ -129,13 +130,12 @@ def killing(title: str, *moments: Moment, root: int | None = None, which: int = 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: so many seconds after a condition first holds.
+    """A moment to kill a process: `delay` seconds after a condition first holds.
 
     Attributes:
-        stopped: seconds for which the process stands still before it dies, so that it takes calls which it
-            does not answer.
-        come: whether it holds, given the time (Unix) at which the watching began: what was there before then
-            is no sign of it.
+        come: the condition, given the Unix time at which watching began; files from before then do not count.
+        stopped: seconds for which the process is stopped before it is killed, so that it receives calls that
+            it never answers.
     """
 
     name: str
@@ -145,11 +145,11 @@ class Moment:
 
 
 class Command:
-    """A `raysid` command in a process of its own, with a Ray cluster of its own where it needs one.
+    """A `raysid` command in its own process, with its own Ray cluster if it needs one.
 
     Args:
-        arguments: what stands behind `raysid`.
-        log: file that takes all that it prints.
+        arguments: the command line after `raysid`.
+        log: file for everything it prints.
     """
 
     def __init__(self, *arguments: str | Path, log: Path) -> None:
@@ -170,11 +170,11 @@ class Command:
 
     @property
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Everything it has printed so far."""
         return self.log.read_text()
 
     def wait(self, seconds: float = 240) -> int:
-        """Its exit code, once it has ended. It and what it started are killed when it does not end in time."""
+        """Wait for its end and return the exit code. After `seconds` kill it and fail the test."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -182,30 +182,30 @@ class Command:
             raise AssertionError(f"not done after {seconds} s:\n{self.output}") from None
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
-        """Until it has printed a text."""
+        """Wait until it has printed a text."""
         wait_until(lambda: text in self.output or self.process.poll() is not None, seconds, text)
         assert text in self.output, self.output
 
     def kill_when(self, moment: Moment, seconds: float = 120) -> list[Process]:
-        """`kill -9` at a moment; what the command had started by then."""
+        """Send SIGKILL at a moment; return the processes below it that were running then."""
         self.wait_for_moment(moment, seconds)
         return self.kill()
 
     def wait_for_moment(self, moment: Moment, seconds: float = 120) -> None:
-        """Until a moment has come."""
+        """Wait for a moment; fail the test if the command ends before it."""
         end = time.monotonic() + seconds
         while not moment.come(self.began):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.kill()
-                raise AssertionError(f"ended, or stood still, before {moment.name}:\n{self.output}")
+                raise AssertionError(f"ended, or timed out, before {moment.name}:\n{self.output}")
             time.sleep(POLL_SECONDS / 5)
         time.sleep(moment.delay)
 
     def kill(self) -> list[Process]:
-        """`kill -9`; what the command had started by then."""
+        """Send SIGKILL; return the processes below it that were running then."""
         if self.process.poll() is not None:
             return []
-        self.process.send_signal(signal.SIGSTOP)  # it does nothing more while its descendants are listed
+        self.process.send_signal(signal.SIGSTOP)  # it starts nothing more while its descendants are listed
         started = descendants(self.pid)
         self.process.kill()
         self.process.wait()

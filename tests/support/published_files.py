@@ -1,4 +1,4 @@
-"""Files in the form in which EDM's authors publish networks, written here, and pickles that want more than values."""
+"""Files in the format in which EDM's authors publish networks, with code in them that must never run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysid.networks import EDMDenoiser
 
 
 def published(network: EDMDenoiser, **changes: Any) -> dict[str, Any]:
-    """A published file's content: the network under `ema`, with its settings, and `changes` to these."""
+    """The content of a published file: the network under `ema`, and its settings with `changes`."""
     kwargs = network.settings.model_dump()
     if network.settings.model_type == "DhariwalUNet":
         for name in (
@@ -28,12 +28,12 @@ def published(network: EDMDenoiser, **changes: Any) -> dict[str, Any]:
         ):
             del kwargs[name]
     kwargs |= {"channel_mult": list(kwargs["channel_mult"]), "sigma_max": float("inf"), "use_fp16": True}
-    return {"ema": kept(network, "EDMPrecond", kwargs | changes), "loss_fn": None, "augment_pipe": None}
+    return {"ema": persistent(network, "EDMPrecond", kwargs | changes), "loss_fn": None, "augment_pipe": None}
 
 
-def kept(module: nn.Module, class_name: str, init_kwargs: dict[str, Any]) -> Any:
-    """A module as a file keeps it: containers as they are, all others with their class's source."""
-    modules = {name: kept(child, type(child).__name__, {}) for name, child in module.named_children()}
+def persistent(module: nn.Module, class_name: str, init_kwargs: dict[str, Any]) -> Any:
+    """A module as it is pickled: containers as they are, all others with the source of their class."""
+    modules = {name: persistent(child, type(child).__name__, {}) for name, child in module.named_children()}
     if isinstance(module, nn.ModuleDict):
         container = nn.ModuleDict()
         container.__dict__["_modules"] = modules
@@ -51,7 +51,7 @@ def kept(module: nn.Module, class_name: str, init_kwargs: dict[str, Any]) -> Any
 
 
 class Persistent:
-    """Pickles as the persistence of EDM's authors does."""
+    """An object that pickles as those of EDM's `torch_utils.persistence` do."""
 
     def __init__(self, class_name: str, state: Any) -> None:
         self.meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": class_name}
@@ -66,7 +66,7 @@ SOURCE = "raise SystemExit('this was executed')\n"
 
 @contextmanager
 def their_module() -> Iterator[None]:
-    """The module that published files name, while they are written."""
+    """Provide the module that published files name while they are written."""
 
     def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
         exec(meta["module_src"])
@@ -83,12 +83,12 @@ def their_module() -> Iterator[None]:
 
 
 def pickled(content: Any) -> bytes:
-    """A published file of this content."""
+    """The bytes of a published file with this content."""
     with their_module():
         return pickle.dumps(content, protocol=4)
 
 
 def save_published(path: Path, network: EDMDenoiser, **changes: Any) -> Path:
-    """Publish a network; `changes` to its settings as the file states them. Returns the path."""
+    """Write a network as a published file, its settings with `changes`; return the path."""
     path.write_bytes(pickled(published(network, **changes)))
     return path

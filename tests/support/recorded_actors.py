@@ -1,4 +1,4 @@
-"""The learners' actors on the draws of the authors' `training_*` runs. A worker of Ray has to import them."""
+"""The learners' actors on the draws of the authors' `training_*` runs, in a module that Ray workers import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the tests find the reference numbers, and which cases these hold.
+"""The folder of the reference numbers, and the cases in it.
 
 The folder is `tests/reference/`, or the one named by the environment variable `RAYSID_REFERENCE_DIR`.
 """

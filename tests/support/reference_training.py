@@ -1,4 +1,4 @@
-"""The authors' `training_*` runs as raysid runs: their settings, their draws, what must come out."""
+"""The authors' `training_*` runs as raysid runs: their settings, draws and results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.reference_folder import reference_folder
 
 @dataclass(frozen=True)
 class RecordedDraws:
-    """A step's random numbers as the authors' run drew them, behind the interface of `raysid.method.draws.Draws`."""
+    """The random numbers of a step of the authors' run, with the interface of `raysid.method.draws.Draws`."""
 
     name: str
     step: int
@@ -77,9 +77,9 @@ def reference_config(settings: Mapping[str, Any], **changes: Any) -> Config:
 
 
 class RecordedStream(ImageStream):
-    """The real images that the authors' run saw, at their places in the stream, with the step's labels.
+    """The real images of the authors' run, at their positions in the stream, with the step's labels.
 
-    They were recorded in [-1, 1]; the stream holds 0 to `pixel_max` = 2, which the learner maps back.
+    They were recorded in [-1, 1]; the stream holds 0 to `pixel_max` = 2, which the learner maps to [-1, 1].
     """
 
     pixel_max = 2
@@ -108,14 +108,14 @@ def initial_network(name: str, settings: Mapping[str, Any]) -> EDMDenoiser:
 
 
 def weights_under(case: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a case whose names start with `prefix`, by the rest of their names."""
+    """The tensors of a case whose names start with `prefix`, by name without the prefix."""
     return {k.removeprefix(prefix): torch.from_numpy(case[k]) for k in case if k.startswith(prefix)}
 
 
 def relative_change_error(
     start: Mapping[str, Tensor], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 ) -> float:
-    """Norm of the difference between two ends over the norm of the change, attention's key bias left out."""
+    """Norm of the difference between two results over the norm of the change; without attention's key bias."""
     difference = change = 0.0
     for name, end in theirs.items():
         here, begin = ours[name], start[name]

@@ -1,4 +1,4 @@
-"""A file system of memory that a test fills up."""
+"""A small in-memory file system for tests of a full disk."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ KB = 1 << 10
 
 
 class Disk:
-    """A small file system of memory."""
+    """A small tmpfs, mounted at `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def resize(self, size: int) -> None:
-        """Give it so many bytes."""
+        """Set its capacity in bytes."""
         self._mount("-o", f"remount,size={size}")
 
     def fill(self, but: int = 0) -> None:
-        """Take all its room, but for so many bytes, until `free`."""
+        """Fill it, except for `but` bytes, until `free`."""
         with open(self.folder / "filling", "wb", buffering=0) as file, pytest.raises(OSError):
             while True:
                 file.write(bytes(4 * KB))
         os.truncate(self.folder / "filling", (self.folder / "filling").stat().st_size - but)
 
     def free(self) -> None:
-        """Give the room back."""
+        """Free the space that `fill` took."""
         (self.folder / "filling").unlink()
 
     def begin(self) -> None:
-        """Mount it. Raises CalledProcessError where this user, or this container, may not."""
+        """Mount it. Raises CalledProcessError if this user or container may not mount."""
         self.folder.mkdir()
         self._mount("-t", "tmpfs", "-o", "size=1m", "tmpfs")
 
     def end(self) -> None:
-        """Take it away."""
+        """Unmount it."""
         subprocess.run(["umount", "--lazy", self.folder], check=True)
 
     def _mount(self, *arguments: str) -> None:

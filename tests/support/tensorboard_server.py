@@ -1,4 +1,4 @@
-"""A real TensorBoard, asked through its HTTP API as its page asks it."""
+"""A real TensorBoard, queried through the HTTP API that its web page uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import wait_until
+
 
 class TensorBoard:
-    """A TensorBoard server's answers."""
+    """Client of a TensorBoard server."""
 
     def __init__(self, port: int) -> None:
         self._base = f"http://127.0.0.1:{port}/data/plugin/"
@@ -41,15 +42,13 @@ class TensorBoard:
         return [(step, float(value)) for _, step, value in self.get("scalars/scalars", run=run, tag=tag)]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, "TensorBoard does not show it"
-            time.sleep(0.2)
+        """Wait until a condition on the server's answers holds."""
+        wait_until(condition, 60, "TensorBoard's answer")
 
 
 @contextmanager
 def tensorboard(logs: Path | str, fast: bool = True) -> Iterator[TensorBoard]:
-    """A TensorBoard server on a free port of the loopback, with its default (fast) loader or the other."""
+    """Run a TensorBoard on a free port of the loopback, with its fast data loader (the default) or the slow one."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
     command += ["--port", "0", "--reload_interval", "1", "--load_fast", "auto" if fast else "false"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

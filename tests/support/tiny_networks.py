@@ -1,4 +1,4 @@
-"""Networks, settings and roles so small that a test takes milliseconds."""
+"""Networks, settings and roles small enough for tests of milliseconds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_settings(**changes: Any) -> NetworkSettings:
 
 
 def tiny_network(seed: int, **changes: Any) -> EDMDenoiser:
-    """A denoiser whose every layer matters; EDM's own initial weights have near-zero outputs."""
+    """A denoiser in which every layer has an effect: EDM's initial weights give outputs near zero."""
     network = build_denoiser(tiny_settings(**changes))
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -52,25 +52,25 @@ def tiny_network(seed: int, **changes: Any) -> EDMDenoiser:
 
 
 def digits_network(seed: int, **changes: Any) -> EDMDenoiser:
-    """As `tiny_network`, for the handwritten digits: 8x8 images of 10 classes."""
+    """`tiny_network` for the handwritten digits: 8x8 images of 10 classes."""
     return tiny_network(seed, **{"img_resolution": 8, "label_dim": 10} | changes)
 
 
 def save_teacher(folder: str | UPath, network: EDMDenoiser, **trained: Any) -> str:
-    """Keep a network as a teacher; returns the folder."""
+    """Save a network as a teacher; return the folder."""
     save_network(folder, NetworkCard(kind="teacher", network=network.settings, trained=trained), network)
     return str(folder)
 
 
 def save_generator(folder: str | UPath, network: EDMDenoiser, **trained: Any) -> str:
-    """Keep a network as a generator; returns the folder."""
+    """Save a network as a generator; return the folder."""
     card = NetworkCard(kind="generator", network=network.settings, sigma_init=2.5, trained=trained)
     save_network(folder, card, network)
     return str(folder)
 
 
 def tiny_config(adversarial: dict[str, Any] | None = None, **changes: Any) -> Config:
-    """SiD, or SiDA without start-up phases where `adversarial` has settings: batches of 4, one group."""
+    """Settings of SiD, or of SiDA without start-up phases if `adversarial` is given: batches of 4, one group."""
     method: dict[str, Any] = {"alpha": 1.2, "adversarial": None} | changes.pop("method", {})
     if adversarial is not None:
         phases = {"group_size": 4, "generator_start_images": 0, "adversarial_start_images": 0}
@@ -87,7 +87,7 @@ def tiny_config(adversarial: dict[str, Any] | None = None, **changes: Any) -> Co
 
 
 class FixedStream(ImageStream):
-    """Real images that are a function of their place: image i is of class i % 3, its pixels are i % 17."""
+    """Real images that are a function of their position: image i has class i % 3, its pixels are i % 17."""
 
     faults: ClassVar[dict[int, str]] = {}  # type: ignore[misc]
 
@@ -98,14 +98,14 @@ class FixedStream(ImageStream):
         return math.inf
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        place = np.arange(start, start + count)
-        pixels = np.broadcast_to((place % (PIXEL_MAX + 1))[:, None, None, None], (count, *SHAPE))
-        return pixels.astype(np.uint8), (place % CLASSES).astype(np.int64)
+        position = np.arange(start, start + count)
+        pixels = np.broadcast_to((position % (PIXEL_MAX + 1))[:, None, None, None], (count, *SHAPE))
+        return pixels.astype(np.uint8), (position % CLASSES).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class TinyRoles:
-    """The three roles in this process, each with its own class, so that tests reach inside."""
+    """The three roles in this process, with their concrete classes, so that tests can look inside."""
 
     teacher: TeacherScorer
     fake_score: FakeScoreLearner
@@ -113,7 +113,7 @@ class TinyRoles:
 
     @property
     def roles(self) -> Roles:
-        """As a step takes them."""
+        """The roles as `take_step` expects them."""
         return Roles(self.teacher, self.fake_score, self.generator)
 
 
@@ -123,7 +123,7 @@ def tiny_roles(
     label_frequencies: Sequence[float] = (1.0,) * CLASSES,
     **network: Any,
 ) -> TinyRoles:
-    """Roles with three different networks: with equal ones theta's gradient would be rounding noise."""
+    """Roles with three different networks; with equal networks theta's gradient would be rounding noise."""
     return TinyRoles(
         TeacherScorer(tiny_network(1, **network), config.graphs_kept),
         FakeScoreLearner(config, tiny_network(2, **network), FixedStream(), PIXEL_MAX, draws),

@@ -1,4 +1,4 @@
-"""A distillation of seconds with every part of a real one: teacher, config, what it leaves, how two compare."""
+"""A distillation that takes seconds and has every part of a real one; its settings, results and comparisons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.processes import Moment
 STEPS = 20
 BATCH = 32
 SAMPLES = 200
-CHECKPOINT_STEPS = 4  # steps between checkpoints; lines of metrics come every 2, evaluations every 8
+CHECKPOINT_STEPS = 4  # steps between checkpoints; metrics are logged every 2 steps, evaluations run every 8
 
 NETWORK = NetworkSettings(
     img_resolution=8,
@@ -44,12 +44,12 @@ NETWORK = NetworkSettings(
 
 
 def tiny_teacher(folder: Path, augment_dim: int = 0) -> str:
-    """Write an untrained teacher for the digits to `folder`, and return it as a config has it.
+    """Write an untrained teacher for the digits to `folder`; return the folder for `teacher.path`.
 
-    Every parameter is off zero, those too that EDM's layers start at zero, so that every gradient is alive.
-    It says how good it is, so that no run spends time on sampling it.
+    No parameter is zero, not even those that EDM initialises to zero, so that no gradient vanishes. Its card
+    holds evaluation figures, so that no run spends time on sampling it.
     """
-    # Seeded here alone: the tests around this one keep their random numbers.
+    # A random state of its own: other tests keep their random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         network = EDMDenoiser(NETWORK.model_copy(update={"augment_dim": augment_dim}))
@@ -67,7 +67,7 @@ def tiny_teacher(folder: Path, augment_dim: int = 0) -> str:
 
 
 def tiny_config(teacher: str, storage: Path, name: str = "tiny", **changes: Any) -> Config:
-    """SiDA on the digits with dropout, one thread a process: 20 steps of two microbatches.
+    """Settings of SiDA on the digits with dropout, one thread per process: 20 steps of two microbatches.
 
     Args:
         changes: fields by dotted name with `__` for the dot, as in `method__alpha=1.2`.
@@ -104,13 +104,13 @@ def run_of(config: Config) -> Path:
 
 
 def write_recipe(config: Config, file: Path) -> Path:
-    """The config as a recipe of the user's own."""
+    """Write the config as a user's recipe file; return the file."""
     file.write_text(config_yaml(config))
     return file
 
 
 def inputs_for(config: Config, checkpoint: str | None = None) -> tuple[RunInputs, ImageSource | None]:
-    """What a placement of a tiny config is made from, as `distill` makes it."""
+    """The inputs of a placement, as `distill` makes them: run inputs, and the source of real images for SiDA."""
     source = open_source(config.data)
     adversarial = config.method.adversarial is not None
     inputs = RunInputs(
@@ -123,19 +123,19 @@ def inputs_for(config: Config, checkpoint: str | None = None) -> tuple[RunInputs
 
 
 def take_steps(placement: Placement, config: Config, first: int = 0, last: int = STEPS) -> list[Figures]:
-    """Steps `first` to `last`, all of them submitted before the first is waited for; what the learners said."""
+    """Submit steps `first` to `last`, then wait for all of them; return the learners' figures of each step."""
     results = [take_step(placement.roles, config, step) for step in range(first, last)]
     figures = []
     for result in results:
-        said = placement.collect(result.fake_score)
+        merged = placement.collect(result.fake_score)
         if result.generator is not None:
-            said = said | placement.collect(result.generator)
-        figures.append(said)
+            merged = merged | placement.collect(result.generator)
+        figures.append(merged)
     return figures
 
 
 def local_end(config: Config, folder: Path, steps: int = STEPS) -> tuple[Weights, list[Figures]]:
-    """The learners' states after a run's first steps in this process, and what they said of each."""
+    """The learners' states after a run's first steps in this process, and their figures of each step."""
     threads = torch.get_num_threads()
     end = placement_end(LocalPlacement(*inputs_for(config), threads=1), config, folder, steps)
     torch.set_num_threads(threads)
@@ -145,7 +145,7 @@ def local_end(config: Config, folder: Path, steps: int = STEPS) -> tuple[Weights
 def placement_end(
     placement: Placement, config: Config, folder: Path, steps: int = STEPS
 ) -> tuple[Weights, list[Figures]]:
-    """The learners' states after a run's first steps, kept in `folder`, and what they said; ends the placement."""
+    """The learners' states after a run's first steps, saved to `folder`, and their figures; closes the placement."""
     try:
         figures = take_steps(placement, config, last=steps)
         save_whole(placement, str(folder))
@@ -155,7 +155,7 @@ def placement_end(
 
 
 def save_whole(placement: Placement, folder: str) -> None:
-    """Both learners' states as they are now, written when this returns."""
+    """Save both learners' present states and wait until they are written."""
     placement.save(folder)
     assert placement.saved(folder, wait=True) is not None
 
@@ -169,7 +169,7 @@ def learner_states(checkpoint: Path | UPath) -> Weights:
 
 
 def end_of(run: Path) -> Weights:
-    """What a finished run comes to: both learners' last states, and the two generators."""
+    """The results of a finished run: both learners' last states, and the two generators."""
     newest = Checkpoints(run / "checkpoints").newest()  # type: ignore[arg-type]
     assert newest is not None, f"no whole checkpoint in {run}"
     found = learner_states(Path(str(newest.path))) | {"step": newest.step}
@@ -179,12 +179,12 @@ def end_of(run: Path) -> Weights:
 
 
 def assert_ends_as_local(run: Path | UPath, config: Config, folder: Path, steps: int = STEPS) -> None:
-    """A run's newest checkpoint is of step `steps` and holds, bit for bit, what one process comes to.
+    """A run's newest checkpoint is of step `steps` and equals, bit for bit, that of the same run in one process.
 
     Args:
         run: the run's folder, here or in a bucket.
         config: its settings.
-        folder: takes the states of the run in this process that it is compared with.
+        folder: for the states of the run in this process.
     """
     weights, _ = local_end(config, folder, steps)
     newest = Checkpoints(UPath(run) / "checkpoints").newest()
@@ -194,14 +194,14 @@ def assert_ends_as_local(run: Path | UPath, config: Config, folder: Path, steps:
 
 
 def assert_same(ours: Weights, theirs: Weights) -> None:
-    """Two ends are the same, bit for bit."""
+    """Two sets of tensors and numbers are the same, bit for bit."""
     assert ours.keys() == theirs.keys(), f"they differ in {sorted(ours.keys() ^ theirs.keys())[:3]}"
     other = [name for name in ours if not _same(ours[name], theirs[name])]
     assert not other, f"{len(other)} of {len(ours)} differ, the first is {other[0]}"
 
 
 def lines_of(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The lines of a run's metrics of these kinds, without what depends on the clock."""
+    """The lines of a run's metrics of these kinds, without the fields that depend on the clock."""
     clocks = ("time", "unix_time", "ms_per_image")
     return [
         {name: value for name, value in entry.items() if name not in clocks}
@@ -211,7 +211,7 @@ def lines_of(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def assert_same_record(run: Path, other: Path) -> None:
-    """Two runs recorded the same losses and figures, each of them once and in order."""
+    """Two runs recorded the same losses and figures, each once and in order."""
     for kind in ("train", "evaluation"):
         ours = lines_of(run, kind)
         steps = [entry["step"] for entry in ours]
@@ -223,17 +223,17 @@ def assert_same_record(run: Path, other: Path) -> None:
 
 
 def step_recorded(run: Path, since: float = 0.0) -> int:
-    """The last step that a run has recorded since a time (Unix); 0 when it has recorded none."""
+    """The last step that a run has recorded since a Unix time; 0 if none."""
     return max((entry["step"] for entry in read_metrics(run) if entry["unix_time"] > since), default=0)
 
 
 def in_a_step(
     run: Path, chance: random.Random, first: int = 2, last: int = 16, stopped: float = 0.0
 ) -> Moment:
-    """A random moment to kill a process of a run: in or a little after one of the steps `first` to `last`.
+    """A random moment to kill a process of a run: during or shortly after one of the steps `first` to `last`.
 
     Args:
-        stopped: seconds for which the process stands still before it dies.
+        stopped: seconds for which the process is stopped before it is killed.
     """
     step = chance.randrange(first, last)
     delay = chance.uniform(0, 0.1)
@@ -241,7 +241,7 @@ def in_a_step(
 
 
 def pid_of(actor: Any) -> int:
-    """The process that an actor lives in now."""
+    """The pid of an actor's process."""
     return int(ray.get(actor.__ray_call__.remote(lambda role: os.getpid()), timeout=60))
 
 

@@ -1,4 +1,4 @@
-"""A web server on this machine, with files, and with answers that go wrong."""
+"""A local web server of files, with paths that fail."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Web:
-    """What is served.
+    """The server's files and counters.
 
     Attributes:
-        address: of the server.
-        files: content by path; one under `/half/...` breaks off in the middle.
-        asked: how often each path was got.
+        address: the server's address.
+        files: content by path; a file under `/half/...` is cut off in the middle, `/error...` answers 500.
+        asked: number of GET requests by path.
     """
 
     def __init__(self, address: str) -> None:

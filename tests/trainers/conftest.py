@@ -1,4 +1,4 @@
-"""What the tests of whole runs share."""
+"""Fixtures of the tests of whole runs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def whole_config(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The settings of `whole_run`; it keeps every checkpoint."""
+    """The settings of `whole_run`, which keeps every checkpoint."""
     return tiny_config(teacher, tmp_path_factory.mktemp("whole"), checkpoint__keep=100)
 
 
 @pytest.fixture(scope="session")
 def whole_run(ray_cluster: None, whole_config: Config) -> Path:
-    """The folder of a run on the three actors that nothing befell: what every other must come to."""
+    """The folder of an undisturbed run on three actors, the reference that other runs are compared with."""
     distill(whole_config)
     return run_of(whole_config)
 
 
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
-    """A local placement sets torch's threads for the whole process; the next test finds them as they were."""
+    """Restore torch's thread count, which a local placement sets for the whole process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
