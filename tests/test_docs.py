@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import click
@@ -38,6 +39,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 README_LINES = 160
@@ -86,7 +88,7 @@ def with_blocks(kind: str) -> list[Path]:
 
 
 def name_of(page: Path) -> str:
-    return page.stem
+    return str(page.relative_to(ROOT))
 
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -335,6 +337,7 @@ def test_options_and_settings_that_are_named_exist(page: Path) -> None:
 OTHERS = {"load_fast", "working_dir", "follow"}
 
 
+@cache
 def all_options() -> set[str]:
     """Every option of every command, without dashes in front and with `_` inside."""
     found = set(OTHERS)
