@@ -1,4 +1,4 @@
-"""The `raysid` command, a file for each group of commands."""
+"""The `raysid` command: a file for each group of commands."""
 
 from raysid.cli.main import cli, main
 

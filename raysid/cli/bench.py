@@ -1,4 +1,4 @@
-"""`raysid bench`: where the time of a step goes, how two ways of computing it compare, what real images cost."""
+"""`raysid bench`: the time of a step by role, for one configuration or two."""
 
 from __future__ import annotations
 
@@ -7,47 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli.options import RECIPE_HELP, RecipeCommand, check_writable, given_overrides, write_json
+from raysid.cli.options import announce, check_writable, write_json
+from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
 from raysid.recipes import load_recipe
 
 if TYPE_CHECKING:
     from raysid.config import Config
 
 AGAINST = "against."
-WAYS: dict[str, dict[str, Any]] = {
-    # The way the authors' loop computes: one process, fresh images for each update, all cores.
-    "local": {
-        "placement": "local",
-        "schedule": "alternating",
-        "torch_threads": None,
-        "generator.num_workers": 1,
-        "fake_score.num_workers": 1,
-    },
-    "split": {"placement": "split"},
-    "colocated": {
-        "placement": "colocated",
-        "generator.num_workers": 1,
-        "fake_score.num_workers": 1,
-        "teacher.num_replicas": 1,
-    },
-}
+PLACEMENTS = ("local", "split", "colocated")
 
 
-def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mapping[str, Any]) -> Config:
-    """The config that a recipe is compared with: its own settings, then what `against` means, then those given."""
-    return load_recipe(recipe, {**mine, **WAYS[against], **theirs}, kind="distill")
+def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Mapping[str, Any]) -> Config:
+    """Return the config to compare with: the recipe with its overrides, another placement, and overrides of its own."""
+    from raysid.config import Config
+    from raysid.config.fields import config_fields
+
+    settings: dict[str, Any] = {"placement": placement}
+    if placement != "split":
+        fields = config_fields(Config).values()
+        settings |= {field.path: field.default for field in fields if "split_only" in field.marks}
+    if placement == "local":  # as the authors' loop: new images for each update, all cores
+        settings |= {"schedule": "alternating", "torch_threads": None}
+    return load_recipe(recipe, {**mine, **settings, **theirs}, kind="distill")
 
 
 @click.command(
     cls=RecipeCommand,
     kinds=["distill"],
     prefixes=["", AGAINST],
-    short_help="Measure where the time of a step goes, compare, or measure reading.",
-    help="Measure where the time of a step goes, in rounds; with --against of two ways in turns. Nothing is trained, "
-    "and where the recipe says the teacher's network one with random weights stands in for it.\n\nThe other side has "
-    "the settings of this one but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; "
-    "`--against local` means placement local, schedule alternating and all cores, unless given otherwise. theta is "
-    f"the generator, psi the fake score, phi the teacher.\n\n{RECIPE_HELP}",
+    short_help="Measure the time of a step by role, or compare two configurations.",
+    help="Measure the time of a step by role, in rounds; with --against, of two configurations in turn. Nothing is "
+    "trained, and a recipe with teacher.network is measured with random weights.\n\nThe other configuration has the "
+    "same settings but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; `--against local` "
+    "means placement local, schedule alternating and all cores, unless given. theta is the generator, psi the fake "
+    f"score, phi the teacher.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe", required=False)
 @click.option(
@@ -59,23 +53,29 @@ def other_side(recipe: str, mine: Mapping[str, Any], against: str, theirs: Mappi
 )
 @click.option(
     "--against",
-    type=click.Choice([*WAYS]),
-    help="Compare with another way: where the other side's roles live. Without it one way is measured alone.",
+    type=click.Choice(PLACEMENTS),
+    help="Placement to compare with. Default: no comparison.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each side.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Rounds per configuration.",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
     default=10.0,
     show_default=True,
-    help="About how long a round takes.",
+    help="Approximate duration of a round, in seconds.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write what was found as JSON.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the results to a JSON file.")
 @click.option(
     "--trace",
     "trace_file",
     metavar="FILE",
-    help="Write the last steps as a trace for chrome://tracing or Perfetto.",
+    help="Write a trace of the last steps, for chrome://tracing or Perfetto.",
 )
 @click.pass_context
 def bench(
@@ -90,7 +90,7 @@ def bench(
 ) -> None:
     mine, theirs = given_overrides(ctx), given_overrides(ctx, AGAINST)
     if theirs and against is None:
-        raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against {' or '.join(WAYS)}")
+        raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against {' or '.join(PLACEMENTS)}")
     if data is not None:
         for option, given in (("--against", against), ("--trace", trace_file)):
             if given is not None:
@@ -105,6 +105,7 @@ def bench(
     other = None if against is None else other_side(recipe, mine, against, theirs)
     for file in (json_file, trace_file):
         check_writable(file)
+    announce(ctx, recipe)
     from raysid.bench.compare import compare
     from raysid.bench.show import as_json, show, trace
 

@@ -1,4 +1,4 @@
-"""`raysid data`: looking at real images before a run, and converting them."""
+"""`raysid data`: checking real images before a run, and converting them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli.options import FieldOption, given_overrides
+from raysid.cli.recipe_command import FieldOption, given_overrides
 from raysid.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from raysid.data.check import Survey
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8
-MOST_SHOWN = 12  # sizes, modes and classes in a row
-# What is the stream's, or said by the argument.
-_NOT_OF_FILES = ("data.source", "data.origin", "data.shuffle_window", "data.xflip")
+MOST_SHOWN = 12  # sizes, modes and classes in a line
 
 
 class DataCommand(click.Command):
@@ -27,14 +25,18 @@ class DataCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *self._field_options]
 
-    # Made when first needed: the config's import takes a second.
+    # Built when first needed: importing the config takes a second.
     @cached_property
     def _field_options(self) -> list[FieldOption]:
         from raysid.config import DataConfig
         from raysid.config.fields import config_fields
 
-        fields = [field for field in config_fields(DataConfig).values() if not field.is_section]
-        return [FieldOption(field, None) for field in fields if field.path not in _NOT_OF_FILES]
+        return [
+            FieldOption(field)
+            for field in config_fields(DataConfig).values()
+            # The argument is the source.
+            if not (field.is_section or "training_only" in field.marks or field.path == "data.source")
+        ]
 
 
 @click.group()
@@ -42,21 +44,25 @@ def data() -> None:
     """Check real images before training, or convert them to Parquet."""
 
 
-@data.command(cls=DataCommand, short_help="Say what images there are, and refuse what cannot be trained on.")
+@data.command(cls=DataCommand, short_help="Describe real images, and refuse those that cannot be trained on.")
 @click.argument("path", nargs=-1, required=True)
 @click.option(
     "--recipe",
-    help="What the images are for: its `data` settings count, and its network must fit them.",
+    help="Recipe that the images are for: its `data` settings apply, and its network must fit them.",
 )
 @click.option(
-    "--grid", default="data-check.png", show_default=True, metavar="PNG", help="Picture of some images."
+    "--grid",
+    default="data-check.png",
+    show_default=True,
+    metavar="PNG",
+    help="File for a grid of some images.",
 )
 @click.pass_context
 def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: str) -> None:
-    """Say what images there are, and refuse what cannot be trained on.
+    """Describe real images, and refuse those that cannot be trained on.
 
-    PATH is a folder of pictures, a .zip, .parquet or .tar, gs://... or s3://..., a glob, several of them, or
-    `digits` or `patches`. Every picture is decoded; each that cannot be used is named.
+    PATH is a folder of images, a .zip, .parquet or .tar, gs://... or s3://..., a glob, several of them, or
+    `digits` or `patches`. Every image is decoded; each that cannot be used is named.
     """
     overrides = {"data.source": path[0] if len(path) == 1 else list(path), **given_overrides(ctx)}
     from raysid.data.check import check_usable, first_images, survey
@@ -84,16 +90,16 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
     click.echo(f"grid     {grid}")
 
 
-@data.command(cls=DataCommand, short_help="Write Parquet files of a size for streaming.")
+@data.command(cls=DataCommand, short_help="Convert real images to Parquet files, for streaming.")
 @click.argument("src", nargs=-1, required=True)
 @click.argument("dst")
 @click.pass_context
 def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
-    """Write Parquet files of a size for streaming, side by side with Ray Data.
+    """Convert real images to Parquet files, of a size for streaming, in parallel with Ray Data.
 
-    SRC is as `raysid data check` takes it; DST is a folder, gs://... or s3://..., for `data.source`. Pictures are
-    cropped and resized where `--data.resolution` says so; those that cannot be used are left out and named. The same
-    command again goes on with what is missing.
+    SRC is as PATH of `raysid data check`; DST is a folder, gs://... or s3://..., for `data.source`. Images are
+    cropped and resized to `--data.resolution`, if given; those that cannot be used are skipped and named. Run the
+    same command to resume.
     """
     overrides = {"data.source": src[0] if len(src) == 1 else list(src), **given_overrides(ctx)}
     from raysid.cluster.connect import connect
@@ -147,7 +153,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _check_recipe(config: Any, source: ImageSource) -> None:
-    """Refuse images that the recipe's network is not for."""
+    """Refuse images that do not fit the recipe's network."""
     from raysid.config import PretrainConfig
     from raysid.trainers.teacher_checks import check_fits
     from raysid.trainers.teachers import find_teacher

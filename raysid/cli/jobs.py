@@ -16,13 +16,11 @@ from raysid.cli.options import (
     FRESH_SEARCH,
     NUM_SAMPLES,
     OUT,
-    RECIPE_HELP,
     RESUME_FROM,
     RUN_HELP,
     WHICH,
-    RecipeCommand,
-    given_overrides,
 )
+from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
 from raysid.cluster.connect import DEFAULT_DASHBOARD
 from raysid.errors import RunFailed
 

@@ -1,4 +1,4 @@
-"""`raysid import` and `raysid export`: networks from and for elsewhere."""
+"""`raysid import` and `raysid export`: networks in the formats of other programs."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ if TYPE_CHECKING:
     type=click.Choice(["teacher", "generator"]),
     default="teacher",
     show_default=True,
-    help="What the network is: EDM's are teachers, those of SiD and SiDA generators.",
+    help="Role of the network: EDM published teachers, SiD and SiDA published generators.",
 )
 @click.option(
     "--sigma-init",
     type=float,
-    help="Noise level at which a generator runs, above 0; 2.5, as SiD's do, when not given.",
+    help="Noise level (sigma) at the generator's input, above 0. Default: 2.5, as for SiD's.",
 )
 def import_network(
     file: str, out: str, kind: Literal["teacher", "generator"], sigma_init: float | None
 ) -> None:
-    """Make a network's folder of a .pkl that EDM, SiD or SiDA published.
+    """Convert a .pkl published by EDM, SiD or SiDA to a network's folder.
 
-    FILE is a path, gs://..., s3://... or https://... (fetched into ~/.cache/raysid, or RAYSID_CACHE). Its settings
-    and its weights are read and nothing in it is executed. OUT is the folder to write: model.safetensors and
-    config.json.
+    FILE is a path, gs://..., s3://... or https://... (downloaded to ~/.cache/raysid, or RAYSID_CACHE). Its settings
+    and weights are read; nothing in it is executed. OUT is the folder for model.safetensors and config.json.
     """
     if sigma_init is not None and kind == "teacher":
-        raise click.UsageError("--sigma-init is a generator's: add --as generator")
+        raise click.UsageError("--sigma-init is for generators: add --as generator")
     if sigma_init is not None and not (math.isfinite(sigma_init) and sigma_init > 0):
         raise click.UsageError(f"--sigma-init is {sigma_init}; allowed: number above 0")
     from raysid.networks.export import check_free
@@ -64,18 +63,18 @@ def import_network(
     "form",
     type=click.Choice(["safetensors", "torch"]),
     required=True,
-    help="safetensors: a folder of model.safetensors and config.json. torch: a file of a plain state dict for "
-    "torch.load(PATH, weights_only=True), and its settings beside it, under the same name with .json.",
+    help="safetensors: a folder of model.safetensors and config.json. torch: a state dict for torch.load(PATH, "
+    "weights_only=True), with its settings beside it in a .json of the same name.",
 )
-@click.option("--out", required=True, metavar="PATH", help="What to write; it must not be there yet.")
+@click.option("--out", required=True, metavar="PATH", help="File or folder to write; it must not exist.")
 @WHICH
 @FACTORY
 def export(
     run: str, form: Literal["safetensors", "torch"], out: str, which: Which, factory: str | None
 ) -> None:
-    """Write a run's generator for use elsewhere.
+    """Export the generator of a run for other programs.
 
-    RUN is a run's folder, as in `runs/digits-sida`, or the folder of a generator or a teacher.
+    RUN is the folder of a run, as in `runs/digits-sida`, of a generator, or of a teacher.
     """
     from raysid.generator import generator_folder
     from raysid.networks.export import export_network

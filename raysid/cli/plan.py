@@ -1,54 +1,55 @@
-"""`raysid plan`: what a recipe would do on some hardware, before there is any."""
+"""`raysid plan`: the predicted speed of a recipe on given hardware."""
 
 from __future__ import annotations
 
 import click
 
-from raysid.cli.options import RECIPE_HELP, RecipeCommand, check_writable, given_overrides, write_json
+from raysid.cli.options import announce, check_writable, write_json
+from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
 from raysid.recipes import load_recipe
 
 
 @click.command(
     cls=RecipeCommand,
     kinds=["distill"],
-    short_help="Predict how fast a recipe runs on some hardware, and where it fits.",
-    help="Predict how fast a recipe runs on some hardware, in which placements it fits, and which to take. DEVICES are "
-    "8xH100-80GB or the like, or 8xNAME:TFLOPS:GB: their time is counted operations over a stated share of their "
-    "speed, and nothing is run. Without --devices, or with 4xcpu or 2xgpu, the roles' calls are measured on this "
-    "machine. Where the recipe says the teacher's network no file of it is needed.\n\ntheta is the generator, psi the "
+    short_help="Predict the speed of a recipe on given hardware, and recommend a placement.",
+    help="Predict the speed of a recipe on given hardware, the placements in which it fits, and recommend one. DEVICES "
+    "are 8xH100-80GB or similar, or 8xNAME:TFLOPS:GB: their time is computed from counted operations and a fraction "
+    "of their peak speed, and nothing is run. Without --devices, or with 4xcpu or 2xgpu, the roles' calls are measured "
+    "on this machine. A recipe with teacher.network needs no file of the teacher.\n\ntheta is the generator, psi the "
     f"fake score, phi the teacher.\n\n{RECIPE_HELP}",
 )
 @click.argument("recipe")
+@click.option("--devices", help="Accelerators of all roles, as in 8xH100-80GB. Default: this machine's.")
 @click.option(
-    "--devices", help="Accelerators for all roles, as in 8xH100-80GB; this machine's when not given."
-)
-@click.option(
-    "--teacher-devices", metavar="DEVICES", help="Others for the teacher's scorers, on nodes of their own."
+    "--teacher-devices",
+    metavar="DEVICES",
+    help="Other accelerators for the teacher's scorers, on separate nodes.",
 )
 @click.option(
     "--efficiency",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the data sheet's speed that is reached. [default, guessed: 0.6 in float32, 0.35 in TF32, 0.3 in "
-    "bf16 and fp16]",
+    help="Fraction of the peak speed that is reached. Default, a guess: 0.6 in float32, 0.35 in TF32, 0.3 in bf16 and "
+    "fp16.",
 )
 @click.option(
     "--network",
     type=click.FloatRange(0, min_open=True),
     default=1.25,
     show_default=True,
-    help="GB a second between nodes.",
+    help="Network bandwidth between nodes, in GB per second.",
 )
 @click.option(
-    "--node-devices", type=click.IntRange(1), default=8, show_default=True, help="Devices of a node."
+    "--node-devices", type=click.IntRange(1), default=8, show_default=True, help="Devices per node."
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
     default=10.0,
     show_default=True,
-    help="About how long each of the measurements on this machine takes.",
+    help="Approximate duration of each measurement on this machine, in seconds.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write what was found as JSON.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the results to a JSON file.")
 @click.pass_context
 def plan(
     ctx: click.Context,
@@ -63,6 +64,7 @@ def plan(
 ) -> None:
     config = load_recipe(recipe, given_overrides(ctx), kind="distill")
     check_writable(json_file)
+    announce(ctx, recipe)
     from raysid.plan.make import make_hardware
     from raysid.plan.placements import make_plan
     from raysid.plan.show import as_json, show

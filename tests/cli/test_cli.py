@@ -87,7 +87,7 @@ def test_help_lists_the_commands() -> None:
     ],
 )
 def test_help_explains_every_field(command: str, models: list[type[Config]]) -> None:
-    result = raysid(command, "--help")
+    result = raysid(command, "--help-all")
     assert result.exit_code == 0
     fields: dict = {}
     for model in models[::-1]:
@@ -100,7 +100,7 @@ def test_help_explains_every_field(command: str, models: list[type[Config]]) -> 
         assert re.search(rf"^  --{re.escape(path)} [A-Z]", result.stdout, re.MULTILINE), path
         assert field.description, f"{path} has no description"
         assert words_of(field.description) in help_words, path
-        assert words_of(f"[{field.allowed};") in help_words, path
+        assert re.search(re.escape(words_of(f"[{field.allowed}")) + r"[;\]]", help_words), path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -111,10 +111,59 @@ def test_every_option_has_a_help(command: str) -> None:
         assert not isinstance(param, click.Option) or param.help, param.name
 
 
-def test_help_groups_the_fields_by_section() -> None:
-    titles = re.findall(r"^(\S.*):$", raysid("distill", "--help").stdout, re.MULTILINE)
-    assert titles[:3] == ["Options", "Settings of the whole run", "Settings of `run`"]
+def titles_of(text: str) -> list[str]:
+    return re.findall(r"^(\S.*):$", text, re.MULTILINE)
+
+
+def test_help_lists_the_common_settings_alone() -> None:
+    result = raysid("distill", "--help")
+    assert titles_of(result.stdout) == ["Options", "Common settings"]
+    assert re.findall(r"^  --([\w.]+)", result.stdout.partition("Common settings:")[2], re.MULTILINE) == [
+        "storage",
+        "run.name",
+        "seed",
+        "placement",
+        "colocated.num_workers",
+        "data.source",
+        "teacher.path",
+        "teacher.num_replicas",
+        "method.alpha",
+        "total_images",
+        "batch_size",
+        "generator.num_workers",
+        "fake_score.num_workers",
+    ]
+    assert len(result.stdout.splitlines()) < 110
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert re.search(r"^\d+ more settings: raysid distill --help-all$", result.stdout, re.MULTILINE)
+
+
+def test_full_help_groups_the_fields_by_section() -> None:
+    titles = titles_of(raysid("distill", "--help-all").stdout)
+    assert titles[:3] == ["Options", "Common settings", "Top-level settings"]
     assert {"Settings of `data`", "Settings of `method`"} <= {*titles} and len(titles) == len(set(titles))
+
+
+def test_help_of_config_names_the_kinds_of_recipes_by_section() -> None:
+    text = raysid("config", "--help-all").stdout
+    assert {
+        "Common settings",
+        "Common settings (distill, pretrain)",
+        "Top-level settings (pretrain)",
+        "Settings of `data` (distill, pretrain)",
+        "Settings of `scheduler` (tune)",
+    } <= {*titles_of(text)}
+    assert "Only for" not in text
+
+
+@pytest.mark.parametrize(("command", "words"), [("tune", "digits-tune."), ("pretrain", "digits-teacher.")])
+def test_help_names_the_packaged_recipes(command: str, words: str) -> None:
+    assert f"Packaged recipes for this command: {words}" in raysid(command, "--help").stdout
+
+
+def test_version_names_the_libraries() -> None:
+    result = raysid("--version")
+    assert re.fullmatch(r"raysid \S+ \(torch \S+, ray \S+, Python \S+\)\n", result.stdout)
 
 
 # Recipes and configs.
@@ -123,9 +172,20 @@ def test_help_groups_the_fields_by_section() -> None:
 def test_recipes_lists_each_with_its_command_and_description() -> None:
     result = raysid("recipes")
     assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    for line, (name, summary) in zip(lines, packaged_recipes().items(), strict=True):
-        assert re.fullmatch(rf"{name} +raysid {summary.kind} +{re.escape(summary.description)}", line)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    found: dict[str, dict[str, str]] = {}
+    for line in result.stdout.splitlines():
+        command, entry, more = re.fullmatch(r"raysid (\w+)|  (\S.*)|   +(.*)", line).groups()  # type: ignore[union-attr]
+        if command:
+            recipes = found.setdefault(command, {})
+        elif entry:
+            name, recipes[name] = entry.split(None, 1)
+        else:
+            recipes[name] += f" {more}"
+    assert [*found] == ["pretrain", "distill", "tune"]
+    for name, summary in packaged_recipes().items():
+        assert found[summary.kind].pop(name) == summary.description
+    assert not any(found.values())
 
 
 def test_config_prints_what_a_recipe_comes_to_with_overrides(tmp_path: Path) -> None:
@@ -155,6 +215,17 @@ def test_negative_values_and_repeated_options() -> None:
     assert (yaml.safe_load(result.stdout)["method"]["alpha"], yaml.safe_load(result.stdout)["seed"]) == (
         -0.5,
         2,
+    )
+
+
+@pytest.mark.parametrize("option", ["--batch_size", "--batch-size"])
+def test_options_take_dashes_and_underscores(option: str, tmp_path: Path) -> None:
+    result = raysid("config", "digits-sid", option, "64", "--fake-score.num_workers", "2")
+    changed = yaml.safe_load(result.stdout)
+    assert (changed["batch_size"], changed["fake_score"]["num_workers"]) == (64, 2)
+    assert_refused(raysid("evaluate", "nowhere", "--num_samples", "4"), "no run and no generator at nowhere")
+    assert_refused(
+        raysid("distill", "digits-teacher", "--resume_from", "x"), "is a recipe for `raysid pretrain`"
     )
 
 
@@ -208,6 +279,8 @@ def test_an_unknown_recipe_is_refused(command: str) -> None:
         (["sample", "nowhere", "--out", "a.png"], "nowhere"),
         (["sample", "nowhere", "--out", "no/such/a.png"], "there is no folder no/such"),
         (["sample", "nowhere", "--out", "."], "is a folder"),
+        (["sample", "nowhere", "--out", "x.npz"], "--out x.npz is not a .png"),
+        (["tune", "digits-sid"], "not for `raysid tune`; packaged for that: digits-tune"),
         *(
             (["sample", "nowhere", "--out", "a.png", "--labels", labels], "write 3, 0-9 or 0,2,5-7")
             for labels in ("", "x", "3-1", "-1", "1,,2", "1-", "0x1", "²", "9999999")
@@ -238,8 +311,16 @@ def test_a_bad_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["distill", "digits-sid", "--method.alfa", "1"], "--method.alpha"),
-        (["distill", "digits-sid", "--lr", "1"], "No such option"),  # a teacher's
+        (
+            ["distill", "digits-sid", "--method.alfa", "1"],
+            "No such option: --method.alfa; did you mean --method.alpha?",
+        ),
+        (
+            ["distill", "digits-sid", "--lr", "1"],
+            "No such option: --lr; did you mean --generator.lr or --fake_score.lr?",
+        ),
+        (["distill", "digits-sid", "--frsh"], "No such option: --frsh; did you mean --fresh?"),
+        (["distill", "digits-sid", "--zzz", "1"], "No such option: --zzz\n"),
         (["distill"], "Missing argument 'RECIPE'"),
         (["config"], "give a RECIPE, or --schema"),
         (["config", "digits-sid", "--schema"], "leave out RECIPE"),
@@ -323,7 +404,33 @@ def test_the_module_runs_as_the_command() -> None:
     assert result.returncode == 2 and "Usage: raysid distill" in result.stderr
 
 
-@pytest.mark.parametrize("args", [["--help"], ["recipes"], ["config", "digits-sida"], ["distill", "--help"]])
+def test_a_command_prints_a_line_before_it_loads_torch() -> None:
+    result = subprocess_raysid("evaluate", "nowhere")
+    assert result.stderr.splitlines() == [
+        "raysid evaluate nowhere: loading torch and Ray",
+        "raysid: error: no run and no generator at nowhere",
+    ]
+    code = (
+        "import builtins, sys\nfrom raysid.cli.main import cli\nload = builtins.__import__\n"
+        "def refuse(name, *rest):\n"
+        "    if name.partition('.')[0] in ('torch', 'ray'): sys.exit()\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = refuse\n"
+        "for argument in sys.argv[1:]:\n"
+        "    try: cli(argument.split(), prog_name='raysid')\n"
+        "    except SystemExit: pass"
+    )
+    commands = [
+        *("pretrain digits-teacher", "distill digits-sid", "quickstart digits-sid", "tune digits-tune"),
+        *("plan digits-sid", "bench digits-sid"),
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
+    assert done.stderr.splitlines() == [f"raysid {command}: loading torch and Ray" for command in commands]
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["recipes"], ["config", "digits-sida"], ["distill", "--help"]]
+)
 def test_commands_that_compute_nothing_do_not_import_torch_or_ray(args: list[str]) -> None:
     code = (
         "import sys\nfrom raysid.cli.main import cli\n"

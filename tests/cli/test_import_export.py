@@ -129,7 +129,9 @@ def test_an_import_that_cannot_be_changes_nothing(file: Path) -> None:
     assert "is a file: give a folder" in refused("import", file, "file")
     assert "cannot be written" in refused("import", file, "/proc/raysid")
     assert "is neither a folder nor a bucket" in refused("import", file, "https://a/b")
-    assert "--sigma-init is a generator's" in refused("import", file, "out", "--sigma-init", "2.5")
+    assert "--sigma-init is for generators: add --as generator" in refused(
+        "import", file, "out", "--sigma-init", "2.5"
+    )
     for value in ("0", "-1", "nan", "inf"):
         assert "allowed: number above 0" in refused(
             "import", file, "out", "--as", "generator", "--sigma-init", value

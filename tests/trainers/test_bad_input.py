@@ -79,7 +79,8 @@ class Desk:
         before = self.snapshot()
         if process:
             done = self.raysid(*arguments)
-            code, stdout, stderr = done.returncode, done.stdout, done.stderr
+            loading = f"raysid {arguments[0]} {arguments[1]}: loading torch and Ray\n"
+            code, stdout, stderr = done.returncode, done.stdout, done.stderr.removeprefix(loading)
         else:
             result = CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="raysid")
             code, stdout, stderr = result.exit_code, result.stdout, result.stderr

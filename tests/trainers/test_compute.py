@@ -357,7 +357,8 @@ def test_without_a_compiler_a_run_says_so(teacher: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "raysid", "distill", str(recipe)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    loading, line = done.stderr.splitlines()
+    assert loading == f"raysid distill {recipe}: loading torch and Ray"
     assert line.startswith("raysid: error: compute.compile needs a C++ compiler")
     assert line.endswith("install them, or give compute.compile false")
 

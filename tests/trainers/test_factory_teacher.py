@@ -341,7 +341,7 @@ def test_points_are_no_pictures(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         cli, ["sample", str(run_of(config)), *factory, "--out", str(tmp_path / "p.png")]
     )
-    assert result.exit_code == 2 and "makes samples of shape (2,), which are no pictures" in result.output
+    assert result.exit_code == 2 and "generates samples of shape (2,), which are not images" in result.output
 
 
 # -- the example, by the real command -------------------------------------------------------------------------

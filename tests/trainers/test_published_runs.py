@@ -76,9 +76,7 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
     for setting, line in (("teacher.path", teacher), ("generator.path", generator)):
         assert f"{setting}: {NOWHERE} cannot be fetched from this machine" in line
     # The last line goes on, once its files are named.
-    assert last.startswith(
-        "get them, then the same command again, or with paths of your own: raysid distill "
-    )
+    assert last.startswith("get them, then run the same command, or give paths of your own: raysid distill ")
     command = shlex.split(last.partition(": ")[2])
     assert command[2] == "cifar10-uncond-sid2a"
     options = dict(zip(command[3::2], command[4::2], strict=True))
