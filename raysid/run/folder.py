@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,10 +17,11 @@ from pydantic import ValidationError
 from upath import UPath
 
 from raysid.config import Config, fixed_settings
-from raysid.errors import RunFailed, StorageError, UserError
+from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.generator import FOLDERS
 from raysid.recipes import config_yaml
 from raysid.run.checkpoint import Checkpoints
+from raysid.run.session import new_session, session_end
 from raysid.run.tracking import METRICS, SAMPLES, TENSORBOARD
 from raysid.storage import (
     children,
@@ -39,10 +35,10 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
-from raysid.storage.lease import Lease, lock, still_owned
+from raysid.storage.lease import Lease, lock, still_owned, this_process
 from raysid.storage.mirror import Mirror
 
-LOCK, OWNER = ".lock", "owner.json"
+LOCK, OWNER, RECORD = ".lock", "owner.json", "run.json"
 
 
 class RunFolder:
@@ -74,12 +70,12 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.say: Callable[[str], None] = print
         self._fresh = fresh
+        self._begun = False
         self._mirror: Mirror | None = None
         self._lock = lock_folder(self.path, self._owner)
         try:
             self._check(fresh)
-            owner = {"pid": os.getpid(), "host": platform.node()}
-            write_whole(self.path / OWNER, json.dumps(owner).encode())
+            write_whole(self.path / OWNER, json.dumps(this_process()).encode())
         except BaseException:
             self.close()
             raise
@@ -94,6 +90,7 @@ class RunFolder:
             UserError: the run began with another teacher.
         """
         self._begin(teacher_digest, resume_from)
+        self._begun = True
         if not is_local(self.path):
             self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
             mirror = Mirror(self.record, self.path, METRICS, self.check, lambda message: self.say(message))
@@ -121,7 +118,7 @@ class RunFolder:
 
     def resumed_from(self) -> str | None:
         """What the run was branched from, if it was."""
-        return (read_json(self.path / "run.json") or {}).get("resume_from")
+        return (read_json(self.path / RECORD) or {}).get("resume_from")
 
     def close(self) -> None:
         """Give the folder back, with all that is recorded in it.
@@ -145,6 +142,9 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._begun:
+            with suppress(RaysidError):  # the storage may be why the session ends
+                self._record_end(error)
         try:
             self.close()
         except RunFailed as failed:
@@ -156,7 +156,7 @@ class RunFolder:
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
         self.remove_partial()
-        record = read_json(self.path / "run.json") or {"sessions": []}
+        record = read_json(self.path / RECORD) or {"sessions": []}
         known = record.setdefault("teacher_sha256", teacher_digest)
         if known != teacher_digest:
             raise UserError(
@@ -164,9 +164,19 @@ class RunFolder:
                 "another --run.name, or --fresh"
             )
         record.setdefault("resume_from", resume_from)
-        record["sessions"].append(session())
-        write_whole(self.path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+        record["sessions"].append(new_session())
+        self._write_record(record)
         write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
+
+    def _record_end(self, error: BaseException | None) -> None:
+        """Record in run.json how this session ends."""
+        self.check()
+        record = read_json(self.path / RECORD) or {"sessions": [{}]}
+        record["sessions"][-1]["ended"] = session_end(error, self.checkpoints.newest_step())
+        self._write_record(record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        write_whole(self.path / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
     def _check(self, fresh: bool) -> None:
         names = {path.name for path in children(self.path)} - {LOCK}
@@ -217,29 +227,6 @@ def lock_folder(folder: UPath, owner: Callable[[], str]) -> filelock.BaseFileLoc
                 f"{folder} is in use by {owner()}: wait for it, or give another --run.name"
             ) from None
     return held
-
-
-def session() -> dict[str, Any]:
-    """What made this run: versions, commit, command, machine."""
-    packages = ("raysid", "torch", "ray", "numpy")
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "commit": _commit(),
-        "machine": {"host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that raysid runs from, if it runs from one."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
-        )
-    except OSError:
-        return None
-    return found.stdout.strip() or None
 
 
 def _first_difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:

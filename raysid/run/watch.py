@@ -1,4 +1,4 @@
-"""What a run is doing, in one screen of text: for people in a shell."""
+"""The state of a run in one screen of text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import yaml
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.run.folder import LOCK, OWNER, RECORD
 from raysid.run.progress import duration
 from raysid.run.tracking import METRICS, read_metrics
-from raysid.storage import exists, read_whole
+from raysid.storage import exists, is_local, read_json, read_whole
+from raysid.storage.lease import is_running
 
 WATCH_SECONDS = 2.0
 BAR = 20
@@ -22,7 +24,7 @@ ROLES = {"teacher": "teacher service", "fake_score": "fake-score learner", "gene
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run is doing, as text, and whether it has come to its end."""
+    """A run's state as text, and whether the run is finished."""
 
     text: str
     finished: bool
@@ -45,22 +47,37 @@ def state_of(run: str) -> RunState:
     if not entries:
         raise UserError(f"{run} has recorded nothing yet: its {METRICS} is empty or missing")
     config = yaml.safe_load(read_whole(folder / "config.yaml"))
-    ended = any(entry["kind"] == "table" for entry in entries)
-    return RunState("\n".join(_lines(run, config, entries, ended)), ended)
+    finished = any(entry["kind"] == "table" for entry in entries)
+    ago = _duration_ago(time.time() - entries[-1]["unix_time"])
+    status = "finished" if finished else _status(folder, f"last metrics {ago}")
+    return RunState("\n".join([f"{run}: {status}", *_lines(config, entries, finished)]), finished)
 
 
-def _lines(run: str, config: Mapping[str, Any], entries: list[dict[str, Any]], ended: bool) -> Iterator[str]:
+def _status(folder: UPath, last_metrics: str) -> str:
+    """The status of an unfinished run, as far as its records say and this machine can see."""
+    sessions = (read_json(folder / RECORD) or {}).get("sessions") or [{}]
+    if ended := sessions[-1].get("ended"):
+        return str(ended["reason"])
+    if is_local(folder):
+        running = is_running(read_json(folder / OWNER) or {})
+    else:
+        lease = read_json(folder / LOCK)  # removed when a run ends, renewed while it runs
+        running = lease is not None and is_running(lease)
+    if running is None:
+        return last_metrics
+    return f"{'running' if running else 'not running'}; {last_metrics}"
+
+
+def _lines(config: Mapping[str, Any], entries: list[dict[str, Any]], finished: bool) -> Iterator[str]:
     newest = entries[-1] | max(
         ({"step": e["step"], "images": e["images"]} for e in entries), key=lambda e: e["step"]
     )
     total, images = config["total_images"], newest["images"]
-    ago = time.time() - newest["unix_time"]
-    yield f"{run}: {'finished' if ended else f'last line {duration(ago)} ago'}"
     yield f"step        {newest['step']:,}, {images:,} of {total:,} images ({images / total:.0%})"
     yield f"running     {duration(newest['time'])}"
     if perf := _last(entries, "perf"):
         rate = perf["images_per_second"]
-        left = "" if ended or not rate else f", {duration(max(0.0, total - images) / rate)} left"
+        left = "" if finished or not rate else f", {duration(max(0.0, total - images) / rate)} left"
         yield f"speed       {rate:,.0f} images/s{left}"
     if train := _last(entries, "train"):
         losses = {name.removeprefix("loss/"): v for name, v in train.items() if name.startswith("loss/")}
@@ -79,17 +96,17 @@ def _lines(run: str, config: Mapping[str, Any], entries: list[dict[str, Any]], e
 
 
 def _also(perf: Mapping[str, Any], role: str) -> str:
-    """What else a role's line says: how many scorers, what was waited for."""
-    said = []
+    """The rest of a role's line: number of scorers, shares of waiting."""
+    parts = []
     if (count := perf.get(f"replicas/{role}")) is not None:
-        said.append(f"{count:.0f} scorer{'s' * (count != 1)}")
+        parts.append(f"{count:.0f} scorer{'s' * (count != 1)}")
     if (waited := perf.get(f"waited/{role}")) is not None:
-        said.append(f"the step waited for it {waited:.0%} of the time")
+        parts.append(f"the step waited for it {waited:.0%} of the time")
     if role == "teacher" and (again := perf.get("teacher_recomputes")):
-        said.append(f"{again:.0f} microbatches computed again")
+        parts.append(f"{again:.0f} microbatches computed again")
     if (waited := perf.get(f"data_wait/{role}", 0.0)) >= 0.001:
-        said.append(f"waited for images {waited:.1%}")
-    return "".join(f", {part}" for part in said)
+        parts.append(f"waited for images {waited:.1%}")
+    return "".join(f", {part}" for part in parts)
 
 
 def _last(entries: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
@@ -98,5 +115,9 @@ def _last(entries: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
 
 def _distance(entry: Mapping[str, Any]) -> str:
     accuracy = entry["label_accuracy"]
-    said = f"{entry['frechet_distance']:.3f} after {entry['images']:,} images"
-    return said if accuracy is None else f"{said}, label accuracy {accuracy:.1%}"
+    text = f"{entry['frechet_distance']:.3f} after {entry['images']:,} images"
+    return text if accuracy is None else f"{text}, label accuracy {accuracy:.1%}"
+
+
+def _duration_ago(seconds: float) -> str:
+    return f"{seconds:.0f} s ago" if seconds < 60 else f"{duration(seconds)} ago"

@@ -67,7 +67,7 @@ class Lease:
             filelock.Timeout: it does.
         """
         held = self._read()
-        if held is None or _abandoned(held) or _of_this_machine(held):
+        if held is None or _abandoned(held) or _on_this_machine(held):
             return self.acquire(timeout=0)
         end = time.monotonic() + STALE_SECONDS + BEAT_SECONDS
         while (now := self._read()) == held and not _abandoned(held) and time.monotonic() < end:
@@ -127,7 +127,7 @@ class Lease:
 
     def _write(self, first: bool = False) -> None:
         now = time.time()
-        content = json.dumps({"id": self.id, "renewed": now, **_this_process()}).encode()
+        content = json.dumps({"id": self.id, "renewed": now, **this_process()}).encode()
         if first:
             # Of several who find nothing there the bucket lets one write.
             with contextlib.suppress(FileExistsError):
@@ -148,7 +148,8 @@ def still_owned(held: filelock.BaseFileLock | Lease) -> None:
         held.check()
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """A description of this process by which `is_running` finds it."""
     return {
         "pid": os.getpid(),
         "host": platform.node(),
@@ -176,15 +177,28 @@ def _start_of(pid: int) -> str | None:
         return None
 
 
-def _of_this_machine(held: dict[str, Any]) -> bool:
+def _on_this_machine(held: dict[str, Any]) -> bool:
     return held.get("machine") is not None and held["machine"] == _machine()
 
 
+def is_running(owner: dict[str, Any]) -> bool | None:
+    """True if an owner's process runs, False if it has ended, None if this machine cannot know.
+
+    Args:
+        owner: a lease's content, or what `this_process` returned there.
+    """
+    if "renewed" in owner:
+        return not _abandoned(owner)
+    if not _on_this_machine(owner):
+        return None
+    return _start_of(int(owner["pid"])) == owner["started"]
+
+
 def _abandoned(held: dict[str, Any]) -> bool:
-    """Whether a lease's owner is no more, as far as can be told from here."""
+    """True if a lease's owner has ended or has not renewed it in time."""
     try:
         if time.time() - float(held["renewed"]) > STALE_SECONDS:
             return True
-        return _of_this_machine(held) and _start_of(int(held["pid"])) != held["started"]
+        return _on_this_machine(held) and _start_of(int(held["pid"])) != held["started"]
     except (KeyError, TypeError, ValueError):
         return True

@@ -130,7 +130,7 @@ def held_by(path: UPath, **changes: Any) -> None:
     """The lease of a process of this machine that has ended."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    held = {"id": "other", "renewed": time.time(), **lease._this_process(), "pid": ended.pid}
+    held = {"id": "other", "renewed": time.time(), **lease.this_process(), "pid": ended.pid}
     write_whole(path, json.dumps(held | changes).encode())
 
 
