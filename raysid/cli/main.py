@@ -12,11 +12,11 @@ import click
 from raysid.cli.bench import bench
 from raysid.cli.data import data
 from raysid.cli.errors import Commands
-from raysid.cli.jobs import jobs, submit
 from raysid.cli.networks import export, import_network
 from raysid.cli.plan import plan
 from raysid.cli.recipes import config, recipes
 from raysid.cli.runs import evaluate, sample, watch
+from raysid.cli.submit import submit
 from raysid.cli.train import distill, pretrain, quickstart, tune
 
 
@@ -53,7 +53,7 @@ def cli() -> None:
 
 for _command in (pretrain, distill, quickstart, tune, evaluate, sample, watch, config, recipes):
     cli.add_command(_command)
-for _command in (bench, plan, data, submit, jobs, import_network, export):
+for _command in (bench, plan, data, submit, import_network, export):
     cli.add_command(_command)
 
 

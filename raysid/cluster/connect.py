@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster: the one that the environment names, else one on this machine."""
+"""Connect to the Ray cluster that the environment names, or start one on this machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOKEN_HELP = (
 
 
 def connect() -> None:
-    """Join the cluster that this process is part of or that RAY_ADDRESS names; else start one here.
+    """Join the cluster that RAY_ADDRESS names or this process is part of; otherwise start one on this machine.
 
     A cluster started here ends with this process.
 
     Raises:
-        UserError: the address is none to join, nothing answers there, or it wants a token.
+        UserError: the address is not one to join, nothing answers there, or the token is missing.
     """
     address = os.environ.get(ADDRESS, "")
     check_address(address)
@@ -33,12 +33,12 @@ def connect() -> None:
         return
     if address and _asks_for_token(address):
         use_token()
-    # Ray's own notices (token authentication is on, a local instance was started) say nothing about the run.
+    # Ray's notices (token authentication is on, a local instance was started) are not about the run.
     logging.getLogger("ray").setLevel(logging.WARNING)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Ray starts its workers at niceness 15: on a machine that does anything else a run would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # A lost learner fails every call in flight, and Ray would print ten lines for each; the run says it in one.
+    # A lost learner fails every call in flight; Ray would print ten lines for each, and the run reports it in one.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         ray.init(
@@ -58,10 +58,10 @@ def connect() -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that a process on one of the cluster's own nodes could not join.
+    """Refuse an address that a process on a node of the cluster could not join.
 
     Raises:
-        UserError: it is a job server's, or a Ray Client's: the actors' arrays would travel through it.
+        UserError: it is the URL of a job server or of Ray Client, through which all arrays would travel.
     """
     if "://" in address:
         raise UserError(
@@ -71,10 +71,10 @@ def check_address(address: str) -> None:
 
 
 def _asks_for_token(address: str) -> bool:
-    """Whether a cluster authenticates by token; true where that cannot be found out.
+    """True if a cluster authenticates by token, or if that cannot be found out.
 
-    A process in token mode refuses the calls of a cluster that sends none: its actors would end unstarted, or
-    never start, without a word of tokens.
+    A process in token mode refuses calls without a token: with a cluster that sends none, actors would never start,
+    and no message would mention tokens.
     """
     import grpc
     from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -89,15 +89,14 @@ def _asks_for_token(address: str) -> bool:
     except grpc.RpcError as error:
         return error.code() == grpc.StatusCode.UNAUTHENTICATED
     except ConnectionError:
-        return True  # nothing to join: joining says so
+        return True  # nothing answers there, which `connect` reports
     return False
 
 
 def use_token() -> None:
-    """Send this user's token for Ray clusters, where there is one and nothing else is said.
+    """Send the user's token for Ray clusters if there is one and RAY_AUTH_MODE is not set, as `ray start` does.
 
-    As `ray start` does; without it Ray makes a token for a cluster that it starts here, and sends none to
-    another.
+    Otherwise Ray makes a token for a cluster that it starts here, and sends none to another cluster.
     """
     from ray._private.authentication.authentication_token_setup import (
         maybe_enable_token_auth_if_token_available,

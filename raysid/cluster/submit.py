@@ -1,7 +1,7 @@
-"""Running raysid's commands as jobs of a Ray cluster: submit, follow, list, stop.
+"""Submit raysid's commands as jobs of a Ray cluster, and follow them.
 
-A submitted job takes this installation's own `raysid` package and the recipe, resolved here, along: the
-cluster needs the libraries but no checkout, and what runs is what was tried on the laptop.
+A job takes this installation's own `raysid` package and the recipe, resolved here, along: the cluster needs the
+libraries but no checkout, and runs the code that was tried here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,29 +27,19 @@ if TYPE_CHECKING:
 
     from raysid.config import Config
 
-STOP_SECONDS = 120  # between the signal that stops a job and its kill: time to write a checkpoint
+STOP_SECONDS = 120  # from SIGTERM to SIGKILL of a stopped job: time to write a checkpoint
 _PROGRESS = re.compile(r"(distill|teacher|tune) +\d+% \| ")
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job as a list shows it."""
-
-    id: str
-    status: str
-    started: str
-    command: str
-
-
-class Jobs:
-    """The jobs of one cluster.
+class JobServer:
+    """The job server of a cluster, which is part of its dashboard.
 
     Args:
-        address: of the cluster's dashboard, as `http://127.0.0.1:8265`.
+        address: the dashboard's URL, as `http://127.0.0.1:8265`.
 
     Raises:
-        UserError: nothing answers there, or it wants a token.
+        UserError: nothing answers there, or the token is missing.
     """
 
     def __init__(self, address: str) -> None:
@@ -60,15 +49,15 @@ class Jobs:
             )
         self.address = address.rstrip("/")
         use_token()
-        with self._explained():
+        with self._user_errors():
             self._client = _client(self.address)
 
     def submit(self, command: Sequence[str], files: dict[str, bytes]) -> str:
         """Start a `raysid` command on the cluster.
 
         Args:
-            command: what stands behind `raysid`.
-            files: text files by name that the command finds in its working directory.
+            command: the arguments of `raysid`.
+            files: text files by name, for the command's working directory.
 
         Returns:
             The job's id.
@@ -79,68 +68,43 @@ class Jobs:
             return self.start(
                 ["python", "-m", "raysid", *command],
                 {"working_dir": folder, "py_modules": [str(Path(__file__).parents[1])]},
-                label=shlex.join(command),
             )
 
-    def start(self, command: Sequence[str], runtime_env: dict[str, Any], label: str | None = None) -> str:
-        """Start any command on the cluster, in a Ray runtime environment; the job's id.
-
-        Args:
-            label: how `list` shows it, when not as it is.
-        """
+    def start(self, command: Sequence[str], runtime_env: dict[str, Any]) -> str:
+        """Start any command on the cluster in a Ray runtime environment; return the job's id."""
         environment = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-        with self._explained():
+        with self._user_errors():
             return self._client.submit_job(
-                entrypoint=shlex.join(command),
-                runtime_env=runtime_env | {"env_vars": environment},
-                metadata={} if label is None else {"raysid": label},
+                entrypoint=shlex.join(command), runtime_env=runtime_env | {"env_vars": environment}
             )
+
+    def ray_commands(self, job: str) -> dict[str, str]:
+        """Ray's own commands for a job, by purpose, ready to paste."""
+        # `ray job` sends the user's token in this mode alone.
+        mode = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+        verbs = {"log": "logs -f", "status": "status", "stop": "stop"}
+        return {
+            purpose: f"{mode}ray job {verb} {job} --address {self.address}" for purpose, verb in verbs.items()
+        }
 
     def follow(self, job: str) -> str:
-        """Print a job's log as it grows, from its start, until the job ends; its last status."""
-        with self._explained(job):
+        """Print a job's log from its start until the job ends; return its last status."""
+        with self._user_errors():
             asyncio.run(self._print_log(job))
         return self.wait(job)
 
     def wait(self, job: str, seconds: float = 10.0) -> str:
-        """A job's status once it has ended, or after so many seconds."""
+        """A job's status, one of PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, when it ends or the time is over."""
         end = time.monotonic() + seconds
-        while (status := self.status(job)) not in _ENDED and time.monotonic() < end:
+        while True:
+            with self._user_errors():
+                status = str(self._client.get_job_status(job).value)
+            if status in _ENDED or time.monotonic() >= end:
+                return status
             time.sleep(0.2)
-        return status
-
-    def status(self, job: str) -> str:
-        """One of PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED."""
-        with self._explained(job):
-            return str(self._client.get_job_status(job).value)
-
-    def log(self, job: str) -> str:
-        """All that a job has printed so far."""
-        with self._explained(job):
-            return self._client.get_job_logs(job)
-
-    def stop(self, job: str) -> None:
-        """Ask a job to end: it writes a checkpoint first, within two minutes."""
-        with self._explained(job):
-            self._client.stop_job(job)
-
-    def list(self) -> list[Job]:
-        """All jobs that the cluster knows, newest first."""
-        with self._explained():
-            found = self._client.list_jobs()
-        jobs = sorted(found, key=lambda job: job.start_time or 0, reverse=True)
-        return [
-            Job(
-                id=job.submission_id or job.job_id or "?",
-                status=str(job.status.value),
-                started=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000)),
-                command=(job.metadata or {}).get("raysid") or job.entrypoint or "",
-            )
-            for job in jobs
-        ]
 
     async def _print_log(self, job: str) -> None:
-        """Print what the job prints; on a terminal its progress stays on one line."""
+        """Print the job's output; on a terminal its progress stays on one line."""
         redraw, open_line = sys.stdout.isatty(), False
         rest = ""
         async for text in self._client.tail_job_logs(job):
@@ -154,8 +118,8 @@ class Jobs:
             print(rest, flush=True)
 
     @contextmanager
-    def _explained(self, job: str | None = None) -> Iterator[None]:
-        """What can go wrong between here and the cluster, as one line that says what to do."""
+    def _user_errors(self) -> Iterator[None]:
+        """Turn failures between here and the cluster into UserErrors."""
         import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
@@ -171,15 +135,11 @@ class Jobs:
                 f"no Ray cluster answers at {self.address}: is it up, and the tunnel to its dashboard open?"
             ) from None
         except RuntimeError as error:
-            if job is not None and ("does not exist" in str(error) or "404" in str(error)):
-                raise UserError(
-                    f"there is no job {job} at {self.address}: `raysid jobs list` shows them"
-                ) from None
             raise UserError(f"{self.address}: {' '.join(str(error).split())}") from None
 
 
 def job_files(recipe: str, overrides: dict[str, str], kind: Any) -> dict[str, bytes]:
-    """The files that a job needs: its recipe, resolved here, and the teacher's where that is a file.
+    """The files of a job: its recipe, resolved here, and its teacher's recipe if that is a file.
 
     Raises:
         UserError: the recipe cannot be used, or its storage would be lost with the job.
@@ -200,7 +160,7 @@ def job_files(recipe: str, overrides: dict[str, str], kind: Any) -> dict[str, by
 
 
 def check_absolute(what: str, path: str) -> None:
-    """Refuse a path relative to the job's temporary folder, which ends with the job and is empty before it."""
+    """Refuse a relative path: it would lie in the job's temporary folder, which is empty and ends with the job."""
     if "://" not in path and not Path(path).is_absolute():
         raise UserError(
             f"{what} {path} would lie in the job's temporary folder: give an absolute path that all nodes share"
@@ -208,7 +168,7 @@ def check_absolute(what: str, path: str) -> None:
 
 
 def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
-    """The config as the job will read it; a file that its teacher's recipe is goes along in `files`."""
+    """The config as the job reads it. If its teacher's recipe is a file, add that to `files`."""
     from raysid.data.opening import is_path
     from raysid.recipes import config_yaml, load_recipe, packaged_recipes
 
@@ -232,9 +192,9 @@ def _client(address: str) -> JobSubmissionClient:
     from ray.dashboard.modules.job import sdk
     from ray.job_submission import JobSubmissionClient
 
-    for quiet in (sdk, dashboard_sdk, packaging):  # uploads and closed sockets are nothing to the user
+    for quiet in (sdk, dashboard_sdk, packaging):  # of uploads and closed sockets
         logging.getLogger(quiet.__name__).setLevel(logging.WARNING)
-    # Ray lets either variable go before the address that it is given.
+    # Ray prefers either variable to the address in the call.
     shadowed = {
         name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysid.actors.placement import LocalPlacement
-from raysid.cluster.submit import Jobs
+from raysid.cluster.submit import JobServer
 from raysid.roles.step import take_step
 from tests.cluster.autoscaled_job import without_guidance
 from tests.support.tiny_run import (
@@ -39,12 +39,12 @@ def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) 
         resources={"teacher": {"resources": {"teacher": 1.0}}, "fake_score": learner, "generator": learner},
     )
     recipe = write_recipe(config, tmp_path / "recipe.yaml")
-    jobs = Jobs(cluster)
-    job = jobs.start(
+    server = JobServer(cluster)
+    job = server.start(
         ["python", "-m", "tests.cluster.autoscaled_job", str(recipe), str(tmp_path)],
         {"working_dir": str(ROOT)},
     )
-    assert jobs.wait(job, seconds=900) == "SUCCEEDED", jobs.log(job)
+    assert server.wait(job, seconds=900) == "SUCCEEDED", server.ray_commands(job)["log"]
 
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["told"] == [

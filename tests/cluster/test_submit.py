@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysid.cluster.submit import Jobs
+from raysid.cluster.submit import JobServer
 from raysid.config import Config
 from raysid.run.checkpoint import Checkpoints
 from tests.support.processes import running, wait_until
@@ -47,6 +47,15 @@ def raysid(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def ray_command(output: str, purpose: str) -> str:
+    """What Ray's command prints that `submit` printed for a purpose."""
+    (line,) = re.findall(rf"^  {purpose} +(.*ray job .*)$", output, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(line, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 def said(process: subprocess.Popen[str], seconds: float = 240) -> str:
     """All that a command printed, once it has ended."""
     output, _ = process.communicate(timeout=seconds)
@@ -65,7 +74,7 @@ def long_config(teacher: str, storage: Path) -> Config:
 
 
 def test_a_submitted_run_is_followed_to_its_end(cluster: str, teacher: str, tmp_path: Path) -> None:
-    """The log comes as it grows, the weights are those of the same run here, and the list knows the job."""
+    """The log comes as it grows, the weights are those of the same run here, and Ray's commands know the job."""
     config = tiny_config(teacher, tmp_path)
     recipe = write_recipe(config, tmp_path / "mine.yaml")
     process = raysid("submit", "distill", recipe, "--address", cluster)
@@ -76,27 +85,25 @@ def test_a_submitted_run_is_followed_to_its_end(cluster: str, teacher: str, tmp_
     assert f"job {job}: succeeded" in output
     assert_ends_as_local(run_of(config), config, tmp_path / "local")
 
-    listed = said(raysid("jobs", "list", "--address", cluster))
-    assert re.search(rf"{job} +SUCCEEDED .* distill recipe.yaml", listed)
-    assert "distill 100%" in said(raysid("jobs", "logs", job, "--address", cluster))
+    assert re.search(rf"'{job}' succeeded", ray_command(output, "status"))
+    assert "distill 100%" in ray_command(output, "log")
 
 
 @pytest.mark.slow
 def test_a_stopped_job_checkpoints_leaves_nothing_and_goes_on(
     cluster: str, teacher: str, tmp_path: Path
 ) -> None:
-    """`jobs stop` in the middle; the same command, with an end to come to, goes on from there."""
+    """`ray job stop` in the middle; the same command, with an end to come to, resumes from there."""
     config = long_config(teacher, tmp_path)
     recipe = write_recipe(config, tmp_path / "mine.yaml")
     submit = ("submit", "distill", recipe, "--address", cluster)
     output = said(raysid(*submit, "--no-follow"))
     job = re.findall(r"^job (\S+) at", output, re.MULTILINE)[0]
     wait_until(lambda: step_recorded(run_of(config)) >= 6, 120, "step 6")
-    stopped = said(raysid("jobs", "stop", job, "--address", cluster))
-    assert stopped == f"{job}: stopped\n"
+    assert f"'{job}' was stopped" in ray_command(output, "stop")
     newest = Checkpoints(run_of(config) / "checkpoints").newest()  # type: ignore[arg-type]
     assert newest is not None and newest.step >= 6
-    assert "stopped by SIGTERM, checkpoint of step" in Jobs(cluster).log(job)
+    assert "stopped by SIGTERM, checkpoint of step" in ray_command(output, "log")
     wait_until(lambda: not actors_of(cluster), 60, "the end of the job's actors")
 
     steps = newest.step + 4
@@ -120,13 +127,12 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, t
     process.send_signal(signal.SIGINT)
     output = said(process)
     job = re.findall(r"^job (\S+) at", output, re.MULTILINE)[0]
-    assert f"job {job} goes on: `raysid jobs logs -f {job} --address {cluster}` follows it" in output
+    assert f"job {job} is still running: the commands above follow and stop it" in output
     step = step_recorded(run_of(config))
     wait_until(lambda: step_recorded(run_of(config)) > step, 60, "another step")
-    jobs = Jobs(cluster)
-    assert jobs.status(job) == "RUNNING"
-    jobs.stop(job)
-    assert jobs.wait(job, 120) == "STOPPED"
+    assert JobServer(cluster).wait(job, 0) == "RUNNING"
+    ray_command(output, "stop")
+    assert JobServer(cluster).wait(job, 120) == "STOPPED"
 
 
 @pytest.mark.slow
@@ -169,17 +175,16 @@ def one_line(process: subprocess.Popen[str]) -> str:
 
 def test_without_the_token_a_user_reads_where_it_goes(cluster: str, tmp_path: Path) -> None:
     for mode in ({}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": "0" * 64}):
-        line = one_line(raysid("jobs", "list", "--address", cluster, HOME=str(tmp_path), **mode))
+        submit = ("submit", "evaluate", tmp_path, "--address", cluster)
+        line = one_line(raysid(*submit, HOME=str(tmp_path), **mode))
         assert "this cluster asks for its token: put it into ~/.ray/auth_token" in line
 
 
 def test_what_cannot_be_submitted_is_refused(cluster: str, teacher: str, tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:1"
-    assert f"no Ray cluster answers at {nobody}" in one_line(raysid("jobs", "list", "--address", nobody))
-    assert "is not a job server's" in one_line(raysid("jobs", "list", "--address", "127.0.0.1:6379"))
-    assert "there is no job raysubmit_x" in one_line(
-        raysid("jobs", "logs", "raysubmit_x", "--address", cluster)
-    )
+    evaluate = ("submit", "evaluate", tmp_path, "--address")
+    assert f"no Ray cluster answers at {nobody}" in one_line(raysid(*evaluate, nobody))
+    assert "is not a job server's" in one_line(raysid(*evaluate, "127.0.0.1:6379"))
     submit = ("submit", "distill", "digits-sid", "--address", cluster)
     assert "storage ./runs would lie in the job's temporary folder" in one_line(raysid(*submit))
     shared = (*submit, "--storage", str(tmp_path))

@@ -1,11 +1,11 @@
-"""`raysid submit` and `raysid jobs`: the same commands, as jobs of a Ray cluster."""
+"""`raysid submit`: run the other commands as jobs of a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,10 +24,6 @@ from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_override
 from raysid.cluster.connect import DEFAULT_DASHBOARD
 from raysid.errors import RunFailed
 
-if TYPE_CHECKING:
-    from raysid.cluster.submit import Jobs
-
-
 _address = click.option(
     "--address",
     metavar="URL",
@@ -35,7 +31,9 @@ _address = click.option(
     f"{DEFAULT_DASHBOARD}.",
 )
 _no_follow = click.option(
-    "--no-follow", is_flag=True, help="Print the job's id and return; `raysid jobs logs` follows it later."
+    "--no-follow",
+    is_flag=True,
+    help="Submit the job, print Ray's commands that follow or stop it, and return.",
 )
 _SUBMIT_HELP = "The job takes this installation's raysid and the recipe along. Ctrl-C leaves it running."
 
@@ -45,7 +43,8 @@ def submit() -> None:
     """Run a command as a job of a Ray cluster, and follow its log.
 
     `raysid submit distill RECIPE --address http://...` does on the cluster what `raysid distill RECIPE` does
-    here. The cluster needs raysid's libraries; the package itself and the recipe travel with the job.
+    here. The cluster needs raysid's libraries; the package itself and the recipe travel with the job. Ray's own
+    `ray job` follows, lists and stops jobs: submit prints the commands.
     """
 
 
@@ -85,11 +84,9 @@ def _submit_recipe(kind: str, short_help: str, *own: Callable[..., Any]) -> None
 
 _submit_recipe("pretrain", "Train a teacher on a cluster.", OUT)
 _submit_recipe(
-    "distill", "Distil a teacher on a cluster; the same command again resumes.", FRESH_RUN, RESUME_FROM
+    "distill", "Distil a teacher on a cluster; run the same command to resume.", FRESH_RUN, RESUME_FROM
 )
-_submit_recipe(
-    "tune", "Search settings on a cluster; the same command again finishes what was left.", FRESH_SEARCH
-)
+_submit_recipe("tune", "Search settings on a cluster; run the same command to finish it.", FRESH_SEARCH)
 
 
 @submit.command(
@@ -121,72 +118,21 @@ def evaluate(
     _run(address, ["evaluate", run, *chain.from_iterable(options.items())], {}, no_follow)
 
 
-@click.group()
-def jobs() -> None:
-    """List, follow and stop a cluster's jobs."""
-
-
-@jobs.command("list")
-@_address
-def list_jobs(address: str | None) -> None:
-    """List the cluster's jobs, newest first."""
-    from raysid.run.progress import print_table
-
-    rows = [[job.id, job.status, job.started, job.command] for job in _jobs(address).list()]
-    print_table("Jobs", ["id", "status", "started", "command"], rows)
-
-
-@jobs.command()
-@click.argument("job")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends. Ctrl-C leaves it running.")
-@_address
-def logs(job: str, follow: bool, address: str | None) -> None:
-    """Print what JOB, by its id, has printed."""
-    if follow:
-        _follow(_jobs(address), job)
-    else:
-        click.echo(_jobs(address).log(job), nl=False)
-
-
-@jobs.command()
-@click.argument("job")
-@_address
-def stop(job: str, address: str | None) -> None:
-    """End JOB, by its id; a distillation writes a checkpoint first.
-
-    Submitting the same command again goes on from there.
-    """
-    from raysid.cluster.submit import STOP_SECONDS
-
-    cluster = _jobs(address)
-    cluster.stop(job)
-    click.echo(f"{job}: {cluster.wait(job, seconds=STOP_SECONDS + 10).lower()}")
-
-
-def _jobs(address: str | None) -> Jobs:
-    from raysid.cluster.submit import Jobs
-
-    return Jobs(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_DASHBOARD)
-
-
 def _run(address: str | None, command: list[str], files: dict[str, bytes], no_follow: bool) -> None:
-    cluster = _jobs(address)
-    job = cluster.submit(command, files)
-    click.echo(f"job {job} at {cluster.address}")
-    if not no_follow:
-        _follow(cluster, job)
+    """Submit a command; print its log until it ends, and end as it does."""
+    from raysid.cluster.submit import JobServer
 
-
-def _follow(cluster: Jobs, job: str) -> None:
-    """Print a job's log until it ends, and end as it did."""
+    server = JobServer(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_DASHBOARD)
+    job = server.submit(command, files)
+    click.echo(f"job {job} at {server.address}")
+    for purpose, line in server.ray_commands(job).items():
+        click.echo(f"  {purpose:7} {line}")
+    if no_follow:
+        return
     try:
-        status = cluster.follow(job)
+        status = server.follow(job)
     except KeyboardInterrupt:
-        at = f"--address {cluster.address}"
-        click.echo(
-            f"\njob {job} goes on: `raysid jobs logs -f {job} {at}` follows it, `raysid jobs stop {job} {at}` ends it",
-            err=True,
-        )
+        click.echo(f"\njob {job} is still running: the commands above follow and stop it", err=True)
         return
     click.echo(f"job {job}: {status.lower()}")
     if status == "FAILED":
