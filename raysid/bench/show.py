@@ -9,7 +9,7 @@ from raysid.bench.sides import RoleUse
 from raysid.bench.speeds import in_words, ratio
 from raysid.config import ComputeSettings, Config
 from raysid.roles.step import all_microbatches
-from raysid.run.progress import print_table
+from raysid.run.table import print_table
 
 PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
 ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}

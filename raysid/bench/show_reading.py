@@ -6,7 +6,7 @@ from typing import Any
 
 from raysid.bench.reading import STAND_IN, DataBench, ReadSide
 from raysid.bench.speeds import in_words, ratio
-from raysid.run.progress import print_table
+from raysid.run.table import print_table
 
 
 def show(found: DataBench) -> None:

@@ -14,7 +14,7 @@ _NAMES = {
 
 def print_figures(title: str, figures: dict[str, Any]) -> None:
     """Print the figures of an evaluation as a table."""
-    from raysid.run.progress import print_table
+    from raysid.run.table import print_table
 
     rows = [[_NAMES.get(name, name.replace("_", " ")), _formatted(name, figures[name])] for name in figures]
     print_table(title, ["figure", "value"], rows)

@@ -14,7 +14,7 @@ from raysid.plan.memory import FRAGMENTS, PROCESS, passes, role_memory
 from raysid.plan.parts import CountedParts, arithmetic, calls_of
 from raysid.plan.placements import Plan, Way
 from raysid.plan.predict import ROLES, Prediction
-from raysid.run.progress import print_table
+from raysid.run.table import print_table
 
 SHORT = {"fake_score": "fake score", "generator": "generator", "teacher": "scorers"}
 

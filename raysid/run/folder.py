@@ -21,8 +21,10 @@ from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.generator import FOLDERS
 from raysid.recipes import config_yaml
 from raysid.run.checkpoint import Checkpoints
+from raysid.run.events import TENSORBOARD
+from raysid.run.metrics import METRICS
 from raysid.run.session import new_session, session_end
-from raysid.run.tracking import METRICS, SAMPLES, TENSORBOARD
+from raysid.run.tracking import SAMPLES
 from raysid.storage import (
     children,
     empty_folder,

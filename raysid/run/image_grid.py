@@ -1,8 +1,9 @@
-"""Many images as one picture that can be looked at."""
+"""Lay many images out as one picture."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 SEPARATOR = 1
 """Width of the line around images, in pixels of the picture."""
 BACKGROUND = 0.0
-"""Shade of that line, and of cells left over, in the images' own range: the grey between black and white."""
+"""Shade of that line and of empty cells, in the images' range [-1, 1]: the grey between black and white."""
+GAP = 16
+"""Pixels between two grids."""
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether samples of this shape can be laid out as images: (1 or 3, H, W)."""
+    """True if samples of this shape can be laid out as images: (1 or 3, H, W)."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
@@ -60,6 +63,20 @@ def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) 
         left = SEPARATOR + index % columns * step_right
         grid[top : top + height, left : left + width] = image
     return Image.fromarray(grid[..., 0] if channels == 1 else grid)
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Lay pictures out from left to right on white."""
+    if len(pictures) == 1:
+        return pictures[0]
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
+    whole = Image.new(mode, (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return whole
 
 
 def save_grid(

@@ -1,19 +1,14 @@
-"""What a user sees while a run goes: a live line on a terminal, plain lines elsewhere, tables at the end."""
+"""The progress of a run: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import io
-import math
-import os
 import sys
 import time
-import unicodedata
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
@@ -21,34 +16,30 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raysid.storage.failures import storage_error
+from raysid.run.text import duration, is_terminal, short_number, write_text
 
-# Seconds that the shown speed looks back, between plain lines, and between pictures of the live line.
-_SPEED_WINDOW = 15.0
-_PLAIN_INTERVAL = 10.0
-_LIVE_INTERVAL = 0.5
-# The narrowest and the widest bar.
-_BAR = (8, 30)
+_SPEED_WINDOW = 15.0  # seconds over which the speed is averaged
+_PLAIN_INTERVAL = 10.0  # seconds between plain lines
+_LIVE_INTERVAL = 0.5  # seconds between redraws of the live line
+_BAR = (8, 30)  # cells of the narrowest and the widest bar
 
 
 class ProgressLine:
-    """Shows how far a run is: how fast, its losses, the time left, its last evaluation.
+    """Shows a run's progress, speed, losses, time left and last evaluation.
 
-    On a terminal one line that is redrawn; what is printed meanwhile, by Ray too, appears above it. Elsewhere
-    (a file, CI, the log of a Ray job) a plain line every 10 seconds, whenever the note changes, and at the
-    end, each readable by itself:
+    On a terminal it redraws one line; other output, Ray's included, appears above it. Elsewhere (a file, CI, the log
+    of a Ray job) it prints a plain line every 10 seconds, whenever the note changes, and at the end:
 
         distill  38% | step 610/1,600 | 78,080 images | 612 images/s | loss sid -12.3, fake score 45.6 | 3m 24s left
 
     A narrow terminal gets less: losses go first, then the long forms, the bar, the note, the speed.
 
     Args:
-        title: what is being done, in a word.
-        total_images: how many images there are to be in the end.
-        start_images: how many there are already, from an earlier part of a resumed run; they do not count for
-            the speed.
-        batch_size: images a step, to count steps by; without it images are all that is counted.
-        stream: where to, by default standard error.
+        title: one word for the work.
+        total_images: number of images at the end.
+        start_images: number of images at the start of a resumed run; they do not count for the speed.
+        batch_size: images a step; without it the line counts images alone.
+        stream: the output, by default standard error.
     """
 
     def __init__(
@@ -67,7 +58,7 @@ class ProgressLine:
         self._images = start_images
         self._figures: Mapping[str, float] = {}
         self._note = ""
-        self._printed: tuple[int, Mapping[str, float], str] | None = None  # what the last plain line was of
+        self._printed: tuple[int, Mapping[str, float], str] | None = None  # the state of the last plain line
         self._live: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -75,10 +66,9 @@ class ProgressLine:
         self._started = time.monotonic()
         self._next_sample = 0.0
         self._next_plain = 0.0
-        # (time, images) of recent updates; from the first on, since the time before it (starting actors) says
-        # nothing about the speed.
+        # (time, images) of recent updates. It begins with the first update: before that actors start.
         self._recent: deque[tuple[float, int]] = deque()
-        if _is_terminal(self._out):
+        if is_terminal(self._out):
             console = Console(file=self._out, force_terminal=True)
             column = _LineColumn(self, console)
             # Rich draws from a thread of its own, so `update` never waits for a terminal.
@@ -88,10 +78,7 @@ class ProgressLine:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._live is not None:
             self._live.stop()
@@ -100,14 +87,12 @@ class ProgressLine:
             self._print_plain()
 
     def update(self, images: int, figures: Mapping[str, float], note: str = "") -> None:
-        """Tells how far the run is; as often as it likes, since nothing is drawn most of the time.
+        """Set the progress. It may be called at every step: most calls draw nothing.
 
         Args:
-            images: images so far, those before a resume too. Fewer than before: the run went back to a
-                checkpoint.
-            figures: losses by name; of `loss/fake_score` the last part is shown.
-            note: what to know beside them, such as "last evaluation: distance 3.41"; stays until another is
-                given.
+            images: images so far, with those before a resume. Fewer than before: the run went back to a checkpoint.
+            figures: losses by name; the line shows the last part of `loss/fake_score`.
+            note: a text such as "last evaluation: distance 3.41", which stays until the next one.
         """
         now = time.monotonic()
         if images < self._images:
@@ -124,11 +109,11 @@ class ProgressLine:
             self._print_plain()
 
     def message(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Print a line of its own."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            _write(self._out, text + "\n")
+            write_text(self._out, text + "\n")
 
     def _sample(self, now: float) -> None:
         recent = self._recent
@@ -137,7 +122,7 @@ class ProgressLine:
             recent.popleft()
 
     def _speed(self) -> float:
-        """Images a second of late; 0 while unknown."""
+        """Images per second over the last seconds; 0 while unknown."""
         if not self._recent:
             return 0.0
         (start, first), (end, last) = self._recent[0], self._recent[-1]
@@ -146,17 +131,17 @@ class ProgressLine:
     def _print_plain(self) -> None:
         self._next_plain = time.monotonic() + _PLAIN_INTERVAL
         if self._printed != self._state():
-            _write(self._out, f"{self._title} {self._text(len(self._figures))}\n")
+            write_text(self._out, f"{self._title} {self._text(len(self._figures))}\n")
             self._printed = self._state()
 
     def _state(self) -> tuple[int, Mapping[str, float], str]:
-        """What a plain line tells, but for the time."""
+        """The contents of a plain line except the time."""
         return self._images, self._figures, self._note
 
     def _text(self, losses: int, *, compact: bool = False, note: bool = True, speed: bool = True) -> str:
         """The line after its title, with the first `losses` of the losses."""
         images, total = self._images, self._total
-        # Rounded down, so that 100% is said of what is done.
+        # Rounded down, so that 100% means finished.
         percent = f"{min(100, 100 * images // max(1, total)):3d}%"
         done = images >= total
         seconds = time.monotonic() - self._started
@@ -174,8 +159,8 @@ class ProgressLine:
             short = _short_count(round(rate)) if rate >= 1000 else short_number(rate)
             parts.append(f"{short}/s" if compact else f"{short_number(rate)} images/s")
         if losses:
-            shown = list(self._figures.items())[:losses]
-            text = ", ".join(f"{_short_name(name)} {short_number(value)}" for name, value in shown)
+            figures = list(self._figures.items())[:losses]
+            text = ", ".join(f"{_short_name(name)} {short_number(value)}" for name, value in figures)
             parts.append(f"loss {text}")
         if done:
             parts.append(f"took {duration(seconds)}")
@@ -227,93 +212,6 @@ class _LineColumn(ProgressColumn):
         return row
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], stream: TextIO | None = None
-) -> None:
-    """Prints a table; columns of numbers stand to the right.
-
-    Nothing is ever cut: headings and texts wrap at spaces where the terminal is narrow, and where even that
-    is not enough the lines are longer than the terminal. None is printed as a dash, floats with four digits;
-    give text for any other form.
-
-    Args:
-        stream: where to, by default standard output.
-    """
-    out = stream or sys.stdout
-    terminal = _is_terminal(out)
-    cells = [[_cell(value) for value in row] for row in rows]
-    # With lines only where they help reading, a table survives any log viewer.
-    style = box.SIMPLE_HEAD if _is_unicode(out) else box.ASCII
-    table = Table(box=style)
-    numeric = [all(row[i] is None or _is_number(row[i]) for row in rows) for i in range(len(columns))]
-    # Two blanks beside each column, a line between two and at the edges.
-    room = Console(file=out).width - 3 * len(columns) - 1 if terminal else None
-    for i, width in enumerate(_column_widths(columns, cells, numeric, room)):
-        table.add_column(Text(columns[i]), justify="right" if numeric[i] else "left", width=width)
-    for row_cells in cells:
-        table.add_row(*map(Text, row_cells))
-
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=10_000, legacy_windows=False)
-    console.print(Text(title, "bold"), soft_wrap=True)
-    console.print(table)
-    lines = (line.rstrip() for line in text.getvalue().splitlines())
-    _write(out, "\n".join(lines) + "\n")
-
-
-def _column_widths(
-    columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool], room: int | None
-) -> list[int]:
-    """Widths at which no word and no number is broken, as near to unwrapped as `room` cells allow.
-
-    Rich's own way to shrink a table breaks words in columns that have a least width.
-    """
-    least, widest = [], []
-    for i, heading in enumerate(columns):
-        texts = [row[i] for row in cells]
-        unbroken = texts if numeric[i] else [word for text in texts for word in text.split()]
-        least.append(max(map(cell_len, ["", *unbroken, *heading.split()])))
-        widest.append(max(map(cell_len, [*texts, heading])))
-    if room is None:
-        return widest
-    spare = max(0, room - sum(least))
-    widths = []
-    for low, high in zip(least, widest, strict=True):
-        more = min(high - low, spare)
-        widths.append(low + more)
-        spare -= more
-    return widths
-
-
-def short_number(value: float) -> str:
-    """A number with three significant digits: -12.3, 0.0450, 1,235, 1.20e-05."""
-    if not math.isfinite(value):
-        return str(float(value))
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 999.5:
-        return f"{value:,.0f}" if size < 1e6 else f"{value:.2e}"
-    if size < 1e-3:
-        return f"{value:.2e}"
-    # Through %e, so that 9.999 is 10.0 and not 10.00.
-    exponent = int(f"{size:.2e}".partition("e")[2])
-    return f"{value:.{max(0, 2 - exponent)}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 45s, 3m 24s, 1h 02m, 2d 03h."""
-    whole = round(seconds)
-    minutes, second = divmod(whole, 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02d}h"
-    if hours:
-        return f"{hours}h {minute:02d}m"
-    return f"{minutes}m {second:02d}s" if minutes else f"{second}s"
-
-
 def _short_count(count: int) -> str:
     for unit, letter in ((1_000_000, "M"), (1_000, "k")):
         if count >= unit:
@@ -323,42 +221,3 @@ def _short_count(count: int) -> str:
 
 def _short_name(name: str) -> str:
     return name.rpartition("/")[2].replace("_", " ")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(str(value).rstrip("%").replace(",", ""))
-    except ValueError:
-        return value == "-"
-    return True
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    # Not rich's answer: FORCE_COLOR, which CI services set, makes it take a log for a terminal.
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _is_unicode(stream: TextIO) -> bool:
-    return (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
-
-
-def _write(stream: TextIO, text: str) -> None:
-    """Writes text, in plain letters where the stream has no others."""
-    if not _is_unicode(stream):
-        plain = unicodedata.normalize("NFKD", text)
-        text = "".join(c if c.isascii() else "" if unicodedata.combining(c) else "?" for c in plain)
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:  # click ends the command quietly
-        raise
-    except OSError as error:
-        raise storage_error(error, getattr(stream, "name", "the output"), "written") from error

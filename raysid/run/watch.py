@@ -12,8 +12,8 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.run.folder import LOCK, OWNER, RECORD
-from raysid.run.progress import duration
-from raysid.run.tracking import METRICS, read_metrics
+from raysid.run.metrics import METRICS, read_metrics
+from raysid.run.text import duration
 from raysid.storage import exists, is_local, read_json, read_whole
 from raysid.storage.lease import is_running
 

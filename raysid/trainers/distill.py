@@ -22,8 +22,9 @@ from raysid.roles.step import STEPS_IN_FLIGHT, StepResult
 from raysid.run.checkpoint import Checkpoint
 from raysid.run.folder import RunFolder
 from raysid.run.image_grid import is_picture
+from raysid.run.metrics import METRICS, read_metrics
 from raysid.run.progress import ProgressLine
-from raysid.run.tracking import METRICS, Tracker, read_metrics
+from raysid.run.tracking import Tracker
 from raysid.storage import copy_file
 from raysid.trainers.branching import check_branch, check_network, find_branch
 from raysid.trainers.evaluation import GRID_COLUMNS, EvaluationFailed, PendingEvaluation, measures

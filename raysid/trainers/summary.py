@@ -13,8 +13,8 @@ from upath import UPath
 from raysid.config import Config
 from raysid.generator import FOLDERS, load_generator
 from raysid.roles.generator_learner import RECOMPUTED
-from raysid.run.progress import print_table
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
+from raysid.run.table import print_table
 from raysid.storage import is_local
 from raysid.trainers.evaluation import evaluator, generator_before, measure, measures
 from raysid.trainers.teachers import Teacher

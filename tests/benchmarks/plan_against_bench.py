@@ -25,7 +25,7 @@ from raysid.config import Config
 from raysid.plan.make import make_hardware
 from raysid.plan.predict import Hardware, predict
 from raysid.recipes import load_recipe
-from raysid.run.progress import print_table
+from raysid.run.table import print_table
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("digits-sid", {"batch_size": 128}),

@@ -21,8 +21,8 @@ matplotlib.use("Agg")  # before pyplot: no display is needed
 import matplotlib.pyplot as plt  # noqa: E402
 
 from raysid.recipes import load_recipe  # noqa: E402
-from raysid.run.progress import print_table  # noqa: E402
-from raysid.run.tracking import read_metrics  # noqa: E402
+from raysid.run.metrics import read_metrics  # noqa: E402
+from raysid.run.table import print_table  # noqa: E402
 from raysid.trainers.distill import distill  # noqa: E402
 
 RECIPE = "quickstart-digits-sida"

@@ -29,7 +29,7 @@ from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
 from raysid.roles.messages import Noised, Seed, Slice
-from raysid.run.progress import print_table
+from raysid.run.table import print_table
 
 CIFAR10 = NetworkSettings(
     img_resolution=32, img_channels=3, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, dropout=0.13

@@ -18,7 +18,9 @@ from types import SimpleNamespace
 import pytest
 
 from raysid.run import progress
-from raysid.run.progress import ProgressLine, duration, print_table, short_number
+from raysid.run.progress import ProgressLine
+from raysid.run.table import print_table
+from raysid.run.text import duration, short_number
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -228,7 +230,7 @@ def test_a_table_in_a_log() -> None:
 
 @pytest.mark.parametrize("columns", [30, 60, 80])
 def test_a_table_in_a_narrow_terminal_keeps_its_numbers_whole(columns: int) -> None:
-    code = f"from raysid.run.progress import print_table; print_table('digits-sida', {COLUMNS!r}, {ROWS!r})"
+    code = f"from raysid.run.table import print_table; print_table('digits-sida', {COLUMNS!r}, {ROWS!r})"
     text = "\n".join(visible_lines(run_in_terminal(code, columns)))
     for number in ("0.7234", "12,346", "1,234", "0.0123", "98.1%", "milliseconds"):
         assert number in text

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raysid.run.tracking import Tracker, read_metrics
+from raysid.run.metrics import read_metrics
+from raysid.run.tracking import Tracker
 from tests.support.tensorboard_server import tensorboard
 
 BATCH = 256

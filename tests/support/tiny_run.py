@@ -23,7 +23,7 @@ from raysid.recipes import config_yaml
 from raysid.roles.build import RunInputs
 from raysid.roles.step import take_step
 from raysid.run.checkpoint import Checkpoints, read_state
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 from tests.support.processes import Moment
 
 STEPS = 20

@@ -21,7 +21,7 @@ from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
 from raysid.roles.step import Share, StepResult, take_step
 from raysid.run.checkpoint import MANIFEST
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 from raysid.storage import children, read_whole
 from raysid.trainers.distill import distill
 from tests.support.bucket_server import (

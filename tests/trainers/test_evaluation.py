@@ -18,7 +18,7 @@ from raysid.data import open_source
 from raysid.errors import RunFailed, UserError
 from raysid.generator import load_generator
 from raysid.networks.files import CONFIG, WEIGHTS, NetworkCard
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 from raysid.storage import children
 from raysid.trainers.distill import distill
 from raysid.trainers.evaluation import (

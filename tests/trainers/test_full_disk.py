@@ -19,7 +19,8 @@ from raysid.cli.main import cli
 from raysid.errors import RunFailed, RunStopped, StorageError
 from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
 from raysid.run.folder import RunFolder
-from raysid.run.tracking import Tracker, read_metrics
+from raysid.run.metrics import read_metrics
+from raysid.run.tracking import Tracker
 from raysid.storage import PARTIAL, write_whole
 from raysid.storage.failures import storage_error
 from raysid.trainers.distill import distill

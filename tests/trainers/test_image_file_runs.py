@@ -13,7 +13,7 @@ from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.roles.step import Share, StepResult, take_step
-from raysid.run.tracking import METRICS, read_metrics
+from raysid.run.metrics import METRICS, read_metrics
 from raysid.trainers.distill import distill
 from tests.support.bucket_server import BUCKET
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars

@@ -19,7 +19,7 @@ from raysid.errors import UserError
 from raysid.networks.files import load_network
 from raysid.recipes import load_recipe
 from raysid.run.checkpoint import read_state
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.inputs import find_inputs
 from tests.data.test_edm_zip import png

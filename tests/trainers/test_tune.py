@@ -17,7 +17,7 @@ from raysid.recipes import load_recipe
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.messages import Slice
 from raysid.run.folder import RunFolder
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 from raysid.trainers.search.results import TrialResult
 from raysid.trainers.search.tune import run_search
 from tests.support.processes import Command, Moment, wait_until

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from upath import UPath
 
 from raysid.config import TuneConfig
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 
 TRIALS = "trials"  # within the search's folder; holds a run's folder for each
 FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged", "failed"

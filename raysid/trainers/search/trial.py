@@ -16,7 +16,7 @@ from raysid.actors.split import Within
 from raysid.config import Config, TuneConfig
 from raysid.errors import UserError
 from raysid.recipes import override
-from raysid.run.tracking import read_metrics
+from raysid.run.metrics import read_metrics
 from raysid.storage import holds
 from raysid.trainers.distill import distill
 from raysid.trainers.search.results import TRIALS

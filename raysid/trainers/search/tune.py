@@ -29,9 +29,9 @@ from raysid.cluster.connect import connect
 from raysid.config import Config, SearchDimension, TuneConfig
 from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
 from raysid.recipes import config_yaml, load_recipe
+from raysid.run.events import TENSORBOARD
 from raysid.run.folder import LOCK, lock_folder
-from raysid.run.progress import print_table
-from raysid.run.tracking import TENSORBOARD
+from raysid.run.table import print_table
 from raysid.storage import (
     children,
     empty_folder,
