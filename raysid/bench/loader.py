@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from raysid.config import DataSettings
 from raysid.data import ImageSource
 from raysid.data.edm_zip import EDMZipSource
-from raysid.data.files import Texts
 from raysid.data.folder import FolderSource
 from raysid.data.parquet import ParquetSource
 from raysid.data.pictures import MAX_PICTURE, BadPicture, Fit, decoded
+from raysid.data.source import Texts
 from raysid.data.webdataset import WebDatasetSource
 
 PREFETCH = 4  # batches that a worker is ahead; on small pictures faster than torch's 2

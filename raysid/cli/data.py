@@ -67,7 +67,7 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
     overrides = {"data.source": path[0] if len(path) == 1 else list(path), **given_overrides(ctx)}
     from raysid.data.check import check_usable, first_images, survey
     from raysid.data.opening import find_source
-    from raysid.data.pictures import PictureSource
+    from raysid.data.picture_source import PictureSource
     from raysid.recipes import data_settings, load_recipe
     from raysid.run.progress import ProgressLine
 
@@ -105,7 +105,7 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     from raysid.cluster.connect import connect
     from raysid.data import open_source
     from raysid.data.convert import check_target, convert_files, plan_files
-    from raysid.data.pictures import PictureSource
+    from raysid.data.picture_source import PictureSource
     from raysid.recipes import data_settings
     from raysid.run.progress import ProgressLine
     from raysid.storage import storage_folder

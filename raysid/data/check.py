@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysid.config import DataSettings
-from raysid.data.files import in_threads
-from raysid.data.pictures import BadPicture, Fit, PictureSource, as_stored, decoded
+from raysid.data.fetching import in_threads
+from raysid.data.picture_source import PictureSource
+from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
 from raysid.data.source import ImageSource, Piece, good_of
 from raysid.errors import UserError
 

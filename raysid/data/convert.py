@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.data.parquet import INDEX
-from raysid.data.pictures import BadPicture, PictureSource, as_stored
+from raysid.data.picture_source import PictureSource
+from raysid.data.pictures import BadPicture, as_stored
 from raysid.data.source import Piece
 from raysid.errors import RunFailed, StorageError, UserError
 from raysid.storage import (
@@ -121,7 +122,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
     import ray
     import ray.data
 
-    from raysid.data.stream import quieten_ray_data
+    from raysid.data.ray_data import quieten_ray_data
 
     if is_local(target):
         for path in children(target):

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts, ranges_of, reading_source
+from raysid.data.fetching import ranges_of
+from raysid.data.files import Found, reading_source
 from raysid.data.labels import Labels, class_labels
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource, shown
-from raysid.data.source import shuffled_once
+from raysid.data.picture_source import ListedSource
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, shown
+from raysid.data.source import Texts, shuffled_once
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import open_file
 

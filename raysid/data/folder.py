@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts, contents_of, reading_source
+from raysid.data.fetching import contents_of
+from raysid.data.files import Found, reading_source
 from raysid.data.labels import class_labels
-from raysid.data.pictures import MAX_PICTURE, BadPicture, ListedSource, shown
-from raysid.data.source import shuffled_once
+from raysid.data.picture_source import ListedSource
+from raysid.data.pictures import MAX_PICTURE, BadPicture, shown
+from raysid.data.source import Texts, shuffled_once
 
 
 class FolderSource(ListedSource):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raysid.config import DataSettings
-from raysid.data.pictures import PictureSource
+from raysid.data.picture_source import PictureSource
 from raysid.data.source import ImageSource
 from raysid.errors import NotHere, UserError
 

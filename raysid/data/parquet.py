@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import File, Found, Texts, in_threads, reading_source
+from raysid.data.fetching import in_threads
+from raysid.data.files import File, Found, reading_source
 from raysid.data.labels import Labels, class_labels
-from raysid.data.pictures import IMAGES_PER_SHARD, MAX_PICTURE, BadPicture, Content, PictureSource, shown
-from raysid.data.source import Piece
+from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
+from raysid.data.pictures import MAX_PICTURE, BadPicture, shown
+from raysid.data.source import Piece, Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
 

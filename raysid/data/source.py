@@ -2,7 +2,7 @@
 
 Order is none of a source's business: it lists its images, in shards whose sizes it knows, and the stream decides
 which shards come when. A part of a shard can be read anywhere, so the same few lines serve a plain loop (`blocks`) and
-Ray Data's tasks (`raysid.data.shards`), and what the two read cannot differ.
+Ray Data's tasks (`raysid.data.ray_data`), and what the two read cannot differ.
 """
 
 from __future__ import annotations
@@ -115,6 +115,22 @@ class ImageSource(ABC):
                 raise ValueError(
                     f"of {self.name} {piece} yielded {'more' if count > piece.size else count} images"
                 )
+
+
+class Texts:
+    """Many texts as two numpy arrays, which travel between processes without a copy."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> str:
+        start = self.ends[place - 1] if place else 0
+        return self.bytes[start : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
 
 
 def even_shards(num_images: int, images_per_shard: int) -> NDArray[np.int64]:

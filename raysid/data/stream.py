@@ -10,14 +10,12 @@ the source's list.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +24,6 @@ from raysid.data.order import Order, Window
 from raysid.data.reader import Reader
 from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
 from raysid.data.windows import Images, ReadBlocks
-from raysid.errors import UserError
-
-if TYPE_CHECKING:
-    import ray.data
 
 
 class ImageStream:
@@ -196,42 +190,6 @@ def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:
 
 
 def _run_dataset(source: ImageSource, num_cpus: float, pieces: Sequence[Piece]) -> Iterator[Block]:
-    from raysid.data.shards import shard_dataset
+    from raysid.data.ray_data import dataset_blocks, shard_dataset
 
     return dataset_blocks(shard_dataset(source, pieces, num_cpus))
-
-
-def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
-    """The blocks of a Dataset whose columns are those of `Block`.
-
-    Raises:
-        UserError: the source cannot be read.
-        RuntimeError: a read task failed otherwise.
-    """
-    from ray.exceptions import RayTaskError
-
-    quieten_ray_data()
-    # Ray's annotation lacks the None that its documentation offers.
-    batches = dataset.iterator().iter_batches(batch_size=cast(int, None), batch_format="numpy")
-    running = cast(Generator[dict[str, Any], None, None], iter(batches))
-    try:
-        for batch in running:
-            yield cast(Block, batch)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # it has its line, to which Ray Data adds some of its own
-            raise UserError(str(error.cause).partition("\n")[0]) from error
-        reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
-        raise RuntimeError(f"reading the real images failed: {reason}") from error
-    finally:
-        running.close()
-
-
-def quieten_ray_data() -> None:
-    """Takes Ray Data's notes on every execution off the console of this process; its log files keep them.
-
-    Warnings and errors stay, but for the one that says that progress bars are off.
-    """
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":
-            handler.setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, Texts, in_threads, reading_source
+from raysid.data.fetching import in_threads
+from raysid.data.files import Found, reading_source
 from raysid.data.labels import class_labels
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, ListedSource, shown
+from raysid.data.picture_source import ListedSource
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, shown
+from raysid.data.source import Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raysid.config import Config, MethodSettings
 from raysid.data import ImageSource
-from raysid.data.pictures import PictureSource
+from raysid.data.picture_source import PictureSource
 from raysid.errors import UserError
 from raysid.method.augment import LABEL_DIM
 from raysid.method.noise import DDPMNoise, EDMNoise

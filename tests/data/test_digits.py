@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from raysid.data import open_source, to_unit
 from raysid.data.digits import DigitsSource
-from raysid.data.shards import shard_dataset
+from raysid.data.ray_data import shard_dataset
 from raysid.errors import UserError
 
 

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from raysid.errors import UserError
+from raysid.errors import StorageError, UserError
 from raysid.networks.files import load_card, load_network, save_network, weights_digest
 from tests.support.tiny_networks import save_generator, save_teacher, tiny_network
 
@@ -71,12 +71,12 @@ def test_missing_weights_are_one_line(teacher: Path) -> None:
 
 
 def test_weights_that_are_a_folder_are_one_line(teacher: Path) -> None:
-    (teacher / "model.safetensors").unlink()
-    (teacher / "model.safetensors").mkdir()
-    refused(teacher)
-    (teacher / "config.json").unlink()
-    (teacher / "config.json").mkdir()
-    refused(teacher)
+    for name in ("model.safetensors", "config.json"):
+        (teacher / name).unlink()
+        (teacher / name).mkdir()
+        with pytest.raises(StorageError) as caught:
+            load_network(teacher, "teacher")
+        assert str(caught.value) == f"{teacher / name} cannot be read: Is a directory"
 
 
 def test_weights_cut_anywhere_are_one_line(teacher: Path) -> None:

@@ -6,8 +6,10 @@ run in one process needs none of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,10 @@ from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block as RayBlock
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
+from ray.exceptions import RayTaskError
 
-from raysid.data.source import READ_CPUS, ImageSource, Piece
+from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
+from raysid.errors import UserError
 
 # Images of a read task. Ray Data looks ten times a second for what has ended, and a core may wait two tenths for its
 # next task, so tasks are long; but the first are short, since with few long ones most of many cores had nothing to do.
@@ -128,3 +132,37 @@ def _read(source: ray.ObjectRef, pieces: Sequence[Piece]) -> Iterator[RayBlock]:
         if "fault" in block:
             batch["fault"] = pa.array(block["fault"], pa.string())
         yield BlockAccessor.batch_to_block(batch)
+
+
+def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
+    """The blocks of a Dataset whose columns are those of `Block`.
+
+    Raises:
+        UserError: the source cannot be read.
+        RuntimeError: a read task failed otherwise.
+    """
+    quieten_ray_data()
+    # Ray's annotation lacks the None that its documentation offers.
+    batches = dataset.iterator().iter_batches(batch_size=cast(int, None), batch_format="numpy")
+    running = cast(Generator[dict[str, Any], None, None], iter(batches))
+    try:
+        for batch in running:
+            yield cast(Block, batch)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):  # it has its line, to which Ray Data adds some of its own
+            raise UserError(str(error.cause).partition("\n")[0]) from error
+        reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
+        raise RuntimeError(f"reading the real images failed: {reason}") from error
+    finally:
+        running.close()
+
+
+def quieten_ray_data() -> None:
+    """Takes Ray Data's notes on every execution off the console of this process; its log files keep them.
+
+    Warnings and errors stay, but for the one that says that progress bars are off.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
