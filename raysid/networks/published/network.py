@@ -160,7 +160,7 @@ def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "its settings"
-        raise _Unfit(f"holds no network that can be built: {where}: {first['msg']}") from None
+        raise _Unfit(f"holds no network that can be built: {where}: {first['msg'].splitlines()[0]}") from None
 
 
 def _plain(name: str, value: Any) -> Any:
