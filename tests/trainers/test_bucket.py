@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+from click.testing import CliRunner
 from upath import UPath
 
 from raysid.actors.placement import Roles
+from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
@@ -142,14 +144,16 @@ def test_it_has_one_owner_at_a_time_and_none_at_its_end(finished: BucketRun) -> 
     assert not (finished.run / ".lock").exists()
 
 
-def test_the_commands_read_it_where_it_lies(finished: BucketRun, tmp_path: Path) -> None:
+def test_the_commands_read_a_run_in_a_bucket(
+    finished: BucketRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = finished.url
-    found = os.environ | environment(finished.server, finished.run.protocol)
+    for name, value in environment(finished.server, finished.run.protocol).items():
+        monkeypatch.setenv(name, value)
 
     def raysid(*arguments: str) -> str:
-        command = [sys.executable, "-m", "raysid", *arguments]
-        done = subprocess.run(command, env=found, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(cli, arguments, prog_name="raysid")
+        assert done.exit_code == 0, done.stderr
         return done.stdout
 
     assert raysid("watch", run).startswith(f"{run}: finished\n")
