@@ -43,12 +43,10 @@ EXPECTED_TO_GO = {
 CIRCLES_TO_GO = {
     ("raysid.actors.placement", "raysid.actors.colocated"),
     ("raysid.actors.placement", "raysid.actors.train_workers"),
-    ("raysid.trainers.teachers", "raysid.trainers.pretrain"),
 }
 MAX_LINES = 400
 TOO_LONG = {  # files that are about to be split
     "raysid/trainers/distill.py",
-    "raysid/trainers/pretrain.py",
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 

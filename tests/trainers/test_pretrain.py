@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,15 @@ from upath import UPath
 
 from raysid.config import PretrainConfig
 from raysid.data import open_source, to_unit
-from raysid.errors import StorageError
 from raysid.method.draws import Draws
 from raysid.method.losses import denoising_loss
 from raysid.method.noise import EDMNoise
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.recipes import config_yaml
-from raysid.run.checkpoint import write_state
-from raysid.storage import read_whole, write_whole
-from raysid.trainers.pretrain import CHECKPOINTS, COPY, _copy_list, _storage_full, pretrain, steps_so_far
+from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
+from raysid.trainers.pretrain import pretrain
+from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.processes import Command
 from tests.support.small_disk import KB, Disk
@@ -249,19 +247,18 @@ class Pretraining:
 
 
 def training_folder(folder: Path) -> Path:
-    """Where Ray Train keeps the checkpoints of a teacher that is to lie in `folder`."""
+    """The folder of a teacher's checkpoints until it is kept in `folder`."""
     return folder.with_name(f"{folder.name}-training-{folder.name[:8]}")
 
 
-def has_checkpoint(training: Path) -> bool:
-    """Whether Ray Train's list, which it may be writing just now, names a checkpoint."""
-    file = training / CHECKPOINTS
-    return file.exists() and '"step":' in file.read_text()
+def steps_so_far(training: Path) -> int:
+    """The step of the newest checkpoint, 0 before the first."""
+    return Checkpoints(UPath(training) / "checkpoints").newest_step() or 0
 
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: Path) -> None:
-    """Ray Train goes on from the newest checkpoint of a run with the same name and storage."""
+    """The same settings resume from the newest checkpoint."""
     config = tiny_pretrain(tmp_path / "storage")
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(config_yaml(config))
@@ -269,8 +266,8 @@ def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: 
     training = training_folder(folder)
 
     first = Pretraining(recipe, tmp_path / "killed.log")
-    first.kill_once(lambda: has_checkpoint(training))
-    done = steps_so_far(UPath(training))
+    first.kill_once(lambda: steps_so_far(training) > 0)
+    done = steps_so_far(training)
     assert not folder.exists() and 0 < done < STEPS
     said = Pretraining(recipe, tmp_path / "again.log").finish()
 
@@ -283,8 +280,9 @@ def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("version", ["this", "earlier"])
 def test_a_training_killed_before_its_teacher_was_kept_ends_at_once(
-    ray_cluster: None, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     config = tiny_pretrain(tmp_path)
     folder = Path(str(teacher_folder(config)))
@@ -297,30 +295,41 @@ def test_a_training_killed_before_its_teacher_was_kept_ends_at_once(
         with pytest.raises(KeyboardInterrupt):
             pretrain(config)
     assert not folder.exists()
-    assert steps_so_far(UPath(training_folder(folder))) == STEPS
+    assert steps_so_far(training_folder(folder)) == STEPS
+    if version == "earlier":
+        checkpoints = training_folder(folder) / "checkpoints"
+        (checkpoints / f"step-{STEPS:08d}").rename(
+            checkpoints.with_name("checkpoint_2026-11-30_20-00-00.000000")
+        )
+        shutil.rmtree(checkpoints)
     pretrain(config)
     ours, theirs = weights(folder), weights(trained)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-@pytest.mark.parametrize(
-    "content",
-    ['{"ray_version": "2.6', "", "[]", '{"ray_version": "1.0", "latest_checkpoint_result": null}'],
-    ids=["cut short", "empty", "something else", "another Ray's"],
-)
-def test_a_list_of_checkpoints_that_ray_train_would_refuse_is_removed(tmp_path: Path, content: str) -> None:
-    """Else every repetition of the command would stop there."""
+def test_a_training_begun_under_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """Its checkpoints are those that Ray Train kept; the newest may be cut short by a kill."""
     training = UPath(tmp_path / "training")
-    assert steps_so_far(training) == 0
-    training.mkdir()
-    (training / CHECKPOINTS).write_text(content)
-    assert steps_so_far(training) == 0
-    assert not training.exists()
+    checkpoints = Checkpoints(training / "checkpoints")
+    assert newest_checkpoint(training, checkpoints, BATCH) is None
+    for step in (20, 30):
+        content = state_bytes({"step": step, "network": {"weight": torch.full((100,), float(step))}})
+        write_state(training / f"checkpoint_2026-11-30_20-{step}-00.123456", "state", content)
+    (training / "checkpoint_manager_snapshot.json").write_text("{}")
+    torn = training / "checkpoint_2026-11-30_20-40-00.123456"
+    write_state(torn, "state", content[: len(content) // 2])
+    (training / "checkpoint_2026-11-30_20-50-00.123456").mkdir()
+    newest = newest_checkpoint(training, checkpoints, BATCH)
+    assert newest is not None and (newest.step, newest.images) == (30, 30 * BATCH)
+    state = read_checkpoint(newest.path)
+    assert state["step"] == 30 and torch.equal(state["network"]["weight"], torch.full((100,), 30.0))
+    assert not list(training.glob("checkpoint_2*"))
+    assert newest_checkpoint(training, checkpoints, BATCH) == newest
 
 
 @pytest.mark.slow
 def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
-    """Ray Train writes its list in place, which leaves none: its copy takes its place. The third fits no more."""
+    """The second checkpoint does not fit."""
     config = tiny_pretrain(
         disk.folder,
         total_images=400 * BATCH,
@@ -334,44 +343,12 @@ def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, di
     stopped = Command("pretrain", recipe, log=tmp_path / "stopped.log")
     assert stopped.wait() == 1, stopped.output
     assert stopped.output.endswith(
-        f"raysid: error: {training} cannot be written: the disk is full; make room there, then run the same "
-        "command to resume from the last whole checkpoint, of step 100\n"
+        f"raysid: error: {training}/checkpoints/step-00000200/state.pt cannot be written: the disk is full; make room "
+        "there, then run the same command to resume from the last whole checkpoint, of step 100\n"
     )
-    assert len(list(training.glob("checkpoint_*/"))) == 1
+    assert [path.name for path in (training / "checkpoints").iterdir()] == ["step-00000100"]
     disk.resize(20 << 20)
     again = Command("pretrain", recipe, log=tmp_path / "again.log")
     assert again.wait() == 0, again.output
     assert f"resuming from {training}, step 100\n" in again.output
     assert not training.exists()
-
-
-def test_a_list_of_checkpoints_that_was_cut_short_is_taken_from_its_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may be cut short while it is copied, too."""
-    training = UPath(tmp_path / "training")
-    for name in ("checkpoint_1", "checkpoint_2"):
-        write_state(training / name, "state", b"1")
-    newest = {"checkpoint_dir_name": "checkpoint_1", "metrics": {"step": 100}}
-    known = {
-        "ray_version": version("ray"),
-        "checkpoint_results": [newest],
-        "latest_checkpoint_result": newest,
-    }
-    write_whole(training / CHECKPOINTS, json.dumps(known).encode())
-
-    def read_and_cut(file: UPath) -> bytes:
-        content = read_whole(file)
-        write_whole(file, content[:50])
-        return content
-
-    with monkeypatch.context() as patch:
-        patch.setattr("raysid.trainers.pretrain.read_whole", read_and_cut)
-        assert _copy_list(training, 0) > 0
-    assert str(
-        _storage_full(StorageError(str(training), "written", "the disk is full", True), training)
-    ).endswith("to resume from the last whole checkpoint, of step 100")
-    assert len(read_whole(training / CHECKPOINTS)) == 50  # there may be no room to mend it
-    assert steps_so_far(training) == 100
-    assert json.loads(read_whole(training / CHECKPOINTS)) == known
-    assert sorted(path.name for path in training.iterdir()) == sorted(["checkpoint_1", CHECKPOINTS, COPY])
