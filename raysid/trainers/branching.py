@@ -1,4 +1,4 @@
-"""`--resume-from`: a run that begins at another's checkpoint."""
+"""`--resume-from`: begin a run at the checkpoint of another."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from raysid.trainers.teachers import Teacher
 
 
 def find_branch(config: Config, resume_from: str, fresh: bool) -> Checkpoint | None:
-    """The checkpoint to begin at; None where it is gone, and the run has one of its own by now.
+    """Return the checkpoint to begin at; None if it is gone but the run has one of its own by now.
 
     Raises:
-        UserError: there is none, and it is needed.
+        UserError: there is none, and the run needs it.
     """
     try:
         return find_checkpoint(resume_from)
@@ -27,16 +27,17 @@ def find_branch(config: Config, resume_from: str, fresh: bool) -> Checkpoint | N
 
 
 def check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, resume_from: str) -> None:
-    """A branch begins a new run; the same command again goes on with it."""
+    """Check that the run is new, or was begun with the same `--resume-from`. Raises UserError."""
     if branch is not None and fresh and folder.path in storage_folder(str(branch.path)).parents:
         raise UserError(
-            f"--fresh would delete {branch.path}, from which --resume-from is to begin: give another --run.name"
+            f"--fresh would delete {branch.path}, which --resume-from names: give another --run.name"
         )
     if not fresh and folder.checkpoints.newest_step() is not None and folder.resumed_from() != resume_from:
         raise UserError(f"{folder.path} has begun already: --resume-from is for a new --run.name")
 
 
 def check_network(branch: Checkpoint, teacher: Teacher) -> None:
+    """Check that a checkpoint is of the teacher's network. Raises UserError."""
     weights = read_state(branch.path, "generator")["network"]
     if shapes_of(weights) != stored_shapes(teacher.path):
         raise UserError(

@@ -37,8 +37,8 @@ from raysid.trainers.summary import (
     evaluated_distances,
     finished_rows,
     has_evaluation,
+    print_summary,
     recomputes_so_far,
-    show_summary,
     summary_rows,
 )
 from raysid.trainers.teachers import Found, Teacher, network_settings, trained_teacher
@@ -204,7 +204,7 @@ class _Distillation:
                 self.tracker.table(rows)
         self.folder.sync()
         result = self._result(rows)
-        show_summary(self.folder.path, rows, result.best_checkpoint or result.checkpoint)
+        print_summary(self.folder.path, rows, result.best_checkpoint or result.checkpoint)
         return result
 
     def _train_restoring(self, start: Checkpoint | None) -> None:

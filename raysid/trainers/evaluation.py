@@ -1,4 +1,4 @@
-"""Measuring generators and teachers: the same figures in training, in the final table, and by `raysid evaluate`."""
+"""Measure generators and teachers: the same figures in training, in the final table, and by `raysid evaluate`."""
 
 from __future__ import annotations
 
@@ -31,33 +31,34 @@ from raysid.networks.files import NetworkCard, load_network
 BATCH = 500
 GRID_ROWS = 10
 GRID_COLUMNS = 8
-GRID_REAL = 1024  # the first ones, from which those beside them are taken
+GRID_REAL = 1024  # first images of the source among which the grid's real ones are chosen
 
 MakeImages = Callable[[Tensor, Tensor | None], Tensor]
-"""Noise (B, C, H, W) and class indices (B,) or None to images (B, C, H, W)."""
+"""Makes images (B, C, H, W) from noise of that shape and class indices (B,) or None."""
 
 
 @dataclass(frozen=True)
 class Grids:
-    """Pictures at a fixed z, a row a class, and as many real ones if there are any: (N, C, H, W) in [-1, 1]."""
+    """Generated images at a fixed z, one row a class, and as many real ones if any: (N, C, H, W) in [-1, 1]."""
 
     generated: np.ndarray
     real: np.ndarray | None
 
 
 def measures(source: str | None) -> bool:
-    """Whether images can be compared with those of a source: there are features for digits alone.
+    """Return True if generated images can be compared with the real ones of a source: only for digits.
 
-    By its name: what a generator's folder says of its data is not opened to find out.
+    Args:
+        source: the source's name; the source itself is not opened.
     """
     return source == DigitsSource.name
 
 
 def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, seed: int) -> dict[str, Any]:
-    """Fréchet distance to all real images of `source`, label accuracy, milliseconds per image.
+    """Return the Fréchet distance to all real images of `source`, the label accuracy and the milliseconds per image.
 
-    The noise of sample i is a function of (seed, i) and its label is i modulo the number of classes, so that
-    whatever is measured with the same seed is measured on the same noise.
+    The noise of sample i is a function of (seed, i) and its label is i modulo the number of classes, so that two
+    networks measured with the same seed are measured on the same noise.
     """
     classes = card.network.label_dim
     shape = card.network.sample_shape
@@ -72,20 +73,20 @@ def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, 
 
 @cache
 def evaluator(source: str) -> Evaluator:
-    """The evaluator of a source that `measures` knows, its real images' features computed once a process."""
+    """Return the evaluator of a source; the features of its real images are computed once per process."""
     images, labels = real_images(source)
     return Evaluator(images, load_digits_classifier(), labels)
 
 
 def real_images(source: str) -> tuple[Tensor, Tensor]:
-    """All real images of a source (N, C, H, W) in [-1, 1] and their labels (N,)."""
+    """Return all real images of a source, (N, C, H, W) in [-1, 1], and their labels (N,)."""
     opened = open_source(source)
-    pixels, labels = _stored(opened.blocks())
+    pixels, labels = _join_blocks(opened.blocks())
     return torch.from_numpy(to_unit(pixels, opened.pixel_max)), torch.from_numpy(labels)
 
 
-def _stored(blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, C, H, W) as they are stored, and labels (N,), of some blocks."""
+def _join_blocks(blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the stored pixels (N, C, H, W) and the labels (N,) of some blocks."""
     images, labels = zip(*((block["image"], block["label"]) for block in blocks), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
@@ -98,7 +99,7 @@ def evaluate_folder(
     threads: int | None = None,
     factory: str | None = None,
 ) -> tuple[dict[str, Any] | None, Grids]:
-    """Measure the generator in `folder`, where that can be, and draw its grid at a fixed z. Runs in any process."""
+    """Measure the generator in `folder`, if its images can be compared, and draw its grid. Runs in any process."""
     if threads is not None:
         torch.set_num_threads(threads)
     generator = Generator.from_pretrained(folder, factory)
@@ -109,13 +110,21 @@ def evaluate_folder(
 
 
 class EvaluationFailed(RunFailed):
-    """An evaluation beside the training failed; the learners go on."""
+    """An evaluation failed. The learners are not affected."""
 
 
 class PendingEvaluation:
-    """An evaluation of a run's last generator: beside the training on a cluster, at once in one process.
+    """An evaluation of a run's last generator: a Ray task, or at once in this process for `placement: local`.
 
-    It reads the generator's folder, so that folder must stay as it is until the evaluation is done.
+    It reads the generator's folder, which must not change until the evaluation is done.
+
+    Args:
+        run: the run's folder.
+        step: steps taken by that generator.
+        source: the real images, if the config names any.
+
+    Raises:
+        EvaluationFailed: it failed in this process.
     """
 
     def __init__(self, config: Config, run: UPath, step: int, source: ImageSource | None) -> None:
@@ -132,13 +141,13 @@ class PendingEvaluation:
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            # Anywhere on the cluster: a trial of a search has places for its learners alone.
-            anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
-            task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=anywhere)
+            # Outside this process's placement group: that of a search's trial has bundles for its learners alone.
+            outside = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
+            task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=outside)
             self._answer = task.remote(*arguments, threads=1, factory=config.teacher.factory)
 
     def done(self) -> bool:
-        """Whether the result is there."""
+        """Return True once the evaluation has ended or failed."""
         if self._local:
             return True
         from raysid.actors.results import is_ready
@@ -146,7 +155,11 @@ class PendingEvaluation:
         return is_ready(self._answer)
 
     def result(self) -> tuple[dict[str, Any] | None, Grids]:
-        """Figures, where there are any, and grids, waiting for them where they are not there yet."""
+        """Wait for the evaluation; return its figures, None for images that cannot be compared, and its grids.
+
+        Raises:
+            EvaluationFailed: it failed.
+        """
         if self._local:
             return self._answer
         from raysid.actors.results import get
@@ -163,7 +176,7 @@ class PendingEvaluation:
 
 
 def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:
-    """A grid of generated images at a z that never changes, and one of real images with the same labels."""
+    """Generate a grid of images at a fixed z, and choose real images with the same labels."""
     classes = generator.num_classes
     count = GRID_ROWS * GRID_COLUMNS
     labels = torch.arange(count) // GRID_COLUMNS % classes if classes else None
@@ -171,41 +184,41 @@ def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:
         images = generator(Draws(0, 0, 0, count).normal("grid/z", generator.sample_shape), labels)
     if source is None:
         return Grids(images.numpy(), None)
-    pixels, stored = _first(source, GRID_REAL)
+    pixels, stored = _first_images(source, GRID_REAL)
     if not len(stored):
         return Grids(images.numpy(), None)
     real_labels = torch.from_numpy(stored)
-    chosen = torch.arange(count) % len(real_labels) if labels is None else _of_classes(real_labels, labels)
+    chosen = torch.arange(count) % len(real_labels) if labels is None else _with_labels(real_labels, labels)
     return Grids(images.numpy(), to_unit(pixels[chosen.numpy()], source.pixel_max))
 
 
-def _first(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and labels of the good ones among the first images of a source."""
+def _first_images(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels and labels of the good images among the first `count` of a source."""
     pieces = []
     for shard, size in enumerate(source.shard_sizes.tolist()):
         if count > 0:
             pieces.append(Piece(shard, 0, min(size, count)))
         count -= size
-    return _stored(map(good_of, source.blocks(pieces)))
+    return _join_blocks(map(good_of, source.blocks(pieces)))
 
 
-def _of_classes(real_labels: Tensor, wanted: Tensor) -> Tensor:
-    """Indices of real images with the labels `wanted`, no image twice while its class lasts.
+def _with_labels(real_labels: Tensor, wanted: Tensor) -> Tensor:
+    """Return indices of real images with the labels `wanted`, repeating an image only if its class is used up.
 
-    Where a class has none among them, of any other: a picture has no holes.
+    For a class without images, images of any class are taken: a grid has no holes.
     """
     taken: dict[int, Iterator[int]] = {}
     chosen = []
     for label in wanted.tolist():
         if label not in taken:
-            of_label = torch.nonzero(real_labels == label).flatten().tolist() or range(len(real_labels))
-            taken[label] = cycle(of_label)
+            matching = torch.nonzero(real_labels == label).flatten().tolist() or range(len(real_labels))
+            taken[label] = cycle(matching)
         chosen.append(next(taken[label]))
     return torch.tensor(chosen)
 
 
 def teacher_sampler(network: Network, steps: int) -> MakeImages:
-    """The teacher's sampler as a maker of images: Heun's for EDM's noise, DDIM for DDPM's."""
+    """Return the teacher's sampler: Heun's with `steps` steps for EDM's noise, DDIM for DDPM's."""
     network.eval()
     noise = network.noise
 
@@ -224,7 +237,7 @@ def teacher_sampler(network: Network, steps: int) -> MakeImages:
 def measure_on_cluster(
     card: NetworkCard, weights: dict[str, Tensor], source: str, config: PretrainConfig, seed: int = 2
 ) -> dict[str, Any]:
-    """As `measure`, for a teacher whose sampler takes long: its images are made by Ray tasks, side by side."""
+    """Measure a teacher as `measure` does, with its images sampled by parallel Ray tasks."""
     import ray
 
     network = ray.put({name: value.numpy() for name, value in weights.items()})
@@ -252,7 +265,7 @@ def measure_on_cluster(
 def _sample_chunk(
     card: NetworkCard, weights: dict[str, np.ndarray], steps: int, seed: int, start: int, count: int
 ) -> tuple[np.ndarray, float]:
-    """The teacher's images of samples `start` to `start + count`, and the CPU seconds they took."""
+    """Return the teacher's images of samples `start` to `start + count`, and the CPU seconds they took."""
     torch.set_num_threads(1)
     network = build_denoiser(card.network)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
@@ -268,10 +281,10 @@ def _sample_chunk(
 def generator_before(
     teacher: str, sigma_init: float, start: str | None = None, factory: str | None = None
 ) -> Generator:
-    """The generator as a distillation finds it: the teacher's network, run once at `sigma_init` (or tau).
+    """Return the generator before a distillation: the teacher's network, run once at `sigma_init` (or tau).
 
     Args:
-        start: folder of a generator that it starts from instead.
+        start: folder of a generator to start from instead.
         factory: as in `load_network`.
     """
     if start is not None:
@@ -283,16 +296,19 @@ def generator_before(
 def evaluate_generator_path(
     path: str, which: Which, num_samples: int, seed: int, factory: str | None = None
 ) -> dict[str, Any]:
-    """What `raysid evaluate` shows of a run's generator, or of a generator's folder; `factory` as `load_generator`.
+    """Measure the generator of a run, or that in a generator's folder, for `raysid evaluate`.
+
+    Args:
+        which, factory: as in `load_generator`.
 
     Raises:
-        UserError: no generator there, or none whose images can be compared with its source's.
+        UserError: there is no generator, or its images cannot be compared with its source's.
     """
     generator = load_generator(path, which, factory)
     source = generator.card.trained.get("data")
     if source is None:
         raise UserError(
-            f"{UPath(path)} does not say which real images it was made for: its config.json has no data"
+            f"{UPath(path)} does not name the real images it was made for: its config.json has no data"
         )
     if not measures(str(source)):
         raise UserError(

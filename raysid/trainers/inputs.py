@@ -1,4 +1,4 @@
-"""What a run is made from: real images, a teacher, a generator to start from; and what to get where one is missing."""
+"""Find and check the inputs of a run: real images, the teacher, the generator to start from."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `find_inputs` found.
+    """The inputs of a run.
 
     Attributes:
         source: the real images, if the config names any.
-        teacher: the teacher, or what to make it of.
+        teacher: the teacher, or what to convert or train it from.
         start: folder of the generator to start from, if the config names one.
     """
 
@@ -49,25 +49,25 @@ class Inputs:
 
 
 def find_inputs(config: Config) -> Inputs:
-    """All that a run needs, checked; nothing is trained yet.
+    """Find and check everything that a run needs. Nothing is trained yet.
 
     Raises:
-        NotHere: files are missing; lists all of them, where to get them, and the settings to name them by.
-        UserError: what is there cannot be used.
+        NotHere: files are missing; lists all of them, where to get them, and the settings that name them.
+        UserError: a file cannot be used.
     """
     missing: dict[str, NotHere] = {}
 
-    def look(setting: str, find: Callable[[], Value]) -> Value | None:
+    def find(setting: str, get: Callable[[], Value]) -> Value | None:
         try:
-            return find()
+            return get()
         except NotHere as error:
             missing[setting] = error
             return None
 
     data = config.data
-    source = look("data.source", lambda: None if data.source is None else open_source(data))
-    teacher = look("teacher.path", lambda: find_teacher(config, source))
-    start = look("generator.path", lambda: _find_start(config, teacher))
+    source = find("data.source", lambda: None if data.source is None else open_source(data))
+    teacher = find("teacher.path", lambda: find_teacher(config, source))
+    start = find("generator.path", lambda: _find_start(config, teacher))
     if missing:
         origins = {"data.source": config.data.origin}
         lines = [
@@ -86,12 +86,12 @@ def run_inputs(
     checkpoint: str | None = None,
     start: str | None = None,
 ) -> RunInputs:
-    """What the roles are made from.
+    """Return the inputs from which the roles are built.
 
     Args:
-        teacher: its folder.
-        source: the real images that the method needs; None where it needs none.
-        checkpoint, start: as `RunInputs` has them.
+        teacher: the teacher's folder.
+        source: the real images, if the method needs them.
+        checkpoint, start: as in `RunInputs`.
     """
     classes = load_card(teacher, "teacher").network.label_dim
     return RunInputs(
@@ -104,7 +104,7 @@ def run_inputs(
 
 
 def _find_start(config: Config, teacher: Found | None) -> str | None:
-    """The folder of the generator that `generator.path` names; made of a .pkl where there is none yet."""
+    """Return the folder of the generator that `generator.path` names, converted from a .pkl file if need be."""
     path = config.generator.path
     if path is None:
         return None
@@ -115,7 +115,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
         card = load_card(folder, "generator")
         _check_start(config, card, teacher)
         if isinstance(card.network, FactorySettings):
-            _check_own_level(config, folder)
+            _check_start_level(config, folder)
         return str(folder)
     published = read_published(local_copy(path), path)
     name = file_name(path)
@@ -128,7 +128,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
 
 
 def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> None:
-    """Refuse a generator that is no generator of this teacher, or runs at another noise level."""
+    """Refuse a generator that is not of this teacher's network, or runs at another noise level."""
     what, sigma_init = f"generator.path {config.generator.path}", config.method.sigma_init
     network = card.network if teacher is None else network_settings(teacher)
     if isinstance(network, FactorySettings) or isinstance(card.network, FactorySettings):
@@ -146,8 +146,8 @@ def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> No
         )
 
 
-def _check_own_level(config: Config, folder: UPath) -> None:
-    """Refuse a generator around a module of the user's own that runs at another noise level than this run's."""
+def _check_start_level(config: Config, folder: UPath) -> None:
+    """Refuse a generator of a factory's module that runs at another noise level than this run's."""
     card, network = load_network(folder, "generator", config.teacher.factory)
     level = network.noise.start_level(config.method.sigma_init)
     if card.level != level:

@@ -1,4 +1,4 @@
-"""What the learners said since the last line of metrics: means, speed, busy shares."""
+"""Averages between two lines of metrics: the learners' figures, the speed, each role's busy share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from raysid.roles.generator_learner import RECOMPUTED
 
 
 class Meter:
-    """Gathers step figures between two lines of metrics.
+    """Averages the figures of the steps between two lines of metrics.
 
     Args:
-        recomputes: how often lost scorers' work was done again earlier in the run.
+        recomputes: scorings and pullbacks computed again earlier in the run, because a scorer was lost.
     """
 
     def __init__(self, recomputes: float = 0) -> None:
@@ -21,11 +21,11 @@ class Meter:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def begin(self, images: int, report: Mapping[str, Mapping[str, float]]) -> None:
-        """Count speed and busy seconds from here, where `images` were made already."""
+        """Measure speed and busy shares from now, after `images` images."""
         self._images, self._time, self._report = images, time.perf_counter(), report
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Take in what a learner said of one step."""
+        """Add a learner's figures of one step."""
         for name, value in figures.items():
             if name == RECOMPUTED:
                 self.recomputes += value
@@ -36,15 +36,16 @@ class Meter:
                 self.losses[name] = value
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure since the last call."""
+        """Return the mean of each figure since the last call."""
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums = {}
         return means
 
     def performance(self, images: int, report: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Images per second and each role's shares of the time since the last call; recomputes so far.
+        """Return images per second and each role's shares of the time since the last call, and recomputes so far.
 
-        A role's seconds become shares; its other figures are of now, and stand as they are.
+        Args:
+            report: each role's present figures. Those in `_seconds` become shares; the others are returned as they are.
         """
         seconds = time.perf_counter() - self._time
         figures = {RECOMPUTED: self.recomputes, "images_per_second": (images - self._images) / seconds}

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, or the SIGTERM with which Ray, Slurm and Kubernetes end a job."""
+"""Stop a run in order at Ctrl-C, or at the SIGTERM with which Ray, Slurm and Kubernetes end a job."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Between `enter` and `leave` the first signal to stop is noted, for the run to stop at its next step.
+    """Notes the first signal between `enter` and `leave`, so that the run can stop at its next step.
 
-    A second one acts as it would have without this. In a thread that cannot take signals it notes none.
+    A second signal acts as it would without this class. Outside the main thread, which alone receives signals, nothing
+    is noted.
 
     Attributes:
-        received: the signal, once there was one.
+        received: the signal; None so far.
     """
 
     def __init__(self) -> None:
@@ -29,13 +30,13 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def leave(self) -> None:
-        """Let signals act as they did before."""
+        """Restore the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def asked(self) -> bool:
-        """Whether a signal has asked the run to stop."""
+        """Return True once a signal has been received."""
         return self.received is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a run comes to: figures read back from its metrics, and the table at its end."""
+"""The summary of a run: its headline, figures read back from its metrics, and the table at its end."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ LAST, BEST = "generator, last EMA", "generator, best evaluated EMA"
 
 
 def finished_rows(run: Path) -> list[dict[str, Any]] | None:
-    """The final table of a run that has one."""
+    """Return the rows of a finished run's table, None for a run that is not finished."""
     tables = [entry for entry in read_metrics(run) if entry["kind"] == "table"]
     return tables[-1]["rows"] if tables else None
 
 
 def best_distance(run: Path) -> float:
-    """The smallest evaluated distance of the run so far; inf when none was evaluated."""
+    """Return the smallest evaluated distance of the run so far, infinity before the first evaluation."""
     return min(evaluated_distances(run).values(), default=math.inf)
 
 
 def evaluated_distances(run: Path) -> dict[int, float]:
-    """The distance of every evaluation of the run that gave one, by step."""
+    """Return the finite distances of the run's evaluations, by step."""
     measured = {e["step"]: e["frechet_distance"] for e in read_metrics(run) if e["kind"] == "evaluation"}
     return {step: distance for step, distance in measured.items() if math.isfinite(distance)}
 
 
 def has_evaluation(run: Path, step: int, source: str | None) -> bool:
-    """Whether the run has recorded an evaluation after `step` steps; where nothing is measured, its pictures."""
+    """Return True if the run has recorded an evaluation after `step` steps, or its grid if nothing is measured."""
     kind = "evaluation" if measures(source) else "samples"
     return any(e["kind"] == kind and e["step"] == step for e in read_metrics(run))
 
 
 def recomputes_so_far(run: Path) -> float:
-    """How often the run did lost scorers' work again, as last recorded."""
+    """Return the last recorded number of scorings and pullbacks computed again for lost scorers."""
     counts = [e[RECOMPUTED] for e in read_metrics(run) if e["kind"] == "perf"]
     return counts[-1] if counts else 0
 
@@ -55,12 +55,16 @@ def recomputes_so_far(run: Path) -> float:
 def summary_rows(
     config: Config, run: UPath, teacher: Teacher, start: str | None = None
 ) -> list[dict[str, Any]]:
-    """Measure the teacher, the generator before, and the two products, all on the same noise.
+    """Measure the teacher, the generator before training, and the last and the best generator, all on the same noise.
 
-    No rows where there is nothing to measure them by.
+    The seed differs from that of the evaluations in training, so that the choice of the best one does not bias its
+    figures.
 
-    The seed is another than that of the evaluations in training, so that choosing the best of these does not
-    flatter it.
+    Args:
+        start: folder of the generator that the run began with; None is the teacher.
+
+    Returns:
+        One row each, and one of the real images; none for images that cannot be compared.
     """
     source = config.data.source_name
     if source is None or not measures(source):
@@ -81,11 +85,11 @@ def summary_rows(
 _PRODUCTS: list[tuple[str, Any]] = [(LAST, "last"), (BEST, "best")]
 
 
-def show_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None) -> None:
-    """Print the table of a finished run, and where its results lie.
+def print_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None) -> None:
+    """Print the table of a finished run, and the paths of its results.
 
     Args:
-        checkpoint: folder of a training state: that of the generator that is shown, where it is kept.
+        checkpoint: folder of the training state of the printed generator, if it is kept.
     """
     if rows:
         samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)
@@ -95,15 +99,15 @@ def show_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None)
             [[_text(row, key) for key in _COLUMNS] for row in rows],
         )
     grids = sorted((run / "samples").glob("step-*.png"))
-    print(f"samples      {_shown(grids[-1]) if grids else '-'}")
-    print(f"run          {_shown(run)}")
-    print(f"generator    {_shown(run / FOLDERS['best' if rows else 'last'])}")
-    print(f"checkpoint   {_shown(UPath(checkpoint)) if checkpoint else '-'}")
-    print(f"TensorBoard  {_tensorboard()} --logdir {_shown(run)}")
+    print(f"samples      {_short_path(grids[-1]) if grids else '-'}")
+    print(f"run          {_short_path(run)}")
+    print(f"generator    {_short_path(run / FOLDERS['best' if rows else 'last'])}")
+    print(f"checkpoint   {_short_path(UPath(checkpoint)) if checkpoint else '-'}")
+    print(f"TensorBoard  {_tensorboard()} --logdir {_short_path(run)}")
 
 
-def _shown(path: UPath) -> str:
-    """A path as short as it can be typed from here."""
+def _short_path(path: UPath) -> str:
+    """Return a path relative to the working directory if it is inside."""
     if not is_local(path):
         return str(path)
     whole, here = Path(str(path)), Path.cwd()
@@ -111,10 +115,10 @@ def _shown(path: UPath) -> str:
 
 
 def _tensorboard() -> str:
-    """The command that starts TensorBoard from here, whether or not its environment is active."""
+    """Return the command that starts TensorBoard, also if raysid's environment is not active."""
     if shutil.which("tensorboard"):
         return "tensorboard"
-    return _shown(UPath(sys.executable).parent / "tensorboard")
+    return _short_path(UPath(sys.executable).parent / "tensorboard")
 
 
 _COLUMNS = ("name", "evaluations", "frechet_distance", "label_accuracy", "ms_per_image")
