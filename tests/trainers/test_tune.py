@@ -207,7 +207,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     run = RunFolder(tiny_config("unused", tmp_path / "runs", "search"))
     run.begin("digest")
     run.close()
-    with pytest.raises(UserError, match="holds something else than a search"):
+    with pytest.raises(UserError, match="holds something other than a search"):
         run_search(search_of(tmp_path, {"fields": ["method.alpha"], "grid": [1.0]}))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a search: its metric against each setting that it tried."""
+"""Plots of a search: its metric against each setting that it tried."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MARKERS = {FINISHED: "o", ENDED_EARLY: "v", DIVERGED: "x", FAILED: "x"}
 
 
 def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, events: Path) -> None:
-    """Write a PNG for each dimension of the search, and show the same in TensorBoard.
+    """Write a PNG for each dimension of the search, and the same as TensorBoard figures.
 
     Args:
-        folder: takes the PNGs.
-        events: folder for TensorBoard's events; those of an earlier session of the search are replaced.
+        folder: for the PNGs.
+        events: for TensorBoard's events; those of an earlier session of the search are replaced.
     """
     folder.mkdir(exist_ok=True)
     for old in events.glob("events.*"):
@@ -37,11 +37,11 @@ def plot_search(config: TuneConfig, trials: list[TrialResult], folder: Path, eve
             name = dimension.fields[0]
             figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
             for status, marker in MARKERS.items():
-                shown = [
+                points = [
                     (t.values[name], t.metric) for t in trials if t.status == status and t.metric is not None
                 ]
-                if shown:
-                    axes.scatter(*zip(*shown, strict=True), marker=marker, label=status)
+                if points:
+                    axes.scatter(*zip(*points, strict=True), marker=marker, label=status)
             axes.set_xlabel(" = ".join(dimension.fields))
             axes.set_ylabel(f"best {config.metric.replace('_', ' ')}")
             if dimension.log_uniform:

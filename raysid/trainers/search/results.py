@@ -1,4 +1,4 @@
-"""What the trials of a search came to, read from their runs' own records."""
+"""The results of a search's trials, read from the metrics of their runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FINISHED, ENDED_EARLY, DIVERGED, FAILED = "finished", "ended early", "diverged",
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial came to.
+    """The result of a trial.
 
     Attributes:
         values: the values tried, by the first setting of each dimension.
         status: `finished`, `ended early` (by the scheduler), `diverged` or `failed`.
-        metric: the best evaluated figure; None where there was none.
-        images: how far it came.
+        metric: its best evaluated figure; None if it was not evaluated.
+        images: images generated in its training.
         run: its run's folder.
     """
 
@@ -35,12 +35,12 @@ class TrialResult:
 
     @property
     def usable(self) -> bool:
-        """Whether its values could be the best: it was measured, and came to no bad end."""
+        """True if its values may be the best: it was evaluated, and neither failed nor diverged."""
         return self.metric is not None and self.status in (FINISHED, ENDED_EARLY)
 
 
 def collect_trials(config: TuneConfig, folder: UPath, ended: list[Trial]) -> list[TrialResult]:
-    """What the trials came to, the best first. Their runs' own records say it, whoever wrote them."""
+    """Return the results of the trials, the best first. Trials of earlier sessions of the search count too."""
     trials = []
     for trial in ended:
         run = folder / TRIALS / trial.trial_id

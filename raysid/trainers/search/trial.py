@@ -1,4 +1,4 @@
-"""One trial of a search, in its own process: a distillation that reports its evaluations to Ray Tune."""
+"""A trial of a search: a distillation in a process of its own that reports its evaluations to Ray Tune."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from raysid.storage import holds
 from raysid.trainers.distill import distill
 from raysid.trainers.search.results import TRIALS
 
-SHARED = ".shared"  # written by the search's driver, looked for by every trial
+SHARED = ".shared"  # a file by which every trial checks that its node shares the search's folder
 
 
 def trial_config(config: TuneConfig, base: Config, values: Mapping[str, float], name: str) -> Config:
-    """The distillation that a trial runs.
+    """Return the config of a trial.
 
     Args:
-        base: what the trials have in common.
+        base: the config that the trials have in common.
         values: the values tried, by the first setting of their dimension.
-        name: of the trial's run.
+        name: name of the trial's run.
     """
     return override(base, {**by_field(config, values), "run.name": name})
 
 
 def by_field(config: TuneConfig, values: Mapping[str, float]) -> dict[str, float]:
-    """Values for every setting of their dimensions: tied ones take the first one's."""
+    """Return the value of every setting: the tied settings of a dimension take the value of its first."""
     return {
         field: values[dimension.fields[0]]
         for dimension in config.space
@@ -45,8 +45,8 @@ def by_field(config: TuneConfig, values: Mapping[str, float]) -> dict[str, float
     }
 
 
-def service_of(folder: UPath) -> str:
-    """The name under which the trials of a search find its teacher service."""
+def service_name(folder: UPath) -> str:
+    """Return the name of the teacher service's actor for the search in `folder`."""
     return f"raysid-teacher-service-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 
 
@@ -58,9 +58,18 @@ def run_trial(
     teacher: str,
     shared: str,
 ) -> None:
-    """One trial, in its own process: a distillation that reports its evaluations to Ray Tune.
+    """Run a trial, in a process of its own.
 
-    The recipe comes as what it says: a trial's node need not have the search's file of it.
+    Args:
+        values: the values tried, by the first setting of their dimension.
+        search: the search's config.
+        recipe: the config that the trials have in common; its file need not exist on this node.
+        folder: the search's folder.
+        teacher: the teacher's folder.
+        shared: content of the file `SHARED`.
+
+    Raises:
+        UserError: this node does not share the search's folder.
     """
     if not holds(UPath(folder) / SHARED, shared):
         raise UserError(f"{folder} is not shared: node {ray.util.get_node_ip_address()} does not see it")
@@ -83,7 +92,7 @@ def run_trial(
         distance = figures["frechet_distance"]
         first[:] = first or [distance]
         if figures["step"] == 0:
-            return  # nothing that values could have changed
+            return  # before the first update, so equal for all trials
         exploded = not math.isfinite(distance) or distance > config.diverged_above * first[0]
         value = figures[config.metric]
         tune.report(
@@ -95,5 +104,5 @@ def run_trial(
         )
 
     group = get_current_placement_group()
-    assert group is not None, "a trial runs within its places"
-    distill(run, within=Within(group, ray.get_actor(service_of(UPath(folder)))), on_evaluation=report)
+    assert group is not None, "a trial runs in a placement group"
+    distill(run, within=Within(group, ray.get_actor(service_name(UPath(folder)))), on_evaluation=report)

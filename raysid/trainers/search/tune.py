@@ -1,4 +1,4 @@
-"""Searching settings of a distillation with Ray Tune: every trial a run of its own, one teacher service for all."""
+"""Search settings of a distillation with Ray Tune: a run for each trial, one teacher service for all of them."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ from raysid.storage.lease import still_owned
 from raysid.storage.mirror import Mirror
 from raysid.trainers.evaluation import measures
 from raysid.trainers.inputs import find_inputs
-from raysid.trainers.search.callbacks import Diverged, Reporter, say
+from raysid.trainers.search.callbacks import Diverged, Reporter, log
 from raysid.trainers.search.plots import plot_search
 from raysid.trainers.search.results import TrialResult, collect_trials
-from raysid.trainers.search.trial import SHARED, by_field, run_trial, service_of, trial_config
+from raysid.trainers.search.trial import SHARED, by_field, run_trial, service_name, trial_config
 from raysid.trainers.teacher_checks import check_method
 from raysid.trainers.teachers import network_settings, trained_teacher
 
 STATE, BEST, TABLE, PLOTS = "tune", "best.yaml", "trials.json", "plots"
-DRIVER_CPUS = 0.01  # a trial's own process only passes references on; Tune refuses none at all
+DRIVER_CPUS = 0.01  # a trial's own process only passes references on, and Ray Tune does not accept 0
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search leaves: its folder, its trials with the best first, the recipe of the best."""
+    """The outcome of a search: its folder, its trials from best to worst, and the path of the best one's recipe."""
 
     path: str
     trials: list[TrialResult]
@@ -74,20 +74,23 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     `trials.json`, `plots/` and `tensorboard/`.
 
     Args:
-        fresh: start over: what an earlier search left in the folder is deleted.
+        fresh: delete an earlier search in the folder, and start over.
 
     Raises:
         UserError: something given cannot be used, or the folder is of another search or in use.
-        RunFailed: the teacher service could not start, or no trial came to anything.
+        RunFailed: the teacher service could not start, or the trials lack resources.
+        RunStopped: a signal stopped the search.
     """
     assert config.run.name is not None
     for field in (field for dimension in config.space for field in dimension.fields):
         if field.startswith("resources.") or field.endswith(".num_workers"):
-            raise UserError(f"{field} cannot be searched: all trials share its places. Give it in `settings`")
+            raise UserError(
+                f"{field} cannot be searched: all trials use the same resources. Give it in `settings`"
+            )
     base = _recipe(config, {})
     if base.placement == "colocated":
         raise UserError("a search's trials share one teacher service: give placement split, not colocated")
-    tried = [  # what cannot be tried is said before anything starts
+    candidates = [  # validated before anything starts
         _recipe(config, {dimension.fields[0]: value})
         for dimension in config.space
         for value in _values(dimension)
@@ -102,20 +105,20 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
                 "data.source must be digits"
             )
         inputs = find_inputs(base)
-        for trial in tried:
-            check_method(trial, network_settings(inputs.teacher))
+        for candidate in candidates:
+            check_method(candidate, network_settings(inputs.teacher))
         teacher = trained_teacher(base, inputs.teacher, inputs.source)
         connect()
         ended = _run_trials(config, base, folder, str(teacher.path))
         still_owned(lock)
         trials = collect_trials(config, folder, ended)
-        return _show(config, base, folder, trials)
+        return _report(config, base, folder, trials)
     finally:
         lock.release()
 
 
 def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -> Config:
-    """The recipe with a trial's values, at its own length and with its own evaluations, ready to be distilled."""
+    """Return the recipe with a trial's values, and with the length and the intervals of the recipe itself."""
     own = load_recipe(config.recipe, {}, kind="distill")
     found = trial_config(config, base, values, f"{config.run.name}-best")
     lengths = ("total_images", "evaluation", "checkpoint", "tracking")
@@ -123,20 +126,20 @@ def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -
 
 
 def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
-    """The search's recipe with its settings for all trials, and values of some dimensions."""
+    """Load the search's recipe with its settings for all trials, and values for some dimensions."""
     overrides = {**config.settings, **by_field(config, values)}
     overrides["storage"] = str(storage_folder(config.storage))
     return load_recipe(config.recipe, overrides, kind="distill")
 
 
 def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -> list[Trial]:
-    """Let Ray Tune run what is still to run of the search."""
+    """Have Ray Tune run the trials that are not finished yet."""
     timeout = base.failure.placement_timeout_s
     learners = learner_places(base)
-    remove_placement_group(reserve(learners, timeout, say))  # one trial at least finds its places
+    remove_placement_group(reserve(learners, timeout, log))  # there are resources for one trial at least
     service: Any = (
         ray.remote(FleetActor)
-        .options(name=service_of(folder), num_cpus=0, scheduling_strategy=on_this_node())
+        .options(name=service_name(folder), num_cpus=0, scheduling_strategy=on_this_node())
         .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
     )
     ready = service.__ray_ready__.remote()
@@ -146,7 +149,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
         "the teacher service",
         scorers,
         timeout,
-        say,
+        log,
     )
     try:
         get(ready)
@@ -170,7 +173,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
         places,
     )
     state = folder / STATE
-    _quiet()
+    _configure_tune()
     path, filesystem = for_ray(state)
     begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
     if begun and any(state.glob("experiment_state-*.json")):
@@ -196,7 +199,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
                 storage_filesystem=filesystem,
                 stop=Diverged(),
                 callbacks=[
-                    Reporter(config.metric, service_of(folder), learners, timeout),
+                    Reporter(config.metric, service_name(folder), learners, timeout),
                     JsonLoggerCallback(),
                 ],
                 verbose=0,
@@ -204,18 +207,18 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
             ),
         )
     try:
-        # Tune's own results leave out the values of a trial that never reported.
+        # Ray Tune's own results lack the values of a trial that never reported.
         trials: list[Trial] = list(tuner.fit()._experiment_analysis.trials)
     finally:
         ray.kill(service)
-        _wait_for_its_end(service_of(folder))
+        _wait_until_gone(service_name(folder))
     if not all(trial.is_finished() for trial in trials):
         raise RunStopped(f"stopped; run the same command to resume the search in {folder}", signal.SIGINT)
     return trials
 
 
-def _show(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialResult]) -> TuneResult:
-    """Write the table, the best recipe and the plots; print what there is."""
+def _report(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialResult]) -> TuneResult:
+    """Write the table, the best recipe and the plots; print the table and the paths."""
     write_whole(folder / TABLE, (json.dumps([vars(trial) for trial in trials], indent=2) + "\n").encode())
     best = None
     if trials and trials[0].usable:
@@ -240,7 +243,7 @@ def _show(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialRes
 
 
 def _plot(config: TuneConfig, trials: list[TrialResult], folder: UPath) -> list[UPath]:
-    """The plots, in the search's folder and in its TensorBoard."""
+    """Write the plots into the search's folder and its TensorBoard events; return the paths of the PNGs."""
     if is_local(folder):
         plot_search(config, trials, Path(folder.path) / PLOTS, Path(folder.path) / TENSORBOARD)
     else:
@@ -252,7 +255,7 @@ def _plot(config: TuneConfig, trials: list[TrialResult], folder: UPath) -> list[
 
 
 def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
-    """Record what is searched; refuse to go on with another search's trials."""
+    """Record the search's config. Raises UserError if the folder holds another search, or something else."""
     record = folder / "search.json"
     others = {path.name for path in children(folder)} - {LOCK}
     if fresh and others:
@@ -260,21 +263,21 @@ def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
             raise UserError(f"{folder} is not a search's folder, so --fresh does not empty it")
         empty_folder(folder, keep={LOCK})
         others = set()
-    what = config.model_dump(mode="json", exclude={"storage"})
+    settings = config.model_dump(mode="json", exclude={"storage"})
     before = read_json(record)
     if before is None and others:
-        raise UserError(f"{folder} holds something else than a search: give another --run.name")
-    if before is not None and before != what:
-        changed = [name for name in what if before.get(name) != what[name]]
+        raise UserError(f"{folder} holds something other than a search: give another --run.name")
+    if before is not None and before != settings:
+        changed = [name for name in settings if before.get(name) != settings[name]]
         raise UserError(
             f"{folder} is a search with other settings ({', '.join(changed)}): give another --run.name, or --fresh "
             "to start over"
         )
-    write_whole(record, (json.dumps(what, indent=2) + "\n").encode())
+    write_whole(record, (json.dumps(settings, indent=2) + "\n").encode())
 
 
-def _wait_for_its_end(service: str) -> None:
-    """Until the service's name is free again, for another search of this process."""
+def _wait_until_gone(service: str) -> None:
+    """Wait until the service's name is free again, for another search in this process."""
     with suppress(ValueError):
         for _ in range(100):
             ray.get_actor(service)
@@ -282,7 +285,7 @@ def _wait_for_its_end(service: str) -> None:
 
 
 def _domain(dimension: SearchDimension) -> Any:
-    """A dimension as Ray Tune takes it."""
+    """Return a dimension in Ray Tune's form."""
     if dimension.grid is not None:
         return tune.grid_search(dimension.grid)
     if dimension.choice is not None:
@@ -294,14 +297,14 @@ def _domain(dimension: SearchDimension) -> Any:
 
 
 def _values(dimension: SearchDimension) -> Sequence[float]:
-    """Every value that a dimension tries, or the two that its values lie between."""
+    """Return every value of a dimension, or the two bounds of its values."""
     return dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or ()
 
 
 def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
     if config.scheduler.name == "none":
         return FIFOScheduler()
-    # One short of the end: a rung there would end trials that are complete, before they have their table.
+    # One image short of the end: a rung there would stop a complete trial before it has written its table.
     longest = base.total_steps * base.batch_size - 1
     return ASHAScheduler(
         time_attr="images",
@@ -312,11 +315,11 @@ def _scheduler(config: TuneConfig, base: Config) -> TrialScheduler:
     )
 
 
-def _quiet() -> None:
-    """Keep Ray Tune from printing its own tables, from writing TensorBoard events beside the runs' own, and from
-    moving a trial into a folder of its own, where relative paths of the recipe would lead elsewhere."""
+def _configure_tune() -> None:
+    """Turn off Ray Tune's tables, its TensorBoard events (the runs write their own), and its change of a trial's
+    working directory (the recipe may have relative paths)."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # A trial that a kill left complete but unreported ends without a report when it is resumed.
+    # A resumed trial that was complete, but not reported, ends without a report.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
