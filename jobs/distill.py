@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/distill.py RECIPE [options]
 
-takes this checkout along; `raysid submit distill` needs none. Options are those of `raysid distill --help`.
+runs this checkout. `raysid submit distill` needs no checkout. The options are those of `raysid distill --help`.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/evaluate.py RUN [options]
 
-takes this checkout along; `raysid submit evaluate` needs none. Options are those of `raysid evaluate --help`.
+runs this checkout. `raysid submit evaluate` needs no checkout. The options are those of `raysid evaluate --help`.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/pretrain.py RECIPE [options]
 
-takes this checkout along; `raysid submit pretrain` needs none. Options are those of `raysid pretrain --help`.
+runs this checkout. `raysid submit pretrain` needs no checkout. The options are those of `raysid pretrain --help`.
 """
 
 import sys

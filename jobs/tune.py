@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/tune.py RECIPE [options]
 
-takes this checkout along; `raysid submit tune` needs none. Options are those of `raysid tune --help`.
+runs this checkout. `raysid submit tune` needs no checkout. The options are those of `raysid tune --help`.
 """
 
 import sys

@@ -97,9 +97,9 @@ def _train(
     checkpoints = Checkpoints(training / "checkpoints", config.checkpoint.keep)
     start = newest_checkpoint(training, checkpoints, config.batch_size)
     images = start.images if start else 0
-    print("connecting to Ray", flush=True)
-    connect()
     with ProgressLine("teacher", config.total_images, images, config.batch_size) as line:
+        line.message("connecting to Ray")
+        connect()
         if start is not None:
             line.message(f"resuming from {training}, step {start.step:,}")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -46,6 +47,7 @@ from raysid.storage.lease import still_owned
 from raysid.storage.mirror import Mirror
 from raysid.trainers.evaluation import measures
 from raysid.trainers.inputs import find_inputs
+from raysid.trainers.search import callbacks
 from raysid.trainers.search.callbacks import Diverged, Reporter, log
 from raysid.trainers.search.plots import plot_search
 from raysid.trainers.search.results import TrialResult, collect_trials
@@ -178,6 +180,8 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
     begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
     if begun and any(state.glob("experiment_state-*.json")):
         print(f"resuming the search in {folder}", flush=True)
+        # Earlier versions of raysid had the pickled callbacks there.
+        sys.modules.setdefault("raysid.trainers.search_callbacks", callbacks)
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, storage_filesystem=filesystem)
     else:
         tuner = tune.Tuner(
