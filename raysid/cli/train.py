@@ -28,8 +28,12 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     from raysid.trainers.pretrain import pretrain as train
 
     result = train(config, out=out)
-    print_figures("Teacher", result.metrics)
+    if result.metrics:
+        print_figures("Teacher", result.metrics)
+    elif result.loss is not None:  # there are no features to compare such images in
+        click.echo(f"Loss: {result.loss:.4g} per image in the last step")
     click.echo(f"Teacher: {result.path}")
+    click.echo(f"Distil it: raysid distill RECIPE --teacher.path {shlex.quote(result.path)}")
 
 
 @click.command(

@@ -371,7 +371,7 @@ def test_a_teacher_and_a_search_lie_in_a_bucket_too(
     trained = Command("pretrain", tmp_path / "teacher.yaml", log=tmp_path / "teacher.log")
     assert trained.wait(200) == 0, trained.output
     assert f"Teacher: {storage}/teachers/" in trained.output
-    path = trained.output.split("Teacher: ")[1].strip()
+    path = trained.output.split("Teacher: ")[1].split()[0]
 
     recipe = write_recipe(tiny_config(path, tmp_path), tmp_path / "tiny.yaml")
     search = {

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 from upath import UPath
 
+from raysid.cli.main import cli
 from raysid.config import PretrainConfig
 from raysid.data import open_source, to_unit
 from raysid.method.draws import Draws
@@ -27,7 +29,7 @@ from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.recipes import config_yaml
 from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
-from raysid.trainers.pretrain import pretrain
+from raysid.trainers.pretrain import PretrainResult, pretrain
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.processes import Command
@@ -352,3 +354,15 @@ def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, di
     assert again.wait() == 0, again.output
     assert f"resuming from {training}, step 100\n" in again.output
     assert not training.exists()
+
+
+def test_a_teacher_that_cannot_be_measured_ends_with_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = PretrainResult("/teachers/my own", {}, loss=0.12345)
+    monkeypatch.setattr("raysid.trainers.pretrain.pretrain", lambda config, out: result)
+    done = CliRunner().invoke(cli, ["pretrain", "digits-teacher"])
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "Loss: 0.1235 per image in the last step\n"
+        "Teacher: /teachers/my own\n"
+        "Distil it: raysid distill RECIPE --teacher.path '/teachers/my own'\n",
+    )
