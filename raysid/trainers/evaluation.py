@@ -318,8 +318,8 @@ def evaluate_generator_path(
     real = open_source(str(source)).image_shape
     if generator.sample_shape != real:
         raise UserError(
-            f"{UPath(path)} makes images of shape {generator.sample_shape}, but {source}, which it says it was made "
-            f"for, has {real}"
+            f"{UPath(path)} makes images of shape {generator.sample_shape}, but the images of {source}, which its "
+            f"config.json names, have {real}"
         )
     figures = measure(generator, generator.card, source, num_samples, seed)
     return figures | {"halves_distance": evaluator(source).reference_figures()["halves_distance"]}

@@ -74,7 +74,7 @@ def find_inputs(config: Config) -> Inputs:
             f"{setting}: {error}" + (f"; to get it: {origin}" if (origin := origins.get(setting)) else "")
             for setting, error in missing.items()
         ]
-        raise NotHere("\n  ".join(["what this run needs is not here", *lines]), tuple(missing))
+        raise NotHere("\n  ".join(["files that this run needs are missing", *lines]), tuple(missing))
     assert teacher is not None
     return Inputs(source, teacher, start)
 

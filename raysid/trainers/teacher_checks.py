@@ -16,11 +16,11 @@ from raysid.roles.compute import checkpoint_activations
 from raysid.trainers.evaluation import measures
 
 
-def shapes_or_refuse(network: AnySettings, what: str) -> Shapes:
+def shapes_or_refuse(network: AnySettings, name: str) -> Shapes:
     """Return the name and shape of every weight of a network.
 
     Args:
-        what: the network's name in the error.
+        name: the network's name in the error.
 
     Raises:
         UserError: the network cannot be built.
@@ -28,21 +28,21 @@ def shapes_or_refuse(network: AnySettings, what: str) -> Shapes:
     try:
         return weight_shapes(network)
     except ValueError as error:
-        raise UserError(f"{what} cannot be built: {error}") from None
+        raise UserError(f"{name} cannot be built: {error}") from None
 
 
-def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> None:
+def check_fits(network: AnySettings, name: str, source: ImageSource | None) -> None:
     """Check that a network can be built and is for the images and labels of `source`.
 
     Args:
-        what: the network's name in the error.
+        name: the network's name in the error.
         source: real images; None checks the network alone.
 
     Raises:
         UserError: it cannot be built, or its images or classes differ from the source's.
     """
     if not isinstance(network, FactorySettings):  # a factory's module exists already; its settings build none
-        shapes_or_refuse(network, what)
+        shapes_or_refuse(network, name)
     if source is None:
         return
     if (wanted := network.sample_shape) != source.image_shape:
@@ -51,17 +51,17 @@ def check_fits(network: AnySettings, what: str, source: ImageSource | None) -> N
             odd = wanted[1:] != source.image_shape[1:]
             other += f", or data.resolution {wanted[-1]}" if odd else f", or data.channels {wanted[0]}"
         raise UserError(
-            f"{what} makes images of shape {wanted}, but data.source {source.name} has {source.image_shape}: give a "
+            f"{name} makes images of shape {wanted}, but data.source {source.name} has {source.image_shape}: give a "
             f"teacher for these images, or {other}"
         )
     if network.label_dim and not source.num_classes:
         raise UserError(
-            f"{what} knows {network.label_dim} classes, but data.source {source.name} has no labels: give images with "
+            f"{name} knows {network.label_dim} classes, but data.source {source.name} has no labels: give images with "
             "labels, or a teacher without classes"
         )
     if network.label_dim not in (0, source.num_classes):
         raise UserError(
-            f"{what} knows {network.label_dim} classes, but data.source {source.name} has "
+            f"{name} knows {network.label_dim} classes, but data.source {source.name} has "
             f"{source.num_classes}: give a teacher for these labels"
         )
 
@@ -76,23 +76,23 @@ def check_method(config: Config, network: AnySettings) -> None:
         UserError: the method asks for something that this network cannot do.
     """
     teacher = config.teacher
-    what = f"teacher.factory {teacher.factory}" if teacher.factory else f"teacher.recipe {teacher.recipe}"
+    name = f"teacher.factory {teacher.factory}" if teacher.factory else f"teacher.recipe {teacher.recipe}"
     if teacher.path:
-        what = f"teacher {teacher.path}"
+        name = f"teacher {teacher.path}"
     if isinstance(network, FactorySettings):
-        _check_factory_method(config, network, what)
+        _check_factory_method(config, network, name)
     elif teacher.network and (
-        odd := misfits(shapes_or_refuse(teacher.network, "teacher.network"), shapes_or_refuse(network, what))
+        odd := misfits(shapes_or_refuse(teacher.network, "teacher.network"), shapes_or_refuse(network, name))
     ):
         raise UserError(
-            f"{what} is another network than teacher.network says ({len(odd)} weights differ, {odd[0]} the first): "
-            "give the one that the recipe is for, or null for teacher.network"
+            f"{name} differs from teacher.network ({len(odd)} weights, {odd[0]} the first): give the "
+            "teacher that the recipe is for, or null for teacher.network"
         )
     if isinstance(network, DiffusersSettings):
-        _check_diffusers_method(config.method, network, what)
+        _check_diffusers_method(config.method, network, name)
     if config.fake_score.augment and network.augment_dim != LABEL_DIM:
         raise UserError(
-            f"fake_score.augment is {config.fake_score.augment:g}, but {what} has augment_dim "
+            f"fake_score.augment is {config.fake_score.augment:g}, but {name} has augment_dim "
             f"{network.augment_dim}: give a teacher whose network has augment_dim {LABEL_DIM}, or "
             "fake_score.augment 0"
         )
@@ -114,45 +114,45 @@ def check_factory_network(network: FactoryDenoiser, config: Config) -> None:
         )
 
 
-def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, what: str) -> None:
+def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, name: str) -> None:
     if method.adversarial is not None:
         raise UserError(
-            f"method.adversarial (SiDA) is not for {what}: a network of diffusers has no encoder logits; give "
+            f"method.adversarial (SiDA) is not for {name}: a network of diffusers has no encoder logits; give "
             "method.adversarial null (SiD)"
         )
     steps = network.scheduler.num_train_timesteps
     if method.tmax is not None and not DDPMNoise.tmin < method.tmax <= steps:
         raise UserError(
-            f"method.tmax is {method.tmax}; allowed for {what}: integer above {DDPMNoise.tmin}, at most {steps}"
+            f"method.tmax is {method.tmax}; allowed for {name}: integer above {DDPMNoise.tmin}, at most {steps}"
         )
     guidance = method.guidance
     scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
     if network.label_dim and not network.null_class and scales != (1.0, 1.0, 1.0):
         raise UserError(
-            f"method.guidance is not for {what}: its network has no class that stands for no class; give scales of 1"
+            f"method.guidance is not for {name}: its network has no class for unconditional images; give scales of 1"
         )
 
 
-def _check_factory_method(config: Config, network: FactorySettings, what: str) -> None:
+def _check_factory_method(config: Config, network: FactorySettings, name: str) -> None:
     if config.teacher.network is not None:
         raise UserError(
-            f"{what} makes a module of one's own, and teacher.network asks for one of EDM's: give null for "
+            f"{name} makes a module of your own, but teacher.network describes a network of EDM's: give null for "
             "teacher.network"
         )
     if config.method.adversarial is not None:
         raise UserError(
-            f"method.adversarial (SiDA) is not for {what}: a module of one's own has no encoder logits; give "
+            f"method.adversarial (SiDA) is not for {name}: a module of your own has no encoder logits; give "
             "method.adversarial null (SiD)"
         )
     for learner in ("generator", "fake_score"):
         if (dropout := getattr(config, learner).dropout) is not None:
             raise UserError(
-                f"{learner}.dropout is {dropout:g}, which cannot be set for {what}: the function itself decides about "
-                f"its module's dropout; leave {learner}.dropout out, or null"
+                f"{learner}.dropout is {dropout:g}, which cannot be set for {name}: the function sets its module's "
+                f"dropout; leave {learner}.dropout out, or give null"
             )
     guidance = config.method.guidance
     scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
     if not network.label_dim and scales != (1.0, 1.0, 1.0):
         raise UserError(
-            f"method.guidance is not for {what}: its module has no classes (label_dim 0); give scales of 1"
+            f"method.guidance is not for {name}: its module has no classes (label_dim 0); give scales of 1"
         )

@@ -351,7 +351,7 @@ def test_what_the_network_cannot_do_is_refused(folder: Path, tmp_path: Path) -> 
     assert "augment_dim 0" in refused(folder, tmp_path, fake_score__augment=0.1)
     classes = pipeline(tmp_path / "classes", num_class_embeds=10)
     line = refused(classes, tmp_path, method__guidance__eval_teacher=1.5)
-    assert "no class that stands for no class" in line
+    assert "no class for unconditional images" in line
 
 
 def test_a_card_says_where_its_generator_runs_and_nothing_unknown(folder: Path, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ SIDA = {
         (
             SIDA,
             "method.adversarial (SiDA) is not for teacher.factory tests.support.points:make_digits: a module of "
-            "one's own has no encoder logits; give method.adversarial null (SiD)",
+            "your own has no encoder logits; give method.adversarial null (SiD)",
         ),
         (
             {"fake_score__augment": 0.1},
@@ -317,7 +317,7 @@ SIDA = {
             "cannot be measured by data.source digits: there is no sampler for its noise process Flow; give",
         ),
         ({"teacher__factory": "tests.support.points:gone"}, "the module tests.support.points has no function gone"),
-        ({"teacher__network": {"img_resolution": 8, "img_channels": 1}}, "teacher.network asks for one of EDM's"),
+        ({"teacher__network": {"img_resolution": 8, "img_channels": 1}}, "teacher.network describes a network of"),
     ],
 )  # fmt: skip
 def test_what_a_module_of_ones_own_cannot_do(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -68,7 +68,7 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
     code, out, error = raysid("distill", "cifar10-uncond-sid2a", *given)
     assert (code, out) == (2, "")
     first, data, teacher, generator, last = error.splitlines()
-    assert first == "raysid: error: what this run needs is not here"
+    assert first == "raysid: error: files that this run needs are missing"
     assert (
         f"data.source: there is no file or folder {tmp_path}/datasets/cifar10-32x32.zip; to get it: " in data
     )
@@ -185,7 +185,7 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 
 def test_another_teacher_than_the_recipes_is_one_line(tmp_path: Path) -> None:
     network = load_recipe("cifar10-uncond-sid", kind="distill").teacher.network
-    assert "is another network than teacher.network says" in refused(tmp_path, **{"teacher.network": network})
+    assert "differs from teacher.network" in refused(tmp_path, **{"teacher.network": network})
 
 
 def test_images_of_another_size_than_the_teachers_is_one_line(tmp_path: Path) -> None:
