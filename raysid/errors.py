@@ -1,28 +1,28 @@
-"""Errors a user can act on."""
+"""The errors of this package."""
 
 from __future__ import annotations
 
 
 class RaysidError(Exception):
-    """What this package says itself: its text is the line to show."""
+    """Base class: the text of an instance is a message for the user."""
 
 
 class UserError(RaysidError):
-    """Something the user gave cannot be used: one line saying what, where and what to do.
+    """The user's input cannot be used. The text is one line with the setting or file, the fault and the remedy.
 
-    The command line prints the line and exits with code 2; nothing has been started or lost.
+    The command line prints it and exits with code 2; nothing was started or lost.
     """
 
 
 class InvalidConfig(UserError):
-    """Settings are unknown, not allowed, or in conflict: a line for each problem."""
+    """Settings are unknown, not allowed or in conflict. The text has a line for each problem."""
 
 
 class NotHere(UserError):
-    """Files that a run needs are not on this machine, nor can they be fetched: a line for each.
+    """Files that a run needs are not on this machine and cannot be fetched. The text has a line for each.
 
     Attributes:
-        settings: by which settings to name them once they are here.
+        settings: the settings that take the files' paths.
     """
 
     def __init__(self, message: str, settings: tuple[str, ...] = ()) -> None:
@@ -31,7 +31,7 @@ class NotHere(UserError):
 
 
 class RunFailed(RaysidError):
-    """A run that had started could not go on: one line saying which role, which step and what to do.
+    """A run failed after its start. The text is one line with the role, the step and the remedy.
 
     The checkpoints written so far are whole: run the same command to resume from the newest.
     """
@@ -72,12 +72,12 @@ class RunStopped(RaysidError):
 
 
 class LearnerLost(RaysidError):
-    """A learner's process died: its run must go back to a checkpoint. The run itself catches this."""
+    """A learner's process died. The run catches this and restores all learners from the newest checkpoint."""
 
 
 class PeerLost(LearnerLost):
-    """Another rank of a learner died, or stands still, as the rank that says so has noticed."""
+    """Another rank of the learner died or does not answer."""
 
 
 class WorkersChanged(LearnerLost):
-    """Ray Train has started its workers anew, as many as there is room for now: nothing failed."""
+    """Ray Train has restarted its workers in another number. Nothing failed."""

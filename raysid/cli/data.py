@@ -168,7 +168,4 @@ def _save_grid(images: Any, pixel_max: int, path: str) -> None:
     from raysid.data import to_unit
     from raysid.run.image_grid import save_grid
 
-    try:
-        save_grid(to_unit(images, pixel_max), path, GRID_COLUMNS)
-    except OSError as error:
-        raise UserError(f"--grid {path} cannot be written: {error.strerror or error}") from error
+    save_grid(to_unit(images, pixel_max), path, GRID_COLUMNS)

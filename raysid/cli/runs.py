@@ -76,10 +76,7 @@ def sample(
     images, columns = _draw(generator, classes, count, seed)
     from raysid.run.image_grid import save_grid
 
-    try:
-        save_grid(images, out, columns)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    save_grid(images, out, columns)
     click.echo(out)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints of training state: whole or absent.
+"""Checkpoints of training state, which are whole or absent.
 
-A checkpoint is a folder `step-XXXXXXXX` with one file a learner and a manifest, written last, that lists
-the files with their sizes and digests. A folder without a manifest is not a checkpoint.
+A checkpoint is a folder `step-XXXXXXXX` with a file for each learner and a manifest, written last, of the files' sizes
+and digests. A folder without a manifest is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        step: steps taken; the run goes on with step number `step`.
-        images: images consumed, which is also the cursor of the stream of real images.
+        step: number of steps taken, which is the index of the next step.
+        images: number of images generated, which is also the position in the stream of real images.
         files: the learners' files.
     """
 
@@ -82,8 +82,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie.
-        keep: how many of the newest are kept, beside the best.
+        folder: the folder that holds them.
+        keep: number of newest checkpoints to keep beside the best.
     """
 
     def __init__(self, folder: UPath, keep: int = 2) -> None:
@@ -91,11 +91,11 @@ class Checkpoints:
         self.keep = keep
 
     def path(self, step: int) -> UPath:
-        """The folder of the checkpoint of `step`, written or not."""
+        """The folder for the checkpoint of `step`, written or not."""
         return self.folder / f"step-{step:08d}"
 
     def finish(self, step: int, images: int, files: list[StateFile]) -> Checkpoint:
-        """Make the files written for `step` a checkpoint."""
+        """Write the manifest, which makes the files of `step` a checkpoint."""
         content = {"step": step, "images": images, "files": [vars(file) for file in files]}
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
         return Checkpoint(self.path(step), step, images, tuple(files))
@@ -104,7 +104,7 @@ class Checkpoints:
         """Remove all but the newest and the best.
 
         Args:
-            distances: of the evaluated ones, by step.
+            distances: Fréchet distances of evaluated checkpoints, by step.
         """
         whole = self.all()
         best = _best(whole, distances)
@@ -113,7 +113,7 @@ class Checkpoints:
                 self._remove(old)
 
     def best(self, distances: Mapping[int, float]) -> Checkpoint | None:
-        """Of the whole checkpoints that were evaluated, the one with the smallest distance, the first of equals."""
+        """The checkpoint with the smallest distance, the earliest of equals; None if none was evaluated."""
         return _best(self.all(), distances)
 
     def all(self) -> list[Checkpoint]:
@@ -122,19 +122,19 @@ class Checkpoints:
         return sorted((c for c in found if c is not None), key=lambda c: c.step)
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint whose files are as the manifest says; None when there is none."""
+        """The newest checkpoint whose files match its manifest; None if there is none."""
         for checkpoint in reversed(self.all()):
             if not _damaged(checkpoint):
                 return checkpoint
         return None
 
     def newest_step(self) -> int | None:
-        """The newest checkpoint's step, by its manifest alone."""
+        """Step of the newest checkpoint, without a check of its files; None if there is none."""
         found = self.all()
         return found[-1].step if found else None
 
     def remove_unfinished(self, after_step: int) -> None:
-        """Remove the remains of checkpoints that were never finished, and of those after `after_step`."""
+        """Remove folders without a manifest, and checkpoints after `after_step`."""
         for path in children(self.folder):
             checkpoint = read_manifest(path)
             if checkpoint is None:
@@ -143,15 +143,16 @@ class Checkpoints:
                 self._remove(checkpoint)
 
     def _remove(self, checkpoint: Checkpoint) -> None:
-        # The manifest goes first: a removal that is cut short leaves no checkpoint, not half of one.
+        # The manifest first: an interrupted removal leaves no checkpoint, not half of one.
         remove_file(checkpoint.path / MANIFEST)
         remove_folder(checkpoint.path)
 
 
 def read_manifest(path: UPath) -> Checkpoint | None:
-    """The checkpoint at `path`, or None where there is no manifest, or one that says nothing.
+    """Read the checkpoint at `path`; None if there is no manifest or it is damaged.
 
-    A manifest that cannot be read is not one that is not there: what keeps it from being read comes out.
+    Raises:
+        StorageError: the storage cannot be read.
     """
     try:
         text = read_whole(path / MANIFEST)
@@ -171,16 +172,16 @@ def _best(checkpoints: list[Checkpoint], distances: Mapping[int, float]) -> Chec
 
 
 def find_checkpoint(path: str | UPath) -> Checkpoint:
-    """The checkpoint to branch from at `path`: a checkpoint's folder, or a run's (its newest).
+    """Find the checkpoint to branch from: `path` is a checkpoint's folder, or a run's (its newest).
 
     Raises:
-        UserError: there is none, or the one that is named is damaged.
+        UserError: there is none, or the one at `path` is damaged.
     """
     folder = UPath(path)
     checkpoint = read_manifest(folder)
     if checkpoint is not None and (damaged := _damaged(checkpoint)):
         raise UserError(
-            f"{folder / damaged[0]} is damaged: it is not as {MANIFEST} says; give another checkpoint"
+            f"{folder / damaged[0]} is damaged: it does not match {MANIFEST}; give another checkpoint"
         )
     checkpoint = checkpoint or Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
@@ -191,15 +192,15 @@ def find_checkpoint(path: str | UPath) -> Checkpoint:
 
 
 def _damaged(checkpoint: Checkpoint) -> list[str]:
-    """The files of a checkpoint that are not as its manifest says."""
+    """The files of a checkpoint that do not match its manifest."""
     return [file.name for file in checkpoint.files if not _intact(checkpoint.path / file.name, file)]
 
 
 def _intact(path: UPath, file: StateFile) -> bool:
-    """Whether a file is as the manifest says.
+    """True if a file matches the manifest.
 
-    In a bucket its size will do: what arrived there was compared with a checksum, and reading it all would
-    be a download of gigabytes that the learners then repeat.
+    In a bucket the size is enough: uploads are compared with a checksum, and the learners download the gigabytes of
+    a checkpoint anyway.
     """
     try:
         if not is_local(path):

@@ -1,4 +1,4 @@
-"""A run's folder: who owns it, what it was started with, what may change when it goes on."""
+"""A run's folder: its owner, its record of sessions, and its check that fixed settings stay the same."""
 
 from __future__ import annotations
 
@@ -48,21 +48,20 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        record: where metrics, samples and events are written: `path`, or a folder of this machine that is
-            carried over to it where it lies in a bucket.
+        record: the folder for metrics, samples and events: `path`, or a local folder that is copied to a bucket.
         checkpoints: its training state.
-        say: takes what there is to tell while the run goes on.
+        report: called with messages for the user.
     """
 
     def __init__(self, config: Config, fresh: bool = False) -> None:
-        """Take the folder, making it when it is not there.
+        """Take the folder for this process alone; make it if it is not there.
 
         Args:
-            fresh: `begin` is to remove what an earlier run left in it.
+            fresh: remove an earlier run's files in `begin`.
 
         Raises:
-            UserError: another process owns it, it belongs to something else, or it was started with settings that
-                may not change.
+            UserError: another process owns it, it is not a run's folder, or it was started with other values of
+                settings that may not change.
             StorageError: it cannot be written.
         """
         assert config.run.name is not None
@@ -70,7 +69,7 @@ class RunFolder:
         self.path = storage_folder(config.storage) / config.run.name
         self.record = Path(self.path.path)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
-        self.say: Callable[[str], None] = print
+        self.report: Callable[[str], None] = print
         self._fresh = fresh
         self._begun = False
         self._mirror: Mirror | None = None
@@ -83,10 +82,10 @@ class RunFolder:
             raise
 
     def begin(self, teacher_digest: str, resume_from: str | None = None) -> None:
-        """Record the settings and this session; with `fresh`, after removing what was there.
+        """Record the settings and this session; with `fresh`, remove the earlier files first.
 
         Args:
-            resume_from: what the run branches from, as it was given.
+            resume_from: the checkpoint or run that this run branches from, as given by the user.
 
         Raises:
             UserError: the run began with another teacher.
@@ -95,38 +94,38 @@ class RunFolder:
         self._begun = True
         if not is_local(self.path):
             self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
-            mirror = Mirror(self.record, self.path, METRICS, self.check, lambda message: self.say(message))
+            mirror = Mirror(self.record, self.path, METRICS, self.check, lambda message: self.report(message))
             try:
                 mirror.fetch(METRICS, SAMPLES, TENSORBOARD)
             except BaseException:
                 shutil.rmtree(self.record, ignore_errors=True)
                 raise
             mirror.start()
-            self._mirror = mirror  # not before: a copy that was fetched in part must not go back
+            self._mirror = mirror  # only now: a partly fetched record must not be copied back
 
     def check(self) -> None:
-        """Raise RunFailed where the folder may be another process's by now, this one having been away too long."""
+        """Raise RunFailed if another process may own the folder by now."""
         still_owned(self._lock)
 
     def sync(self) -> None:
-        """See to it that what is recorded so far lies in `path`. Raises as `check`."""
+        """Copy the record so far to `path` if that is in a bucket. Raises as `check`."""
         self.check()
         if self._mirror is not None:
             self._mirror.sync()
 
     def remove_partial(self) -> None:
-        """Remove what a kill left of files that were being written."""
+        """Remove the files that a kill left half written."""
         remove_partial(self.path, *(self.path / name for name in (*FOLDERS.values(), SAMPLES)))
 
     def resumed_from(self) -> str | None:
-        """What the run was branched from, if it was."""
+        """The checkpoint or run that this run branched from, if any."""
         return (read_json(self.path / RECORD) or {}).get("resume_from")
 
     def close(self) -> None:
-        """Give the folder back, with all that is recorded in it.
+        """Copy the last of the record, and give up the ownership.
 
         Raises:
-            RunFailed: a bucket did not take the last of it; says where it lies.
+            RunFailed: the bucket cannot be written; the text names the local record.
         """
         mirror, self._mirror = self._mirror, None
         try:
@@ -152,7 +151,7 @@ class RunFolder:
         except RunFailed as failed:
             if error is None:
                 raise
-            self.say(str(failed))  # what ended the run is what it ends with
+            self.report(str(failed))  # the run ends with its first error
 
     def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
         if self._fresh:
@@ -189,7 +188,7 @@ class RunFolder:
             self._check_unchanged()
 
     def _owner(self) -> str:
-        """Whoever has the folder, as it says itself."""
+        """The owner's process and host."""
         owner = read_json(self.path / OWNER) or {}
         return f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}"
 
@@ -204,16 +203,16 @@ class RunFolder:
         if changed := _first_difference("", fixed_settings(before), fixed_settings(self.config)):
             where, old, new = changed
             raise UserError(
-                f"{self.path} was started with {where} = {old} and cannot go on with {new}: give another --run.name, "
+                f"{self.path} was started with {where} = {old} and cannot resume with {new}: give another --run.name, "
                 "or --fresh to start over"
             )
 
 
 def lock_folder(folder: UPath, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
-    """Take a folder for this process alone, making it when it is not there.
+    """Take a folder for this process alone; make it if it is not there.
 
     Args:
-        owner: returns the present owner's name, for the error.
+        owner: returns the present owner's name, for the error message.
 
     Raises:
         UserError: another process has it.

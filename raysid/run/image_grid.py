@@ -30,10 +30,9 @@ def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) 
     """Lay images out in rows.
 
     Args:
-        images: (N, C, H, W), N at least 1, C 1 or 3, in [-1, 1]; values beyond are cut off, NaN becomes grey.
+        images: (N, C, H, W), N at least 1, C 1 or 3, in [-1, 1]; values beyond are clipped, NaN becomes grey.
         columns: images in a row, at least 1; the last row may be shorter.
-        min_pixels: images are enlarged by the smallest whole factor that makes their shorter side at least
-            this many pixels: small ones stay crisp, and no image is made smaller.
+        min_pixels: least length of an image's shorter side; smaller images are enlarged by a whole factor.
 
     Returns:
         A picture of mode L (one channel) or RGB (three).
@@ -82,20 +81,22 @@ def beside(pictures: Sequence[Image.Image]) -> Image.Image:
 def save_grid(
     images: Tensor | np.ndarray, path: str | os.PathLike[str] | UPath, columns: int, min_pixels: int = 32
 ) -> None:
-    """Write `image_grid` of the images as a PNG, whatever the path's ending.
+    """Write `image_grid` of the images as a PNG, for any ending of the path.
 
     Raises:
-        OSError: the path cannot be written.
+        StorageError: the path cannot be written.
         ValueError: as `image_grid`.
     """
     from upath import UPath
 
+    from raysid.storage import storage_errors
+
     grid = image_grid(images, columns, min_pixels)
-    with UPath(path).open("wb") as file:
+    with storage_errors(path, "written"), UPath(path).open("wb") as file:
         grid.save(file, format="PNG")
 
 
 def _shades(pixels: np.ndarray) -> np.ndarray:
-    """[-1, 1] to 0..255."""
+    """Map [-1, 1] to 0..255."""
     finite = np.nan_to_num(pixels.astype(np.float32), nan=BACKGROUND, posinf=1, neginf=-1)
     return np.rint((finite.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

@@ -87,7 +87,7 @@ class Tracker:
         self._recorded = {
             (entry["kind"], name)
             for entry in entries
-            if entry["step"] == step and entry["kind"] != "bad_images"  # which are known by their names
+            if entry["step"] == step and entry["kind"] != "bad_images"  # `_bad_images` has these
             for name in entry
         }
         self._recorded_step = step

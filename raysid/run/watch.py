@@ -31,7 +31,7 @@ class RunState:
 
 
 def state_of(run: str) -> RunState:
-    """The latest state of a run: step, rates, losses, distance, how busy each role is, size of the pool.
+    """The latest state of a run: step, speed, losses, distance, busy shares of the roles, size of the pool.
 
     Args:
         run: the run's folder.

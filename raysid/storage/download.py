@@ -1,4 +1,4 @@
-"""Single files from elsewhere: a bucket or the web, copied whole into a cache of this machine by fsspec."""
+"""Download files of the web and of buckets into a cache on this machine."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from raysid.storage.buckets import BUCKETS
 from raysid.storage.failures import client_errors, foreign_errors, storage_error
 
 WEB = ("https", "http")
-SILENT_SECONDS = 60  # how long a server may say nothing; a file may take as long as it needs
+SILENT_SECONDS = 60  # without an answer; a whole file may take any time
 
 
 def cache_folder() -> Path:
-    """Where copies are kept: RAYSID_CACHE, else `~/.cache/raysid`."""
+    """The cache: RAYSID_CACHE, or `~/.cache/raysid`."""
     return Path(os.environ.get("RAYSID_CACHE") or Path.home() / ".cache" / "raysid")
 
 
 def file_name(path: str) -> str:
-    """The name of the file that a path or a URL names, without what stands behind a `?` of the web."""
+    """The last part of a path or a URL, without a URL's query."""
     return PurePosixPath(urlsplit(path).path if _protocol(path) in WEB else path).name
 
 
 def local_copy(path: str) -> Path:
-    """A file as one of this machine: itself, or a copy of what a URL names.
+    """Return a local file: `path` itself, or a copy of the file at a URL.
 
-    A copy is used again for a week; one of a bucket's file for as long as that does not change.
+    A copy from the web is reused for a week, a copy from a bucket as long as the object does not change.
 
     Args:
         path: a local path, `gs://...`, `s3://...` or `https://...`.
 
     Raises:
-        NotHere: there is no such file, or nothing here can reach it.
-        UserError: it is no path that files can be had from, or cannot be copied.
+        NotHere: there is no such file, or this machine cannot fetch it.
+        UserError: the protocol is not supported, or the cache cannot be written.
     """
     protocol = _protocol(path)
     if protocol in ("", "file"):
@@ -62,13 +62,13 @@ def local_copy(path: str) -> Path:
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
     except foreign_errors(path) as error:
-        if _is_of_disk(error):
+        if _is_disk_error(error):
             raise UserError(f"{path} cannot be copied to {folder}: {error.strerror}") from None
         reason = storage_error(error, path, "read").reason
         raise NotHere(f"{path} cannot be fetched from this machine: {reason}") from None
 
 
-def _is_of_disk(error: BaseException) -> TypeGuard[OSError]:
+def _is_disk_error(error: BaseException) -> TypeGuard[OSError]:
     """True if the cache's disk raised an error of a copy, False if the client of the web or of the bucket did."""
     # The clients' own OSErrors have no number, or (s3fs) the server's answer as their cause.
     of_client = isinstance(error, client_errors()) or isinstance(error.__cause__, client_errors())
@@ -81,7 +81,7 @@ def _cached(path: str, protocol: str, folder: Path) -> Path:
     else:
         bucket = UPath(path)
         remote, name = bucket.fs, bucket.path
-    # The cache's list is read when it is opened: two processes must not fetch the same file into one place.
+    # The cache reads its list when it is opened: two processes must not fetch the same file at a time.
     with filelock.FileLock(folder / ".lock"):
         cache = WholeFileCacheFileSystem(
             fs=remote, cache_storage=str(folder), check_files=True, skip_instance_cache=True
@@ -93,7 +93,7 @@ def _cached(path: str, protocol: str, folder: Path) -> Path:
 def _web() -> Any:
     import aiohttp
 
-    # aiohttp's own limit is five minutes for the whole of a file.
+    # By default aiohttp allows five minutes for a whole file.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
     return fsspec.filesystem("https", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
 

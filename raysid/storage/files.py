@@ -63,7 +63,7 @@ def write_new(path: UPath, content: bytes) -> None:
             path.fs.pipe_file(path.path, content, mode="create")
             return
         except OSError as error:
-            if not isinstance(error, FileExistsError) and not s3.is_taken(error):
+            if not isinstance(error, FileExistsError) and not s3.already_exists(error):
                 raise
     raise FileExistsError(f"there is a file {path}")
 

@@ -1,4 +1,4 @@
-"""Owning a folder: a lock on a file system; in a bucket, which has none, a lease with a heartbeat."""
+"""Ownership of a folder: a lock on a file system, a lease with a heartbeat in a bucket."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from raysid.storage.files import read_whole, remove_file, write_new, write_whole
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
-SETTLE_SECONDS = 1.0  # in which somebody who took the lease at the same moment has written it, too
+SETTLE_SECONDS = 1.0  # after which a process that took the lease at the same moment has written it, too
 
 
 class Lease:
-    """A lock as an object in a bucket, kept alive by a heartbeat; the interface is filelock's.
+    """A lock in a bucket, kept alive by a heartbeat, with filelock's interface.
 
-    It is there for the taking when its owner has not renewed it for a minute (clocks of machines that share a
-    bucket must agree within seconds), or at once when its owner was a process of this machine that has ended. Of
-    two that take one over within the same second, the one that comes too late notices at its next heartbeat.
+    A lease is free when its owner has not renewed it for a minute (the clocks of machines that share a bucket must
+    agree within seconds), or at once when its owner was a process of this machine that has ended. If two processes
+    take a free lease within the same second, the one that loses it notices at its next heartbeat.
 
     Args:
-        path: the object.
+        path: the object that is the lease.
     """
 
     def __init__(self, path: UPath) -> None:
@@ -44,10 +44,10 @@ class Lease:
         self._beat: threading.Thread | None = None
 
     def acquire(self, timeout: float = -1) -> Self:
-        """Take the lease, waiting for so many seconds for its owner; -1 waits for ever.
+        """Take the lease; wait up to `timeout` seconds for its owner, or for ever if -1.
 
         Raises:
-            filelock.Timeout: its owner is alive, as far as could be seen in that time.
+            filelock.Timeout: its owner still seems to be alive.
         """
         end = time.monotonic() + timeout
         while not self._take():
@@ -61,10 +61,10 @@ class Lease:
         return self
 
     def acquire_if_abandoned(self) -> Self:
-        """Take the lease, where need be after watching for a minute whether its owner still renews it.
+        """Take the lease if its owner does not renew it; watch an owner on another machine for a minute.
 
         Raises:
-            filelock.Timeout: it does.
+            filelock.Timeout: the owner renews it.
         """
         held = self._read()
         if held is None or _abandoned(held) or _on_this_machine(held):
@@ -75,7 +75,7 @@ class Lease:
         return self.acquire(timeout=0 if now is not None and now != held else SETTLE_SECONDS)
 
     def release(self) -> None:
-        """Give the lease back, where it is still ours."""
+        """Remove the lease if this process still owns it."""
         self._released.set()
         if self._beat is None:
             return
@@ -86,7 +86,7 @@ class Lease:
                 remove_file(self.path)
 
     def check(self) -> None:
-        """Raise RunFailed where another process has taken the lease, or may have."""
+        """Raise RunFailed if another process has taken the lease or may have."""
         silent = time.time() - self._renewed
         if self._taken.is_set() or silent > STALE_SECONDS:
             raise RunFailed(
@@ -101,7 +101,7 @@ class Lease:
         self.release()
 
     def _take(self) -> bool:
-        """Write the lease where nobody has it, and see whether it stays ours."""
+        """Write the lease if it is free; return True if this process owns it a moment later."""
         held = self._read()
         if held is not None and not _abandoned(held):
             return False
@@ -129,21 +129,21 @@ class Lease:
         now = time.time()
         content = json.dumps({"id": self.id, "renewed": now, **this_process()}).encode()
         if first:
-            # Of several who find nothing there the bucket lets one write.
+            # Of several processes that find no lease, one can write it.
             with contextlib.suppress(FileExistsError):
                 write_new(self.path, content)
         else:
             write_whole(self.path, content)
-        self._renewed = now  # not later: the bucket may have taken its time
+        self._renewed = now  # from before the write, which may have taken long
 
 
 def lock(path: UPath) -> filelock.BaseFileLock | Lease:
-    """A lock at a path, not yet taken."""
+    """A lock for a path, not taken yet."""
     return filelock.FileLock(path.path) if is_local(path) else Lease(path)
 
 
 def still_owned(held: filelock.BaseFileLock | Lease) -> None:
-    """Raise RunFailed where what was taken may be another's by now; a file system's lock cannot."""
+    """Raise RunFailed if another process may own the lock by now. A file system's lock cannot be lost."""
     if isinstance(held, Lease):
         held.check()
 
@@ -154,14 +154,14 @@ def this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "host": platform.node(),
         "machine": _machine(),
-        "started": _start_of(os.getpid()),
+        "started": _start_time(os.getpid()),
     }
 
 
 def _machine() -> str | None:
-    """What numbers processes here: this boot of this machine, and the container; None where that cannot be told.
+    """An identifier of this boot of this machine and of the container, within which process ids are unique.
 
-    A host's name will not do: containers of different machines may share one.
+    None where there is no /proc. (Containers of different machines may share a host name.)
     """
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -169,8 +169,8 @@ def _machine() -> str | None:
         return None
 
 
-def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None where there is no such process."""
+def _start_time(pid: int) -> str | None:
+    """Start time of a process in ticks since the machine's boot; None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -191,7 +191,7 @@ def is_running(owner: dict[str, Any]) -> bool | None:
         return not _abandoned(owner)
     if not _on_this_machine(owner):
         return None
-    return _start_of(int(owner["pid"])) == owner["started"]
+    return _start_time(int(owner["pid"])) == owner["started"]
 
 
 def _abandoned(held: dict[str, Any]) -> bool:
@@ -199,6 +199,6 @@ def _abandoned(held: dict[str, Any]) -> bool:
     try:
         if time.time() - float(held["renewed"]) > STALE_SECONDS:
             return True
-        return _on_this_machine(held) and _start_of(int(held["pid"])) != held["started"]
+        return _on_this_machine(held) and _start_time(int(held["pid"])) != held["started"]
     except (KeyError, TypeError, ValueError):
         return True

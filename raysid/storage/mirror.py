@@ -1,4 +1,4 @@
-"""Carrying what grows from a folder of this machine to a bucket, beside the work that writes it."""
+"""Copy a local folder that grows to a bucket, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ SECONDS = 15.0
 
 
 class Mirror:
-    """Keeps a folder in a bucket as a local one is, from a thread of its own.
+    """Keeps a copy of a local folder in a bucket, from a thread of its own.
 
-    What fails is tried again at the next turn, and said once. What was not carried over is lost when this process is
-    killed.
+    A failed copy is reported once and repeated every 15 seconds. A kill loses what was not copied yet.
 
     Args:
         local: the folder that is written to.
-        remote: its image. Files that the local one does not know are left alone.
-        last: the file that names the others: in the image it never names one that is not there.
-        guard: called before anything is carried over; what it raises keeps it from being.
-        say: takes what there is to tell.
+        remote: its copy. Files in it that were never in `local` stay as they are.
+        last: a file that names the others. It is copied last, so that the copy never names a missing file.
+        guard: called before every copy; an exception prevents the copy.
+        report: called with messages for the user.
     """
 
     def __init__(
@@ -37,21 +36,21 @@ class Mirror:
         remote: UPath,
         last: str = "",
         guard: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = print,
+        report: Callable[[str], None] = print,
     ) -> None:
         self.local, self.remote, self.last = local, remote, last
-        self._guard, self._say = guard, say
-        self._carried: dict[str, tuple[int, int]] = {}
+        self._guard, self._report = guard, report
+        self._copied: dict[str, tuple[int, int]] = {}
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._failing = False
         self._thread: threading.Thread | None = None
 
     def fetch(self, *names: str) -> None:
-        """Bring files, and all files of folders, from the bucket, so that they can be gone on with.
+        """Download files, and all files of folders, to continue them.
 
         Args:
-            names: of files, which have a dot, and of folders, which have none.
+            names: names of files, which have a dot, and of folders, which have none.
         """
         files = {name: self.remote / name for name in names if "." in name}
         for folder in (name for name in names if name not in files):
@@ -63,45 +62,49 @@ class Mirror:
                 with storage_errors(here, "written"):
                     here.parent.mkdir(parents=True, exist_ok=True)
                     here.write_bytes(content)
-                self._carried[name] = _signature(here)
+                self._copied[name] = _signature(here)
 
     def start(self) -> None:
-        """Begin to carry over what changes."""
+        """Start to copy changes."""
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
 
     def sync(self) -> None:
-        """Carry over all that has changed since the last time; what the bucket raises comes out."""
+        """Copy all changes since the last time.
+
+        Raises:
+            StorageError: the bucket cannot be written.
+        """
         with self._turn:
             self._guard()
-            # The list that names the others goes last, as it was before they were looked for.
+            # Read before the others are listed: it names no file that is missing from that list.
             last = self._changed(self.last)
             for path in sorted(self.local.rglob("*")):
                 name = str(path.relative_to(self.local))
                 if path.is_file() and name != self.last and not name.endswith(PARTIAL):
-                    self._carry(name, self._changed(name))
-            self._carry(self.last, last)
-            for name in [name for name in self._carried if not (self.local / name).exists()]:
+                    self._copy(name, self._changed(name))
+            self._copy(self.last, last)
+            for name in [name for name in self._copied if not (self.local / name).exists()]:
                 remove_file(self.remote / name)
-                del self._carried[name]
+                del self._copied[name]
 
     def _changed(self, name: str) -> tuple[tuple[int, int], bytes] | None:
-        """A file's content with its signature, where it is not the one that was carried over."""
+        """A file's signature and content, if it has changed since it was copied."""
         with storage_errors(self.local / name, "read"), suppress(FileNotFoundError, IsADirectoryError):
-            # Its size first: what is appended meanwhile goes along the next time.
+            # The size first: bytes appended in between are copied the next time.
             signature = _signature(self.local / name)
-            if self._carried.get(name) != signature:
+            if self._copied.get(name) != signature:
                 return signature, (self.local / name).read_bytes()
         return None
 
-    def _carry(self, name: str, changed: tuple[tuple[int, int], bytes] | None) -> None:
+    def _copy(self, name: str, changed: tuple[tuple[int, int], bytes] | None) -> None:
         if changed is not None:
             signature, content = changed
             write_whole(self.remote / name, content)
-            self._carried[name] = signature
+            self._copied[name] = signature
 
     def close(self) -> None:
-        """Carry over what is left, and end."""
+        """Copy the last changes, and end the thread."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -115,7 +118,7 @@ class Mirror:
                 self._failing = False
             except (StorageError, RunFailed) as error:
                 if not self._failing:
-                    self._say(f"{error}; trying again")
+                    self._report(f"{error}; trying again")
                 self._failing = True
 
 

@@ -218,7 +218,7 @@ class _Distillation:
             ProgressLine("distill", total, start.images if start else 0, size) as self.progress,
             workers_for(self.config, str(self.folder.path / ".ray-train")) as self.workers,
         ):
-            self.folder.say = self.progress.message
+            self.folder.report = self.progress.message
             if start is not None:
                 self.progress.message(f"resuming from {start.path}, step {start.step:,}")
             while True:

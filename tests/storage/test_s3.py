@@ -23,7 +23,7 @@ from raysid.data import ImageSource, open_source
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import lease, read_whole, storage_folder, write_new, write_whole
 from raysid.storage.lease import Lease
-from raysid.storage.s3 import is_taken
+from raysid.storage.s3 import already_exists
 from tests.support.bucket_server import BUCKET, Connection, in_bucket, s3_environment, s3_server
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
 
@@ -108,8 +108,10 @@ def test_of_several_who_write_what_is_not_there_one_does(s3: str) -> None:
 def test_servers_say_in_several_ways_that_something_is_there(code: str) -> None:
     """Without the condition that failed, as others than AWS do; or while another is at it."""
     error = translate_boto_error(ClientError({"Error": {"Code": code}}, "PutObject"))
-    assert type(error) is OSError and is_taken(error)
-    assert not is_taken(translate_boto_error(ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")))
+    assert type(error) is OSError and already_exists(error)
+    assert not already_exists(
+        translate_boto_error(ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject"))
+    )
 
 
 def test_of_several_at_once_one_gets_a_lease(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def test_a_bucket_that_stays_away_for_a_while_loses_nothing(
 
     monkeypatch.setattr(mirror, "write_whole", write)
     monkeypatch.setattr(mirror, "SECONDS", 0.05)
-    copy = Mirror(tmp_path, place, say=said.append)
+    copy = Mirror(tmp_path, place, report=said.append)
     (tmp_path / "metrics.jsonl").write_bytes(b"1\n")
     copy.start()
     wait_until(lambda: tried > 3, 10, "attempts")

@@ -311,20 +311,20 @@ def test_a_teachers_folder_that_holds_something_else(desk: Desk) -> None:
 
 
 FORBIDDEN = [
-    ("method.alpha", "1.3", "method.alpha = 1.0 and cannot go on with 1.3"),
+    ("method.alpha", "1.3", "method.alpha = 1.0 and cannot resume with 1.3"),
     ("method.adversarial", "null", "method.adversarial"),
-    ("method.adversarial.group_size", "4", "method.adversarial.group_size = 8 and cannot go on with 4"),
-    ("schedule", "alternating", "schedule = overlapped and cannot go on with alternating"),
-    ("seed", "1", "seed = 0 and cannot go on with 1"),
-    ("batch_size", "64", "batch_size = 32 and cannot go on with 64"),
-    ("precision", "bf16", "precision = float32 and cannot go on with bf16"),
-    ("teacher.precision", "bf16", "teacher.precision = None and cannot go on with bf16"),
-    ("compute.tf32", "true", "compute.tf32 = False and cannot go on with True"),
-    ("data.shuffle_window", "500", "data.shuffle_window = 16384 and cannot go on with 500"),
-    ("generator.lr", "1e-5", "generator.lr = 0.001 and cannot go on with 1e-05"),
-    ("generator.dropout", "null", "generator.dropout = 0.1 and cannot go on with None"),
+    ("method.adversarial.group_size", "4", "method.adversarial.group_size = 8 and cannot resume with 4"),
+    ("schedule", "alternating", "schedule = overlapped and cannot resume with alternating"),
+    ("seed", "1", "seed = 0 and cannot resume with 1"),
+    ("batch_size", "64", "batch_size = 32 and cannot resume with 64"),
+    ("precision", "bf16", "precision = float32 and cannot resume with bf16"),
+    ("teacher.precision", "bf16", "teacher.precision = None and cannot resume with bf16"),
+    ("compute.tf32", "true", "compute.tf32 = False and cannot resume with True"),
+    ("data.shuffle_window", "500", "data.shuffle_window = 16384 and cannot resume with 500"),
+    ("generator.lr", "1e-5", "generator.lr = 0.001 and cannot resume with 1e-05"),
+    ("generator.dropout", "null", "generator.dropout = 0.1 and cannot resume with None"),
     ("fake_score.betas", "[0.9, 0.999]", "fake_score.betas"),
-    ("ema.halflife_images", "6000", "ema.halflife_images = 200 and cannot go on with 6000"),
+    ("ema.halflife_images", "6000", "ema.halflife_images = 200 and cannot resume with 6000"),
 ]
 ALLOWED = {
     "data.origin": "elsewhere",
@@ -391,7 +391,7 @@ def test_the_tmax_that_a_run_recorded_need_not_be_given(desk: Desk) -> None:
     write_recipe(tiny_config(str(desk.teacher), desk.storage, "mine"), desk.recipe)
     other = save_teacher(desk.root / "other", digits_network(9))  # which is looked at after the settings
     assert "was started with another teacher" in desk.refuses_distilling("--teacher.path", other)
-    assert "cannot go on with 700" in desk.refuses_distilling("--method.tmax", "700")
+    assert "cannot resume with 700" in desk.refuses_distilling("--method.tmax", "700")
 
 
 def test_a_run_whose_record_cannot_be_read(desk: Desk) -> None:

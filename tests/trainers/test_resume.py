@@ -263,7 +263,7 @@ def test_fresh_starts_over(whole_run: Path, whole_config: Config, tmp_path: Path
     """What could not go on (another seed) starts over; nothing of the old run is left."""
     config = copied(whole_run, whole_config, tmp_path, seed=5, placement="local")
     (run_of(config) / "samples" / "step-00000003.png").touch()
-    with pytest.raises(UserError, match="seed = 0 and cannot go on with 5"):
+    with pytest.raises(UserError, match="seed = 0 and cannot resume with 5"):
         distill(config)
     distill(config, fresh=True)
     assert lines_of(run_of(config), "train")[0]["step"] == 2
