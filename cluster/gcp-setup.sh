@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what cluster/gcp.yaml stands on: a network that the internet cannot reach, a registry, a bucket, two
-# service accounts. Again: makes only what is missing.
+# Makes what cluster/gcp.yaml needs: a network that the internet cannot reach, a registry, a bucket and two service
+# accounts. A second run makes only what is missing.
 #   cluster/gcp-setup.sh PROJECT REGION BUCKET       as in: cluster/gcp-setup.sh my-project us-central1 my-bucket
 set -euo pipefail
 
@@ -10,9 +10,9 @@ if [ $# -ne 3 ]; then
 fi
 project=$1 region=$2 bucket=$3
 network=raysid subnet_range=10.80.0.0/20
-proxy_range=35.235.240.0/20  # Google's identity-aware proxy, which lets in whom your project's roles let in
+proxy_range=35.235.240.0/20  # of Google's identity-aware proxy, which admits users by your project's roles
 
-# make DESCRIBE... -- CREATE...: runs the second command unless the first finds the thing.
+# make DESCRIBE... -- CREATE...: runs the second command unless the first succeeds.
 make() {
   local describe=()
   while [ "$1" != -- ]; do
@@ -26,8 +26,8 @@ make() {
 gcloud services enable compute.googleapis.com iap.googleapis.com iam.googleapis.com storage.googleapis.com \
   artifactregistry.googleapis.com cloudresourcemanager.googleapis.com --project="$project"
 
-# A network without external addresses. Private Google access reaches buckets and the registry; the NAT lets the
-# machines out to the rest, and nobody in.
+# A network without external addresses. Private Google access reaches buckets and the registry; the NAT allows
+# outgoing connections to the internet and no incoming ones.
 make gcloud compute networks describe "$network" -- \
   gcloud compute networks create "$network" --subnet-mode=custom
 make gcloud compute networks subnets describe "$network" --region="$region" -- \
@@ -39,8 +39,7 @@ make gcloud compute routers nats describe "$network" --router="$network" --regio
   gcloud compute routers nats create "$network" --router="$network" --region="$region" \
   --auto-allocate-nat-external-ips --nat-all-subnet-ip-ranges
 
-# A network of one's own lets nothing in but what these two rules name: the cluster's machines among themselves,
-# and SSH from the proxy.
+# A custom network admits nothing but these two rules: traffic between the cluster's machines, and SSH from the proxy.
 make gcloud compute firewall-rules describe raysid-internal -- \
   gcloud compute firewall-rules create raysid-internal --network="$network" --direction=INGRESS \
   --allow=tcp,udp,icmp --source-tags=raysid --target-tags=raysid
@@ -54,8 +53,8 @@ make gcloud storage buckets describe "gs://$bucket" -- \
   gcloud storage buckets create "gs://$bucket" --location="$region" --uniform-bucket-level-access \
   --public-access-prevention
 
-# The head's account bears the name under which Ray looks for it; Ray adds the roles that start machines.
-# The workers' account can read images and use the bucket, and nothing else.
+# Ray looks for the head's account by this name and adds the roles that start machines. The workers' account can read
+# images and use the bucket, and nothing else.
 for account in ray-autoscaler-sa-v1 raysid-worker; do
   email="$account@$project.iam.gserviceaccount.com"
   make gcloud iam service-accounts describe "$email" -- gcloud iam service-accounts create "$account"

@@ -1,7 +1,7 @@
-"""The "cloud" of the cluster on one machine: its nodes are Ray processes here.
+"""Node provider of the autoscaling cluster on one machine: a node is a Ray process.
 
-Ray's own provider for tests starts nodes that share one folder, in which one node's runtime environment can
-delete another's; here each node has a folder of its own, as on machines of their own.
+Ray's own provider for tests starts nodes that share one folder, in which one node's runtime environment can delete
+another's; here each node has its own folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STOP_SECONDS = 15
 
 
 class LocalNodeProvider(FakeMultiNodeProvider):  # type: ignore[misc]
-    """Starts a node by `ray start` and ends it by a signal. Called by the autoscaler alone.
+    """Starts a node by `ray start` and ends it by a signal. Only the autoscaler calls it.
 
     Settings under `provider` in the cluster's file: `gcs_address`, and `folder` for the nodes' files.
     """
@@ -82,7 +82,7 @@ class LocalNodeProvider(FakeMultiNodeProvider):  # type: ignore[misc]
             self._nodes[node] = {"tags": own | tags, "node": process}
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        """The nodes that are there; one that was killed, as a spot machine is taken away, is there no longer."""
+        """The running nodes. A killed node, like a preempted spot machine, is removed from the list."""
         with self.lock:
             for node, known in list(self._nodes.items()):
                 if "node" in known and known["node"].poll() is not None:
@@ -91,7 +91,7 @@ class LocalNodeProvider(FakeMultiNodeProvider):  # type: ignore[misc]
 
     def _terminate_node(self, node: dict[str, Any]) -> None:
         process = node["node"]
-        process.terminate()  # `ray start --block` ends what it started
+        process.terminate()  # `ray start --block` ends its own processes
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

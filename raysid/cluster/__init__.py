@@ -1,1 +1,1 @@
-"""Connecting to a Ray cluster, and submitting a run to one as a job."""
+"""Connect to a Ray cluster, or submit a command to one as a job."""

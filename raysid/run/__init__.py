@@ -1,1 +1,1 @@
-"""A run's folder and everything in it: settings, checkpoints, metrics, TensorBoard events, pictures, progress."""
+"""A run's folder and its contents: settings, checkpoints, metrics, events, pictures; progress on the terminal."""
