@@ -1,6 +1,6 @@
-"""A run on a cluster that gains a node, and loses it again: `python -m tests.trainers.elastic_run RECIPE RUN`.
+"""A run on a cluster that gains a node and loses it: `python -m tests.trainers.elastic_run RECIPE RUN`.
 
-A process of its own: a cluster of several nodes cannot be made where another one is joined.
+It is a separate process because a process can join only one cluster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECONDS = 150
 
 
 def main(recipe: str, run: Path) -> int:
-    """Distil the recipe, whose workers each take a `slot`; the run's exit code."""
+    """Distil the recipe, whose workers each need one `slot`; return the exit code."""
     head = {"num_cpus": 2, "resources": {"slot": 1}, "include_dashboard": False}
     cluster: Any = Cluster(initialize_head=True, head_node_args=head)
     command = [sys.executable, "-m", "raysid", "distill", recipe]
@@ -37,7 +37,7 @@ def main(recipe: str, run: Path) -> int:
 
 
 def workers_of(run: Path) -> list[int]:
-    """How many workers the run has had, at each of its lines of metrics."""
+    """The number of workers in each of the run's lines of metrics."""
     lines = lines_of(run, "perf") if (run / "metrics.jsonl").exists() else []
     return [int(line["replicas/worker"]) for line in lines]
 

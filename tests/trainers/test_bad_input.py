@@ -1,4 +1,4 @@
-"""What bad input gets, as a user meets it: exit code 2, one line, at once, nothing started, nothing lost."""
+"""Bad input, as a user meets it: exit code 2 and one line at once; nothing is started and nothing is lost."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Desk:
-    """A folder with a storage, a teacher, a recipe of SiDA, and a place where Ray would leave traces.
+    """A folder with a storage, a teacher, a recipe of SiDA, and a folder in which Ray would leave files.
 
     Attributes:
-        root: everything lies in it; commands are given in it.
-        storage: where the runs are; `run` is that of the recipe.
-        teacher: a whole teacher for the digits.
-        recipe: the user's own file, with this storage and teacher.
+        root: the folder that holds the rest; commands run in it.
+        storage: the folder of runs; `run` is the folder of the recipe's run.
+        teacher: a valid teacher for the digits.
+        recipe: the user's recipe file, with this storage and teacher.
     """
 
     root: Path
@@ -59,7 +59,7 @@ class Desk:
         return self.root / "mine.yaml"
 
     def raysid(self, *arguments: Any) -> subprocess.CompletedProcess[str]:
-        """The command, in a process of its own that nothing tells of a cluster."""
+        """Run the command in a new process, without Ray's environment variables."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
         return subprocess.run(
             [sys.executable, "-m", "raysid", *map(str, arguments)],
@@ -71,10 +71,10 @@ class Desk:
         )
 
     def refused(self, *arguments: Any, process: bool = False) -> str:
-        """Run a command that must be refused without changing anything; returns its line.
+        """Run a command that must be refused without changing anything; return its error line.
 
         Args:
-            process: run it as a user does. In this process otherwise, which spares seconds of importing.
+            process: run it in a new process, as a user does; else in this process, which saves seconds of imports.
         """
         before = self.snapshot()
         if process:
@@ -91,7 +91,7 @@ class Desk:
         return stderr.removeprefix("raysid: error: ")
 
     def snapshot(self) -> dict[str, bytes | None]:
-        """Every file with its content and every folder, but for who was the last to hold a run's lock."""
+        """Every file with its content and every folder, except records of the last owner of a run's lock."""
         return {
             str(path.relative_to(self.root)): path.read_bytes() if path.is_file() else None
             for path in self.root.rglob("*")
@@ -99,15 +99,15 @@ class Desk:
         }
 
     def refuses_distilling(self, *arguments: Any, process: bool = False) -> str:
-        """`refused` for a distillation by this desk's recipe."""
+        """`refused` for a distillation with this desk's recipe."""
         return self.refused("distill", self.recipe, *arguments, process=process)
 
     def run_folder(self, **overrides: str) -> RunFolder:
-        """The recipe's run, as a process that owns it has it."""
+        """The folder of the recipe's run, owned by this process."""
         return RunFolder(load_recipe(str(self.recipe), overrides, kind="distill"))
 
     def begin_run(self) -> None:
-        """A run that has begun: its settings, and one checkpoint."""
+        """Begin a run: record its settings and write one checkpoint."""
         folder = self.run_folder()
         folder.begin(weights_digest(self.teacher))
         files = [
@@ -124,7 +124,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     desk = Desk(tmp_path)
     (desk.root / "ray").mkdir()
     save_teacher(desk.teacher, digits_network(0))
-    # A run records the tmax of its teacher's noise process; the record that `begin_run` makes has it from here.
+    # A run records the tmax of its teacher's noise process; `begin_run` records the one given here.
     write_recipe(tiny_config(str(desk.teacher), desk.storage, "mine", method__tmax=800), desk.recipe)
 
     def started(*_: Any, **__: Any) -> None:
@@ -244,7 +244,7 @@ def test_augmentation_with_a_teacher_yet_to_be_trained(desk: Desk) -> None:
 
 
 def test_a_teacher_that_says_nonsense_of_its_sampler(desk: Desk) -> None:
-    """It would be met at the end of the run, when the teacher is measured."""
+    """Otherwise the run would fail at its end, when the teacher is evaluated."""
     save_teacher(desk.teacher, digits_network(0), sampler_steps="many")
     assert "trained.sampler_steps is 'many'" in desk.refuses_distilling()
 
@@ -297,7 +297,7 @@ def test_a_teachers_folder_that_cannot_be_written(desk: Desk) -> None:
 
 
 def test_a_teachers_folder_that_holds_something_else(desk: Desk) -> None:
-    """Neither taken for the teacher asked for, nor written over."""
+    """It is neither used as the requested teacher nor overwritten."""
     generator = save_generator(desk.root / "generator", digits_network(1))
     line = desk.refused("pretrain", "digits-teacher", "--out", generator)
     assert "holds a generator, where a teacher is needed" in line
@@ -367,7 +367,7 @@ def test_every_setting_that_may_not_change_is_named(desk: Desk, field: str, valu
         desk.run_folder(**{field: value})
     assert f"was started with {words}" in str(caught.value)
     assert desk.snapshot() == before
-    desk.run_folder().close()  # the refused one holds no lock
+    desk.run_folder().close()  # the refused command holds no lock
 
 
 @pytest.mark.parametrize("field", ALLOWED)
@@ -389,7 +389,7 @@ def test_a_resume_with_another_teacher(desk: Desk) -> None:
 def test_the_tmax_that_a_run_recorded_need_not_be_given(desk: Desk) -> None:
     desk.begin_run()
     write_recipe(tiny_config(str(desk.teacher), desk.storage, "mine"), desk.recipe)
-    other = save_teacher(desk.root / "other", digits_network(9))  # which is looked at after the settings
+    other = save_teacher(desk.root / "other", digits_network(9))  # checked after the settings
     assert "was started with another teacher" in desk.refuses_distilling("--teacher.path", other)
     assert "cannot resume with 700" in desk.refuses_distilling("--method.tmax", "700")
 
@@ -409,7 +409,7 @@ def test_a_run_whose_record_cannot_be_read(desk: Desk) -> None:
 
 @contextmanager
 def in_use(desk: Desk) -> Iterator[int]:
-    """Another process owns the run until the block ends; its pid."""
+    """Have another process own the run until the block ends; yield its pid."""
     program = (
         "import sys\nfrom raysid.recipes import load_recipe\nfrom raysid.run.folder import RunFolder\n"
         f"folder = RunFolder(load_recipe({str(desk.recipe)!r}))\nprint('mine', flush=True)\nsys.stdin.read()"
@@ -430,7 +430,7 @@ def test_a_second_run_in_a_folder_in_use(desk: Desk, extra: list[str]) -> None:
     with in_use(desk) as pid:
         line = desk.refuses_distilling(*extra, process=not extra)
     assert f"{desk.run} is in use by process {pid}" in line and "--run.name" in line
-    desk.run_folder().close()  # free again with the process's end
+    desk.run_folder().close()  # released at the process's end
 
 
 def test_fresh_with_a_bad_teacher_keeps_the_old_run(desk: Desk) -> None:

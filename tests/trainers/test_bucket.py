@@ -1,4 +1,4 @@
-"""Runs in a bucket: real servers of Google Cloud Storage and of S3, and connections to them that often fail."""
+"""Runs in a bucket, with local servers of Google Cloud Storage and S3 and connections that often fail."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from tests.trainers.test_pretrain import tiny_pretrain
 
 @dataclass(frozen=True)
 class BucketRun:
-    """A finished run; all but the `good` one were killed once and finished by the same command."""
+    """A finished run. All but the `good` one were killed once and then resumed by the same command."""
 
     url: str
     config: Config
@@ -67,7 +67,7 @@ class BucketRun:
 
 
 def environment(address: str, protocol: str = "gs") -> dict[str, str]:
-    """What the processes of a run go by."""
+    """Environment variables that direct a run's processes to a server."""
     if protocol == "s3":
         return s3_environment(address)
     return {"STORAGE_EMULATOR_HOST": address}
@@ -115,7 +115,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def second_owner(owner: Command, recipe: Path, log: Path) -> str:
-    """What somebody reads who starts the same run while its owner is at it."""
+    """The output of a second process that starts the same run while its owner is running."""
     owner.wait_for("real images of")
     other = Command("distill", recipe, log=log)
     assert other.wait(120) == 2, other.output
@@ -182,7 +182,7 @@ def test_tensorboard_reads_it_where_it_lies(finished: BucketRun, monkeypatch: py
 def test_the_training_goes_on_while_a_checkpoint_is_written(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files reach the bucket only once two more steps are done."""
+    """The checkpoint's files are held back until two more steps are done."""
     connection = Connection(server, bad=False)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
     taken: list[int] = []
@@ -242,7 +242,7 @@ def test_a_run_on_images_converted_over_a_bad_connection_is_the_one_on_a_folder(
         tiny_teacher(tmp_path / "teacher"),
         tmp_path,
         data__source=folder,
-        data__shuffle_window=40,  # so that it is read in parts, and again in each epoch
+        data__shuffle_window=40,  # smaller than the set: shards are read in parts, and again in each epoch
         total_images=SOME_STEPS * BATCH,
     )
     recipe = write_recipe(config, tmp_path / "tiny.yaml")
@@ -255,10 +255,10 @@ def test_a_run_on_images_converted_over_a_bad_connection_is_the_one_on_a_folder(
 
 @pytest.fixture
 def going(server: str, tmp_path: Path) -> Iterator[tuple[Connection, str, str]]:
-    """A connection to a bucket that is gone after so many requests for images; their URL, and the same images here.
+    """A connection that fails after GONE_AFTER requests for images, the images' URL, and a local copy of them.
 
-    Those of some dozen epochs are read by then: Ray Data reads a thousand images at a time, and several times that
-    ahead.
+    By then the images of a dozen epochs have been read: Ray Data reads a thousand images at a time, and several
+    thousand ahead.
     """
     connection = Connection(server, bad=False)
     local = write_parquet(tmp_path / "images.parquet", digit_pictures(IMAGES), group=50)
@@ -361,7 +361,7 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(server: str, tmp_path
 def test_a_teacher_and_a_search_lie_in_a_bucket_too(
     protocol: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray Train and Ray Tune keep their own state there; a killed search is finished by the same command."""
+    """Ray Train and Ray Tune keep their state in the bucket; the same command finishes a killed search."""
     server = request.getfixturevalue("s3" if protocol == "s3" else "server")
     for name, value in environment(server, protocol).items():
         monkeypatch.setenv(name, value)

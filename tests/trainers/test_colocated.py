@@ -1,4 +1,4 @@
-"""`placement: colocated`: workers of Ray Train come to what one process comes to, and a lost one is restored."""
+"""`placement: colocated`: Ray Train's workers give the results of one process, and a lost worker is restored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORKER = "ray::RayTrainWorker"
 
 
 def colocated(teacher: str, storage: Path, workers: int = 2, **changes: Any) -> Config:
-    """`tiny_config` in so many workers."""
+    """`tiny_config` with colocated workers."""
     return tiny_config(teacher, storage, placement="colocated", colocated__num_workers=workers, **changes)
 
 
@@ -43,7 +43,7 @@ def colocated(teacher: str, storage: Path, workers: int = 2, **changes: Any) -> 
 def test_workers_come_to_what_three_actors_come_to(
     whole_run: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    """A whole SiDA run of two microbatches a step: bit for bit, and the same record; nothing of Ray Train stays."""
+    """A whole SiDA run, two microbatches a step: same bits and same record; no files of Ray Train are left."""
     config = colocated(teacher, tmp_path, workers)
     distill(config)
     number = "2 workers" if workers == 2 else "1 worker"
@@ -58,7 +58,7 @@ def test_workers_come_to_what_three_actors_come_to(
 def test_three_workers_come_to_the_same_but_for_rounding(
     ray_cluster: None, teacher: str, tmp_path: Path, schedule: str
 ) -> None:
-    """Shares of 8, 8 and 16 images: a batch need not divide."""
+    """Shares of 8, 8 and 16 images: the batch need not divide evenly."""
     changes = {
         "microbatch_size": None,
         "schedule": schedule,
@@ -80,7 +80,7 @@ def test_three_workers_come_to_the_same_but_for_rounding(
 def test_a_killed_worker_is_restored_bit_for_bit(
     whole_run: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    """Ray Train starts the workers anew; the run goes back to its newest checkpoint, and says why."""
+    """Ray Train restarts the workers; the run restores its newest checkpoint and reports the loss."""
     config = colocated(teacher, tmp_path, workers)
     moment = in_a_step(run_of(config), random.Random(3), last=LAST)
     with killing(WORKER, moment) as killings:
@@ -106,7 +106,7 @@ def test_too_many_losses_end_the_run(ray_cluster: None, teacher: str, tmp_path: 
 def test_a_run_moves_between_placements(
     whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path
 ) -> None:
-    """Begun by three actors, then two workers, then one process: as if nothing had happened."""
+    """Begun on three actors, resumed on two workers, then in one process: the results are the same."""
     config = continued(whole_run, whole_config, tmp_path, before=9, placement="colocated")
     config = config.model_copy(
         update={
@@ -122,7 +122,7 @@ def test_a_run_moves_between_placements(
 
 @SLOW
 def test_workers_grow_with_the_cluster_and_go_on_with_fewer(teacher: str, tmp_path: Path) -> None:
-    """A node comes and goes while the run trains: 1, 2 and 1 workers, and the weights of one process."""
+    """A node joins and leaves during training: 1, 2 and 1 workers, and the weights of one process."""
     changes = {"total_images": 600 * BATCH, "checkpoint__every_images": 50 * BATCH}
     changes |= {"tracking__log_every_images": 20 * BATCH, "evaluation__every_images": 600 * BATCH}
     config = colocated(
@@ -149,7 +149,7 @@ def test_workers_grow_with_the_cluster_and_go_on_with_fewer(teacher: str, tmp_pa
 
 
 def test_workers_share_a_batch_without_a_gap(teacher: str, tmp_path: Path) -> None:
-    """Groups that are judged together stay together; each image is in one share."""
+    """Groups of the discriminator are not split; each image is in exactly one share."""
     for workers in (1, 2, 3, 4):
         config = colocated(teacher, tmp_path, workers, microbatch_size=16)
         cut = [at for rank in range(workers) for at in microbatches(config, 5, Share(rank, workers))]

@@ -1,4 +1,4 @@
-"""`compute`: what changes speed or memory changes no result beyond rounding, in any role."""
+"""`compute`: settings for speed and memory change results by rounding at most, in every role."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SMALLEST: dict[str, Any] = {
 
 
 def network(kind: str, dropout: float = 0.0, **changes: Any) -> Network:
-    """A small network with attention, every parameter off zero; equal weights at every call."""
+    """A small network with attention and no zero parameters; the same weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         made: Network
@@ -98,7 +98,7 @@ def batch(made: Network, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def pulls(made: Network) -> list[Tensor]:
-    """What a scorer makes of two microbatches under way at a time: predictions, logits, pulls."""
+    """A scorer's predictions, logits and pulls of two microbatches in flight."""
     made.eval().requires_grad_(False)
     with_logits = isinstance(made, EDMDenoiser)
     scored = []
@@ -113,7 +113,7 @@ def pulls(made: Network) -> list[Tensor]:
 
 
 def gradients(made: Network) -> list[Tensor]:
-    """What a learner makes of two microbatches, scoring in between: the weights' gradients."""
+    """A learner's gradients of the weights after two microbatches, with scoring in between."""
     for seed in (3, 4):
         made.train().requires_grad_(True)
         x_t, t, cond = batch(made, seed)
@@ -147,7 +147,7 @@ def test_checkpointed_networks_give_the_same_bits(kind: str) -> None:
 
 @pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
 def test_a_checkpointed_run_comes_to_the_same_bits(teacher: str, tmp_path: Path, schedule: str) -> None:
-    """SiDA with dropout, two microbatches under way, one scored again for want of its graph."""
+    """SiDA with dropout and two microbatches in flight, one of them recomputed because its graph was evicted."""
     changes = {"microbatches_in_flight": 2, "teacher__graphs_kept": 1, "schedule": schedule}
     plain = tiny_config(teacher, tmp_path, **changes)
     checkpointed = tiny_config(teacher, tmp_path, **changes, **CHECKPOINTED)
@@ -157,7 +157,7 @@ def test_a_checkpointed_run_comes_to_the_same_bits(teacher: str, tmp_path: Path,
 
 
 def test_what_a_role_does_between_does_not_reach_a_kept_graph(teacher: str, tmp_path: Path) -> None:
-    """What is computed again is computed in the mode of its first time."""
+    """Recomputation uses the mode (train or eval) of the first computation."""
     found = []
     for changes in ({}, CHECKPOINTED):
         inputs, source = inputs_for(tiny_config(teacher, tmp_path, **changes))
@@ -179,7 +179,7 @@ def test_what_a_role_does_between_does_not_reach_a_kept_graph(teacher: str, tmp_
 
 
 def kept_bytes(teacher: str, folder: Path, **changes: Any) -> int:
-    """What a scorer keeps of a scored microbatch, beside its weights."""
+    """The bytes that a scorer keeps of a scored microbatch, without its weights."""
     scorer = build_teacher(teacher, tiny_config(teacher, folder, **changes))
     weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.network.parameters()}
     kept: dict[int, int] = {}
@@ -199,7 +199,7 @@ def kept_bytes(teacher: str, folder: Path, **changes: Any) -> int:
 
 
 def test_a_checkpointed_scorer_keeps_a_third(teacher: str, tmp_path: Path) -> None:
-    """A scorer's memory is its weights and the graphs that it keeps: no optimizer, no gradients of weights."""
+    """A scorer holds its weights and the kept graphs, but no optimizer and no gradients of weights."""
     plain = kept_bytes(teacher, tmp_path)
     assert 0 < kept_bytes(teacher, tmp_path, **CHECKPOINTED) < plain / 3
     assert kept_bytes(teacher, tmp_path, teacher__compute__activation_checkpointing=True) < plain / 3
@@ -262,7 +262,7 @@ def test_channels_last_is_the_same_up_to_rounding(kind: str) -> None:
 def test_a_run_goes_on_with_other_options(
     teacher: str, tmp_path: Path, first: dict[str, bool], then: dict[str, bool]
 ) -> None:
-    """From a checkpoint of either way: weights, Adam's moments and the average mean the same in the other."""
+    """Checkpoints are interchangeable: weights, Adam's moments and the average mean the same either way."""
     settings = {**WITHOUT_DROPOUT, "generator__betas": [0.5, 0.9], "fake_score__betas": [0.5, 0.9]}
     plain = tiny_config(teacher, tmp_path, **settings)
     start, _ = local_end(plain, tmp_path / "start", 0)
@@ -282,7 +282,7 @@ def test_a_run_goes_on_with_other_options(
 
 
 def assert_near(start: Weights, ours: Weights, theirs: Weights) -> None:
-    """The difference of two ends is under 2% of the change since the start, for each learner."""
+    """For each learner the difference of two results is under 2% of the change since the start."""
     for learner in ("generator.network.", "generator.ema.", "fake_score.network."):
         names = [name for name in theirs if name.startswith(learner)]
         change, error = (
@@ -370,7 +370,7 @@ def test_without_a_compiler_a_run_says_so(teacher: str, tmp_path: Path) -> None:
     [*((kind, False) for kind in KINDS), ("SongUNet", True)],
 )
 def test_compiled_networks_give_the_same_up_to_rounding(kind: str, checkpointed: bool) -> None:
-    """Pulls and weights' gradients, two microbatches under way, each network in all its modes."""
+    """Pulls and gradients with two microbatches in flight, each network in all its modes."""
     plain = network(kind, **SMALLEST)
     compiled = equipped(network(kind, **SMALLEST), compile=True, activation_checkpointing=checkpointed)
     assert_same(compiled.state_dict(), plain.state_dict())
@@ -412,7 +412,7 @@ def test_a_compiled_run_is_the_same_up_to_rounding(tmp_path: Path, precision: st
 @SLOW
 @COMPILING
 def test_compiled_actors_come_to_the_same_as_one_compiled_process(ray_cluster: None, tmp_path: Path) -> None:
-    """With dropout; and an uncompiled run goes on from the checkpoint."""
+    """With dropout; an uncompiled run can resume from the checkpoint."""
     teacher = save_teacher(tmp_path / "teacher", network("SongUNet", **SMALLEST))
     config = tiny_config(teacher, tmp_path, **COMPILED)
     check_local_and_split(config, tmp_path)

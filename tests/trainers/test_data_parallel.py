@@ -1,4 +1,4 @@
-"""Learners of several ranks come to what learners of one come to, and are restored when a rank is lost."""
+"""Learners of several ranks give the results of one rank, and are restored when a rank is lost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SID: dict[str, Any] = {"method__adversarial": None}
 
 
 def ranks(generator: int, fake_score: int) -> dict[str, int]:
-    """Settings of `tiny_config` for so many ranks of each learner."""
+    """Settings of `tiny_config` for the numbers of ranks of the two learners."""
     return {"generator__num_workers": generator, "fake_score__num_workers": fake_score}
 
 
@@ -76,7 +76,7 @@ def test_two_ranks_of_a_microbatch_each_are_one_process(
 ) -> None:
     """20 steps, with dropout: every weight, optimizer state and loss, bit for bit.
 
-    That much holds where there are two microbatches: a sum of two is the same from either side.
+    This holds with two microbatches only: the sum of two numbers does not depend on their order.
     """
     changes = ({} if method == "sida" else SID) | {"schedule": schedule}
     weights, figures = ends(tiny_config(teacher, tmp_path, **changes), tmp_path / "local")
@@ -90,7 +90,7 @@ def test_two_ranks_of_a_microbatch_each_are_one_process(
 def test_ranks_that_skip_each_others_real_images_are_one_process(
     ray_cluster: None, teacher: str, tmp_path: Path
 ) -> None:
-    """A window smaller than the set, so that each rank reads on through what is the other's."""
+    """The window is smaller than the set, so that each rank reads past the other's images."""
     window = {"data__shuffle_window": 200}
     weights, figures = ends(tiny_config(teacher, tmp_path, **window), tmp_path / "local")
     config = tiny_config(teacher, tmp_path, **window, **ranks(1, 2))
@@ -106,7 +106,7 @@ def test_ranks_that_skip_each_others_real_images_are_one_process(
 def test_the_batch_is_cut_so_that_each_rank_has_a_part(
     teacher: str, tmp_path: Path, generator: int, fake_score: int, microbatches_a_step: int, under_way: int
 ) -> None:
-    """Where no microbatch_size is given; two for each rank are under way at a time."""
+    """Without microbatch_size; each rank has two microbatches in flight."""
     config = tiny_config(teacher, tmp_path, microbatch_size=None, **ranks(generator, fake_score))
     cut = microbatches(config, 3)
     assert [at.index for at in cut] == list(range(microbatches_a_step))
@@ -130,7 +130,7 @@ def test_ranks_cuts_and_scorers_do_not_matter(
     microbatches: int,
     replicas: int,
 ) -> None:
-    """Under 2% of the weights' change away from one microbatch in one process, whatever the ranks."""
+    """For any number of ranks, within 2% of the weights' change of one microbatch in one process."""
     changes = ({} if method == "sida" else SID) | WITHOUT_DROPOUT
     cut = {"microbatch_size": BATCH // microbatches, "teacher__num_replicas": replicas}
     config = tiny_config(teacher, tmp_path, **changes, **cut, **ranks(generator, fake_score))
@@ -140,7 +140,7 @@ def test_ranks_cuts_and_scorers_do_not_matter(
 
 @SLOW
 def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
-    """A checkpoint says nothing of ranks: begun with one of each learner, gone on with two, then with another two."""
+    """A checkpoint does not depend on ranks: begun with one of each learner, resumed with two, then two others."""
     config = continued(whole_run, whole_config, tmp_path, before=9, placement="split")
     for generator, fake_score, steps in ((2, 2, 16), (1, 2, STEPS)):
         workers = {"generator.num_workers": generator, "fake_score.num_workers": fake_score}
@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, t
 def test_ranks_that_leave_no_cpu_to_read_with_are_told(
     ray_cluster: None, teacher: str, tmp_path: Path
 ) -> None:
-    """Of 2 CPUs three ranks and a scorer leave 0.2: Ray Data would wait for ever."""
+    """Three ranks and a scorer leave 0.2 of 2 CPUs, with which Ray Data would wait for ever."""
     places = {f"resources__{role}__num_cpus": 0.45 for role in ("generator", "fake_score", "teacher")}
     config = tiny_config(teacher, tmp_path, failure__placement_timeout_s=15, **ranks(2, 1), **places)
     with pytest.raises(
@@ -166,7 +166,7 @@ def test_ranks_that_leave_no_cpu_to_read_with_are_told(
 
 @SLOW
 def test_a_step_whose_token_is_lost_runs_on_no_rank(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
-    """One rank's microbatch never arrives: the rank whose own is there does not step either, and none waits."""
+    """One rank's microbatch never arrives: no rank takes the step, and none waits for the other."""
     config = tiny_config(teacher, tmp_path, **ranks(1, 2))
     first, second = (Slice(0, start, BATCH // 2) for start in (0, BATCH // 2))
     placement = SplitPlacement(*inputs_for(config), threads=1)
@@ -185,7 +185,7 @@ def test_a_step_whose_token_is_lost_runs_on_no_rank(ray_cluster: None, teacher: 
         for after in states_of(placement.fake_score.ranks, tmp_path / "after"):
             assert_same(after, before[0])
 
-        # The other microbatch arrives after all: now the step runs, on both.
+        # Once the other microbatch arrives, the step runs on both ranks.
         placement.collect(fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
         stepped = states_of(placement.fake_score.ranks, tmp_path / "stepped")
         assert_same(stepped[1], stepped[0])
@@ -196,7 +196,7 @@ def test_a_step_whose_token_is_lost_runs_on_no_rank(ray_cluster: None, teacher: 
 
 
 def states_of(learner: Sequence[Any], folder: Path) -> list[Weights]:
-    """The state of each rank of the fake-score learner, as each has it."""
+    """The state of the fake-score learner on each rank."""
     states = []
     for number, rank in enumerate(learner):
         end = folder / str(number)
@@ -214,7 +214,7 @@ def states_of(learner: Sequence[Any], folder: Path) -> list[Weights]:
 def test_a_rank_that_dies_while_another_waits_for_it_is_named(
     ray_cluster: None, teacher: str, tmp_path: Path, dies: int
 ) -> None:
-    """It stands still, so that the other is in the sum of their gradients when it dies; rank 0 is where they met."""
+    """It is stopped first, so that the other waits in the all-reduce when it dies; rank 0 hosts the rendezvous."""
     config = tiny_config(teacher, tmp_path, **ranks(1, 2))
     placement = SplitPlacement(*inputs_for(config), threads=1)
     generator, fake = placement.generator, placement.fake_score
@@ -233,7 +233,7 @@ def test_a_rank_that_dies_while_another_waits_for_it_is_named(
             get(figures[1 - dies])
         assert time.monotonic() - began < 10
 
-        # Whoever asks next is told, too, though no step is under way.
+        # The next call fails in the same way, although no step is in flight.
         with pytest.raises(LearnerLost, match=f"process {pid} on"):
             placement.report()
     finally:
@@ -251,7 +251,7 @@ def test_a_lost_rank_is_restored_bit_for_bit(
     which: int,
     seed: int,
 ) -> None:
-    """At its start, in a step and in a checkpoint: the run says which died, restores all, ends as it would have."""
+    """At the start, in a step and in a checkpoint: the run names the lost rank, restores all, and ends the same."""
     config = tiny_config(teacher, tmp_path, **ranks(2, 2))
     run, chance = run_of(config), random.Random(seed)
     moments = [

@@ -53,7 +53,7 @@ UNET: dict[str, Any] = {
 
 
 def unet(**changes: Any) -> UNet2DModel:
-    """A tiny U-Net; every parameter is off zero, so that every gradient is alive."""
+    """A tiny U-Net; no parameter is zero, so that no gradient vanishes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = UNet2DModel(**UNET | changes)
@@ -64,7 +64,7 @@ def unet(**changes: Any) -> UNet2DModel:
 
 
 def pipeline(folder: Path, prediction_type: str = "epsilon", **changes: Any) -> Path:
-    """A pipeline's folder: the U-Net in unet/, its scheduler in scheduler/."""
+    """Write a pipeline's folder: the U-Net in unet/, its scheduler in scheduler/."""
     unet(**changes).save_pretrained(folder / "unet")
     DDPMScheduler(prediction_type=prediction_type).save_pretrained(folder / "scheduler")
     return folder
@@ -76,7 +76,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def sid(teacher: Path, storage: Path, **changes: Any) -> Config:
-    """SiD of a few steps, with dropout, evaluated on few images."""
+    """Settings of a few steps of SiD with dropout, evaluated on few images."""
     settings: dict[str, Any] = {
         "method__adversarial": None,
         "total_images": STEPS * BATCH,
@@ -100,7 +100,7 @@ NETWORKS = [
 def teacher_and_changes(
     folder: Path, prediction_type: str, num_class_embeds: int | None, guidance: float
 ) -> tuple[Path, dict[str, Any]]:
-    """One of `NETWORKS`, and the settings it is distilled with."""
+    """One of `NETWORKS`, and the settings to distil it with."""
     teacher = pipeline(folder, prediction_type, num_class_embeds=num_class_embeds)
     scales = ("train_fake", "eval_fake", "eval_teacher")
     return teacher, {f"method__guidance__{name}": guidance for name in scales}
@@ -126,7 +126,7 @@ def test_it_distils_in_one_process(tmp_path: Path, network: Any) -> None:
 
 
 def find(config: Config) -> Teacher:
-    """The teacher that the storage has already."""
+    """The teacher that the storage already holds."""
     found = find_teacher(config, open_source("digits"))
     assert isinstance(found, Teacher)
     return found
@@ -185,7 +185,7 @@ def test_a_run_says_what_it_did_and_its_generator_is_sampled_by_the_command(
     config = sid(folder, tmp_path / "runs", placement="local", total_images=BATCH)
     distill(config)
     recorded = (run_of(config) / "config.yaml").read_text()
-    assert "tmax: 980" in recorded  # what the run did, though nothing was given
+    assert "tmax: 980" in recorded  # the value the run used, although none was given
     out = tmp_path / "images.png"
     result = CliRunner().invoke(cli, ["sample", str(run_of(config)), "-n", "4", "--out", str(out)])
     assert result.exit_code == 0, result.output
@@ -195,7 +195,7 @@ def test_a_run_says_what_it_did_and_its_generator_is_sampled_by_the_command(
 def test_the_folder_becomes_a_teacher_of_the_storage(folder: Path, tmp_path: Path) -> None:
     config, source = sid(folder, tmp_path / "runs"), open_source("digits")
     found = find_teacher(config, source)
-    assert not isinstance(found, Teacher) and not (tmp_path / "runs").exists()  # nothing is written to look
+    assert not isinstance(found, Teacher) and not (tmp_path / "runs").exists()  # looking writes nothing
     teacher = trained_teacher(config, found, source)
     assert teacher.path.name.startswith("tiny-ddpm-") and find(config) == teacher
     card, network = load_network(teacher.path, "teacher")
@@ -241,7 +241,7 @@ def test_attention_under_its_old_names_is_read(folder: Path, tmp_path: Path) -> 
 
 
 def refused(teacher: Path, tmp_path: Path, **changes: Any) -> str:
-    """The one line that a run says at its start; nothing is written."""
+    """The error line of a run that is refused at its start; nothing is written."""
     with pytest.raises(UserError) as caught:
         distill(sid(teacher, tmp_path / "runs", placement="local", **changes))
     line = str(caught.value)
@@ -250,7 +250,7 @@ def refused(teacher: Path, tmp_path: Path, **changes: Any) -> str:
 
 
 def change(file: Path, **values: Any) -> None:
-    """Put values into a JSON file; None takes one away."""
+    """Set values in a JSON file; None removes a value."""
     tree = json.loads(file.read_text()) | values
     file.write_text(json.dumps({name: value for name, value in tree.items() if value is not None}))
 

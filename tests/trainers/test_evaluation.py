@@ -1,4 +1,4 @@
-"""Figures of generators: the same for the same seed, by whatever path they are asked for; the best is the best."""
+"""Evaluation figures: the same for the same seed by every path to them; the best generator is the best recorded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIGURES = ("frechet_distance", "label_accuracy", "num_samples")
 
 
 def known(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures that do not depend on the clock."""
+    """The figures without those that depend on the clock."""
     return {name: figures[name] for name in FIGURES}
 
 
@@ -85,7 +85,7 @@ def test_figures_come_with_what_two_halves_of_the_real_images_score(generator_pa
 
 
 def test_noise_belongs_to_the_sample_and_labels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So two generators with one seed are compared on the same noise, whatever the batches."""
+    """Two generators are compared on the same noise for the same seed, whatever the batches."""
     card = NetworkCard(kind="generator", network=digits_network(0).settings, sigma_init=2.5)
 
     def drawn(batch: int, count: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ def test_noise_belongs_to_the_sample_and_labels_take_turns(monkeypatch: pytest.M
 
 
 def test_real_images_score_better_than_noise(generator_path: str) -> None:
-    """The scale of the figures: the real images themselves, drawn in another order, are near 0."""
+    """The scale of the figures: real images in another order score near 0."""
     images, labels = real_images("digits")
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
     card = NetworkCard(kind="generator", network=digits_network(0, label_dim=0).settings, sigma_init=2.5)
@@ -118,7 +118,7 @@ def test_real_images_score_better_than_noise(generator_path: str) -> None:
     def real(z: Tensor, _: Tensor | None) -> Tensor:
         nonlocal position
         chosen = order[position : position + len(z)]
-        position = position + len(z) if position else 0  # the warm-up is drawn again
+        position = position + len(z) if position else 0  # the warm-up batch is drawn again
         return images[chosen]
 
     assert len(labels) == len(images) == 1797
@@ -202,7 +202,7 @@ def test_a_run_whose_evaluation_fails_writes_a_checkpoint_and_goes_on_with_it(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in this process, evaluated every 2 of its 12 steps."""
+    """A run of 12 steps in this process, evaluated every 2 steps."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config(
         tiny_teacher(folder / "teacher"),
@@ -211,7 +211,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         total_images=12 * 32,
         evaluation__every_images=2 * 32,
         evaluation__seed=5,
-        generator__lr=3e-2,  # so fast that it also gets worse
+        generator__lr=3e-2,  # fast enough that it also gets worse
     )
     threads = torch.get_num_threads()
     distill(config)
@@ -220,7 +220,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """What the run recorded of its evaluations, in order."""
+    """The run's recorded evaluations, in order."""
     return [entry for entry in read_metrics(run) if entry["kind"] == "evaluation"]  # type: ignore[arg-type]
 
 
@@ -236,7 +236,7 @@ def test_the_best_generator_is_the_one_of_the_smallest_evaluated_distance(run: P
 
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_evaluate_repeats_what_the_run_recorded(run: Path, which: Any) -> None:
-    """With the evaluations' seed and number of samples: the kept weights are those that were measured."""
+    """With the seed and sample count of the run's evaluations: the saved weights are the evaluated ones."""
     recorded = evaluations(run)
     entry = min(recorded, key=lambda one: one["frechet_distance"]) if which == "best" else recorded[-1]
     figures = evaluate_generator_path(str(run), which, SAMPLES, 5)

@@ -52,7 +52,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The file of an MLP's weights for a function of `tests.support.points`, trained when it is first asked for."""
+    """A function from a factory's name in `tests.support.points` to the file of its weights, trained on first use."""
     folder = tmp_path_factory.mktemp("points")
 
     def file(name: str) -> Path:
@@ -71,12 +71,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def trained(weights: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a function of `tests.support.points` load what was trained, in this process."""
+    """A function that makes a factory of `tests.support.points` load its trained weights, in this process."""
     return lambda name: monkeypatch.setenv("POINTS_WEIGHTS", str(weights(name)))
 
 
 def sid(name: str, storage: Path, steps: int = STEPS, **changes: Any) -> Config:
-    """SiD of a function of `tests.support.points`, without real images."""
+    """Settings of SiD for a factory of `tests.support.points`, without real images."""
     settings: dict[str, Any] = {
         "data__source": None,
         "method__adversarial": None,
@@ -100,7 +100,7 @@ def sid(name: str, storage: Path, steps: int = STEPS, **changes: Any) -> Config:
 
 
 def drawn(generator: Generator, count: int = 4000) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Points of a generator, and their classes."""
+    """Points drawn from a generator, and their classes."""
     labels = torch.arange(count) % points.CLASSES if generator.num_classes else None
     return generator.sample(count, labels, torch.Generator().manual_seed(1)), labels
 
@@ -109,7 +109,7 @@ def drawn(generator: Generator, count: int = 4000) -> tuple[torch.Tensor, torch.
     "name", ["make", "make_conditional", "make_discrete", pytest.param("make_flow", marks=SLOW)]
 )
 def test_points_are_distilled(trained: Callable[[str], None], tmp_path: Path, name: str) -> None:
-    """The share near the modes, over seeds 0 to 2: at most 0.31 before, at least 0.62 after."""
+    """The share near the modes rises. Measured for seeds 0 to 2: at most 0.31 before, at least 0.62 after."""
     trained(name)
     config = sid(name, tmp_path)
     folder = trained_teacher(config, find_inputs(config).teacher, None).path
@@ -126,7 +126,7 @@ def test_points_are_distilled(trained: Callable[[str], None], tmp_path: Path, na
     recorded = yaml.safe_load((run_of(config) / "config.yaml").read_text())
     assert recorded["method"]["tmax"] == (980 if name in ("make_discrete", "make_flow") else 800)
     assert [entry["step"] for entry in lines_of(run_of(config), "train")] == [STEPS // 2, STEPS]
-    assert not [*(run_of(config) / "samples").glob("*")]  # points are no pictures
+    assert not [*(run_of(config) / "samples").glob("*")]  # points cannot be drawn as images
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_points_are_distilled(trained: Callable[[str], None], tmp_path: Path, na
 def test_three_actors_come_to_the_same(
     ray_cluster: None, trained: Callable[[str], None], tmp_path: Path, name: str
 ) -> None:
-    """Bit for bit at equal cut and threads, though in the actors the function itself makes random weights."""
+    """Bit for bit at equal cut and threads, although in the actors the factory returns random weights."""
     trained(name)
     config = sid(name, tmp_path, steps=6)
     teacher = trained_teacher(config, find_inputs(config).teacher, None)
@@ -149,7 +149,7 @@ def test_three_actors_come_to_the_same(
     start = torch.load(os.environ["POINTS_WEIGHTS"], weights_only=True)
     for learner in ("generator", "fake_score"):
         moved = [end[f"{learner}.network.model.{key}"] - value for key, value in start.items()]
-        assert all(0 < change.abs().max() < 0.1 for change in moved)  # so it began at the teacher's
+        assert all(0 < change.abs().max() < 0.1 for change in moved)  # it started from the teacher's weights
 
 
 def test_a_run_begins_from_a_generator_that_the_same_function_builds(
@@ -158,7 +158,7 @@ def test_a_run_begins_from_a_generator_that_the_same_function_builds(
     trained("make")
     first = sid("make", tmp_path, steps=4)
     distill(first)
-    # Its only step is psi's, so theta and its average stay what they began as.
+    # Its only step is psi's, so theta and its average are unchanged.
     second = sid("make", tmp_path, steps=1, run__name="second", generator__path=str(run_of(first)))
     distill(second)
     one, other = (
@@ -236,9 +236,9 @@ def test_a_module_of_images_is_measured_sampled_and_resumed(tmp_path: Path) -> N
     distill(half)
     distill(half.model_copy(update={"total_images": 4 * BATCH}))
     ends = [end_of(run_of(config)) for config in (half, whole)]
-    # A generator is evaluated where a run ends, so the one that ended twice may have a better one.
+    # Every run evaluates at its end, so the run that ended twice may have found a better generator.
     assert_same(*({k: v for k, v in end.items() if not k.startswith("generator-best")} for end in ends))
-    # What a module keeps beside its weights goes along everywhere.
+    # A module's buffers are copied with its weights.
     for name in ("fake_score.network", "generator.network", "generator"):
         assert ends[0][f"{name}.model.bias"] == 1
 
@@ -348,7 +348,7 @@ def test_points_are_no_pictures(tmp_path: Path) -> None:
 
 
 def command(folder: Path, *arguments: str) -> str:
-    """What a command started in `folder` prints; it must succeed."""
+    """The output of a command run in `folder`, which must succeed."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "POINTS_WEIGHTS")}
     environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
@@ -358,7 +358,7 @@ def command(folder: Path, *arguments: str) -> str:
 
 CONSOLE = str(
     Path(sys.executable).with_name("raysid")
-)  # unlike `python -m raysid` it has no folder on its path
+)  # unlike `python -m raysid` it does not have the folder on its path
 
 
 @SLOW

@@ -46,7 +46,7 @@ RATE = (429, "The project exceeded the rate limit for writes.")
 
 
 def remains(run: Path) -> list[str]:
-    """What a run that stopped left of files, but for whole checkpoints and what is no longer being written."""
+    """The partial files and torn checkpoints that a stopped run left."""
     checkpoints = Checkpoints(UPath(run) / "checkpoints")
     whole = {checkpoint.path.name for checkpoint in checkpoints.all()}
     torn = [path.name for path in (run / "checkpoints").glob("*") if path.name not in whole]
@@ -54,7 +54,7 @@ def remains(run: Path) -> list[str]:
 
 
 def assert_one_line(line: str, run: Path | str, newest: int | None) -> None:
-    """What could not be written, where, why, what is left, and what to do."""
+    """The line names the file, the reason, the last whole checkpoint, and the command to run."""
     assert "\n" not in line and f"{run}" in line
     assert "could not be written" in line or "cannot be written" in line
     again = "make room there, then run the same command"
@@ -74,7 +74,7 @@ def is_full(error: BaseException | None) -> bool:
 def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
     teacher: str, tmp_path: Path, disk: Disk
 ) -> None:
-    """Full at its first checkpoint; then, with more room, at a later one; then with enough."""
+    """The disk is full at the first checkpoint; then, enlarged, at a later one; then it suffices."""
     undisturbed = tiny_config(teacher, tmp_path, **SHORT)
     distill(undisturbed)
     config = tiny_config(teacher, disk.folder, **SHORT)
@@ -97,7 +97,7 @@ def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
 def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
     teacher: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the driver does its own writing, here as an evaluation comes in."""
+    """The driver's own writes fail as well, here the record of an evaluation."""
     record = Tracker.evaluation
 
     def full(self: Tracker, step: int, *arguments: object) -> None:
@@ -120,7 +120,9 @@ def test_a_run_that_cannot_record_its_figures_ends_in_a_line(
         distill(config)
     assert is_full(again.value)
     disk.free()
-    (run_of(config) / "generator" / f"model.safetensors.0a1b2c3d{PARTIAL}").touch()  # of a kill in the middle
+    (
+        run_of(config) / "generator" / f"model.safetensors.0a1b2c3d{PARTIAL}"
+    ).touch()  # left by a kill during a write
     distill(config)
     assert remains(run_of(config)) == []
     assert [entry["step"] for entry in lines_of(run_of(config), "evaluation")] == [0, 2, 4, 5]
@@ -177,7 +179,7 @@ def test_a_checkpoint_without_room_for_its_manifest_is_none(disk: Disk) -> None:
 
 
 def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
-    """Lines and TensorBoard's events before it are whole, and so are those after it, once there is room."""
+    """Lines and TensorBoard events before and after it are whole."""
     with Tracker(disk.folder, {}) as tracker:
         disk.fill(but=8 * KB)
         recorded = 0
@@ -194,7 +196,7 @@ def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
     assert steps in (
         [*range(recorded + 1), 2000],
         [*range(recorded + 2), 2000],
-    )  # the last may lack its event
+    )  # the last line may lack its event
     with Tracker(disk.folder, {}, resume_step=2000) as tracker:
         disk.fill()
         with pytest.raises(StorageError, match="the disk is full"):
@@ -264,7 +266,7 @@ def connected() -> Iterator[Connection]:
 
 
 def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gcsfs.retry import HttpError  # which reads that
+    from gcsfs.retry import HttpError  # which reads that message
 
     with connected() as connection:
         place = in_bucket(connection.address, f"gs://{BUCKET}/quota")
@@ -312,7 +314,7 @@ def test_a_run_whose_bucket_takes_no_more(
         newest = checkpoints.newest_step()
         if refusal == QUOTA:
             assert_one_line(line, url, newest)
-        else:  # it is asked too often: there is no room to make
+        else:  # a rate limit: making room would not help
             assert url in line and "run the same command to resume from" in line and "room" not in line
         assert refusal[1] in line
         connection.refusal = None

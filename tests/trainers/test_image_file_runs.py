@@ -1,4 +1,4 @@
-"""Runs on real images from files: the same images in other files are the same weights; bad ones do not stop a run."""
+"""Runs on image files: equal images in other formats give equal weights; bad images do not stop a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> str:
 
 
 def end(teacher: str, storage: Path, source: Any, name: str, steps: int = STEPS, **changes: Any) -> Weights:
-    """What a run of a few steps in this process comes to; the same name goes on with it."""
+    """The learners' states after a few steps in this process; a known name resumes that run."""
     settings = {"placement": "local", "data__source": source, "total_images": steps * BATCH} | changes
     config = tiny_config(teacher, storage, name, **settings)
     result = distill(config)
@@ -77,7 +77,7 @@ def test_converted_images_in_a_bucket_come_to_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ray Data's workers write them there, and read them there for the actors."""
+    """Ray Data's workers write them to the bucket, and read them from it for the actors."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", cluster_bucket)
     ran = CliRunner().invoke(cli, ["data", "convert", folder, url := f"gs://{BUCKET}/converted"])
     assert ran.exit_code == 0, ran.stderr
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_in_the_midst_of_an_epoch_is_the_whole_one(
 
 @pytest.fixture
 def damaged(tmp_path: Path, pictures: Any) -> str:
-    """The folder with 3 of 153 pictures that cannot be used."""
+    """The folder with 153 images, 3 of which are bad."""
     root = write_folder(tmp_path / "damaged", pictures)
     (tmp_path / "damaged" / "0" / "empty.png").write_bytes(b"")
     (tmp_path / "damaged" / "1" / "text.jpg").write_text("not a picture")
@@ -129,7 +129,7 @@ def test_bad_images_are_skipped_and_named_once(
 def test_too_many_bad_images_stop_the_run_with_their_names(
     teacher: str, damaged: str, tmp_path: Path
 ) -> None:
-    """The first few in its line, all that were met in its metrics, each once, however often it is begun."""
+    """Its error line names the first few; its metrics name all that were read, once each over repeated runs."""
     for number in range(4):
         (tmp_path / "damaged" / "0" / f"zero-{number}.png").write_bytes(b"")
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
     teacher: str, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_tars(tmp_path / "tars", pictures, 50)
-    # Little is read ahead, so that what is missing is missed before the run is over.
+    # Little is read ahead, so that the missing images are noticed before the run ends.
     settings = {"data__shuffle_window": 10, "checkpoint__every_images": 100 * BATCH}
     whole = end(teacher, tmp_path, source, "whole", **settings)
 

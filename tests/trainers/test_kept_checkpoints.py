@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: the newest, and the one whose generator was evaluated best."""
+"""A run keeps its newest checkpoints, and the one whose generator has the best evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raysid.trainers.distill import distill
 from tests.support.bucket_server import BUCKET, bucket_server, in_bucket
 from tests.support.tiny_run import lines_of, run_of, tiny_config
 
-SHORT = {  # five steps, a checkpoint of each, evaluations of 0, 2, 4 and 5
+SHORT = {  # five steps, each with a checkpoint; evaluations at steps 0, 2, 4 and 5
     "placement": "local",
     "batch_size": 8,
     "microbatch_size": 8,
@@ -61,7 +61,7 @@ def test_the_newest_and_the_best_are_kept(where: str, bucket: UPath, tmp_path: P
 
 
 def evaluated(monkeypatch: pytest.MonkeyPatch, distances: dict[int, float]) -> None:
-    """Evaluations find these distances, by step."""
+    """Have evaluations return these distances, by step."""
 
     def measure(make: Any, card: NetworkCard, *arguments: Any) -> dict[str, Any]:
         distance = distances[card.trained["step"]]
@@ -73,7 +73,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, distances: dict[int, float]) -> N
 def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Over a resume, too, and one can branch from it."""
+    """It is kept across a resume, and a run can branch from it."""
     evaluated(monkeypatch, BEST_AT_2)
     config = tiny_config(teacher, tmp_path, **SHORT)
     folder = run_of(config) / "checkpoints"
@@ -95,7 +95,7 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
     assert f"checkpoint   {result.best_checkpoint}\n" in capsys.readouterr().out
     branch = tiny_config(teacher, tmp_path, "branch", **SHORT)
     distill(branch, resume_from=result.best_checkpoint)
-    shutil.rmtree(folder / "step-00000002")  # as the first run does once it has a better one
+    shutil.rmtree(folder / "step-00000002")  # as the first run does once a later checkpoint is better
     distill(branch, resume_from=result.best_checkpoint)  # the same command resumes from its own checkpoint
     with pytest.raises(UserError, match="no whole checkpoint at"):
         distill(branch, resume_from=result.best_checkpoint, fresh=True)

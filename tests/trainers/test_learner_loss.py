@@ -1,4 +1,4 @@
-"""A learner's process dies: the run restores both from its newest checkpoint, by itself, so many times."""
+"""A learner's process dies: the run restores both from its newest checkpoint, at most `max_failures` times."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.support.tiny_run import (
 )
 
 LEARNERS = ("FakeScoreActor", "GeneratorActor")
-LAST = 12  # a learner that dies in the last steps may have nothing left to do that the run could miss
+LAST = 12  # a learner that dies in the last steps may have finished its work, so that the run does not notice
 
 
-# With these seeds more than the checkpoint's own steps is recorded when the learner dies.
+# With these seeds the run has recorded steps beyond the newest checkpoint when the learner dies.
 @pytest.mark.parametrize(
     ("learner", "replicas", "seed"),
     [("FakeScoreActor", 1, 3), pytest.param("GeneratorActor", 2, 9, marks=pytest.mark.slow)],
@@ -39,7 +39,7 @@ def test_a_lost_learner_is_restored_bit_for_bit(
     replicas: int,
     seed: int,
 ) -> None:
-    """Each of the two, at a random moment, with one scorer and with two; the run says which was lost."""
+    """Each of the two, at a random moment, with one scorer and with two; the run names the lost learner."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
     moment = in_a_step(run_of(config), random.Random(seed), last=LAST)
     with killing(f"ray::{learner}", moment) as killings:
@@ -57,7 +57,7 @@ def test_a_lost_learner_is_restored_bit_for_bit(
 def test_learners_lost_again_and_again_are_restored_bit_for_bit(
     whole_run: Path, teacher: str, tmp_path: Path, seed: int
 ) -> None:
-    """Three losses, the most that the defaults allow: in the beginning, in a step, in a checkpoint."""
+    """Three losses, the most that the defaults allow: at the start, in a step, in a checkpoint."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=1 + seed // 2)
     run, chance = run_of(config), random.Random(seed)
     learner = LEARNERS[seed % 2]
@@ -79,7 +79,7 @@ def test_learners_lost_again_and_again_are_restored_bit_for_bit(
 def test_too_many_losses_end_the_run_and_the_same_command_goes_on(
     whole_run: Path, teacher: str, tmp_path: Path
 ) -> None:
-    """One loss more than allowed: one line, exit code 1, nothing lost; then the same command finishes."""
+    """One loss more than allowed: one line, exit code 1, no work lost; then the same command finishes."""
     config = tiny_config(teacher, tmp_path, failure__max_failures=0)
     recipe = write_recipe(config, tmp_path / "tiny.yaml")
     first = Command("distill", recipe, log=tmp_path / "first.log")
@@ -102,7 +102,7 @@ def test_too_many_losses_end_the_run_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_too_many_losses_raise_from_python(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
-    """With one failure allowed, the second ends it; what is recorded reaches to it."""
+    """With one failure allowed the second ends the run; its record is kept."""
     config = tiny_config(teacher, tmp_path, failure__max_failures=1)
     chance = random.Random(4)
     moments = [in_a_step(run_of(config), chance, last=LAST), in_a_step(run_of(config), chance, last=LAST)]

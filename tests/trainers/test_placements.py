@@ -1,4 +1,4 @@
-"""Where a run lives, and how its batch is cut, do not change what it computes (docs/design.md, rules 1 to 3)."""
+"""Neither placement nor the cut of the batch changes the results (docs/design.md, rules 1 to 3)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_local_and_split_augment_the_same(ray_cluster: None, tmp_path: Path) -> 
 
 
 def check_local_and_split(config: Config, folder: Path) -> None:
-    """Both placements come to the same, bit for bit."""
+    """Both placements give the same results, bit for bit."""
     weights, figures = ends(config, folder / "local")
     split_weights, split_figures = ends(config, folder / "split", split=True)
     assert_same(split_weights, weights)
@@ -100,7 +100,7 @@ def check_local_and_split(config: Config, folder: Path) -> None:
 def test_cuts_and_scorers_do_not_matter(
     ray_cluster: None, teacher: str, tmp_path: Path, microbatches: int, replicas: int
 ) -> None:
-    """Bit for bit at an equal cut, however many scorers; under 2% of the weights' change at another cut."""
+    """At an equal cut bit for bit for any number of scorers; at another cut within 2% of the weights' change."""
     changes: dict[str, Any] = WITHOUT_DROPOUT | {"teacher__num_replicas": replicas}
     config = tiny_config(teacher, tmp_path, microbatch_size=BATCH // microbatches, **changes)
     check_local_and_split(config, tmp_path)
@@ -124,7 +124,7 @@ def test_the_cut_does_not_matter(teacher: str, tmp_path: Path, method: str, sche
 
 @SLOW
 def test_threads_do_not_matter(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
-    """Two threads: bit for bit in one process and in three, and under 2% away from one thread."""
+    """Two threads: the same bits in one process and in three, within 2% of the results of one thread."""
     config = tiny_config(teacher, tmp_path, microbatch_size=BATCH, **WITHOUT_DROPOUT)
     weights, _ = ends(config, tmp_path / "local", threads=2)
     split_weights, _ = ends(config, tmp_path / "split", split=True, threads=2)
@@ -134,27 +134,27 @@ def test_threads_do_not_matter(ray_cluster: None, teacher: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("graphs_kept", [0, pytest.param(1, marks=SLOW)])
 def test_kept_graphs_do_not_matter(teacher: str, tmp_path: Path, graphs_kept: int) -> None:
-    """Two microbatches are under way; what a scorer keeps no graph of it recomputes: the same bits."""
+    """With two microbatches in flight a scorer recomputes evicted graphs, to the same bits."""
     kept, figures = ends(tiny_config(teacher, tmp_path), tmp_path / "kept")
     config = tiny_config(teacher, tmp_path, teacher__graphs_kept=graphs_kept)
     recomputed, figures_recomputed = ends(config, tmp_path / "recomputed")
     assert_same(recomputed, kept)
     assert [said.get("teacher_recomputes", 0) for said in figures] == [0] * len(figures)
-    expected = [0] + [2 - graphs_kept] * (len(figures) - 1)  # the first step is psi's alone
+    expected = [0] + [2 - graphs_kept] * (len(figures) - 1)  # the first step updates psi only
     assert [said.get("teacher_recomputes", 0) for said in figures_recomputed] == expected
 
 
 def ends(
     config: Config, folder: Path, split: bool = False, threads: int = 1
 ) -> tuple[Weights, list[Figures]]:
-    """Both learners' states after 20 steps of a fresh run, kept in `folder`, and what they said of each step."""
+    """The learners' states after 20 steps of a new run, saved to `folder`, and their figures of each step."""
     inputs, source = inputs_for(config)
     placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, threads)
     return placement_end(placement, config, folder)
 
 
 def whole_batch(teacher: str, folder: Path, **changes: Any) -> Path:
-    """The end of 20 steps of one microbatch in one process."""
+    """The states after 20 steps of one microbatch in one process."""
     ends(
         tiny_config(teacher, folder, **WITHOUT_DROPOUT | {"microbatch_size": BATCH} | changes),
         folder / "whole",
@@ -163,7 +163,7 @@ def whole_batch(teacher: str, folder: Path, **changes: Any) -> Path:
 
 
 def check_rule_2(teacher: str, folder: Path, other: Path) -> None:
-    """The two ends' difference is under 2% of the change, for theta, its average and psi."""
+    """The difference of two results is under 2% of the change, for theta, its average and psi."""
     start = load_network(teacher, "teacher")[1].state_dict()
     for learner, network in (("generator", "network"), ("generator", "ema"), ("fake_score", "network")):
         ours, theirs = (read_state(end, learner)[network] for end in (folder, other))
@@ -174,7 +174,7 @@ def check_rule_2(teacher: str, folder: Path, other: Path) -> None:
 # -- the authors' runs -------------------------------------------------------------------------------------
 
 
-# SiDA's fakeness is averaged over the authors' whole batch: cut among ranks it would be another loss.
+# SiDA's fakeness is averaged over the authors' whole batch: split over ranks it is another loss.
 RANKS = [pytest.param(name, settings, 1, id=f"{name}-1") for name, settings in CASES] + [
     pytest.param(name, settings, 2, id=f"{name}-2", marks=SLOW)
     for name, settings in CASES
@@ -186,8 +186,7 @@ RANKS = [pytest.param(name, settings, 1, id=f"{name}-1") for name, settings in C
 def test_reference_training_on_actors(
     ray_cluster: None, tmp_path: Path, name: str, settings: dict[str, Any], ranks: int
 ) -> None:
-    """Three whole iterations in the authors' order, each role (or rank) in its own process, give their losses and
-    weights."""
+    """Three iterations in the authors' order, each role or rank in its own process, give their losses and weights."""
     card = NetworkCard(kind="teacher", network=NetworkSettings.model_validate(settings["network"]))
     save_network(tmp_path / "teacher", card, initial_network(name, settings))
     workers = {"generator.num_workers": ranks, "fake_score.num_workers": ranks}
@@ -222,7 +221,7 @@ def test_reference_training_on_actors(
 
 @contextmanager
 def actors(*handles: Any) -> Iterator[tuple[Any, ...]]:
-    """Actors that are ended with the block."""
+    """End the actors with the block."""
     try:
         yield handles
     finally:
@@ -243,7 +242,7 @@ def test_tokens_must_cover_the_batch_once() -> None:
         tokens[1:],  # the first
         [tokens[0], *tokens[2:]],  # one in between
         [*tokens, tokens[1]],  # one twice
-        [*tokens[:3], tokens[2]],  # one twice, in the place of another
+        [*tokens[:3], tokens[2]],  # one twice, another missing
         [*tokens[:3], other_step],
         [*tokens[:3], overlapping],
         [],
@@ -258,8 +257,8 @@ def test_a_step_whose_token_is_lost_does_not_run(
 ) -> None:
     """One of the two microbatches never reaches a learner: neither its step nor its weights move.
 
-    On Ray the call of the lost microbatch fails and the later ones on the same actor run all the same, so
-    that the step has to refuse by itself; with the failed call's own token it cannot even begin.
+    On Ray the call of the lost microbatch fails and later calls on the same actor still run, so the step itself
+    has to refuse. With the failed call's own token it cannot even start.
     """
     config = tiny_config(teacher, tmp_path)
     inputs, source = inputs_for(config)
@@ -280,7 +279,7 @@ def test_a_step_whose_token_is_lost_does_not_run(
         save_whole(placement, str(tmp_path / "after"))
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
 
-        # The other microbatch arrives after all: now the step runs.
+        # Once the other microbatch arrives, the step runs.
         placement.collect(fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
         save_whole(placement, str(tmp_path / "stepped"))
         with pytest.raises(AssertionError, match="differ"):
@@ -292,7 +291,7 @@ def test_a_step_whose_token_is_lost_does_not_run(
 def test_psi_is_as_it_was_until_the_step_ends_where_scorers_may_be_waited_for(
     ray_cluster: None, teacher: str, tmp_path: Path
 ) -> None:
-    """A run that waits for a lost scorer may have to stop there: its checkpoint has both learners at one step."""
+    """A run may have to stop while it waits for a lost scorer: its checkpoint holds both learners at one step."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
     placement = SplitPlacement(*inputs_for(config), threads=1)
     generator, fake = placement.generator, placement.fake_score
@@ -307,7 +306,7 @@ def test_psi_is_as_it_was_until_the_step_ends_where_scorers_may_be_waited_for(
 
 
 def lost() -> Any:
-    """A reference to a value that never comes to be."""
+    """A reference to the result of a task that fails."""
 
     def make() -> None:
         raise OSError("the machine that made it is gone")
@@ -316,7 +315,7 @@ def lost() -> Any:
 
 
 def test_ray_runs_a_later_call_when_an_earlier_one_failed(ray_cluster: None) -> None:
-    """What makes rule 3 necessary; should this ever change, the rule could go."""
+    """The reason for rule 3: if Ray changes this, the rule can go."""
 
     class Counter:
         def __init__(self) -> None:

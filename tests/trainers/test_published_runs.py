@@ -1,4 +1,4 @@
-"""The published runs on a machine: what is said where files are missing, and a small run once they are there."""
+"""The published recipes: the message about missing files, and a small run once the files exist."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.data.test_edm_zip import write_zip as write_small_zip
 from tests.support.published_files import save_published
 from tests.support.tiny_networks import save_generator, tiny_network
 
-NOWHERE = "http://127.0.0.1:9/edm.pkl"  # the discard port: nothing listens
+NOWHERE = "http://127.0.0.1:9/edm.pkl"  # the discard port: no process listens on it
 SMALL: dict[str, Any] = {"img_channels": 3, "label_dim": 0, "augment_dim": 9}  # 4x4, in colour
 
 
 def raysid(*arguments: str) -> tuple[int, str, str]:
-    """The command's exit code, output and errors."""
+    """Run a command; return its exit code, stdout and stderr."""
     result = CliRunner().invoke(cli, arguments, prog_name="raysid")
     return result.exit_code, result.stdout, result.stderr
 
@@ -47,7 +47,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def small(folder: Path, **overrides: Any) -> dict[str, Any]:
-    """Overrides that make a published run one of seconds, on CPUs."""
+    """Overrides that shrink a published run to seconds on CPUs."""
     return {
         "storage": str(folder / "runs"),
         "teacher.network": None,
@@ -75,7 +75,7 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in data and "dataset_tool.py" in data
     for setting, line in (("teacher.path", teacher), ("generator.path", generator)):
         assert f"{setting}: {NOWHERE} cannot be fetched from this machine" in line
-    # The last line goes on, once its files are named.
+    # The last line is a command that runs once the placeholders are replaced.
     assert last.startswith("get them, then run the same command, or give paths of your own: raysid distill ")
     command = shlex.split(last.partition(": ")[2])
     assert command[2] == "cifar10-uncond-sid2a"
@@ -90,7 +90,7 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
 
 
 def test_the_same_command_goes_on_with_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SiD²A run by its published recipe, as small as it goes; then the same command again."""
+    """A minimal SiD²A run with its published recipe, then the same command again."""
     monkeypatch.chdir(tmp_path)
     overrides = {
         **files(tmp_path), "storage": "runs", "teacher.network": "null", "total_images": "256", "batch_size": "64",
@@ -100,7 +100,7 @@ def test_the_same_command_goes_on_with_the_files(tmp_path: Path, monkeypatch: py
     code, out, error = raysid(*command)
     assert code == 0, error
     assert "SiD²A from " in out and "64 real images of " in out
-    assert "Fréchet" not in out  # there are no features to measure such images in
+    assert "Fréchet" not in out  # there is no feature network for such images
     run = tmp_path / "runs" / "cifar10-uncond-sid2a"
     grids = sorted((run / "samples").glob("*.png"))
     assert [grid.name for grid in grids] == ["step-00000000.png", "step-00000004.png"]
@@ -119,7 +119,7 @@ def test_the_same_command_goes_on_with_the_files(tmp_path: Path, monkeypatch: py
 
 
 def test_sid2a_starts_from_the_generator_and_psi_from_the_teacher(tmp_path: Path) -> None:
-    """Theta and its average begin as the SiD generator; a resumed run goes on from its own checkpoint."""
+    """Theta and its average start from the SiD generator; a resumed run starts from its own checkpoint."""
     generator = save_generator(tmp_path / "sid", tiny_network(2, **SMALL))
     overrides = small(tmp_path) | files(tmp_path) | {"generator.path": generator}
     config = load_recipe("cifar10-uncond-sid2a", overrides, kind="distill")
@@ -132,7 +132,7 @@ def test_sid2a_starts_from_the_generator_and_psi_from_the_teacher(tmp_path: Path
     for weights in (state["network"], state["ema"]):
         assert all(torch.equal(value, start[name]) for name, value in weights.items())
     assert all(torch.equal(v, theirs[n]) for n, v in read_state(first, "fake_score")["network"].items())
-    # Within the first phase theta rests and psi learns; another length goes on, and does not start again.
+    # In the first phase only psi learns; with another length the run resumes and does not start over.
     resumed = config.model_copy(update={"total_images": 512})
     before = read_state(last, "fake_score")["optimizer"]["state"][0]["step"]
     distill(resumed)
@@ -141,7 +141,7 @@ def test_sid2a_starts_from_the_generator_and_psi_from_the_teacher(tmp_path: Path
 
 
 def test_a_finished_run_is_a_start_too(tmp_path: Path) -> None:
-    """The generator that a SiD run left is where a SiD²A run begins, as its own first row says."""
+    """A SiD²A run can start from the generator of a finished SiD run."""
     sid = load_recipe(
         "cifar10-uncond-sid", small(tmp_path) | only(files(tmp_path), "teacher.path"), kind="distill"
     )
@@ -163,7 +163,7 @@ def only(options: dict[str, str], *names: str) -> dict[str, str]:
 
 
 def refused(tmp_path: Path, **overrides: Any) -> str:
-    """What is said of a SiD²A run with these settings: one line, and nothing is written."""
+    """The error line of a SiD²A run with these settings, which writes nothing."""
     config: Config = load_recipe(
         "cifar10-uncond-sid2a", small(tmp_path) | files(tmp_path) | overrides, kind="distill"
     )
@@ -205,7 +205,7 @@ def test_sida_without_images_is_one_line() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_run_in_half_precision(tmp_path: Path, precision: str) -> None:
-    """The whole of a run trains in half precision, near what it comes to in full; weights stay float32."""
+    """A whole run in half precision gives losses near those of float32; its weights stay float32."""
     ends = {}
     for name in ("float32", precision):
         overrides = small(tmp_path) | files(tmp_path) | {

@@ -1,4 +1,4 @@
-"""`teacher.path: FILE.pkl`: a run reads the file once, and keeps what it holds with the storage's teachers."""
+"""`teacher.path: FILE.pkl`: a run reads the file once and saves the network with the storage's teachers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_file_becomes_a_teacher_of_the_storage(file: Path, tmp_path: Path) -> 
     config = tiny_config(str(file), tmp_path / "runs")
     source = open_source("digits")
     found = find_teacher(config, source)
-    assert not isinstance(found, Teacher) and not (tmp_path / "runs").exists()  # nothing is written to look
+    assert not isinstance(found, Teacher) and not (tmp_path / "runs").exists()  # looking writes nothing
     teacher = trained_teacher(config, found, source)
     assert teacher.path.parent == teacher.path.__class__(tmp_path / "runs" / "teachers")
     assert teacher.path.name.startswith("edm-digits-")

@@ -1,4 +1,4 @@
-"""Three whole iterations in the authors' order give the authors' losses and weights."""
+"""Three iterations in the authors' order give the authors' losses and weights."""
 
 from __future__ import annotations
 

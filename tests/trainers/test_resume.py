@@ -1,4 +1,4 @@
-"""The same command again: after `kill -9`, with a torn checkpoint, after the end, longer, elsewhere, branched."""
+"""Resuming: after `kill -9`, with a torn checkpoint, after the end, longer, in another placement, branched."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.tiny_run import (
     write_recipe,
 )
 
-ORPHANS_SECONDS = 45  # Ray may just be starting a worker, which takes as long as the machine is busy
+ORPHANS_SECONDS = 45  # Ray may be starting a worker, which takes long on a busy machine
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -73,9 +73,9 @@ def test_a_driver_killed_again_and_again_goes_on_bit_for_bit(
 
 
 def survives(config: Config, folder: Path, moments: list[Moment]) -> None:
-    """Kill a run at each of these moments and repeat its command, which goes on from the newest whole checkpoint.
+    """Kill a run at each of these moments and repeat its command, which resumes from the newest whole checkpoint.
 
-    Nothing that a killed driver had started lives on.
+    No process that a killed driver started outlives it.
     """
     recipe = write_recipe(config, folder / "tiny.yaml")
     left: Checkpoint | None = None
@@ -85,20 +85,20 @@ def survives(config: Config, folder: Path, moments: list[Moment]) -> None:
             assert command.wait() == 0, command.output
         else:
             no_orphans(command.kill_when(moment))
-        if moment is None or moment.name != "its start":  # else it has hardly begun
+        if moment is None or moment.name != "its start":  # else it has only just started
             says = f"resuming from {left.path}, step {left.step:,}\n" if left else "resuming from"
             assert (says in command.output) == (left is not None), command.output
         left = checkpoints_of(config).newest()
 
 
 def no_orphans(started: list[Process]) -> None:
-    """What a killed driver had started ends by itself, soon; Ray's two idle agents after a minute."""
+    """Processes of a killed driver end by themselves soon, Ray's two idle agents after a minute."""
     end = time.monotonic() + ORPHANS_SECONDS
     while orphans := [process for process in still_running(started) if process.title not in RAYS_AGENTS]:
         assert time.monotonic() < end, f"left by a killed driver after {ORPHANS_SECONDS} s: {orphans}"
         time.sleep(0.1)
     for process in still_running(started):
-        kill(process.pid)  # an agent: it has noticed, and waits 60 s for a GCS that is gone to hear so
+        kill(process.pid)  # an agent: it waits 60 s to report to a GCS that is gone
 
 
 def in_a_checkpoint(run: Path, step: int) -> Moment:
@@ -153,7 +153,7 @@ TEARS = [
 def test_a_torn_checkpoint_is_passed_over(
     whole_run: Path, whole_config: Config, tmp_path: Path, tear: Callable[[Path], None]
 ) -> None:
-    """The newest checkpoint is damaged: the one before is taken, and the torn one's remains are gone."""
+    """The newest checkpoint is damaged: the run resumes from the one before and replaces the torn one."""
     config = continued(whole_run, whole_config, tmp_path, before=16)
     torn = run_of(config) / "checkpoints" / "step-00000016"
     shutil.copytree(whole_run / "checkpoints" / torn.name, torn)
@@ -179,7 +179,7 @@ def test_with_no_whole_checkpoint_a_run_begins_again(
 
 
 def test_going_on_from_another_step_is_noticed(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
-    """The comparison that these tests rest on sees a run that goes on one step off."""
+    """The comparison of these tests detects a run that resumes one step off."""
     config = continued(whole_run, whole_config, tmp_path, before=16)
     manifest = run_of(config) / "checkpoints" / "step-00000012" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"step": 12', '"step": 13'))
@@ -195,7 +195,7 @@ def test_a_finished_run_shows_its_table_again(
     whole_run: Path, whole_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = copied(whole_run, whole_config, tmp_path)
-    distill(config)  # writes down that this copy lies elsewhere
+    distill(config)  # records the copy's new storage
     before = files_of(run_of(config))
     capsys.readouterr()
     result = distill(config)
@@ -213,7 +213,7 @@ def test_a_run_killed_before_its_table_makes_it(
     metrics = run_of(config) / "metrics.jsonl"
     *lines, table = metrics.read_text().splitlines(keepends=True)
     assert '"kind": "table"' in table
-    metrics.write_text("".join(lines) + table[: len(table) // 2])  # in the middle of writing it
+    metrics.write_text("".join(lines) + table[: len(table) // 2])  # killed while it was written
     distill(config)
     assert_same(end_of(run_of(config)), end_of(whole_run))
     assert_same_record(run_of(config), whole_run)
@@ -222,7 +222,7 @@ def test_a_run_killed_before_its_table_makes_it(
 def test_the_best_generator_is_the_best_recorded(
     whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path
 ) -> None:
-    """Killed as soon as the figures of the best generator are recorded, a run has that generator."""
+    """A run that is killed once the best generator's figures are recorded also has the generator."""
     config = tiny_config(teacher, tmp_path, placement="local", checkpoint__keep=100)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Tracker, "evaluation", interrupted_at(STEPS))
@@ -246,7 +246,7 @@ def interrupted_at(last: int) -> Callable[..., None]:
 
 
 def test_a_longer_run_goes_on(whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path) -> None:
-    """24 steps in two parts are 24 steps; only the first part's own last evaluation is besides."""
+    """24 steps in two parts equal 24 steps at once, except for the first part's final evaluation."""
     longer = (STEPS + CHECKPOINT_STEPS) * BATCH
     config = continued(whole_run, whole_config, tmp_path, total_images=longer, placement="local")
     distill(config)
@@ -260,7 +260,7 @@ def test_a_longer_run_goes_on(whole_run: Path, whole_config: Config, teacher: st
 
 
 def test_fresh_starts_over(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
-    """What could not go on (another seed) starts over; nothing of the old run is left."""
+    """A change that forbids resuming (another seed) starts over; nothing of the old run is left."""
     config = copied(whole_run, whole_config, tmp_path, seed=5, placement="local")
     (run_of(config) / "samples" / "step-00000003.png").touch()
     with pytest.raises(UserError, match="seed = 0 and cannot resume with 5"):
@@ -292,7 +292,7 @@ def test_a_branch_leaves_its_origin_alone(
     distill(at_once)
     ours, theirs = end_of(run_of(branch)), end_of(run_of(at_once))
     assert_same(ours, theirs)
-    distill(branch, resume_from=str(given))  # the same command again: it is finished
+    distill(branch, resume_from=str(given))  # the same command again: the branch is finished
     assert_same(end_of(run_of(branch)), ours)
     with pytest.raises(UserError, match="has begun already"):
         distill(branch, resume_from=str(run_of(at_once)))
@@ -301,7 +301,7 @@ def test_a_branch_leaves_its_origin_alone(
 def test_a_branch_from_another_network_is_refused(
     whole_run: Path, whole_config: Config, tmp_path: Path
 ) -> None:
-    """Its weights would not fit; nothing is begun."""
+    """Its weights would not fit; no run is started."""
     origin = copied(whole_run, whole_config, tmp_path)
     other = tmp_path / "other-teacher"
     network = EDMDenoiser(NETWORK.model_copy(update={"model_channels": 16}))
@@ -327,7 +327,7 @@ def test_a_split_run_goes_on_in_one_process(
 
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_split(whole_run: Path, teacher: str, tmp_path: Path) -> None:
-    """Interrupted in one process (an error here, in the place of a kill), finished by three actors."""
+    """Interrupted in one process (by an error instead of a kill), finished on three actors."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(LocalPlacement, "collect", interrupted_after(27))
         with pytest.raises(KeyboardInterrupt):
@@ -356,7 +356,7 @@ def interrupted_after(calls: int) -> Callable[..., dict[str, float]]:
 
 
 def copied(run: Path, config: Config, storage: Path, **changes: object) -> Config:
-    """The finished run's folder in another storage; its settings there."""
+    """Copy the finished run to another storage; return its settings there."""
     shutil.copytree(run, storage / run.name)
     return config.model_copy(update={"storage": str(storage), "placement": "local"} | changes)
 
@@ -364,7 +364,7 @@ def copied(run: Path, config: Config, storage: Path, **changes: object) -> Confi
 def continued(
     run: Path, config: Config, storage: Path, before: int | None = None, **changes: object
 ) -> Config:
-    """The run as it was before it wrote the checkpoint of step `before`; metrics reach further, as after a kill."""
+    """A copy of the run without checkpoints from step `before` on; its metrics reach further, as after a kill."""
     config = copied(run, config, storage, **changes)
     for checkpoint in checkpoints_of(config).all():
         if before is not None and checkpoint.step >= before:
@@ -377,7 +377,7 @@ def checkpoints_of(config: Config) -> Checkpoints:
 
 
 def files_of(run: Path, record: bool = False) -> dict[str, bytes]:
-    """Every file of a run and its content; with `record` the session's own notes too (who runs it, since when)."""
+    """Every file of a run with its content; with `record` also the session's records (owner, start time)."""
     notes = set() if record else {"run.json", "owner.json"}
     return {
         str(path.relative_to(run)): path.read_bytes()

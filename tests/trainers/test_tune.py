@@ -1,4 +1,4 @@
-"""A search with Ray Tune: every trial a real run on one teacher service, what it leaves, how it survives."""
+"""A search with Ray Tune: every trial is a run on a shared teacher service; its results, failures and resumption."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GUIDANCE = [f"method.guidance.{name}" for name in ("train_fake", "eval_fake", "e
 
 
 def search_of(folder: Path, *space: dict[str, Any], **changes: Any) -> TuneConfig:
-    """A search over runs of seconds; its recipe stands in `folder`."""
+    """A search over runs of seconds, with the recipe in `folder`."""
     recipe = write_recipe(tiny_config(tiny_teacher(folder / "teacher"), folder), folder / "tiny.yaml")
     tree = {"storage": str(folder / "runs"), "run": {"name": "search"}, "recipe": str(recipe), "space": space}
     return TuneConfig.model_validate(tree | {"scheduler": {"name": "none"}} | changes)
@@ -45,7 +45,7 @@ def search_of(folder: Path, *space: dict[str, Any], **changes: Any) -> TuneConfi
 def test_every_value_is_a_run_and_the_best_is_a_recipe(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tied scales take one value; a trial's weights are those of its settings in a run of its own."""
+    """Tied scales take one value; a trial's weights equal those of a separate run with its settings."""
     search = search_of(
         tmp_path,
         {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
@@ -82,7 +82,7 @@ def test_every_value_is_a_run_and_the_best_is_a_recipe(
 
 
 def check_tensorboard(folder: Path, search: TuneConfig, trials: list[TrialResult]) -> None:
-    """Curves of every trial, a plot for each dimension, and the table of hyperparameters with what they gave."""
+    """TensorBoard has every trial's curves, a plot per dimension, and the table of hyperparameters."""
     names = {f"trials/{Path(trial.run).name}/tensorboard": trial for trial in trials}
     metric = "eval/frechet_distance"
     with tensorboard(folder) as board:
@@ -104,7 +104,7 @@ def check_tensorboard(folder: Path, search: TuneConfig, trials: list[TrialResult
 
 @pytest.mark.slow
 def test_trials_have_places_for_every_rank(ray_cluster: None, tmp_path: Path) -> None:
-    """Two ranks of one learner, one of the other: a trial's weights are those of its settings in one process."""
+    """Two ranks of one learner, one of the other: a trial's weights equal those of one process."""
     search = search_of(
         tmp_path,
         {"fields": ["method.alpha"], "grid": [0.5, 1.0]},
@@ -135,7 +135,7 @@ def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: Non
 
 @pytest.mark.slow
 def test_a_killed_search_is_finished_by_the_same_command(tmp_path: Path) -> None:
-    """kill -9 once a trial has ended: that one is not run again, the others are finished."""
+    """Killed once a trial has ended: that trial is not run again, the others are finished."""
     search = search_of(
         tmp_path, {"fields": ["method.alpha"], "grid": [0.5, 1.0, 1.2]}, max_concurrent_trials=1
     )
@@ -214,7 +214,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
 def test_fifty_runs_that_end_between_score_and_pullback_leave_no_graphs(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    """A service for two runs keeps what two may keep, however many have come and gone."""
+    """A service for two runs keeps at most the graphs of two, however many runs it has served."""
     config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, microbatch_size=BATCH)
     noised, _ = GeneratorLearner(
         config, tiny_network(3, img_resolution=8, label_dim=10), (1.0,) * 10
