@@ -1,13 +1,13 @@
-"""What a network costs, counted without running it: floating-point operations and memory of each role's parts.
+"""The cost of a network, counted without running it: operations and memory of each role's passes.
 
-Counted on torch's meta device, where tensors have shapes and no numbers, so that the largest network takes seconds
-on any machine. Operations are those of convolutions, linear layers and attention, a multiplication and an addition
-as two; the rest of a network is small beside them, and is in the efficiency that a device reaches.
+Counted on torch's meta device, where tensors have shapes and no values, so that the largest network takes seconds on
+any machine. Operations are those of convolutions, linear layers and attention; a multiplication and an addition count
+as two. The rest of a network is small beside them and is part of the efficiency that a device reaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,17 +25,17 @@ from raysid.networks import EDMDenoiser, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import AnySettings
 
-BATCH = 2  # counted on so many images, for there is little that does not grow with them
+BATCH = 2  # images of a counted pass: nearly all costs grow in proportion to them
 
 
 @dataclass(frozen=True)
 class GraphBytes:
-    """What a pass keeps for its backward pass, in one precision, bytes an image.
+    """Bytes an image that a forward pass keeps for its backward pass, in one precision.
 
     Attributes:
-        learn: of a forward pass whose weights learn, in train mode.
-        pull: of one with frozen weights, for the backward pass to the input, in eval mode.
-        encoder: of the encoder alone (SiDA's discriminator on real images), its weights learning; 0 without one.
+        learn: of a pass in train mode whose backward pass goes to the weights.
+        pull: of a pass in eval mode whose backward pass goes to the input; the weights are frozen.
+        encoder: as `learn`, of the encoder alone (SiDA's discriminator on real images); 0 without one.
     """
 
     learn: float
@@ -45,19 +45,19 @@ class GraphBytes:
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """Of one network, an image where nothing else is said.
+    """Costs of one network; operations are per image.
 
     Attributes:
-        parameters: how many weights it has in all.
+        parameters: number of weights.
         forward: operations of a forward pass.
-        pullback: of the backward pass to the input alone, as a scorer takes it.
-        backward: of the backward pass to the weights, as a learner takes it.
-        encoder: of a forward pass through the encoder alone, 0 without one.
+        pullback: of the backward pass to the input alone, as a scorer computes it.
+        backward: of the backward pass to the weights, as a learner computes it.
+        encoder: of a forward pass through the encoder alone; 0 without one.
         encoder_backward: of the backward pass of that to the weights.
-        graphs: what is kept in float32, and in half precision (bf16 and fp16 keep as much).
-        kernels: operations that a forward pass launches one after the other, whatever the images.
+        graphs: bytes kept for the backward pass, by whether in half precision (bf16 and fp16 keep the same).
+        kernels: operations that a forward pass launches one after the other, for any number of images.
         image_bytes: of one image in float32.
-        classes: the network's, 0 where it is unconditional.
+        classes: number of classes; 0 for an unconditional network.
     """
 
     parameters: int
@@ -72,7 +72,7 @@ class NetworkCosts:
     classes: int
 
     def graph(self, precision: Precision) -> GraphBytes:
-        """What passes in a precision keep."""
+        """Bytes that passes in a precision keep."""
         return self.graphs[precision != "float32"]
 
     def copies(self, precision: Precision) -> int:
@@ -84,10 +84,10 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
     """Count a network.
 
     Args:
-        factory: as `build_denoiser`.
+        factory: as for `build_denoiser`.
 
     Raises:
-        UserError: it cannot be built, or a module of the user's own cannot run on the meta device.
+        UserError: the network cannot be built, or a module of the user's own cannot run on the meta device.
     """
     network = _on_meta(settings, factory)
     with torch.device("meta"):
@@ -103,29 +103,40 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         return network.encode(x, t, cond)
 
     try:
-        forward, backward, learn = _learning(network, run, x_t)
-        pullback, pull = _pulling(network, run, x_t)
-        graphs = {False: GraphBytes(learn, pull, 0.0)}
-        graphs[True] = GraphBytes(
-            _learning(network, run, x_t, True)[2], _pulling(network, run, x_t, True)[1], 0.0
-        )
-        encoder = encoder_backward = 0.0
-        for half in (False, True) if isinstance(network, EDMDenoiser) else ():
-            encoder, encoder_backward, kept = _learning(network, encode, x_t, half)
-            graphs[half] = replace(graphs[half], encoder=kept)
+        with _GroupNorms():
+            learning = _forward(network, run, x_t, learns=True)
+            backward = learning.backward()
+            pulling = _forward(network, run, x_t, learns=False)
+            pullback = pulling.backward()
+            graphs = {
+                False: GraphBytes(learning.graph, pulling.graph, 0.0),
+                True: GraphBytes(
+                    _forward(network, run, x_t, learns=True, half=True).graph,
+                    _forward(network, run, x_t, learns=False, half=True).graph,
+                    0.0,
+                ),
+            }
+            encoder = encoder_backward = 0.0
+            if isinstance(network, EDMDenoiser):
+                encoding = _forward(network, encode, x_t, learns=True)
+                encoder, encoder_backward = encoding.operations, encoding.backward()
+                half = _forward(network, encode, x_t, learns=True, half=True)
+                graphs[False] = replace(graphs[False], encoder=encoding.graph)
+                graphs[True] = replace(graphs[True], encoder=half.graph)
+            kernels = _kernels(run, x_t)
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"the network cannot be counted on torch's meta device: {str(error).splitlines()[0]}"
         ) from None
     return NetworkCosts(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        forward=forward,
+        forward=learning.operations,
         pullback=pullback,
         backward=backward,
         encoder=encoder,
         encoder_backward=encoder_backward,
         graphs=graphs,
-        kernels=_kernels(run, x_t),
+        kernels=kernels,
         image_bytes=x_t[0].nbytes,
         classes=settings.label_dim,
     )
@@ -138,29 +149,33 @@ def _on_meta(settings: AnySettings, factory: str | None) -> Network:
         return build_denoiser(settings)
 
 
-def _learning(
-    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, half: bool = False
-) -> tuple[float, float, float]:
-    """Of a pass whose weights learn: operations forward and backward, bytes kept."""
-    network.train().requires_grad_(True)
-    forward, kept, output = _forward(network, run, x_t, half)
-    return forward, _backward(output, network.parameters()), kept
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass; operations and bytes are per image.
 
+    Attributes:
+        graph: bytes of activations kept for the backward pass.
+        inputs: tensors that the backward pass takes gradients of: the weights or the input.
+    """
 
-def _pulling(
-    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, half: bool = False
-) -> tuple[float, float]:
-    """Of a pass with frozen weights: operations backward to the input, bytes kept."""
-    network.eval().requires_grad_(False)
-    leaf = x_t.detach().requires_grad_()
-    _, kept, output = _forward(network, run, leaf, half)
-    return _backward(output, [leaf]), kept
+    operations: float
+    graph: float
+    output: Tensor
+    inputs: list[Tensor]
+
+    def backward(self) -> float:
+        """Count the operations of the backward pass."""
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(self.output, self.inputs, torch.ones_like(self.output), allow_unused=True)
+        return counter.get_total_flops() / BATCH
 
 
 def _forward(
-    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, half: bool
-) -> tuple[float, float, Tensor]:
-    """Operations of a forward pass, the bytes of activations that it keeps, its output."""
+    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, learns: bool, half: bool = False
+) -> _Pass:
+    """Run a forward pass: in train mode with trainable weights if `learns`, else with a trainable input."""
+    network.train(learns).requires_grad_(learns)
+    x_t = x_t.detach().requires_grad_(not learns)
     lowering = _Autocast() if half else None
     kept: dict[int, Tensor] = {}
 
@@ -171,17 +186,11 @@ def _forward(
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks, lowering or nullcontext():
         output = run(x_t)
-    weights = [*network.parameters(), *(lowering.weights.values() if lowering else ())]
-    for weight in weights:
+    weights: list[Tensor] = list(network.parameters())
+    for weight in [*weights, *(lowering.weights.values() if lowering else ())]:
         kept.pop(weight.untyped_storage()._cdata, None)
     graph = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return counter.get_total_flops() / BATCH, graph / BATCH, output
-
-
-def _backward(output: Tensor, inputs: Iterable[Tensor]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.grad(output, [*inputs], torch.ones_like(output), allow_unused=True)
-    return counter.get_total_flops() / BATCH
+    return _Pass(counter.get_total_flops() / BATCH, graph / BATCH, output, weights if learns else [x_t])
 
 
 def _kernels(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
@@ -202,11 +211,31 @@ class _Launched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _GroupNorms(TorchDispatchMode):
+    """Answers group norms with empty tensors, of which torch works out the shapes in slow Python code.
+
+    Half of the time of a count would go there.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        aten = torch.ops.aten
+        if func is aten.native_group_norm.default and args[0].dtype == torch.float32:
+            x, (batch, groups) = args[0], (args[3], args[6])
+            return torch.empty_like(x), x.new_empty(batch, groups), x.new_empty(batch, groups)
+        if func is aten.native_group_norm_backward.default and args[1].dtype == torch.float32:
+            x, channels, wanted = args[1], args[6], args[9]
+            gradients = torch.empty_like(x), x.new_empty(channels), x.new_empty(channels)
+            return tuple(one if asked else None for one, asked in zip(gradients, wanted, strict=True))
+        return func(*args, **(kwargs or {}))
+
+
 class _Autocast(TorchFunctionMode):
-    """What autocast does on a GPU, which the meta device has not: layers in half precision, norms in float32.
+    """Does as autocast does on a GPU, which the meta device lacks: layers in half precision, norms in float32.
 
     Attributes:
-        weights: the copies made of parameters, which autocast makes once a pass.
+        weights: copies of parameters, which autocast makes once a pass.
     """
 
     _LOWERED = (

@@ -15,7 +15,7 @@ from raysid.plan.devices import GB, Devices, parse_devices
 from raysid.plan.measure import measure_parts, this_machine
 from raysid.plan.parts import CountedParts
 from raysid.plan.predict import ROLES, Hardware
-from raysid.plan.simulate import Transport
+from raysid.plan.processes import Transport
 from raysid.plan.transport import measure_transport
 from raysid.recipes import load_recipe
 from raysid.trainers.teachers import find_teacher, network_settings

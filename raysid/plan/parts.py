@@ -105,6 +105,12 @@ def calls_of(role: str, config: Config, seconds: Seconds) -> list[float]:
     ]
 
 
+def role_seconds(role: str, config: Config, seconds: Seconds) -> float:
+    """Seconds of a step in which a role works, as one process."""
+    count = config.batch_size // config.microbatch
+    return sum(calls_of(role, config, seconds)) * count + seconds.get((role, "step"), 0.0)
+
+
 def all_reduce_bytes(parameters: int, ranks: int) -> float:
     """What each rank sends to have a network's gradients added up, in a ring."""
     return 2 * (ranks - 1) / ranks * 4 * parameters

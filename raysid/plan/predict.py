@@ -10,8 +10,9 @@ from raysid.config import Config
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import GB, Devices
 from raysid.plan.memory import PROCESS, role_memory, usable, whole_memory
-from raysid.plan.parts import Parts, Seconds, calls_of
-from raysid.plan.simulate import Pool, Process, Transport, Workers, simulate
+from raysid.plan.parts import Parts, Seconds, calls_of, role_seconds
+from raysid.plan.processes import Pool, Process, Transport, Workers
+from raysid.plan.simulate import simulate
 
 ROLES = ("fake_score", "generator", "teacher")
 
@@ -117,14 +118,17 @@ def predict(
         workers = 1 if config.placement == "local" else 0
     try:
         if workers:
-            return _predict_whole(config, hardware, workers, quick)
+            return _predict_whole(config, hardware, workers)
         return _predict_split(config, hardware, quick)
     except DoesNotFit as error:
         return Prediction(config, workers, 0, why_not=str(error))
 
 
-def _predict_whole(config: Config, hardware: Hardware, workers: int, quick: bool) -> Prediction:
-    """One process that holds all three roles, or several which add up their gradients."""
+def _predict_whole(config: Config, hardware: Hardware, workers: int) -> Prediction:
+    """Predict one process that holds all three roles, or several that sum their gradients.
+
+    The calls of a process follow each other without a gap, so a step lasts as long as all of them.
+    """
     devices = hardware.devices
     if workers > devices.count:
         raise DoesNotFit(f"needs {workers} devices, there are {devices.count}")
@@ -138,13 +142,11 @@ def _predict_whole(config: Config, hardware: Hardware, workers: int, quick: bool
     if workers > 1:
         for role in ("generator", "fake_score"):
             seconds[role, "step"] += hardware.parts.all_reduce(workers, workers <= hardware.node)
-    process = Process("all", 0, Pool("device"))
-    one = Workers([process], [process], [process])
+    work = {role: role_seconds(role, config, seconds) for role in ROLES}
+    step = sum(work.values())
+    busy = {role: own / step for role, own in work.items()}
     taken = devices.count if hardware.shared_cores else workers
-    if quick:
-        return Prediction(config, workers, taken, memory, _bound(config, one, seconds, Transport()))
-    found = simulate(steady(config), one, seconds, Transport(), hardware.costs.image_bytes)
-    return Prediction(config, workers, taken, memory, found.step_seconds, found.busy)
+    return Prediction(config, workers, taken, memory, step, busy)
 
 
 def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Prediction:
@@ -172,7 +174,7 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
         **by_role,
         driver=Process("driver", 0, cores or Pool("driver"), "devices 0"),
         ray=Process("ray", 0, cores, "devices 0") if cores else None,
-        alone=config.teacher.scaling.max_replicas == 1,
+        one_scorer=config.teacher.scaling.max_replicas == 1,
     )
     seconds = dict(hardware.parts.seconds(config, 0))
     for role, number in config.learner_workers.items():

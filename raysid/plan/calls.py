@@ -1,0 +1,213 @@
+"""Roles that record the calls of a step instead of computing it.
+
+`raysid.roles.step.take_step` itself runs on them, so that a simulated step makes exactly the calls of a real one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from raysid.config import Config
+from raysid.plan.processes import Process, Transport, Workers
+from raysid.roles.messages import Slice
+from raysid.roles.protocols import Roles
+
+
+class Call:
+    """One call: its process, its length, and the calls whose results it takes.
+
+    Args:
+        role: the role that computes; empty for the driver and Ray's own processes.
+        process: the process that executes it.
+        beside: seconds that occupy the process alone, before those of its pool.
+        seconds: seconds that occupy its pool too.
+        inputs: calls that it waits for.
+        size: bytes of the result of each input that is a role's.
+
+    Attributes:
+        ended: when it ended; infinite until then.
+    """
+
+    __slots__ = ("_arrives", "_seen", "beside", "ended", "inputs", "process", "role", "seconds", "size")
+
+    def __init__(
+        self,
+        role: str,
+        process: Process,
+        beside: float,
+        seconds: float,
+        inputs: tuple[Call, ...],
+        size: float,
+    ) -> None:
+        self.role, self.process = role, process
+        self.beside, self.seconds = beside, seconds
+        self.inputs, self.size = inputs, size
+        self.ended = math.inf
+        self._arrives, self._seen = 0.0, 0
+
+    def arrival(self, transport: Transport) -> float:
+        """When all inputs have arrived; infinite while one of them has not ended."""
+        # An input that has ended is examined once: a step takes a token of every microbatch.
+        while self._seen < len(self.inputs):
+            other = self.inputs[self._seen]
+            if other.ended == math.inf:
+                return math.inf
+            travel = 0.0
+            if other.process is not self.process:
+                size = self.size if other.role else 0.0
+                travel = transport.latency + size * transport.byte
+                if other.process.node != self.process.node:
+                    travel += size * transport.network_byte
+            self._arrives = max(self._arrives, other.ended + travel)
+            self._seen += 1
+        return self._arrives
+
+
+class Recorder:
+    """The calls of some steps, in the order in which the driver submits them.
+
+    Args:
+        seconds: length of a call, by role and method.
+        image_bytes: bytes of one image between processes.
+
+    Attributes:
+        calls: every call so far, the driver's own work included.
+        waits: calls that the driver waits for before it submits the next one.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        transport: Transport,
+        seconds: Mapping[tuple[str, str], float],
+        image_bytes: float,
+    ) -> None:
+        self.workers = workers
+        self.transport = transport
+        self.seconds = seconds
+        self.image_bytes = image_bytes
+        self.calls: list[Call] = []
+        self.waits: tuple[Call, ...] = ()
+
+    def roles(self, config: Config) -> Roles:
+        """The three roles of a config, which record their calls here."""
+        size = config.microbatch * self.image_bytes
+        teacher: Any = _Teacher(self, size)
+        generator: Any = _Generator(self, size)
+        return Roles(teacher, _FakeScore(self, size), generator)
+
+    def call(
+        self,
+        role: str,
+        method: str,
+        process: Process,
+        inputs: tuple[Call, ...] = (),
+        size: float = 0.0,
+        driver_waits: bool = False,
+    ) -> Call:
+        """Record a call and its submission; `driver_waits`: it is submitted once its inputs are there."""
+        workers, transport = self.workers, self.transport
+        first = self.waits + inputs if driver_waits else self.waits
+        submitted = self._record("", workers.driver, transport.driver, first)
+        self.waits = ()
+        if workers.ray is not None:
+            self._record("", workers.ray, transport.others)
+        seconds = self.seconds[role, method]
+        return self._record(role, process, transport.process, (*inputs, submitted), seconds, size)
+
+    def step(self, role: str, ranks: list[Process], tokens: tuple[Call, ...]) -> list[Call]:
+        """Record a learner's update."""
+        if len(ranks) == 1:  # which makes it in the call of the last microbatch
+            tokens[-1].seconds += self.seconds[role, "step"]
+            return [tokens[-1]]
+        return [self.call(role, "step", rank, tokens) for rank in ranks]
+
+    def _record(
+        self,
+        role: str,
+        process: Process,
+        overhead: float,
+        inputs: tuple[Call, ...] = (),
+        seconds: float = 0.0,
+        size: float = 0.0,
+    ) -> Call:
+        beside, pooled = (0.0, overhead) if self.transport.on_pool else (overhead, 0.0)
+        call = Call(role, process, beside, seconds + pooled, inputs, size)
+        self.calls.append(call)
+        return call
+
+
+class _Generator:
+    def __init__(self, recorder: Recorder, size: float) -> None:
+        self.recorder = recorder
+        self.size = size  # bytes of a microbatch's images
+        self.ranks = recorder.workers.generator
+
+    def images(self, at: Slice) -> Call:
+        return self._call("images", at)
+
+    def generate(self, at: Slice) -> tuple[Call, Call]:
+        call = self._call("generate", at)
+        return call, call
+
+    def seeds(self, at: Slice, teacher: Call, fake: Call) -> tuple[Call, Call]:
+        call = self._call("seeds", at, teacher, fake)
+        return call, call
+
+    def accumulate(self, at: Slice, teacher: Call, fake: Call) -> Call:
+        return self._call("accumulate", at, teacher, fake)
+
+    def discard(self, at: Slice) -> None:
+        pass
+
+    def step(self, step: int, *tokens: Call) -> list[Call]:
+        return self.recorder.step("generator", self.ranks, tokens)
+
+    def _call(self, method: str, at: Slice, *inputs: Call) -> Call:
+        process = self.ranks[at.index % len(self.ranks)]
+        waits = not self.recorder.workers.one_scorer
+        return self.recorder.call("generator", method, process, inputs, self.size, driver_waits=waits)
+
+
+class _FakeScore:
+    def __init__(self, recorder: Recorder, size: float) -> None:
+        self.recorder = recorder
+        self.size = size
+        self.ranks = recorder.workers.fake_score
+
+    def score(self, at: Slice, noised: Call) -> Call:
+        return self._call("score", at, noised)
+
+    def pullback(self, at: Slice, noised: Call, seed: Call) -> Call:
+        return self._call("pullback", at, noised, seed)
+
+    def accumulate(self, at: Slice, images: Call) -> Call:
+        return self._call("accumulate", at, images)
+
+    def step(self, step: int, *tokens: Call) -> list[Call]:
+        return self.recorder.step("fake_score", self.ranks, tokens)
+
+    def _call(self, method: str, at: Slice, *inputs: Call) -> Call:
+        process = self.ranks[at.index % len(self.ranks)]
+        return self.recorder.call("fake_score", method, process, inputs, self.size)
+
+
+class _Teacher:
+    """The pool of scorers, which take turns; the one that scored a microbatch pulls it back."""
+
+    def __init__(self, recorder: Recorder, size: float) -> None:
+        self.recorder = recorder
+        self.size = size
+        self.turns = itertools.cycle(recorder.workers.teacher)
+        self.scorers: dict[Call, Process] = {}
+
+    def score(self, noised: Call, scale: float) -> Call:
+        self.scorers[noised] = scorer = next(self.turns)
+        return self.recorder.call("teacher", "score", scorer, (noised,), self.size)
+
+    def pullback(self, noised: Call, seed: Call, scale: float) -> Call:
+        scorer = self.scorers.pop(noised)
+        return self.recorder.call("teacher", "pullback", scorer, (noised, seed), self.size)
