@@ -489,7 +489,7 @@ def test_what_is_no_generator(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("trained", "words"),
     [
-        ({}, "does not say which real images it was made for"),
+        ({}, "does not name the real images it was made for"),
         ({"data": "dogs"}, "dogs"),
         ({"data": ["digits"]}, "digits"),
     ],

@@ -159,7 +159,7 @@ def test_grids_show_the_same_noise_beside_real_images_of_the_same_labels(generat
 
 @pytest.mark.parametrize(
     ("trained", "words"),
-    [({}, "does not say which real images"), ({"data": "dogs"}, "dogs")],
+    [({}, "does not name the real images"), ({"data": "dogs"}, "dogs")],
     ids=["none", "unknown"],
 )
 def test_a_generator_of_unknown_images_cannot_be_measured(
