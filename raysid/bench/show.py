@@ -154,20 +154,19 @@ def _busy(side: SideResult) -> float:
 
 def _show_roles(side: SideResult) -> None:
     middle = side.middle
-    alone = side.config.placement != "split"
-    rows = []
-    for role, name in ROLES.items():
-        use = middle.roles[role]
-        parts = [f"{1000 * seconds:.1f}" if seconds else None for seconds in by_part(use).values()]
-        beside = [None, None] if alone else [f"{1000 * use.transport:.1f}", f"{1000 * use.wait:.1f}"]
-        share = f"{use.busy * middle.steps / middle.seconds:.0%}"
-        moved = None if alone else f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}"
-        rows.append([name, *parts, *beside, share, moved, f"{use.peak_bytes / 1e6:,.0f}"])
-    print_table(
-        f"{title(side)}: ms a step by role",
-        ["", *PARTS, "transport", "wait", "busy", "MB moved", "peak MB"],
-        rows,
-    )
+    uses = [middle.roles[role] for role in ROLES]
+    parts = [by_part(use) for use in uses]
+    rows: list[list[str | None]] = [
+        [part, *(f"{1000 * busy[part]:.1f}" if busy[part] else None for busy in parts)] for part in PARTS
+    ]
+    if side.config.placement == "split":
+        rows.append(["transport", *(f"{1000 * use.transport:.1f}" for use in uses)])
+        rows.append(["wait", *(f"{1000 * use.wait:.1f}" for use in uses)])
+    rows.append(["busy", *(f"{use.busy * middle.steps / middle.seconds:.0%}" for use in uses)])
+    if side.config.placement == "split":
+        rows.append(["MB moved", *(f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}" for use in uses)])
+    rows.append(["peak MB", *(f"{use.peak_bytes / 1e6:,.0f}" for use in uses)])
+    print_table(f"{title(side)}: ms a step by role", ["", *ROLES.values()], rows)
 
 
 def _numbers(side: SideResult) -> dict[str, Any]:

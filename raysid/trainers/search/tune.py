@@ -229,7 +229,9 @@ def _report(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialR
         best = folder / BEST
         write_whole(best, config_yaml(best_config(config, base, trials[0].values)).encode())
     plots = _plot(config, trials, folder)
-    columns = [*(dimension.fields[0] for dimension in config.space), config.metric.replace("_", " ")]
+    names = [dimension.fields[0] for dimension in config.space]
+    short = [name.rpartition(".")[2] for name in names]
+    columns = [*(short if len({*short}) == len(short) else names), config.metric.replace("_", " ")]
     print_table(
         f"Trials of {folder.name}, the best first",
         [*columns, "images", "status", "run"],
