@@ -17,7 +17,7 @@ from raysid.errors import UserError
 
 
 def joined(blocks):
-    """Images and labels of all blocks."""
+    """The images and labels of all blocks, concatenated."""
     blocks = list(blocks)
     return np.concatenate([b["image"] for b in blocks]), np.concatenate([b["label"] for b in blocks])
 

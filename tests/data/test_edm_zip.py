@@ -1,4 +1,4 @@
-"""Zips as EDM's dataset tool writes them: every image with its label, read in place, and what is wrong in one line."""
+"""Zips of EDM's dataset tool: every image with its label, read in place; faults are reported in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bu
 
 
 def colour(number: int) -> np.ndarray:
-    """An image of one colour that tells its number: (3, 4, 4) uint8."""
+    """An image of one colour that encodes its number: (3, 4, 4) uint8."""
     return np.broadcast_to(np.array([number, 255 - number, 7], np.uint8)[:, None, None], (3, 4, 4))
 
 
@@ -35,7 +35,7 @@ def png(image: np.ndarray, mode: str = "RGB") -> bytes:
 
 
 def write_zip(path: Path, count: int = 40, labels: Any = "classes", **files: bytes) -> str:
-    """As EDM's dataset tool: uncompressed pictures by fives in folders, image i of class i % 3, or `labels`."""
+    """Write a zip as EDM's dataset tool does: uncompressed, five images per folder, classes i % 3 or `labels`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         names = [f"{i // 5:05d}/img{i:08d}.png" for i in range(count)]
         for i, name in enumerate(names):
@@ -50,7 +50,7 @@ def write_zip(path: Path, count: int = 40, labels: Any = "classes", **files: byt
 
 
 def rows(source: EDMZipSource) -> list[tuple[int, int]]:
-    """The number and the label of every image, in the canonical order."""
+    """Each image's number and label, in the canonical order."""
     blocks = list(source.blocks())
     for block in blocks:
         assert block["image"].dtype == np.uint8
@@ -70,7 +70,7 @@ def test_every_image_comes_once_with_its_label(tmp_path: Path) -> None:
     assert source.label_counts.tolist() == [14, 13, 13]
     read = rows(source)
     assert sorted(read) == [(i, i % 3) for i in range(40)]
-    assert read != sorted(read)  # such zips lie sorted by class
+    assert read != sorted(read)  # such zips are sorted by class
     other = open_source(str(tmp_path / "c.zip"))
     other.per_shard = 7  # type: ignore[attr-defined]
     assert other.shard_sizes.tolist() == [7] * 5 + [5] and read == rows(pickle.loads(pickle.dumps(other)))
@@ -100,7 +100,7 @@ def test_ray_data_reads_it_in_the_same_order(ray_cluster: None, tmp_path: Path) 
         for blocks in (source.blocks, ray_blocks(source))
     ]
     try:
-        for start in range(0, 100, 20):  # over the end of two epochs
+        for start in range(0, 100, 20):  # across two ends of epochs
             (here, here_labels), (there, there_labels) = (stream.read(start, 20) for stream in streams)
             np.testing.assert_array_equal(here, there)
             np.testing.assert_array_equal(here_labels, there_labels)
@@ -128,7 +128,7 @@ def test_a_zip_in_a_bucket_is_read_there_without_what_lies_beside_its_pictures(
 
 
 def refused(path: Any) -> str:
-    """What is said of a zip, in one line that names it."""
+    """The one-line error for a zip, which names it."""
     with pytest.raises(UserError) as caught:
         open_source(str(path))
     line = str(caught.value)

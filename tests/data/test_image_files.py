@@ -1,4 +1,4 @@
-"""Real images from files of every kind: the same pictures are the same stream; what is found, by whichever name."""
+"""Real images from files of every format: equal images give equal streams; sources by folder, glob and list."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def assert_same_stream(one: ImageSource, other: ImageSource) -> None:
 
 
 def refused(*source: Any, **data: Any) -> str:
-    """What is said of a source, in one line."""
+    """The one-line error for a source."""
     with pytest.raises(UserError) as caught:
         open_source(DataSettings(source=source[0] if len(source) == 1 else list(source), **data))
     assert "\n" not in str(caught.value)
@@ -198,7 +198,7 @@ def test_names_and_labels_that_are_words_are_sorted(tmp_path: Path, pictures: An
 
 
 def test_ray_data_reads_all_kinds_the_same(ray_cluster: None, tmp_path: Path, pictures: Any) -> None:
-    """With one picture that is bad in each."""
+    """Each file holds one bad image."""
     some = [*pictures[:-1], ("9/zz", b"no picture", 9)]
     paths = [write_folder(tmp_path / "f", some), write_parquet(tmp_path / "d.parquet", some)]
     for path in (*paths, write_tars(tmp_path, some, 50)):
@@ -214,7 +214,7 @@ def test_ray_data_reads_all_kinds_the_same(ray_cluster: None, tmp_path: Path, pi
 
 
 def test_large_images_are_shared_out_to_short_read_tasks(ray_cluster: None, tmp_path: Path) -> None:
-    """A shard of them may be a gigabyte: the other cores would wait for the one that reads it."""
+    """A shard may be a gigabyte: with one task per shard the other cores would wait."""
     picture = encoded(np.zeros((8, 8, 3), np.uint8))
     folder = write_folder(tmp_path / "large", [(f"{i:04d}", picture, 0) for i in range(1100)])
     source: Any = open_source(DataSettings(source=folder, resolution=160))
@@ -243,7 +243,7 @@ def test_a_large_list_travels_without_a_copy(folder: str) -> None:
 
 
 def bytes_read(source: Any, window: int, start: int, count: int = 4, **options: Any) -> int:
-    """Bytes of pictures that a stream opened for one batch fetches."""
+    """The bytes of image files that a stream reads for one batch."""
     fetched = source.fetched
     seen = []
 
@@ -275,7 +275,7 @@ def test_an_epoch_of_small_windows_has_every_image_once_and_the_next_is_another(
     images, labels = stream_of(source, 25).read(0, 2 * COUNT)
     first, second = ([image.tobytes() for image in part] for part in np.split(images, 2))
     assert sorted(first) == sorted(second) and len(set(first)) == COUNT and first != second
-    assert np.mean(labels[1:] == labels[:-1]) < 0.3  # folders lie sorted by class
+    assert np.mean(labels[1:] == labels[:-1]) < 0.3  # folders are sorted by class
 
 
 @pytest.mark.parametrize("group", [7, 50, 1000])
@@ -385,7 +385,7 @@ def test_an_outage_is_no_bad_picture(
     class BrokenFile(io.BytesIO):
         read = broken
 
-    if kind == "parquet":  # Arrow passes on what reading raises
+    if kind == "parquet":  # Arrow re-raises the error of the read
         monkeypatch.setattr("io.open", lambda *_, **__: BrokenFile(b"PAR1" * 10))
     else:
         monkeypatch.setattr("builtins.open", broken)
@@ -409,7 +409,7 @@ def test_a_class_that_cannot_be_listed_is_not_left_out(
 
 
 def sized(size: int) -> tarfile.TarInfo:
-    """The header of a picture that says to have some bytes."""
+    """The header of an image file that claims a size in bytes."""
     member = tarfile.TarInfo("zz.png")
     member.size = size
     return member
@@ -514,7 +514,7 @@ def test_the_file_whose_footer_is_damaged_is_named(tmp_path: Path, pictures: Any
 def test_files_in_a_bucket_are_read_there(
     tmp_path: Path, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = [*pictures[::6], ("9/[9]*", pictures[-1][1], 9)]  # a name, no pattern
+    some = [*pictures[::6], ("9/[9]*", pictures[-1][1], 9)]  # a name, not a pattern
     folder = write_folder(tmp_path / "folder", some)
     write_parquet(tmp_path / "parquet" / "d.parquet", some)
     write_tars(tmp_path / "tars", some, 8)
@@ -574,7 +574,7 @@ STREAM = """
 
 
 def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
-    """All of it in two row groups of one file, each larger than what may be used."""
+    """Two row groups of one file, each larger than the memory allowed."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), dtype=np.uint8)
     some = [encoded(image, compress_level=1) for image in pixels]
     pictures = [(str(i), some[i % 20], i % 2) for i in range(6000)]
@@ -590,7 +590,7 @@ def test_a_set_larger_than_the_memory_is_streamed(tmp_path: Path) -> None:
 def test_large_files_of_small_images_are_not_held(tmp_path: Path, pictures: Any) -> None:
     folder = write_folder(tmp_path, pictures[:20])
     for path in tmp_path.rglob("*.png"):
-        os.truncate(path, 1 << 20)  # what follows a picture in its file is nothing to its reader
+        os.truncate(path, 1 << 20)  # a decoder ignores bytes after the image
     source = open_source(folder)
     tracemalloc.start()
     assert not any(block["fault"].any() for block in source.blocks())
@@ -614,7 +614,7 @@ def test_a_large_cell_that_many_rows_share_is_not_held_for_each(
 
 @pytest.mark.parametrize("struct", [False, True])
 def test_a_row_group_of_giant_cells_is_refused_unread(tmp_path: Path, pictures: Any, struct: bool) -> None:
-    """And the others are read."""
+    """The other images are read."""
     giants = [pictures[0][1] + bytes(MAX_PICTURE + (1 << 20))]
     column = [*giants, *(content for _, content, _ in pictures[:9])]
     table = pa.table({"image": [{"bytes": cell} for cell in column] if struct else column})
@@ -634,16 +634,16 @@ def test_a_row_group_of_giant_cells_is_refused_unread(tmp_path: Path, pictures: 
 
 
 def with_counts(path: Path, rows: int, of_file: int, of_groups: int) -> str:
-    """A file of one row group of so many rows whose footer says other numbers of them."""
+    """A file of one row group whose footer claims other numbers of rows."""
 
     def field(value: int) -> bytes:
-        """A whole number in the footer, of two bytes: Thrift's compact form."""
+        """An integer of two bytes in the footer, in Thrift's compact encoding."""
         return bytes([0x16, (2 * value & 0x7F) | 0x80, 2 * value >> 7])
 
     content = path.read_bytes()
     size = int.from_bytes(content[-8:-4], "little")
     footer = content[-8 - size :]
-    # The file's number of rows is the first of this value, its row group's the last.
+    # The first occurrence is the file's number of rows, the last its row group's.
     first, last = footer.index(field(rows)), footer.rindex(field(rows))
     footer = footer[:last] + field(of_groups) + footer[last + 3 :]
     footer = footer[:first] + field(of_file) + footer[first + 3 :]
@@ -659,14 +659,14 @@ def test_numbers_of_rows_that_do_not_agree_are_refused(tmp_path: Path, pictures:
 
 
 def test_rows_without_a_label_are_refused(tmp_path: Path, pictures: Any) -> None:
-    """The footer says in both places that there are more rows than are stored."""
+    """The footer claims in both places more rows than are stored."""
     path = with_counts(Path(write_parquet(tmp_path / "d.parquet", pictures[:100])), 100, 120, 120)
     assert refused(path) == f"{path} is damaged: of 120 rows 100 have a label"
 
 
 @pytest.mark.parametrize("said", [120, 80])
 def test_a_row_group_has_the_rows_that_it_says_to_have(tmp_path: Path, pictures: Any, said: int) -> None:
-    """Those that are missing are bad; those that are too many are passed over: every place in the list stays."""
+    """Missing rows are bad images and surplus rows are ignored: every image keeps its position."""
     path = write_parquet(tmp_path / "d.parquet", pictures[:100])
     pq.write_table(pq.read_table(path).drop(["label"]), path, use_dictionary=False)
     source = open_source(with_counts(Path(path), 100, said, said))

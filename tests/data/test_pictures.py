@@ -67,7 +67,7 @@ def test_what_is_transparent_lies_on_white() -> None:
 
 @pytest.mark.parametrize("filter", ["lanczos", "box", "bicubic"])
 def test_resizing_is_edms_center_crop_then_pillows_filter(filter: str) -> None:
-    """Written out here as EDM's dataset tool has it."""
+    """The formula of EDM's dataset tool, written out."""
     pixels = np.random.default_rng(1).integers(0, 256, (21, 32, 3), dtype=np.uint8)
     side = 21
     cut = pixels[(21 - side) // 2 : (21 + side) // 2, (32 - side) // 2 : (32 + side) // 2]

@@ -19,7 +19,7 @@ DIGITS = 1797
 
 
 class Numbers(ImageSource):
-    """A source of `num_images` images of 1x1x2 that spell their own index; the label is the index too."""
+    """A source of images of 1x1x2 whose two bytes are their index; the label is the index too."""
 
     name, image_shape, num_classes, pixel_max = "numbers", (1, 1, 2), 0, 255
 
@@ -80,7 +80,7 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 
 def test_the_order_is_the_same_on_every_platform_and_version():
-    """A resumed run must go on with the images that the interrupted one would have read."""
+    """A resumed run must read the images that the interrupted run would have read."""
     whole = stream_of(Numbers(), seed=7, window=10).read(0, 20)[1]
     assert whole.tolist() == [8, 5, 3, 4, 9, 1, 6, 2, 0, 7, 6, 1, 3, 8, 4, 9, 5, 7, 0, 2]
     labels = stream_of(Numbers(), seed=7, window=6, batch_size=4, lanes=2).read(0, 20)[1]
@@ -150,7 +150,7 @@ def test_ranks_read_one_stream_and_none_what_is_for_the_others(ranks, prefetch):
                 np.testing.assert_array_equal(stream.read(start, share)[1], whole[start : start + share])
     read = sum(source.images_read for source in sources)
     ahead = 2 * 128 + ranks * 8 * 16 if prefetch else 0
-    assert batch * steps <= read <= 1.2 * batch * steps + ahead  # a shard where a lane ends is read twice
+    assert batch * steps <= read <= 1.2 * batch * steps + ahead  # a shard in which a lane ends is read twice
 
 
 def test_what_is_read_ahead_is_bounded_and_starts_where_the_reader_goes():
@@ -163,7 +163,7 @@ def test_what_is_read_ahead_is_bounded_and_starts_where_the_reader_goes():
             patience = time.monotonic() + 10
             while stream.loaded_until(place) < place + 200 and time.monotonic() < patience:
                 time.sleep(0.01)
-            time.sleep(0.05)  # it does not go on
+            time.sleep(0.05)  # time to read further, which it must not
             assert stream.loaded_until(place) >= place + 200
             assert source.images_read - before <= 400 + 4 * 10 + 10
 
@@ -176,7 +176,7 @@ def test_what_is_read_ahead_is_bounded_and_starts_where_the_reader_goes():
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_ranks_that_read_interleaved_slices_read_the_one_stream(ranks, window, prefetch):
     source = DigitsSource(images_per_shard=100)
-    batch, steps = 180, 23  # over two ends of epochs
+    batch, steps = 180, 23  # across two ends of epochs
     whole_images, whole_labels = stream_of(source, window=window).read(0, batch * steps)
     share = batch // ranks
     streams = [stream_of(source, window=window, prefetch=prefetch) for _ in range(ranks)]
@@ -210,7 +210,7 @@ def test_a_read_does_not_change_what_an_earlier_one_gave():
     kept = first.copy()
     stream.read(4, 20)
     np.testing.assert_array_equal(first, kept)
-    first[:] = 0  # the caller's own
+    first[:] = 0  # the caller owns the arrays
     np.testing.assert_array_equal(stream.read(0, 4)[0], kept)
 
 
@@ -231,7 +231,7 @@ def test_sequential_reads_make_one_pass_and_read_nothing_that_is_not_needed_yet(
     stream = stream_of(source, window=20, batch_size=4, lanes=lanes)
     for start in range(0, 300, 4):
         stream.read(start, 4)
-        assert source.images_read <= start + 4 + 20 + lanes * 5  # shards that windows of two lanes are in
+        assert source.images_read <= start + 4 + 20 + lanes * 5  # shards that overlap windows of two lanes
     assert source.images_read <= 300 + 3 * lanes * 5 and source.passes == 1
 
 
@@ -239,7 +239,7 @@ def test_sequential_reads_make_one_pass_and_read_nothing_that_is_not_needed_yet(
 def test_a_resume_reads_the_window_that_it_goes_on_in_and_no_more(start):
     source = Numbers(100, block=7)
     labels = stream_of(source, window=20).read(start, 4)[1]
-    assert source.images_read <= 20 + 6  # a shard may reach over the window's end
+    assert source.images_read <= 20 + 6  # a shard may extend past the window's end
     np.testing.assert_array_equal(
         labels, stream_of(Numbers(100, block=7), window=20).read(0, 300)[1][start:][:4]
     )
@@ -296,7 +296,7 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
             yield {name: column[rows] for name, column in block.items()}
 
     with ImageStream(read, [announced], 0, window, prefetch=prefetch) as stream:
-        for _ in range(2):  # and stays one
+        for _ in range(2):  # and the error persists
             with pytest.raises(ValueError, match=message):
                 for start in range(0, 1000 * announced, announced):
                     stream.read(start, announced)
@@ -306,7 +306,7 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
     ("rows", "words"), [([0, 1], "yielded 2 images"), ([0, 1, 2, 2], "yielded more images")]
 )
 def test_a_piece_with_another_number_of_images_is_refused_where_it_is_read(rows, words):
-    """Else all images after it were others than they should be, up to the end of a pass."""
+    """Otherwise every later image of the pass would be at a wrong position."""
 
     class Damaged(Numbers):
         def read(self, piece):
@@ -319,7 +319,7 @@ def test_a_piece_with_another_number_of_images_is_refused_where_it_is_read(rows,
     handed = []
     with pytest.raises(ValueError, match=words):
         handed.extend(source.blocks())
-    assert sum(len(block["label"]) for block in handed) <= 3 + min(len(rows), 3)  # no surplus
+    assert sum(len(block["label"]) for block in handed) <= 3 + min(len(rows), 3)  # no surplus images
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_an_error_of_the_source_surfaces_in_read_and_the_next_read_tries_again(p
     with stream_of(Flaky(100), window=12, prefetch=prefetch) as stream:
         np.testing.assert_array_equal(stream.read(0, 24)[1], whole[:24])
         if prefetch:
-            time.sleep(0.1)  # the thread meets the error before anybody asks
+            time.sleep(0.1)  # the thread meets the error before the reader asks
         np.testing.assert_array_equal(stream.read(24, 4)[1], whole[24:28])
         with pytest.raises(OSError, match="the disk is gone"):
             stream.read(28, 22)
@@ -478,7 +478,7 @@ def test_a_blocked_source_does_not_hold_up_the_end_of_the_process():
 
 
 def reader_actors(num_readers: int):
-    """Actors of a quarter of a CPU each, the first of which reads; all are up when this returns."""
+    """Start actors of a quarter of a CPU each, the first of which reads; return once all run."""
     import ray
 
     @ray.remote(num_cpus=0.25)
@@ -501,7 +501,7 @@ def test_an_actor_reads_the_same_through_ray_data(ray_cluster, window, prefetch)
 
     source = DigitsSource(images_per_shard=300)
     addresses = [(0, 100), (100, 900), (1000, 1000), (1500, 100), (300, 10)]
-    readers = reader_actors(3)  # a learner's machine: three roles of a quarter each
+    readers = reader_actors(3)  # a learner's machine: three roles of a quarter of a CPU each
     read = readers[0].read.remote(ray_blocks(source), source.shard_sizes, window, addresses, prefetch)
     local = ImageStream(source.blocks, source.shard_sizes, 5, window)
     for (start, count), (images, labels) in zip(addresses, ray.get(read, timeout=60), strict=True):
@@ -512,7 +512,7 @@ def test_an_actor_reads_the_same_through_ray_data(ray_cluster, window, prefetch)
 
 def test_slow_shards_do_not_change_the_order(ray_cluster, tmp_path):
     class FirstIsLast(DigitsSource):
-        """Shard 0 comes after shard 1 is done, which without `preserve_order` changes the order."""
+        """Shard 0 is read after shard 1, which changes the order unless `preserve_order` is set."""
 
         def read(self, piece):
             index = piece.shard
@@ -569,7 +569,7 @@ ONE_CPU = """
 
 @pytest.mark.slow
 def test_one_cpu_shared_with_three_roles_is_enough_and_ray_data_is_quiet():
-    """A quarter of a CPU is left for the read tasks. In a process of its own: the session has its cluster."""
+    """A quarter of a CPU is left for read tasks. In a new process, because this one has joined a cluster."""
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ONE_CPU)], capture_output=True, text=True, timeout=120
     )

@@ -1,4 +1,4 @@
-"""Augmentation: the authors' numbers, what each transform does, how often it acts, and what stays as it is."""
+"""Augmentation: the authors' numbers, each transform's effect and frequency, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ NAMES = [field.name for field in dataclasses.fields(Transforms)]
 
 
 def transforms(count: int, **values: Any) -> Transforms:
-    """Transforms of `count` images: these values for all of them, nothing else."""
+    """Transforms of `count` images: the given values for all of them, and no others."""
     return Transforms(**{name: torch.full((count,), float(values.get(name, 0.0))) for name in NAMES})
 
 
 def images(count: int, *shape: int) -> Tensor:
-    """Noise in [-1, 1]."""
+    """Uniform noise in [-1, 1]."""
     return Draws(1, 0, 0, count).uniform("images", shape) * 2 - 1
 
 
 def smooth_images(size: int) -> Tensor:
-    """Two images of waves longer than what a resampling filter cuts off."""
+    """Two images of waves longer than a resampling filter's cut-off."""
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
     return torch.stack([torch.sin(2 * x + y), torch.cos(x - 2.5 * y)])[:, None]
 
@@ -60,7 +60,7 @@ def test_the_filter_is_an_orthogonal_wavelets_with_six_vanishing_moments() -> No
         assert ((-1.0) ** place * (place / 11) ** moment * taps).sum() == pytest.approx(0, abs=1e-11)
 
 
-# What each transform does.
+# The effect of each transform.
 
 
 def test_flips_are_exact() -> None:
@@ -71,7 +71,7 @@ def test_flips_are_exact() -> None:
 
 @pytest.mark.parametrize(("right", "down"), [(3, 0), (0, -2), (-1, 1)])
 def test_translation_is_in_eighths_of_each_size_rightwards_and_downwards(right: int, down: int) -> None:
-    """By whole pixels the filters undo each other; what comes in is the image's reflection."""
+    """For whole pixels the filters cancel; pixels that move in are the image's reflection."""
     height, width = 12, 20
     x = images(2, 3, height, width)
     moved, _ = augment(x, transforms(2, n_tx=right * 8 / width, n_ty=down * 8 / height))
@@ -88,10 +88,10 @@ def test_rotation_is_counter_clockwise(quarters: int) -> None:
 
 
 def test_scalings_are_in_fifths_of_an_octave() -> None:
-    """Twice as large: half of every coordinate; along an axis at 90 degrees, y alone, and x as much smaller."""
+    """Scale 2 halves every coordinate; along an axis at 90 degrees it doubles y and halves x."""
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, 17)] * 2, indexing="ij")
     ramps = torch.stack([x, y])[:, None]
-    inside = slice(5, 12)  # where even the half-size image does not reach its reflection
+    inside = slice(5, 12)  # inside, where even the half-size image does not include reflections
     larger, _ = augment(ramps, transforms(2, n_scale=5))
     torch.testing.assert_close(larger[..., inside, inside], ramps[..., inside, inside] / 2, atol=0.02, rtol=0)
     for axis, factors in ((0.0, (0.5, 2.0)), (math.pi / 2, (2.0, 0.5))):
@@ -107,7 +107,7 @@ def test_nothing_comes_from_beyond_one_reflection() -> None:
     assert moved.abs().max() == 0
 
 
-# What stays as it is.
+# Unchanged images.
 
 
 def test_an_image_that_no_transform_moves_stays_bit_for_bit_beside_others_that_move() -> None:
@@ -156,7 +156,7 @@ def test_other_images_have_other_transforms() -> None:
 
 @pytest.mark.parametrize("probability", [0.12, 1.0])
 def test_transforms_act_as_often_as_they_should(probability: float) -> None:
-    """x-flips in half the images at any probability, y-flips in half of those they act on."""
+    """x-flips occur in half the images at any probability, y-flips in half of the augmented ones."""
     count = 8000
     drawn = draw_transforms(Draws(0, 0, 0, count), "images", probability)
     acting = {name: (getattr(drawn, name) != 0).numpy() for name in NAMES}

@@ -1,4 +1,4 @@
-"""Random numbers have an address: cuts do not change them, other addresses do, and they are what they claim."""
+"""Random numbers have an address: cuts do not change them, other addresses do; their distributions are right."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def test_dropout_seeds_differ_by_every_part_of_the_address_and_fit_torch() -> No
 
 
 def test_the_numbers_of_an_address_never_change() -> None:
-    """A run resumed under another version of raysid, NumPy or Python goes on with the same numbers."""
+    """A run resumed with another version of raysid, NumPy or Python draws the same numbers."""
     draws = Draws(7, 3, 5, 2)
     assert derived_seed(7, 3, "generator/z") == PINNED_SEED
     np.testing.assert_array_equal(draws.uniform("generator/t_uniform", (2,)).double(), PINNED_UNIFORM)
-    # The last digits are those of the C library's logarithm and cosine.
+    # The last digits depend on the C library's logarithm and cosine.
     np.testing.assert_allclose(draws.normal("generator/z", (3,)), PINNED_NORMAL, rtol=1e-6)
     assert Draws(7, 3, 5, 8).labels("generator/labels", FREQUENCIES).tolist() == PINNED_LABELS
     assert draws.dropout_seed("generator/dropout") == PINNED_DROPOUT_SEED

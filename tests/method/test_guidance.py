@@ -1,4 +1,4 @@
-"""Guided prediction: the formula, what it costs, and dropping conditions."""
+"""Guided prediction: the formula, its cost, and dropping conditions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.tiny_networks import CLASSES, SHAPE, tiny_network
 
 
 class Counted:
-    """A network that counts its passes. It is of no kind that raysid has: it satisfies the protocol, no more."""
+    """A network that counts its passes. It shares no class with raysid's networks: it only satisfies the protocol."""
 
     def __init__(self, network: EDMDenoiser) -> None:
         self.network = network

@@ -15,7 +15,7 @@ DDPM = DDPMNoise(ABAR.float())
 
 
 def karras(u: float) -> float:
-    """docs/method.md's sigma for u in [0, 1], by hand."""
+    """The sigma of docs/method.md for u in [0, 1], written out."""
     return (80 ** (1 / 7) + (1 - u) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_schedule_is_refused() -> None:
 
 @pytest.mark.parametrize("noise", [NOISE, DDPM], ids=["EDM", "DDPM"])
 def test_every_process_is_used_in_one_way(noise: NoiseProcess) -> None:
-    """One draw a sample gives a level, a level gives scales and a weight, scales make x_t."""
+    """A uniform draw gives a level, a level gives scales and a weight, scales give x_t."""
     uniform = torch.tensor([0.1, 0.5, 0.9])
     draw = {"uniform": uniform, "normal": torch.tensor([-1.0, 0.0, 1.0])}[noise.fake_score_draw]
     x, eps = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)

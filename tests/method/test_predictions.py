@@ -1,4 +1,4 @@
-"""Conversions between what a network predicts and the clean image in it."""
+"""Conversion of a network's prediction to the clean image."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Case:
 
     @property
     def alphas(self) -> list[str]:
-        """Every alpha that the generator's loss is given for, as the file writes it."""
+        """Every alpha for which the file has the generator's loss, as the file writes it."""
         return [name.removeprefix(ALPHA_KEY) for name in self.numbers if name.startswith(ALPHA_KEY)]
 
     @property
@@ -97,7 +97,7 @@ def test_the_fake_scores_loss(case: Case) -> None:
 
 
 def test_the_fake_scores_loss_as_the_error_in_what_the_network_predicts(case: Case) -> None:
-    """The paper's form: in epsilon with weight 1, in v with weight snr / (snr + 1)."""
+    """The paper's form: epsilon with weight 1, v with weight snr / (snr + 1)."""
     t, x_g = case["timesteps"], case["x_g"]
     a_t, s_t = case.noise.scales(t)
     kind = case.fake_score.prediction_type
@@ -128,7 +128,7 @@ def test_the_generators_loss_and_its_gradient_through_both_networks(case: Case) 
 
 
 def test_the_gradient_from_the_two_networks_pulls(case: Case) -> None:
-    """As the roles compute it, in three places: the direct part, and a_t times the sum of the pulls."""
+    """As the three roles compute it: the direct part plus a_t times the sum of the pulls."""
     t, cond = case["timesteps"], case["cond"]
     for alpha in case.alphas:
         x_t = case.x_t

@@ -16,7 +16,7 @@ SIGMA_MAX = 80.0
 
 
 class GaussianDenoiser:
-    """The exact denoiser of data that is normal with standard deviation 0.5; remembers its calls."""
+    """The exact denoiser of normal data with standard deviation 0.5; it records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[float, Tensor, Tensor | None]] = []
@@ -57,7 +57,7 @@ def test_heun_ends_at_the_datas_distribution(z: Tensor) -> None:
 
 def test_heun_follows_the_exact_path_between(z: Tensor) -> None:
     _, network = sampled(64, z)
-    sigmas = {round(sigma, 9): x for sigma, x, _ in network.calls}  # each level's last visit
+    sigmas = {round(sigma, 9): x for sigma, x, _ in network.calls}  # the last visit of each level
     assert len(sigmas) == 64
     for sigma, x in sigmas.items():
         torch.testing.assert_close(x, exact(z, sigma), rtol=5e-3, atol=0)
@@ -110,7 +110,7 @@ def test_one_step_of_any_process_starts_from_noise_of_its_level(z: Tensor) -> No
 
 
 def test_ddims_error_falls_with_the_steps(z: Tensor) -> None:
-    """Data with a standard deviation of a half, from noise alone: as many evaluations as steps, ending at 0."""
+    """From noise to data of standard deviation 0.5: one evaluation per step, ending at 0."""
     noise = DDPMNoise((1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0))
     cond = torch.zeros(1000, 5)
     visited: list[int] = []

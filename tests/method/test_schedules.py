@@ -1,4 +1,4 @@
-"""What follows the number of images: rates at the ends of their ramps, the average's decay, phases."""
+"""Schedules over the number of images: learning rates at the ends of ramps, the average's decay, phases."""
 
 from __future__ import annotations
 

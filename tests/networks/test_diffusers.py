@@ -1,4 +1,4 @@
-"""Diffusers' U-Nets as denoisers: conversion, conditions, precision, and what is refused."""
+"""Diffusers' U-Nets as denoisers: conversion, conditions, precision, refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raysid.networks.diffusers import DiffusersDenoiser, read_scheduler
 
 KINDS = get_args(PredictionType)
 CLASSES = 3
-NULL = CLASSES  # the class after them
+NULL = CLASSES  # the class after the others
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NOISE, _ = read_scheduler(STABLE_DIFFUSION)
 T = torch.tensor([20, 300, 979])
@@ -52,7 +52,7 @@ def unet(**changes: Any) -> UNet2DModel:
 
 
 def text_unet(**changes: Any) -> UNet2DConditionModel:
-    """A tiny U-Net that takes text embeddings."""
+    """A tiny U-Net conditioned on text embeddings."""
     torch.manual_seed(0)
     return UNet2DConditionModel(**{**TINY, **TEXT, **changes}).eval().requires_grad_(False)
 
@@ -66,7 +66,7 @@ def images(seed: int = 0) -> Tensor:
 
 
 class Perfect(UNet2DModel):
-    """A U-Net that knows the answer."""
+    """A U-Net that returns a given prediction."""
 
     answer: Tensor
 
@@ -200,7 +200,7 @@ def test_around_a_network_in_low_precision_everything_is_float32(kind: Predictio
     x_t, cond = images(), torch.eye(CLASSES)
     prediction, x_hat = network.predict(x_t, T, cond), network(x_t, T, cond)
     assert prediction.dtype == x_hat.dtype == torch.float32
-    # The clean image is exact for that prediction: nothing but the network has rounded.
+    # The clean image is exact for that prediction: only the network's own rounding remains.
     exact = network.clean(prediction.double(), x_t.double(), T)
     torch.testing.assert_close(x_hat.double(), exact, rtol=1e-5, atol=1e-5)
     assert network(x_t.bfloat16(), T, cond).dtype == torch.float32
@@ -256,7 +256,7 @@ def test_a_schedulers_betas_give_the_noise() -> None:
 
 
 def test_a_scheduler_config_says_what_its_network_predicts() -> None:
-    # As Stable Diffusion's files have it: another scheduler's name and settings beside the schedule.
+    # As in Stable Diffusion's files: another scheduler's name, and settings beside the schedule.
     config = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False}
     assert read_scheduler(config | STABLE_DIFFUSION)[1] == "epsilon"
     assert read_scheduler(STABLE_DIFFUSION | {"prediction_type": "v_prediction"})[1] == "v_prediction"

@@ -1,4 +1,4 @@
-"""Networks that a function of the user's makes: taken as they are, refused in one line, never imported unasked."""
+"""Networks from a user's factory function: used as they are, refused in one line, imported only on request."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ NUMBERS = itertools.count()
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where the process works, and Python's path as it was, afterwards."""
+    """Change to a new folder; restore Python's path afterwards."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def module(folder: Path, text: str) -> str:
-    """A module of this text in a folder, under a name that no other test has imported."""
+    """Write a module to a folder, under a name that no other test imports."""
     name = f"mine_{next(NUMBERS)}"
     (folder / f"{name}.py").write_text(text)
     return name
 
 
 def complaint(name: str, sigma_init: float = 2.5, tmax: int | None = None) -> str:
-    """The one line that a factory gets."""
+    """The one-line error for a factory."""
     with pytest.raises(UserError) as caught:
         check_factory(build_factory(name), sigma_init, tmax)
     line = str(caught.value)
@@ -162,7 +162,7 @@ def test_a_module_without_the_function(here: Path, text: str, words: str) -> Non
     ],
 )
 def test_a_function_that_makes_something_else(here: Path, body: str, words: str) -> None:
-    half = "class Half(raysid.EDMNoise):\n    start_level = property()\n"  # so that it has none
+    half = "class Half(raysid.EDMNoise):\n    start_level = property()\n"  # so that it has no such attribute
     text = f"{HEAD}{MODULE}{half}def make():\n    {body}"
     assert words in complaint(f"{module(here, text)}:make")
 
@@ -241,7 +241,7 @@ def test_times_that_its_steps_do_not_have() -> None:
 
 
 def untouched(here: Path) -> tuple[Path, str, Path]:
-    """A generator's folder that names a factory; that name; a file that the import of its module would write."""
+    """A generator's folder that names a factory, the name, and a file that importing its module would write."""
     mark = here / "imported"
     effect = f"open({str(mark)!r}, 'w').close()\n"
     name = f"{module(here, effect + HEAD + MODULE + MAKE)}:make"
@@ -267,7 +267,7 @@ def test_a_folder_alone_has_nothing_imported(here: Path) -> None:
         result = CliRunner().invoke(cli, [*command, str(folder)])
         assert result.exit_code == 2 and f"give --factory {name} if you trust it" in result.output
     assert not mark.exists() and name.partition(":")[0] not in sys.modules
-    with pytest.raises(UserError, match="does not fit the network"):  # whose weights are another module's
+    with pytest.raises(UserError, match="does not fit the network"):  # weights of another module
         load_generator(folder, factory=name)
     assert mark.exists()
 

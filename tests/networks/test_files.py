@@ -1,4 +1,4 @@
-"""Networks from outside: whatever is wrong with a folder is one line, and nothing in it is executed."""
+"""Networks from outside: every fault of a folder is reported in one line, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.tiny_networks import save_generator, save_teacher, tiny_netwo
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
-    """The folder of a whole teacher."""
+    """The folder of a valid teacher."""
     return Path(save_teacher(tmp_path / "teacher", tiny_network(0), data="digits"))
 
 
 def refused(folder: Path, kind: Any = "teacher") -> str:
-    """What loading says: one line that names the folder."""
+    """The error of loading: one line that names the folder."""
     with pytest.raises(UserError) as caught:
         load_network(folder, kind)
     line = str(caught.value)
@@ -44,7 +44,7 @@ def test_a_whole_folder_loads_exactly(teacher: Path) -> None:
 
 
 def test_every_encoder_of_the_u_nets_loads(tmp_path: Path) -> None:
-    """Buffers travel too: Fourier frequencies, resampling filters."""
+    """Buffers are saved as well: Fourier frequencies, resampling filters."""
     for number, changes in enumerate(
         [
             {"channel_mult": (1, 2), "encoder_type": "residual", "embedding_type": "fourier"},
@@ -131,7 +131,7 @@ def test_a_wrong_field_is_named(teacher: Path, path: list[str], value: Any, word
 
 
 def change_card(folder: Path, path: list[str], value: Any) -> None:
-    """Put a value into a folder's `config.json`."""
+    """Set a value in a folder's `config.json`."""
     card = json.loads((folder / "config.json").read_text())
     *sections, field = path
     where = card
@@ -199,7 +199,7 @@ def test_weights_in_half_precision_load_as_the_networks_own(teacher: Path) -> No
 
 
 class Executed:
-    """Pickles into a call that writes a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, evidence: Path) -> None:
         self.evidence = evidence
@@ -220,7 +220,7 @@ def test_a_pickle_under_a_networks_name_is_refused_and_not_executed(
         torch.save({"weights": Executed(evidence)}, teacher / name)
     refused(teacher)
     assert not evidence.exists()
-    with (teacher / name).open("rb") as file:  # the trap works
+    with (teacher / name).open("rb") as file:  # the trap works when unpickled
         torch.load(file, weights_only=False) if form == "torch" else pickle.load(file)
     assert evidence.exists()
 
@@ -242,7 +242,7 @@ def test_a_digest_tells_networks_apart(teacher: Path, tmp_path: Path) -> None:
 def test_writing_over_a_network_leaves_it_whole_at_every_moment(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that dies while it writes leaves the old files, or the new ones, never half of one."""
+    """A process that dies while it writes leaves the old files or the new ones, never a partial file."""
     before = {path.name: path.read_bytes() for path in teacher.iterdir()}
     card, _ = load_network(teacher, "teacher")
 

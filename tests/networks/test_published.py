@@ -1,4 +1,4 @@
-"""Published .pkl files: what they hold becomes ours exactly, and whatever else they hold, nothing of it runs."""
+"""Published .pkl files: networks are converted exactly, and no code in a file ever runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refused(path: Path, seconds: float = 5) -> str:
 
 
 def refused_bytes(folder: Path, content: bytes) -> str:
-    """`refused` for a file of this content."""
+    """`refused` for a file with this content."""
     path = folder / "hostile.pkl"
     path.write_bytes(content)
     return refused(path)
@@ -68,7 +68,7 @@ def test_settings_and_weights_are_read_exactly(changes: dict[str, Any], tmp_path
 
 
 def test_what_a_file_leaves_out_is_as_edm_has_it(tmp_path: Path) -> None:
-    """Its constructor's defaults go by the kind of network, and by position come the first arguments."""
+    """The constructor's defaults depend on the kind of network; the first arguments may be positional."""
     network = tiny_network(0, model_type="DhariwalUNet", model_channels=32)
     content = published(network)
     state = content["ema"].meta["state"]
@@ -82,7 +82,7 @@ def test_what_a_file_leaves_out_is_as_edm_has_it(tmp_path: Path) -> None:
     kwargs["surprise"] = 1
     assert "the setting surprise" in refused_bytes(tmp_path, pickled(content))
     del kwargs["surprise"]
-    kwargs["img_resolution"] = 4  # cannot be halved three times, as ADM's four levels ask
+    kwargs["img_resolution"] = 4  # cannot be halved three times, as ADM's four levels need
     state["_init_args"] = ()
     kwargs["img_channels"] = 1
     assert "cannot be halved 3 times" in refused_bytes(tmp_path, pickled(content))
@@ -166,19 +166,19 @@ def test_what_is_no_pickle_is_one_line(tmp_path: Path) -> None:
     assert "is not a file" in str(pytest.raises(UserError, read_published, tmp_path).value)
 
 
-# Files that want to be executed.
+# Files with code.
 
 
 @pytest.fixture
 def evidence(tmp_path: Path) -> Iterator[Path]:
-    """A file that is there once something was executed."""
+    """A file that exists once any of the code was executed."""
     path = tmp_path / "executed"
     yield path
     assert not path.exists()
 
 
 def text(value: str) -> bytes:
-    """Pushes a text."""
+    """The opcode that pushes a text."""
     encoded = value.encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(encoded)) + encoded
 
@@ -188,7 +188,7 @@ EXTENSION = 240
 
 
 def calls(path: Path) -> dict[str, bytes]:
-    """Every way in which a pickle can call os.system, as instructions that leave one value."""
+    """Every way in which a pickle can call os.system, as opcodes that leave one value."""
     touch = text(f"touch {path}")
     name = b"\x8c\x02os\x8c\x06system\x93"
     state = b"}X\x0c\0\0\0__setstate__" + SYSTEM + b"s"
@@ -219,7 +219,7 @@ def calls(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def extension() -> Iterator[None]:
-    """os.system under an extension code, as an application may have registered one."""
+    """os.system under an extension code, as an application may register it."""
     copyreg.add_extension("os", "system", EXTENSION)
     yield
     copyreg.remove_extension("os", "system", EXTENSION)
@@ -265,24 +265,24 @@ def test_no_instruction_executes_anything(
 
 @pytest.mark.parametrize("call", calls(Path()).keys() - {"NEWOBJ", "NEWOBJ_EX", "BUILD of a name"})
 def test_the_traps_work(call: str, tmp_path: Path, extension: None) -> None:
-    """The others Python does not run either: they want classes."""
+    """Python does not run the others either: they need classes."""
     evidence = tmp_path / "executed"
     pickle.loads(b"\x80\x04" + calls(evidence)[call] + b".")
     assert evidence.exists()
 
 
 def loaded(storage: bytes) -> bytes:
-    """Loads bytes as a tensor's storage, the rest of a pickle."""
+    """The opcodes that load bytes as a tensor's storage, the rest of a pickle."""
     return b"ctorch.storage\n_load_from_bytes\n" + content(storage) + b"\x85R."
 
 
 def content(value: bytes) -> bytes:
-    """Pushes bytes."""
+    """The opcode that pushes bytes."""
     return b"B" + struct.pack("<I", len(value)) + value
 
 
 def torch_header() -> bytes:
-    """What stands before a storage's id."""
+    """The opcodes before a storage's id."""
     parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
     return b"".join(pickle.dumps(part, protocol=2) for part in parts)
 
@@ -339,7 +339,7 @@ def test_known_names_with_odd_arguments_are_one_line(
 
 
 def test_bytes_that_were_taken_for_a_pickle_are_one_line(tmp_path: Path) -> None:
-    """Every instruction, alone and in the middle of others, on every kind of value."""
+    """Every opcode, alone and among others, on every kind of value."""
     values = [
         b"",
         b"N",
@@ -358,21 +358,21 @@ def test_bytes_that_were_taken_for_a_pickle_are_one_line(tmp_path: Path) -> None
             refused_bytes(tmp_path, b"\x80\x04(" + value + bytes([code]) + b"\x01\0\0\0\0\0\0\0.")
 
 
-# Files that want memory, or time.
+# Files that need much memory or time.
 
 HUNDRED_GB = 100 * 10**9
 
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """Little memory was taken."""
+    """Fail the test if it takes much memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KB
 
 
 def storage(numbers: torch.Tensor, claim: int | None = None, held: int | None = None) -> bytes:
-    """A storage as torch writes it, which may claim another length in its id, and before its numbers."""
+    """A storage as torch writes it, with claimed lengths in its id and before its numbers."""
     file = io.BytesIO()
     torch.save(numbers._typed_storage(), file, _use_new_zipfile_serialization=False)
     content = file.getvalue()
@@ -392,7 +392,7 @@ LONG = struct.pack("<Q", HUNDRED_GB)
 ONES = torch.ones(8)
 # None a hundred thousand times, below the first value of every storage.
 LONG_STORAGE = storage(ONES)[:2] + b"N" * 100_000 + storage(ONES)[2:]
-AGAIN = b"\x94h\0h\x01\x85R"  # calls the first value kept with the second
+AGAIN = b"\x94h\0h\x01\x85R"  # calls the first memoised value with the second
 BOMBS = {
     "text": b"\x8d" + LONG,
     "bytes": b"\x8e" + LONG,
@@ -460,7 +460,7 @@ def test_tensors_beyond_their_storage_are_one_line(
 
 
 class View:
-    """Pickles as a tensor of eight numbers with any bounds."""
+    """An object that pickles as a tensor of eight numbers with arbitrary bounds."""
 
     def __init__(self, size: Any, stride: Any, offset: Any) -> None:
         self.bounds = offset, size, stride
@@ -470,7 +470,7 @@ class View:
 
 
 def test_weights_that_share_their_numbers_are_not_multiplied(tmp_path: Path, bounded: None) -> None:
-    """A network of gigabytes in a file of kilobytes: every weight is a view of the same number."""
+    """A network of gigabytes in a file of kilobytes: every weight is a view of one number."""
     network = tiny_network(0, label_dim=0)
     content = published(network, label_dim=10**9)
     modules = content["ema"].meta["state"]["_modules"]["model"].meta["state"]["_modules"]
@@ -493,7 +493,7 @@ def test_modules_within_themselves_are_one_line(tmp_path: Path) -> None:
 
 
 def test_files_cut_anywhere_are_one_line(tmp_path: Path, bounded: None) -> None:
-    """Pickles come in frames, which tell at once that something is missing, and without, read until they end."""
+    """Pickles with frames, whose length shows a cut at once, and without, which are read up to the cut."""
     network = tiny_network(0, label_dim=0)
     whole = pickled(published(network))
     layer = pickled({"ema": persistent(network.model.map_layer0, "EDMPrecond", {})})
@@ -506,7 +506,7 @@ def test_files_cut_anywhere_are_one_line(tmp_path: Path, bounded: None) -> None:
 
 
 def without_frame(content: bytes) -> bytes:
-    """A pickle of one frame, as one of none."""
+    """A pickle of one frame, rewritten without it."""
     assert content[2:3] == b"\x95" and struct.unpack("<Q", content[3:11])[0] == len(content) - 11
     return content[:2] + content[11:]
 

@@ -1,4 +1,4 @@
-"""EDM's U-Nets against the authors' numbers, and how they treat labels, halves of the pass and precision."""
+"""EDM's U-Nets against the authors' numbers; their treatment of labels, partial passes and precision."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def with_random_weights(settings: dict[str, Any]) -> EDMDenoiser:
-    """A network in eval mode whose every weight matters: EDM's start has last layers at or near zero."""
+    """A network in eval mode in which every weight has an effect: EDM initialises last layers at or near zero."""
     torch.manual_seed(0)
     denoiser = build_denoiser(NetworkSettings(**settings)).eval()
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_encoder_alone_agrees(reference) -> None:
 
 
 def test_empty_labels_are_ignored(reference) -> None:
-    # The reference files give labels of width 0 where the network has none.
+    # The reference files hold labels of width 0 for networks without labels.
     denoiser, numbers, (sigma, _, augment) = reference
     if not denoiser.settings.label_dim:
         assert_close_to_largest(
@@ -175,13 +175,15 @@ def test_label_dropout_acts_on_whole_labels_in_train_mode_only(variant: str) -> 
     x, sigma = noisy_batch(settings, batch=32)
     labels = torch.eye(3)[torch.arange(32) % 3]
     labelled, unlabelled = denoiser(x, sigma, labels), denoiser(x, sigma)
-    torch.testing.assert_close(denoiser(x, sigma, labels), labelled, rtol=0, atol=0)  # eval mode: no chance
+    torch.testing.assert_close(
+        denoiser(x, sigma, labels), labelled, rtol=0, atol=0
+    )  # eval mode: nothing is random
 
     torch.manual_seed(0)
     trained = denoiser.train()(x, sigma, labels)
     distances = [(trained - other).abs().amax(dim=(1, 2, 3)) for other in (labelled, unlabelled)]
     kept = distances[0] < distances[1]
-    assert torch.minimum(*distances).max() < 1e-4  # every sample is wholly one or the other
+    assert torch.minimum(*distances).max() < 1e-4  # every sample is entirely one or the other
     assert 5 < int(kept.sum()) < 27
     assert (labelled - unlabelled).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
@@ -232,7 +234,7 @@ def test_half_precision_returns_float32_near_full_precision(
     assert_close_to_largest(logits, expected_logits, rtol=rtol)
     x_hat.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in denoiser.parameters() if p.grad is not None)
-    # Autocast that a user has around it does the same, and full precision is as it was.
+    # A user's autocast around it gives the same, and full precision is unchanged.
     denoiser.precision = "float32"
     with torch.autocast("cpu", torch.bfloat16 if precision == "bf16" else torch.float16):
         torch.testing.assert_close(denoiser(x, sigma), x_hat)

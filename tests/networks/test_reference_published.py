@@ -1,4 +1,4 @@
-"""The authors' own .pkl files: read, and made ours, they compute what the authors' code computes."""
+"""The authors' .pkl files: converted, they compute what the authors' code computes."""
 
 from __future__ import annotations
 
