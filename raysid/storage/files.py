@@ -69,7 +69,7 @@ def write_new(path: UPath, content: bytes) -> None:
 
 
 def upload(source: str, target: UPath) -> None:
-    """Move a file of this machine to its place in a storage; a local one is on the same file system."""
+    """Move a local file into a storage; within the local file system the move is a rename."""
     with storage_errors(target, "written"):
         os.replace(source, target.path) if is_local(target) else target.fs.put_file(source, target.path)
 

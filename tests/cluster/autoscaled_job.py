@@ -1,4 +1,4 @@
-"""What the test of the autoscaling pool submits as a job: a run in parts, which says what became of the pool.
+"""The job of the test of the autoscaling pool: a run in parts that records what happens to the pool.
 
     python -m tests.cluster.autoscaled_job RECIPE FOLDER
 
@@ -34,17 +34,17 @@ DELIVERY_SECONDS = 1.0
 
 
 class Run:
-    """Steps of a placement, counted, and what is to be told of them."""
+    """Takes steps with a placement, counts them, and records events."""
 
     def __init__(self, config: Config, placement: SplitPlacement) -> None:
         self.config, self.placement = config, placement
         self.step = 0
         self.guided_steps = 0
         self.recomputes = 0.0
-        self.told: list[str] = []
+        self.events: list[str] = []
 
     def until(self, condition: Callable[[], bool], what: str, guided: bool) -> None:
-        """Take steps until something has come about."""
+        """Take steps until a condition holds."""
         began, before = time.monotonic(), self.placement.pool.report()
         while not condition():
             self.take(guided)
@@ -52,8 +52,8 @@ class Run:
             if seconds > PATIENCE_SECONDS:
                 now = self.placement.pool.report()
                 shares = {name: round((now[name] - before[name]) / seconds, 3) for name in now}
-                raise AssertionError(f"{what}: not within {PATIENCE_SECONDS} s; {self.told}; {shares}")
-        self.told.append(what)
+                raise AssertionError(f"{what}: not within {PATIENCE_SECONDS} s; {self.events}; {shares}")
+        self.events.append(what)
         print(f"step {self.step}: {what}", flush=True)
 
     def take(self, guided: bool) -> None:
@@ -73,7 +73,7 @@ def without_guidance(config: Config) -> Config:
 
 
 def main(recipe: str, folder: Path) -> None:
-    """Run the parts, and write what they came to."""
+    """Run the parts, and write the events."""
     config = load_recipe(recipe, {}, kind="distill")
     connect()
     placement = SplitPlacement(*inputs_for(config), threads=1)
@@ -103,23 +103,23 @@ def main(recipe: str, folder: Path) -> None:
         save_whole(placement, str(folder / "end"))
     finally:
         placement.close()
-    (folder / "told.json").write_text(
-        json.dumps({"steps": run.step, "guided_steps": run.guided_steps, "told": run.told})
+    (folder / "events.json").write_text(
+        json.dumps({"steps": run.step, "guided_steps": run.guided_steps, "events": run.events})
     )
 
 
 def microbatches(scorer: Scorer) -> float:
-    """How many microbatches a scorer has served."""
+    """The number of microbatches that a scorer has served."""
     return float(ray.get(scorer.actor.report.remote())["microbatches"])
 
 
 def teacher_nodes() -> set[str]:
-    """The nodes of the cluster that are there for scorers."""
+    """The cluster's nodes for scorers."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"] and "teacher" in node["Resources"]}
 
 
 def take_away_while_scoring(run: Run) -> None:
-    """Kill a scorer's whole node, as a spot machine goes, while a call is with the scorer."""
+    """Kill a scorer's node during a call, as a preemption of a spot machine does."""
     pool = run.placement.pool
     doomed = pool.members.scorers[-1]
     pid, raylet = ray.get(doomed.actor.__ray_call__.remote(lambda role: (os.getpid(), os.getppid())))

@@ -1,4 +1,4 @@
-"""The teacher pool on an autoscaling cluster: nodes come and go, and are taken away, with what is waited for."""
+"""The teacher pool on an autoscaling cluster: nodes are added, removed and preempted as steps wait for scoring."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) -> None:
-    """Grows because of waiting alone, survives the loss of a node that scores, shrinks in mid-run: same weights."""
+    """It grows, loses a scoring node and shrinks during the run, with the weights of a local run."""
     learner = {"resources": {"learner": 1.0}}
     config = tiny_config(
         tiny_teacher(tmp_path / "teacher"),
@@ -46,8 +46,8 @@ def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) 
     )
     assert server.wait(job, seconds=900) == "SUCCEEDED", server.ray_commands(job)["log"]
 
-    told = json.loads((tmp_path / "told.json").read_text())
-    assert told["told"] == [
+    events = json.loads((tmp_path / "events.json").read_text())
+    assert events["events"] == [
         "a second scorer has come",
         "both scorers serve",
         "a scorer's node is taken away while it scores",
@@ -57,8 +57,8 @@ def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) 
         "its node has left",
     ]
     placement = LocalPlacement(*inputs_for(config), threads=1)
-    for step in range(told["steps"]):
-        guided = step < told["guided_steps"]
+    for step in range(events["steps"]):
+        guided = step < events["guided_steps"]
         take_step(placement.roles, config if guided else without_guidance(config), step)
     save_whole(placement, str(tmp_path / "local"))
     assert_same(learner_states(tmp_path / "end"), learner_states(tmp_path / "local"))

@@ -1,4 +1,4 @@
-"""The cluster files: what Ray, Google's API and KubeRay would refuse, what would be open, what would not fit together.
+"""The cluster files: valid for Ray, Google's API and KubeRay, closed to the internet, consistent with each other.
 
 Nothing here starts a cluster or reaches a cloud. gcp.yaml is held against Ray's own schema, and where that is open
 against the fields of Google's API; the KubeRay files against KubeRay's API (the schemas beside this file).
@@ -47,7 +47,7 @@ Path_ = tuple[str | int, ...]
 
 
 def load(name: str) -> Any:
-    """A cluster file, nothing shared between its parts."""
+    """A cluster file, with aliases expanded."""
     return json.loads(as_json(name))
 
 
@@ -57,7 +57,7 @@ def as_json(name: str) -> str:
 
 
 def problems(name: str, document: Any) -> list[str]:
-    """What is wrong with the content of a cluster file."""
+    """The errors in a cluster file's content."""
     if name in KUBERAY:
         schema = {"$ref": f"#/$defs/{KUBERAY[name]}", "$defs": KUBERAY_SCHEMA["$defs"]}
         return schema_errors(document, schema)
@@ -124,7 +124,7 @@ def ray_cluster_spec(name: str) -> Any:
 
 
 def node_types(name: str) -> dict[str, Any]:
-    """The node types as Ray's autoscaler comes to see them."""
+    """The node types as Ray's autoscaler reads them."""
     if name not in KUBERAY:
         return prepare_config(load(name))["available_node_types"]
     cluster = {"metadata": {"name": "raysid", "namespace": "default"}, "spec": ray_cluster_spec(name)}
@@ -224,7 +224,7 @@ def test_pods_have_no_privileges(name: str) -> None:
 
 
 def run_setup(folder: Path, exists: bool) -> list[list[str]]:
-    """The gcloud commands that gcp-setup.sh runs, with a gcloud that only writes them down."""
+    """The gcloud commands of gcp-setup.sh, from a stand-in for gcloud that records them."""
     gcloud = folder / "gcloud"
     gcloud.write_text(
         f'#!/bin/bash\nprintf "%s\\t" "$@" >> {folder}/log; echo >> {folder}/log\n'
@@ -362,7 +362,7 @@ def test_the_job_is_the_cluster_with_its_learners_there() -> None:
 
 
 def config_of(arguments: list[str]) -> Config:
-    """What `distill RECIPE --dotted.name VALUE ...` comes to."""
+    """The config of `distill RECIPE --dotted.name VALUE ...`."""
     recipe, options = arguments[0], arguments[1:]
     overrides = dict(zip([name.removeprefix("--") for name in options[::2]], options[1::2], strict=True))
     config = load_recipe(recipe, overrides, "distill")

@@ -1,4 +1,4 @@
-"""Joining a cluster that runs already."""
+"""Connecting to a running cluster."""
 
 from __future__ import annotations
 

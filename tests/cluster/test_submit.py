@@ -1,4 +1,4 @@
-"""raysid as a job of a cluster: submitted, followed, stopped, resumed; what goes wrong on the way there."""
+"""Jobs of a cluster: submitted, followed, stopped, resumed; errors of submission."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def raysid(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def ray_command(output: str, purpose: str) -> str:
-    """What Ray's command prints that `submit` printed for a purpose."""
+    """Run the Ray command that `submit` printed for a purpose; its output."""
     (line,) = re.findall(rf"^  {purpose} +(.*ray job .*)$", output, re.MULTILINE)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(line, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)
@@ -56,14 +56,14 @@ def ray_command(output: str, purpose: str) -> str:
     return done.stdout + done.stderr
 
 
-def said(process: subprocess.Popen[str], seconds: float = 240) -> str:
-    """All that a command printed, once it has ended."""
+def output_of(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    """Wait for a command's end; its output."""
     output, _ = process.communicate(timeout=seconds)
     return output
 
 
 def long_config(teacher: str, storage: Path) -> Config:
-    """A run that goes on until it is stopped, and checkpoints at its beginning alone."""
+    """A run without an end, with a checkpoint at its start only."""
     return tiny_config(
         teacher,
         storage,
@@ -74,11 +74,11 @@ def long_config(teacher: str, storage: Path) -> Config:
 
 
 def test_a_submitted_run_is_followed_to_its_end(cluster: str, teacher: str, tmp_path: Path) -> None:
-    """The log comes as it grows, the weights are those of the same run here, and Ray's commands know the job."""
+    """Its log is printed, its weights are those of a local run, and Ray's commands find the job."""
     config = tiny_config(teacher, tmp_path)
     recipe = write_recipe(config, tmp_path / "mine.yaml")
     process = raysid("submit", "distill", recipe, "--address", cluster)
-    output = said(process)
+    output = output_of(process)
     assert process.returncode == 0, output
     (job,) = re.findall(rf"^job (\S+) at {cluster}$", output, re.MULTILINE)
     assert re.search(r"^distill 100% \| step 20/20", output, re.MULTILINE)
@@ -90,14 +90,12 @@ def test_a_submitted_run_is_followed_to_its_end(cluster: str, teacher: str, tmp_
 
 
 @pytest.mark.slow
-def test_a_stopped_job_checkpoints_leaves_nothing_and_goes_on(
-    cluster: str, teacher: str, tmp_path: Path
-) -> None:
-    """`ray job stop` in the middle; the same command, with an end to come to, resumes from there."""
+def test_a_stopped_job_writes_a_checkpoint_and_resumes(cluster: str, teacher: str, tmp_path: Path) -> None:
+    """`ray job stop` stops it; the same command, with an end, resumes it."""
     config = long_config(teacher, tmp_path)
     recipe = write_recipe(config, tmp_path / "mine.yaml")
     submit = ("submit", "distill", recipe, "--address", cluster)
-    output = said(raysid(*submit, "--no-follow"))
+    output = output_of(raysid(*submit, "--no-follow"))
     job = re.findall(r"^job (\S+) at", output, re.MULTILINE)[0]
     wait_until(lambda: step_recorded(run_of(config)) >= 6, 120, "step 6")
     assert f"'{job}' was stopped" in ray_command(output, "stop")
@@ -107,13 +105,13 @@ def test_a_stopped_job_checkpoints_leaves_nothing_and_goes_on(
     wait_until(lambda: not actors_of(cluster), 60, "the end of the job's actors")
 
     steps = newest.step + 4
-    output = said(raysid(*submit, "--total_images", str(steps * BATCH)))
+    output = output_of(raysid(*submit, "--total_images", str(steps * BATCH)))
     assert f"step {newest.step:,}" in output and "resuming from" in output
     assert_ends_as_local(run_of(config), config, tmp_path / "local", steps)
 
 
 def actors_of(cluster: str) -> list[str]:
-    """The roles that run on any cluster of this machine whose processes the test's own session did not start."""
+    """The roles' processes on the test's cluster."""
     names = ("ray::FakeScoreActor", "ray::GeneratorActor", "ray::TeacherActor")
     nodes = {p.pid for p in running() if "raylet" in p.title and "/tmp/raysid-test-" in p.title}
     return [p.title for p in running() if p.title.startswith(names) and p.parent in nodes]
@@ -125,7 +123,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, t
     process = raysid("submit", "distill", write_recipe(config, tmp_path / "mine.yaml"), "--address", cluster)
     wait_until(lambda: step_recorded(run_of(config)) >= 2, 120, "step 2")
     process.send_signal(signal.SIGINT)
-    output = said(process)
+    output = output_of(process)
     job = re.findall(r"^job (\S+) at", output, re.MULTILINE)[0]
     assert f"job {job} is still running: the commands above follow and stop it" in output
     step = step_recorded(run_of(config))
@@ -139,7 +137,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, t
 def test_a_job_that_fails_says_so(cluster: str, tmp_path: Path) -> None:
     recipe = write_recipe(tiny_config(str(tmp_path / "nowhere"), tmp_path), tmp_path / "mine.yaml")
     process = raysid("submit", "distill", recipe, "--address", cluster)
-    output = said(process)
+    output = output_of(process)
     assert process.returncode == 1
     assert re.search(r"^raysid: error: .*no teacher at .*nowhere", output, re.MULTILINE)
     assert re.search(r"^raysid: error: job \S+ failed; its log says why$", output, re.MULTILINE)
@@ -167,8 +165,8 @@ def test_the_entry_points_run_under_rays_own_command(cluster: str, teacher: str,
 
 
 def one_line(process: subprocess.Popen[str]) -> str:
-    """What a refused command said: one line, exit code 2."""
-    output = said(process, 60)
+    """The one line of a refused command, which exits with code 2."""
+    output = output_of(process, 60)
     assert process.returncode == 2 and output.count("\n") == 1, output
     return output
 
@@ -199,7 +197,7 @@ def test_what_cannot_be_submitted_is_refused(cluster: str, teacher: str, tmp_pat
 def test_a_storage_that_a_learner_does_not_share_is_refused(
     cluster: str, teacher: str, tmp_path: Path
 ) -> None:
-    """One learner is placed on a node that sees an empty folder where the driver's storage is."""
+    """A learner is on a node with an empty folder at the path of the driver's storage."""
     storage = tmp_path / "storage"
     storage.mkdir()
     own = Path(f"/tmp/raysid-test-{os.getpid()}")
@@ -217,7 +215,7 @@ def test_a_storage_that_a_learner_does_not_share_is_refused(
         process = raysid(
             "submit", "distill", write_recipe(config, tmp_path / "mine.yaml"), "--address", cluster
         )
-        output = said(process)
+        output = output_of(process)
         assert process.returncode == 1
         line = r"^raysid: error: \S+ is not shared: the learner on node [\d.]+ does not see what the driver writes"
         assert re.search(line, output, re.MULTILINE), output
@@ -227,13 +225,13 @@ def test_a_storage_that_a_learner_does_not_share_is_refused(
 
 
 def test_a_signal_ends_a_run_with_a_checkpoint(teacher: str, tmp_path: Path) -> None:
-    """SIGTERM to a run of this machine's own, as from Slurm or Kubernetes."""
+    """SIGTERM, as from Slurm or Kubernetes."""
     config = long_config(teacher, tmp_path)
     recipe = write_recipe(config, tmp_path / "mine.yaml")
     process = raysid("distill", recipe, "--placement", "local")
     wait_until(lambda: step_recorded(run_of(config)) >= 4, 120, "step 4")
     process.send_signal(signal.SIGTERM)
-    output = said(process, seconds=60)
+    output = output_of(process, seconds=60)
     assert process.returncode == 128 + signal.SIGTERM
     newest = Checkpoints(run_of(config) / "checkpoints").newest()  # type: ignore[arg-type]
     assert newest is not None and newest.step >= 4

@@ -34,7 +34,7 @@ def test_colour_keeps_its_channels_and_large_images_their_size() -> None:
     assert grid.getpixel((1, 1)) == (255, 0, 0)
 
 
-def test_values_outside_the_range_are_cut_off_and_nan_is_grey() -> None:
+def test_values_outside_the_range_are_clipped_and_nan_is_grey() -> None:
     images = torch.tensor([-3.0, 3.0, float("nan"), float("inf")]).reshape(4, 1, 1, 1)
     pixels = np.asarray(image_grid(images, columns=4, min_pixels=1))
     assert pixels[1, 1::2].tolist() == [0, 255, GREY, 255]

@@ -1,4 +1,4 @@
-"""raysid/run/progress.py: the live line, its plain form, tables."""
+"""The live progress line, its plain form, and tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def run_in_terminal(code: str, columns: int, **environment: str) -> str:
-    """What a Python program writes to a terminal of that width, escape sequences and all."""
+    """The output of a Python program in a terminal of that width, with escape sequences."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     without = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"}
@@ -110,7 +110,7 @@ def test_a_new_note_is_printed_at_once_and_stays(clock: Clock) -> None:
     assert lines[-1].endswith("| took 11s | last evaluation: distance 3.41, accuracy 97.2%")
 
 
-def test_the_speed_is_of_late_and_without_what_a_resume_found_done(clock: Clock) -> None:
+def test_the_speed_is_recent_and_does_not_count_images_before_a_resume(clock: Clock) -> None:
     stream = io.StringIO()
     with ProgressLine("distill", 2_000_000, start_images=1_000_000, stream=stream) as line:
         clock.now += 60  # actors start

@@ -1,4 +1,4 @@
-"""raysid/run/tracking.py: what a run writes down, and that a resumed one writes nothing twice."""
+"""The record of a run, which a resumed run continues without repeats."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_pictures_of_later_steps_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"step-00000005.png", "of-my-own.png"}
 
 
-def test_what_the_checkpoints_own_step_has_is_not_recorded_again(tmp_path: Path) -> None:
+def test_the_checkpoints_own_step_is_not_recorded_again(tmp_path: Path) -> None:
     with Tracker(tmp_path, SETTINGS) as tracker:
         record(tracker, range(1, 11))
     with Tracker(tmp_path, SETTINGS, resume_step=10) as tracker:
@@ -211,7 +211,7 @@ def test_the_picture_has_fakes_and_reals_beside_them(tmp_path: Path) -> None:
 
 
 def events(folder: Path) -> Callable[[str], Any]:
-    """The scalars under a tag as TensorBoard's reader of event files finds them."""
+    """Read the scalars of a tag with TensorBoard's reader of event files."""
     accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     accumulator.Reload()
     return accumulator.Scalars

@@ -1,4 +1,4 @@
-"""Files from the web and from buckets: fetched once, whole or not at all, and what goes wrong is one line."""
+"""Files from the web and from buckets: fetched once, whole or not at all, with errors of one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_file_that_breaks_off_is_not_kept(web: Web) -> None:
     assert web.asked["/half/a.pkl"] == 2
 
 
-def test_what_the_web_does_not_give_is_one_line(web: Web) -> None:
+def test_an_error_of_the_web_is_one_line(web: Web) -> None:
     assert "there is no file" in refused(f"{web.address}/none.pkl")
     assert "500" in refused(f"{web.address}/error.pkl")
     assert "cannot be fetched" in refused("https://raysid.invalid/a.pkl")
@@ -66,7 +66,7 @@ def test_what_the_web_does_not_give_is_one_line(web: Web) -> None:
     assert "cannot be fetched" in refused(web.address.replace("http", "https") + "/a.pkl")
 
 
-def test_other_places_are_one_line() -> None:
+def test_other_protocols_are_refused() -> None:
     for path in (
         "ftp://a/b.pkl",
         "memory://b.pkl",
@@ -94,9 +94,9 @@ def test_a_file_of_a_bucket_is_fetched_again_when_it_changes(
     with bucket_server() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
         url = f"gs://{BUCKET}/teachers/b.pkl"
-        place = in_bucket(server, url)
+        remote = in_bucket(server, url)
         for content in (b"first", b"second"):
-            place.fs.pipe_file(place.path, content)
+            remote.fs.pipe_file(remote.path, content)
             assert local_copy(url).read_bytes() == content
             assert local_copy(url).read_bytes() == content
         assert "there is no file" in refused(f"gs://{BUCKET}/teachers/none.pkl")

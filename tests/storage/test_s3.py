@@ -1,4 +1,4 @@
-"""s3:// on a real S3 server: what its client does otherwise than that of gs://, and what it says."""
+"""s3:// on a real S3 server: the differences of its client from that of gs://, and its errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The server that s3:// is for this process."""
+    """Make s3:// this server in this process; its address."""
     for name, value in s3_environment(server).items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # one that was made before has its server and keys
@@ -47,7 +47,7 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def uploaded(server: str, local: Path, name: str) -> str:
-    """Files of a folder, in the bucket."""
+    """Upload the files of a folder; their URL."""
     for path in local.rglob("*.*"):
         in_bucket(server, f"{URL}/{name}/{path.relative_to(local)}").write_bytes(path.read_bytes())
     return f"{URL}/{name}"
@@ -96,17 +96,17 @@ def test_a_picture_takes_one_request(s3: str, tmp_path: Path, monkeypatch: pytes
 # Runs.
 
 
-def test_of_several_who_write_what_is_not_there_one_does(s3: str) -> None:
-    place = in_bucket(s3, f"{URL}/new")
-    write_new(place, b"first")
+def test_one_of_several_writers_creates_an_object(s3: str) -> None:
+    remote = in_bucket(s3, f"{URL}/new")
+    write_new(remote, b"first")
     with pytest.raises(FileExistsError):
-        write_new(place, b"second")
-    assert read_whole(place) == b"first"
+        write_new(remote, b"second")
+    assert read_whole(remote) == b"first"
 
 
 @pytest.mark.parametrize("code", ["PreconditionFailed", "ConditionalRequestConflict"])
-def test_servers_say_in_several_ways_that_something_is_there(code: str) -> None:
-    """Without the condition that failed, as others than AWS do; or while another is at it."""
+def test_servers_have_several_codes_for_an_existing_object(code: str) -> None:
+    """Servers other than AWS do not name the condition that failed; the second code is of concurrent writes."""
     error = translate_boto_error(ClientError({"Error": {"Code": code}}, "PutObject"))
     assert type(error) is OSError and already_exists(error)
     assert not already_exists(
@@ -114,7 +114,7 @@ def test_servers_say_in_several_ways_that_something_is_there(code: str) -> None:
     )
 
 
-def test_of_several_at_once_one_gets_a_lease(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_processes_gets_a_lease(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.3)
     leases = [Lease(in_bucket(s3, f"{URL}/at-once/.lock")) for _ in range(4)]
     together = threading.Barrier(len(leases))
@@ -139,11 +139,11 @@ def test_of_several_at_once_one_gets_a_lease(s3: str, monkeypatch: pytest.Monkey
     leases[0].acquire(timeout=0).release()
 
 
-# What keeps it away.
+# Errors.
 
 
 def refused(url: str) -> str:
-    """What is said of a storage that cannot be written."""
+    """The error of writing to a storage."""
     with pytest.raises(StorageError) as caught:
         write_whole(storage_folder(url) / "a.json", b"{}")
     line = str(caught.value)
@@ -151,11 +151,11 @@ def refused(url: str) -> str:
     return line
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3: str) -> None:
+def test_a_missing_bucket_is_one_line(s3: str) -> None:
     assert "The specified bucket does not exist" in refused("s3://nobody-has-this/runs")
 
 
-def test_missing_credentials_come_with_where_they_come_from(
+def test_missing_credentials_are_an_error_with_the_remedy(
     s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -167,7 +167,7 @@ def test_missing_credentials_come_with_where_they_come_from(
         assert "Unable to locate credentials. AWS's credentials come from AWS_ACCESS_KEY_ID" in line
 
 
-def test_what_is_forbidden_comes_with_what_must_be_allowed(s3: str) -> None:
+def test_a_refusal_names_the_permissions(s3: str) -> None:
     forbidden = "s3://forbidden"
     denied: dict[str, Any] = {"Effect": "Deny", "Principal": "*", "Action": ["s3:GetObject", "s3:PutObject"]}
     policy = {"Version": "2012-10-17", "Statement": [denied | {"Resource": ["arn:aws:s3:::forbidden/*"]}]}
@@ -178,29 +178,29 @@ def test_what_is_forbidden_comes_with_what_must_be_allowed(s3: str) -> None:
         assert "must be allowed s3:ListBucket and s3:GetObject there; to write, s3:PutObject" in line
 
 
-def test_refusals_are_told_by_the_servers_code(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_classified_by_the_servers_code(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = Connection(s3, bad=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", connection.address)
     line = f"{URL}/runs/a.json cannot be written: "
-    for code, full, said in (
+    for code, full, text in (
         ("QuotaExceeded", True, "the bucket's quota is used up (An error occurred (QuotaExceeded)"),
         ("ExpiredToken", False, "not now. AWS's credentials come from AWS_ACCESS_KEY_ID"),
     ):
         connection.refusal = (403, code)
         with pytest.raises(StorageError) as caught:
             write_whole(storage_folder(f"{URL}/runs") / "a.json", b"{}")
-        assert str(caught.value).startswith(line + said) and caught.value.full is full
+        assert str(caught.value).startswith(line + text) and caught.value.full is full
     connection.close()
 
 
 def put(url: str, content: bytes = b"") -> None:
-    """A bucket, an object or a policy, as its owner makes it."""
+    """Make a bucket, an object or a policy."""
     plain = {"Content-Type": "application/octet-stream"}  # or it would be a form
     urllib.request.urlopen(urllib.request.Request(url, content, plain, method="PUT")).close()
 
 
 def not_read(url: str) -> str:
-    """What is said of images that cannot be read."""
+    """The error of reading images."""
     with pytest.raises(UserError) as caught:
         open_source(url)
     line = str(caught.value)
@@ -208,7 +208,7 @@ def not_read(url: str) -> str:
     return line
 
 
-def test_without_s3fs_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_s3fs_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)  # as Python has a package that is not there
     monkeypatch.delitem(_registry, "s3", raising=False)
     for line in (refused(f"{URL}/runs"), not_read(f"{URL}/images.parquet")):
