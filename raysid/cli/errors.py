@@ -1,4 +1,4 @@
-"""How the `raysid` command ends where something is wrong: one line, and the exit code that shells expect."""
+"""The errors of the `raysid` command: one line on stderr, and the exit code that shells expect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysid.errors import InvalidConfig, NotHere, RunFailed, RunStopped, Storage
 
 
 class _Failure(click.ClickException):
-    """What stopped a command, in one line on stderr."""
+    """The error that ended a command, printed as one line on stderr."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         with suppress(OSError):  # a full disk under the log
@@ -30,7 +30,7 @@ class _BadInput(_Failure):
 class _Stopped(_Failure):
     def __init__(self, message: str, signal: int = SIGINT) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal  # type: ignore[misc]  # as shells have it
+        self.exit_code = 128 + signal  # type: ignore[misc]  # the convention of shells
 
 
 @contextmanager
@@ -38,8 +38,8 @@ def _in_one_line() -> Iterator[None]:
     """Turn errors that the user can act on into one line; RAYSID_DEBUG=1 in the environment adds the traceback."""
     try:
         yield
-        sys.stdout.flush()  # here, where a full disk under it is still reported
-    except (click.exceptions.Exit, click.ClickException):  # click's own, and its help
+        sys.stdout.flush()  # a full disk under it is reported here
+    except (click.exceptions.Exit, click.ClickException):  # click's errors, and its help
         raise
     except RunStopped as stopped:
         raise _Stopped(str(stopped), stopped.signal) from None
@@ -48,7 +48,7 @@ def _in_one_line() -> Iterator[None]:
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
             raise _Stopped("interrupted") from None
-        # What an actor raised comes with its remote traceback as the text; the cause is the error itself.
+        # The text of an actor's error is its remote traceback; the cause is the error itself.
         cause = getattr(error, "cause", None) or error
         line = str(cause) if isinstance(cause, NotHere | InvalidConfig) else " ".join(str(cause).split())
         if isinstance(cause, InvalidConfig):
@@ -71,10 +71,10 @@ def _in_one_line() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """A group whose commands report what the user can act on in one line, without a traceback."""
+    """A group whose commands report errors that the user can act on in one line, without a traceback."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read the command line, and print the help where that asks for it."""
+        """Parse the command line, and print the help if it asks for it."""
         with _in_one_line():
             return super().make_context(*arguments, **options)
 
