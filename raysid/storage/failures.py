@@ -60,16 +60,11 @@ def foreign_errors(path: str | os.PathLike[str] | UPath) -> tuple[type[Exception
     if "://" not in str(path):
         return (OSError,)
     # gcsfs raises ValueError for a bad request, fsspec RuntimeError, and ImportError where a client is not installed.
-    return ValueError, RuntimeError, ImportError, *io_errors()
-
-
-def io_errors() -> tuple[type[Exception], ...]:
-    """OSError and the exception classes of the buckets' clients."""
-    return OSError, *client_errors()
+    return OSError, ValueError, RuntimeError, ImportError, *client_errors()
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """The exception classes of the imported buckets' clients alone."""
+    """The exception classes of the buckets' clients that are imported."""
     return tuple(
         getattr(sys.modules[module], name) for module, name in _CLIENT_ERRORS if module in sys.modules
     )
@@ -95,7 +90,7 @@ def explain(error: BaseException) -> str:
 
 
 def _full(error: BaseException, remote: bool) -> str | None:
-    """Which room is used up, if that is why something could not be written."""
+    """The full resource that is the cause of an error; None if the cause is another."""
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
         return _FULL_DISK[error.errno]
     code = str(getattr(error, "code", ""))
