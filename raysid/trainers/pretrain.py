@@ -127,9 +127,8 @@ def _train(
     try:
         save_network(folder, card.model_copy(update={"trained": trained}), network)
     except StorageError as error:
-        if not error.full:
-            raise
-        raise RunFailed(f"{error}; {MAKE_ROOM} {_how_to_resume(checkpoints)}") from error
+        again = MAKE_ROOM if error.full else "run the same command"
+        raise RunFailed(f"{error}; {again} {_how_to_resume(checkpoints)}") from error
     remove_folder(training)
 
 

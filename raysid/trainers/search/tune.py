@@ -28,7 +28,7 @@ from raysid.actors.results import get
 from raysid.actors.split import FleetActor
 from raysid.cluster.connect import connect
 from raysid.config import Config, SearchDimension, TuneConfig
-from raysid.errors import LearnerLost, RunFailed, RunStopped, UserError
+from raysid.errors import LearnerLost, RunFailed, RunStopped, StorageError, UserError
 from raysid.recipes import config_yaml, load_recipe
 from raysid.run.events import TENSORBOARD
 from raysid.run.folder import LOCK, lock_folder
@@ -43,6 +43,7 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
+from raysid.storage.failures import MAKE_ROOM
 from raysid.storage.lease import still_owned
 from raysid.storage.mirror import Mirror
 from raysid.trainers.evaluation import measures
@@ -80,7 +81,7 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
 
     Raises:
         UserError: something given cannot be used, or the folder is of another search or in use.
-        RunFailed: the teacher service could not start, or the trials lack resources.
+        RunFailed: the teacher service could not start, the trials lack resources, or the storage fails.
         RunStopped: a signal stopped the search.
     """
     assert config.run.name is not None
@@ -111,10 +112,14 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
             check_method(candidate, network_settings(inputs.teacher))
         teacher = trained_teacher(base, inputs.teacher, inputs.source)
         connect()
-        ended = _run_trials(config, base, folder, str(teacher.path))
-        still_owned(lock)
-        trials = collect_trials(config, folder, ended)
-        return _report(config, base, folder, trials)
+        try:
+            ended = _run_trials(config, base, folder, str(teacher.path))
+            still_owned(lock)
+            trials = collect_trials(config, folder, ended)
+            return _report(config, base, folder, trials)
+        except StorageError as error:
+            again = MAKE_ROOM if error.full else "run the same command"
+            raise RunFailed(f"{error}; {again} to resume the search") from error
     finally:
         lock.release()
 
