@@ -138,10 +138,10 @@ def _show_classes(source: ImageSource) -> None:
     if not source.num_classes:
         click.echo("classes  none")
         return
-    from raysid.data.pictures import shown
+    from raysid.data.pictures import printable
 
     labels = getattr(source, "labels", None)
-    names = map(shown, labels.names) if labels else map(str, range(source.num_classes))
+    names = map(printable, labels.names) if labels else map(str, range(source.num_classes))
     counts = dict(zip(names, source.label_counts.tolist(), strict=True))
     click.echo(f"classes  {source.num_classes:,}: {_counts(counts)}")
 

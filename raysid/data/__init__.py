@@ -1,17 +1,34 @@
-"""Real images: where they come from, and the order in which a run sees them.
+"""Real images as a shuffled stream in which every image has an address, its position.
 
-`source.py` says what a source is (shards of uint8 images with labels) and `opening.py` opens the one that a config
-names. `digits.py` and `patches.py` need no download; `folder.py`, `edm_zip.py`, `parquet.py` and `webdataset.py` read
-files, which `files.py` finds and `pictures.py` decodes; `shards.py` reads any source through Ray Data.
-`stream.py` turns a source into an endless shuffled stream whose every image has an address (`order.py`), so that ranks
-take slices of it and a checkpoint stores one number; `reader.py` holds the `windows.py` of it that are needed now, and
-`faults.py` counts the images that cannot be used:
+Because of that, ranks read slices of one stream and a checkpoint stores one number. The parts, from the files to the
+stream:
+
+    source.py          what a source is: shards of images with labels; opening.py opens the one that a config names
+    digits.py, patches.py                                    sources that come with scikit-learn
+    folder.py, edm_zip.py, parquet.py, webdataset.py         sources of files: one format each
+    files.py, fetching.py, labels.py                         for those: finding files, reading them, numbering classes
+    pictures.py, picture_source.py                           for those: decoding, sources of encoded pictures
+    order.py           the image at each position, computed without reading
+    windows.py         reading windows in passes over the source; reader.py keeps those that are needed
+    stream.py          images by position; ray_data.py reads a source through Ray Data
+    faults.py          images that cannot be used; check.py and convert.py are the commands `raysid data`
+
+The words, everywhere:
+
+    shard      images that a source stores together; a piece is a part of a shard, a block what one read returns
+    index      number of an image in the source's list
+    position   number of an image in the endless stream, over all ranks
+    lane       a fixed part of every batch; a window is a run of images of one lane that are shuffled together
+    picture    an encoded file; an image is its pixels
 
     source = open_source("digits")
     stream = ImageStream(source.blocks, source.shard_sizes, seed=0, window=50_000)      # in-process
     stream = ImageStream(ray_blocks(source), source.shard_sizes, seed=0, window=50_000)  # Ray Data
     images, labels = stream.read(start=cursor, count=128)
     x = to_unit(images, source.pixel_max)  # float32 in [-1, 1]
+
+To add a format, subclass `ListedSource` or `PictureSource` and add it to `files.KINDS` and `opening.find_source`. To
+stream something else than images, such as prompts, reuse `Order`: it knows numbers of samples alone.
 
 Importing this package imports neither Ray nor scikit-learn.
 """

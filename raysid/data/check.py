@@ -12,7 +12,7 @@ from raysid.config import DataSettings
 from raysid.data.fetching import in_threads
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
-from raysid.data.source import ImageSource, Piece, good_of
+from raysid.data.source import ImageSource, Piece, good_images
 from raysid.errors import UserError
 
 
@@ -48,7 +48,7 @@ def survey(source: PictureSource, data: DataSettings, tell: Callable[[int], None
     Args:
         tell: called with the number of pictures so far.
     """
-    fit = Fit.of(data)
+    fit = Fit.from_settings(data)
 
     def of_piece(piece: Piece) -> Survey:
         found = Survey()
@@ -62,7 +62,7 @@ def survey(source: PictureSource, data: DataSettings, tell: Callable[[int], None
                 if content.label < 0:
                     raise BadPicture("has no label")
             except BadPicture as error:
-                found.bad.append(f"{source.name_of(content.place)} {error}")
+                found.bad.append(f"{source.name_of(content.entry)} {error}")
                 continue
             found.sizes[size] += 1
             found.modes[mode] += 1
@@ -114,7 +114,7 @@ def first_images(source: ImageSource, count: int) -> np.ndarray:
     """The first good images of a source as they are read, (N, C, H, W) as stored; at most `count`."""
     taken: list[np.ndarray] = []
     for block in source.blocks():
-        taken.append(good_of(block)["image"])
+        taken.append(good_images(block)["image"])
         if sum(map(len, taken)) >= count:
             break
     return np.concatenate(taken)[:count]

@@ -205,10 +205,10 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
                 assert isinstance(content.data, bytes)  # or it would have been refused
                 data = content.data if _is_image(content.data, image) else _png(image)
             except BadPicture as error:
-                bad.append(f"{source.name_of(content.place)} {error}")
+                bad.append(f"{source.name_of(content.entry)} {error}")
                 continue
             yield {
-                "image": {"bytes": data, "path": source.name_of(content.place)},
+                "image": {"bytes": data, "path": source.name_of(content.entry)},
                 "label": content.label,
                 INDEX: content.index,
             }

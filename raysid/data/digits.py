@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 images of 8x8 in grey, 10 classes, no download."""
+"""The handwritten digits of scikit-learn: 1,797 grey images of 8x8, 10 classes, no download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DigitsSource(ImageSource):
     """The digits, in scikit-learn's order.
 
     Args:
-        images_per_shard: images of a shard. The whole set is 115 kB: two are plenty.
+        images_per_shard: images per shard, at least 1. The whole set is 115 kB, so two shards are enough.
     """
 
     name = "digits"
@@ -38,7 +38,7 @@ class DigitsSource(ImageSource):
         return np.bincount(_load()["label"], minlength=self.num_classes).astype(np.int64)
 
     def read(self, piece: Piece) -> Iterator[Block]:
-        """A part of a shard, read-only, in one block."""
+        """Read a part of a shard as one read-only block."""
         start = piece.shard * self.images_per_shard
         rows = slice(start + piece.first, start + piece.last)
         digits = _load()
@@ -47,12 +47,12 @@ class DigitsSource(ImageSource):
 
 @lru_cache(maxsize=1)
 def _load() -> Block:
-    """All digits, read-only; kept by the process and not by the source, which travels without pixels."""
-    # Here, because it takes a second to import and only those who read need it.
+    """All digits, read-only. The process caches them, not the source, which travels without pixels."""
+    # Imported here because it takes a second, which only readers should pay.
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
-    image = digits.images.astype(np.uint8)[:, None]  # stored as floats, all of them whole numbers
+    image = digits.images.astype(np.uint8)[:, None]  # stored as whole numbers in floats
     label = digits.target.astype(np.int64)
     image.flags.writeable = label.flags.writeable = False
     return Block(image=image, label=label)

@@ -1,4 +1,4 @@
-"""Image zips as EDM's and StyleGAN's dataset tools write them: pictures, and `dataset.json` with their labels."""
+"""Zips of images in the form of EDM's and StyleGAN's dataset tools: pictures, and `dataset.json` with their labels."""
 
 from __future__ import annotations
 
@@ -18,30 +18,33 @@ from raysid.data.fetching import ranges_of
 from raysid.data.files import Found, reading_source
 from raysid.data.labels import Labels, class_labels
 from raysid.data.picture_source import ListedSource
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, shown
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import Texts, shuffled_once
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import open_file
 
 LABELS = "dataset.json"
 MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
-HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name; PKWARE's APPNOTE 4.3.7
+HEADER, SIGNATURE = (
+    30,
+    b"PK\x03\x04",
+)  # bytes of a member's header before its name (PKWARE's APPNOTE, section 4.3.7)
 ENCRYPTED = 1  # of a member's flags
-SPARE = 32  # bytes: what is extra may be longer there than in the directory
+SPARE = 32  # bytes by which the extra field may be longer there than in the directory
 
-# What zipfile raises for damage and for what it does not know.
+# What zipfile raises for damaged files and for what it does not support.
 _DAMAGED = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class EDMZipSource(ListedSource):
-    """The images of a zip, read in place; in a bucket by ranges.
+    """The images of a zip, read in place; from a bucket by ranges.
 
-    The list is sorted by name and read in an order that is shuffled once, since such zips often lie sorted by class.
-    Members are found by the zip's directory, which is read once: to open one zipfile takes as long as its decoding.
+    The list is sorted by name and read in an order that is shuffled once, because such zips are often sorted by class.
+    The zip's directory, read once, locates its members: opening a member with zipfile takes as long as decoding it.
 
     Raises:
         NotHere: there is no such file.
-        UserError: it is no zip of images, or its labels are not classes.
+        UserError: it is not a zip of images, or its labels are not classes.
     """
 
     def __init__(self, found: Found, data: DataSettings) -> None:
@@ -62,43 +65,45 @@ class EDMZipSource(ListedSource):
             self.sizes = np.array([member.file_size for member in members], np.int64)
             self.sums = np.array([member.CRC for member in members], np.int64)
             self.deflated = np.array([member.compress_type == zipfile.ZIP_DEFLATED for member in members])
-            faults = {place: _fault(member, MAX_PICTURE) for place, member in enumerate(members)}
-            self.faults = {place: fault for place, fault in faults.items() if fault is not None}
+            faults = {entry: _fault(member, MAX_PICTURE) for entry, member in enumerate(members)}
+            self.faults = {entry: fault for entry, fault in faults.items() if fault is not None}
             with reading_source(self.name):
                 self.labels = _labels(self.path, archive, names)
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
         self.order = shuffled_once(len(names))
 
-    def name_of(self, place: int) -> str:
-        return shown(f"{self.names[place]} in {self.path}")
+    def name_of(self, entry: int) -> str:
+        return printable(f"{self.names[entry]} in {self.path}")
 
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
-        usable = [place for place in places.tolist() if place not in self.faults]
+    def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+        usable = [entry for entry in entries.tolist() if entry not in self.faults]
         with reading_source(self.name):
             parts = ranges_of(self.path, self.offsets[usable], self.packed[usable] + self.ahead)
-            for place in places.tolist():
-                if place in self.faults:
-                    yield BadPicture(f"cannot be read: {self.faults[place]}")
+            for entry in entries.tolist():
+                if entry in self.faults:
+                    yield BadPicture(f"cannot be read: {self.faults[entry]}")
                 else:
-                    yield self._unpacked(place, next(parts))
+                    yield self._unpacked(entry, next(parts))
 
-    def _unpacked(self, place: int, part: bytes) -> bytes | BadPicture:
-        """A member's content, from the bytes at its place in the zip on."""
+    def _unpacked(self, entry: int, part: bytes) -> bytes | BadPicture:
+        """The content of a member, from the bytes of the zip that begin at its header."""
         if not part.startswith(SIGNATURE) or len(part) < HEADER:
             return BadPicture("cannot be read: its header in the zip is damaged")
-        begin = HEADER + sum(struct.unpack_from("<HH", part, HEADER - 4))  # after its name, and what is extra
-        end = begin + int(self.packed[place])
+        begin = HEADER + sum(
+            struct.unpack_from("<HH", part, HEADER - 4)
+        )  # after its name and its extra field
+        end = begin + int(self.packed[entry])
         if len(part) < end:
-            (part,) = ranges_of(self.path, self.offsets[[place]], np.array([end]))
+            (part,) = ranges_of(self.path, self.offsets[[entry]], np.array([end]))
         content = part[begin:end]
-        if self.deflated[place]:
+        if self.deflated[entry]:
             try:
-                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, int(self.sizes[place]) + 1)
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, int(self.sizes[entry]) + 1)
             except zlib.error as error:
                 return BadPicture(f"cannot be read: {error}")
-        if len(content) != self.sizes[place] or zlib.crc32(content) != self.sums[place]:
-            return BadPicture("cannot be read: its bytes are not what the zip says of them")
+        if len(content) != self.sizes[entry] or zlib.crc32(content) != self.sums[entry]:
+            return BadPicture("cannot be read: its bytes do not match the zip's directory")
         return content
 
 
@@ -112,7 +117,7 @@ def _open(path: str) -> zipfile.ZipFile:
 
 
 def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
-    """The class of each picture, by `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null."""
+    """The class of each picture from `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null."""
     where = f"{LABELS} in {path}"
     by_name: dict[str, Any] = {}
     if LABELS in archive.namelist():
@@ -125,7 +130,7 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
 
 
 def _content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A file of the zip. Raises ValueError where it is not read."""
+    """Read a file of the zip. Raises ValueError if it has a fault."""
     info = archive.getinfo(name)
     if (fault := _fault(info, limit)) is not None:
         raise ValueError(fault)
@@ -134,12 +139,12 @@ def _content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _fault(member: zipfile.ZipInfo, limit: int) -> str | None:
-    """Why a member is not read, by what the zip's directory says of it."""
+    """Why a member cannot be read, from the zip's directory; None if it can."""
     if member.flag_bits & ENCRYPTED:
         return "it is encrypted"
-    # What is packed in other ways is unpacked whole, however much it says to be.
+    # zipfile unpacks other methods whole, whatever size they claim.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"it is packed by method {member.compress_type}: stored and deflated files are read"
+        return f"it is packed by method {member.compress_type}: only stored and deflated files are supported"
     if (size := max(member.file_size, member.compress_size)) > limit:
-        return f"it has {size:,} bytes, and at most {limit:,} are read"
+        return f"it has {size:,} bytes, more than the limit of {limit:,}"
     return None

@@ -1,4 +1,4 @@
-"""Bad images: what is wrong with each, by its place in the source's list."""
+"""Faults: the reasons why images cannot be used, by the image's index in the source's list."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Iterable
 
 from raysid.errors import RunFailed
 
-NAMED = 5  # bad images that a message names
+NAMED = 5  # faults that a message lists
 
 
 def all_faults(found: Iterable[dict[int, str]]) -> dict[int, str]:
-    """What several readers have met; they may have met the same."""
-    return {place: fault for of_one in found for place, fault in of_one.items()}
+    """Merge the faults of several readers, which may have read the same images."""
+    return {index: fault for faults in found for index, fault in faults.items()}
 
 
 def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: int) -> None:
-    """Raises RunFailed where so many images of a set are bad."""
+    """Check the number of faults.
+
+    Raises:
+        RunFailed: more than `max_bad_fraction` of the images cannot be used.
+    """
     if len(faults) > max_bad_fraction * num_images:
         named = "; ".join(list(faults.values())[:NAMED])
         rest = len(faults) - NAMED

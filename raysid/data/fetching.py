@@ -1,4 +1,4 @@
-"""Reading of a source's files, from a disk or from a bucket."""
+"""Reading the files of a source, from a disk or from a bucket."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raysid.storage import is_local, storage_errors
 from raysid.storage.failures import storage_error
 from raysid.storage.s3 import in_one_request
 
-LISTERS = 16  # folders that are listed, and files whose headers are read, at a time
-TOGETHER_BYTES = 1 << 26  # of a bucket at a time
+LISTERS = 16  # requests at a time, for listings, headers and contents
+TOGETHER_BYTES = 1 << 26  # read from a bucket at a time
 
 Value = TypeVar("Value")
 
 
 def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:
-    """`map`, several at a time, for work that waits for disks or networks."""
+    """Like `map`, with several calls at a time, for work that waits for disks or networks."""
     with ThreadPoolExecutor(LISTERS) as pool:
         yield from pool.map(work, *items)
 
@@ -31,7 +31,11 @@ def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Va
 def contents_of(
     paths: Sequence[str], sizes: NDArray[np.int64] | None, most: int
 ) -> Iterator[bytes | Exception]:
-    """The content of files, of which none is larger than `most` bytes, in order; what was raised where one has none.
+    """Read files in order; yield the content of each, or the error that is its own (missing, too large, no permission).
+
+    Args:
+        sizes: of the files, in bytes; None if unknown.
+        most: the largest size that is read, in bytes.
 
     Raises:
         StorageError: the disk or the bucket fails.
@@ -45,15 +49,15 @@ def contents_of(
             except OSError as error:
                 raise storage_error(error, path, "read") from error
         return
-    place = UPath(paths[0])
+    fs = UPath(paths[0]).fs
     for start in range(0, len(paths), LISTERS):
         some = [
             (UPath(path).path, size)
             for path, size in zip(paths[start : start + LISTERS], sizes[start : start + LISTERS], strict=True)
         ]
         wanted = [path for path, size in some if 0 < size <= most]
-        with storage_errors(place, "read"):
-            found = _fetched(place.fs, wanted)
+        with storage_errors(paths[0], "read"):
+            found = _fetched(fs, wanted)
         for path, size in some:
             if path in found:
                 yield found[path]
@@ -62,19 +66,19 @@ def contents_of(
 
 
 def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
-    """Parts of a file, in order, from a bucket several at a time. What reaches beyond its end is shorter.
+    """Read parts of a file, in order, from a bucket several at a time. A part beyond the end of the file is shorter.
 
     Raises:
         StorageError: the disk or the bucket fails.
     """
-    place = UPath(path)
-    if is_local(place):
-        with storage_errors(place, "read"), open(place.path, "rb", buffering=0) as file:
+    remote = UPath(path)
+    if is_local(remote):
+        with storage_errors(path, "read"), open(remote.path, "rb", buffering=0) as file:
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
                 yield os.pread(file.fileno(), size, start)
         return
     ends = starts + sizes
-    options = in_one_request(place.fs.protocol)
+    options = in_one_request(remote.fs.protocol)
     first = 0
     while first < len(starts):
         together = int(
@@ -82,14 +86,14 @@ def ranges_of(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) ->
         )
         last = first + max(1, together)
         wanted = [starts[first:last].tolist(), ends[first:last].tolist()]
-        with storage_errors(place, "read"):
-            parts = place.fs.cat_ranges([place.path] * (last - first), *wanted, on_error="raise", **options)
+        with storage_errors(path, "read"):
+            parts = remote.fs.cat_ranges([remote.path] * (last - first), *wanted, on_error="raise", **options)
         yield from parts
         first = last
 
 
 def _read(path: str, most: int) -> bytes:
-    """A file of this machine. Raises ValueError where it is too large, or no file: a pipe may never say anything."""
+    """Read a local file. Raises ValueError if it is too large or not a regular file: a pipe may never end."""
     info = os.stat(path)
     if not stat.S_ISREG(info.st_mode):
         raise ValueError("is not a file")
@@ -100,8 +104,8 @@ def _read(path: str, most: int) -> bytes:
 
 
 def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:
-    """Files of a bucket, fetched side by side. Raises what keeps the bucket away; returns what is one file's own."""
-    # Not `cat`, which takes brackets in a name for a pattern.
+    """Fetch files of a bucket in parallel: contents, or the errors that are a file's own. Other errors are raised."""
+    # Not `cat`, which treats brackets in a name as a pattern.
     found = fs.cat_ranges(paths, None, None, on_error="return", **in_one_request(fs.protocol))
     for answer in found:
         if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError | PermissionError):

@@ -1,4 +1,4 @@
-"""Which files a source of real images is: a path, a glob or a list, on this machine or in a bucket."""
+"""Finding the files of a source of real images: a path, a glob or a list, on this machine or in a bucket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from upath import UPath
 
 from raysid.data.fetching import in_threads
-from raysid.data.pictures import SUFFIXES, shown
+from raysid.data.pictures import SUFFIXES, printable
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import BUCKETS, is_local, storage_errors
 from raysid.storage.failures import storage_error
@@ -27,9 +27,9 @@ class File:
     """A file of a source.
 
     Attributes:
-        path: from the root, or with the protocol; `UPath` opens it.
+        path: absolute, or with the protocol; `UPath` opens it.
         parts: its path below the folder that the source names.
-        size: in bytes; -1 where it was not asked for.
+        size: in bytes; -1 if unknown.
     """
 
     path: str
@@ -39,7 +39,7 @@ class File:
 
 @dataclass(frozen=True)
 class Found:
-    """A source's files, sorted by path, and what they are."""
+    """The files of a source, sorted by path, and their kind."""
 
     name: str
     kind: str
@@ -47,28 +47,30 @@ class Found:
 
 
 def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
-    """The files that `source` names.
+    """Find the files that `source` names.
 
     Args:
-        kind: what they are, where their names do not say it; other files are left out.
+        kind: the kind of the files, if their names do not tell; other files are left out.
 
     Raises:
-        NotHere: there is nothing there.
-        UserError: it cannot be reached, holds nothing that is known, or several things.
+        NotHere: there are no such files.
+        UserError: they cannot be read, are of no known kind, or of several kinds.
     """
     given = [source] if isinstance(source, str) else list(source)
-    name = shown(", ".join(given))
+    name = printable(", ".join(given))
     if not given:
         raise UserError("data.source is an empty list: name files, or null for none")
     files: dict[str, File] = {}
     with reading_source(name):
         for path in given:
-            place = located(path)
-            with storage_errors(place, "read"):
-                for file in _below(path, place):
+            root = located(path)
+            with storage_errors(root, "read"):
+                for file in _below(path, root):
                     files[file.path] = file
     if len({"://" in path for path in files}) > 1:
-        raise UserError(f"data.source {name} is in part here and in part in a bucket: give one place")
+        raise UserError(
+            f"data.source {name} is partly on this machine and partly in a bucket: give one of them"
+        )
     by_kind: dict[str, list[File]] = {}
     for _, file in sorted(files.items()):
         if (found := KINDS.get(PurePosixPath(file.parts[-1]).suffix.lower())) is not None:
@@ -85,19 +87,19 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         raise UserError(
             f"data.source {name} holds no {WHAT[kind].removeprefix('a ')}, which data.format {kind} needs"
         )
-    if kind != "folder":  # pictures are looked at one by one
+    if kind != "folder":  # pictures are checked when they are read
         for file in by_kind[kind]:
             _check_regular(file)
     return Found(name, kind, by_kind[kind])
 
 
 def _check_regular(file: File) -> None:
-    """Refuse what is no file: opening a pipe waits for somebody who writes to it."""
-    place = UPath(file.path)
-    with suppress(OSError):  # which says more where it is opened
-        if is_local(place) and not stat.S_ISREG(os.stat(place.path).st_mode):
+    """Check that a file is regular: opening a pipe waits for a writer."""
+    path = UPath(file.path)
+    with suppress(OSError):  # opening it raises a better message
+        if is_local(path) and not stat.S_ISREG(os.stat(path.path).st_mode):
             raise UserError(
-                f"data.source: {shown(file.path)} is not a file, but a pipe, a device or a folder"
+                f"data.source: {printable(file.path)} is not a file, but a pipe, a device or a folder"
             )
 
 
@@ -114,47 +116,51 @@ def reading_source(name: str) -> Iterator[None]:
 
 
 def located(path: str) -> UPath:
-    """A path as any process of this machine finds it."""
-    place = UPath(path)
-    if is_local(place):
-        return UPath(Path(place.path).expanduser().absolute())
-    if place.protocol not in BUCKETS:
+    """The path as an absolute path or URL, the same for all processes of this machine."""
+    found = UPath(path)
+    if is_local(found):
+        return UPath(Path(found.path).expanduser().absolute())
+    if found.protocol not in BUCKETS:
         raise UserError(
-            f"data.source {path}: {place.protocol}:// is not read; give a path, gs://... or s3://..."
+            f"data.source {path}: {found.protocol}:// is not supported; give a path, gs://... or s3://..."
         )
-    return place
+    return found
 
 
-def _below(given: str, place: UPath) -> list[File]:
-    """The files that one path, or one pattern, stands for."""
-    if place.is_dir():
-        return _tree(place, place.path)
-    if place.exists():
-        return [_file(place, place.fs.info(place.path), os.path.dirname(place.path))]
+def _below(given: str, located_path: UPath) -> list[File]:
+    """The files of one path or glob; `given` is as the user wrote it."""
+    fs, path = located_path.fs, located_path.path
+    if located_path.is_dir():
+        return _tree(located_path, path)
+    if located_path.exists():
+        return [_file(located_path, fs.info(path), os.path.dirname(path))]
     if not any(sign in given for sign in "*?["):
-        raise NotHere(f"there is no file or folder {place}")
-    found = place.fs.glob(place.path, detail=True)
+        raise NotHere(f"there is no file or folder {located_path}")
+    found = fs.glob(path, detail=True)
     if not found:
-        raise NotHere(f"nothing matches {place}")
-    # What lies above all that match is not part of what files are called: `images/*` is `images`.
-    root = os.path.commonpath([os.path.dirname(path) for path in found])
+        raise NotHere(f"nothing matches {located_path}")
+    # The common parent of all matches is not part of the files' names: `images/*` is the same as `images`.
+    root = os.path.commonpath([os.path.dirname(match) for match in found])
     files = []
-    for path, info in found.items():
-        files += (
-            _tree(_same(place, path), root) if info["type"] == "directory" else [_file(place, info, root)]
-        )
+    for match, info in found.items():
+        if info["type"] == "directory":
+            files += _tree(_sibling(located_path, match), root)
+        else:
+            files.append(_file(located_path, info, root))
     return files
 
 
-def _same(beside: UPath, path: str) -> UPath:
-    """A path as a filesystem gives it, with the protocol of another of its paths."""
+def _sibling(beside: UPath, path: str) -> UPath:
+    """A path from a filesystem's listing, with the protocol of another path of the same filesystem."""
     return UPath(path) if is_local(beside) else UPath(f"{beside.protocol}://{path}")
 
 
 def _file(beside: UPath, info: dict[str, Any], root: str) -> File:
-    """A file as its filesystem tells of it."""
+    """A file from its filesystem's listing."""
     name = info["name"]
-    return File(str(_same(beside, name)), _parts(name, root), -1 if is_local(beside) else int(info["size"]))
+    return File(
+        str(_sibling(beside, name)), _parts(name, root), -1 if is_local(beside) else int(info["size"])
+    )
 
 
 def _parts(path: str, root: str) -> tuple[str, ...]:
@@ -162,28 +168,28 @@ def _parts(path: str, root: str) -> tuple[str, ...]:
 
 
 def _tree(folder: UPath, root: str) -> list[File]:
-    """All files below a folder; its subfolders are listed side by side."""
+    """All files below a folder; its subfolders are listed in parallel."""
     if is_local(folder):
         own: list[str] = []
         inside: list[str] = []
         with os.scandir(folder.path) as entries:
             for entry in entries:
-                # A folder through a link too, but further down not: links may lead back.
+                # A link to a folder is followed here but not further down, where links may lead back.
                 if not entry.name.startswith("."):
                     (inside if entry.is_dir() else own).append(entry.path)
         own += [path for found in in_threads(_walked, inside) for path in found]
-        return _shown(File(path, _parts(path, root)) for path in own)
+        return _visible(File(path, _parts(path, root)) for path in own)
     fs = folder.fs
     listed = fs.ls(folder.path, detail=True)
     found = [entry for entry in listed if entry["type"] == "file"]
     inside = [entry["name"] for entry in listed if entry["type"] == "directory"]
     for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), inside):
         found += entries_inside
-    return _shown(_file(folder, entry, root) for entry in found)
+    return _visible(_file(folder, entry, root) for entry in found)
 
 
 def _walked(folder: str) -> list[str]:
-    """All files below a local folder. Raises StorageError where one cannot be listed: a class would be missing."""
+    """All files below a local folder. Raises StorageError if a folder cannot be listed: a class would be missing."""
 
     def refuse(error: OSError) -> None:
         raise storage_error(error, error.filename or folder, "read") from error
@@ -193,6 +199,6 @@ def _walked(folder: str) -> list[str]:
     ]
 
 
-def _shown(files: Iterable[File]) -> list[File]:
-    """Files that count: not what macOS and others hide beside them, nor a folder made in a bucket's console."""
+def _visible(files: Iterable[File]) -> list[File]:
+    """The files that are not hidden, as those of macOS are and the markers of folders made in a bucket's console."""
     return [file for file in files if not any(part.startswith(".") for part in file.parts)]

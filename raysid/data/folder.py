@@ -1,4 +1,4 @@
-"""Folders of pictures: in a subfolder for each class, or all in one."""
+"""Folders of pictures: one subfolder per class, or all in one folder."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from raysid.data.fetching import contents_of
 from raysid.data.files import Found, reading_source
 from raysid.data.labels import class_labels
 from raysid.data.picture_source import ListedSource
-from raysid.data.pictures import MAX_PICTURE, BadPicture, shown
+from raysid.data.pictures import MAX_PICTURE, BadPicture, printable
 from raysid.data.source import Texts, shuffled_once
 
 
 class FolderSource(ListedSource):
-    """Pictures as files, on this machine or in a bucket.
+    """Pictures in files, on this machine or in a bucket.
 
-    The list is sorted by path. It is read in an order that is shuffled once, since folders lie sorted by class and the
-    stream mixes only what is in its window. Classes are the subfolders, sorted by name, as torchvision's ImageFolder
-    numbers them; pictures beside class folders have no label.
+    The list is sorted by path and read in an order that is shuffled once: folders are sorted by class, and the stream
+    shuffles only within its window. Classes are the subfolders, numbered in sorted order as in torchvision's
+    ImageFolder; pictures beside class folders have no label.
     """
 
     def __init__(self, found: Found, data: DataSettings) -> None:
@@ -33,12 +33,12 @@ class FolderSource(ListedSource):
         self.labels = class_labels(classes, found.name)
         self.order = shuffled_once(len(classes))
 
-    def name_of(self, place: int) -> str:
-        return shown(self.paths[place])
+    def name_of(self, entry: int) -> str:
+        return printable(self.paths[entry])
 
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
-        names = [self.paths[place] for place in places]
-        sizes = None if self.sizes is None else self.sizes[places]
+    def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+        names = [self.paths[entry] for entry in entries]
+        sizes = None if self.sizes is None else self.sizes[entries]
         with reading_source(self.name):
             for data in contents_of(names, sizes, MAX_PICTURE):
                 yield BadPicture(f"cannot be read: {data}") if isinstance(data, Exception) else data

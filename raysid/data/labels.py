@@ -1,4 +1,4 @@
-"""Labels as files have them, as classes 0 to n - 1."""
+"""Class numbers 0 to n - 1 for the labels that files have."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Labels(NamedTuple):
     """The classes of a list of images.
 
     Attributes:
-        numbers: int64 (n,); -1 where an image has none and others have one; zeros where none has.
-        names: of the classes; their numbers where they have no others. Empty where there are no labels.
+        numbers: int64 (n,); -1 for an image without a label among others that have one; all zeros if none has.
+        names: of the classes, or their numbers if they have no names. Empty if there are no labels.
     """
 
     numbers: NDArray[np.int64]
@@ -31,21 +31,21 @@ class Labels(NamedTuple):
 
 
 def class_labels(found: Sequence[Any], where: str) -> Labels:
-    """Labels from what stands beside the images: whole numbers from 0 as they are, texts in their sorted order.
+    """Number the labels of a list of images: whole numbers from 0 stay as they are, names are numbered in sorted order.
 
     Args:
-        found: of each image; None where it has none.
-        where: what to say in an error.
+        found: the label of each image; None if it has none.
+        where: the origin of the labels, for an error.
 
     Raises:
-        UserError: they are neither.
+        UserError: labels are neither whole numbers nor names, or both.
     """
     given = [label for label in found if label is not None]
     if not given:
         return Labels(np.zeros(len(found), np.int64), [])
     if all(type(label) is str for label in given):
         names = sorted(set(given))
-        number = {name: place for place, name in enumerate(names)}
+        number = {name: index for index, name in enumerate(names)}
         return Labels(np.array([-1 if x is None else number[x] for x in found], np.int64), names)
     odd = next((x for x in given if type(x) is not int or not 0 <= x < MAX_CLASSES), None)
     if odd is not None:

@@ -1,4 +1,4 @@
-"""Opening the real images that a config names."""
+"""Opening the source of real images that a config names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BUILT_IN = ("digits", "patches")
 
 
 def open_source(data: DataSettings | str) -> ImageSource:
-    """The real images of these settings, or of the source of this name.
+    """Open the real images of these settings, or of the source of this name.
 
     Raises:
         NotHere: there is no such file.
-        UserError: it is no source that is known, or cannot be used.
+        UserError: the source is unknown or cannot be used.
     """
     data = DataSettings(source=data) if isinstance(data, str) else data
     source = find_source(data)
@@ -27,11 +27,11 @@ def open_source(data: DataSettings | str) -> ImageSource:
 
 
 def find_source(data: DataSettings) -> ImageSource:
-    """As `open_source`, before any picture is looked at: files can be listed whose pictures cannot be used."""
+    """Open a source as `open_source` does, but read no picture: files can be listed even if none can be used."""
     from raysid.data.digits import DigitsSource
     from raysid.data.patches import PatchesSource
 
-    assert data.source is not None  # whoever has none opens none
+    assert data.source is not None  # callers check that there is one
     if data.source in BUILT_IN:
         for setting in ("resolution", "channels", "format"):
             if getattr(data, setting) is not None:
@@ -41,12 +41,12 @@ def find_source(data: DataSettings) -> ImageSource:
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is files, rather than what comes with a package."""
+    """True if a source is files, not a set that comes with a package."""
     return source not in BUILT_IN
 
 
 def _open_files(data: DataSettings) -> ImageSource:
-    # Here, because each imports what reads its kind of files.
+    # Imported here because each needs the library of its format.
     from raysid.data.edm_zip import EDMZipSource
     from raysid.data.files import Found, find_files
     from raysid.data.folder import FolderSource

@@ -19,7 +19,7 @@ from raysid.data.fetching import in_threads
 from raysid.data.files import File, Found, reading_source
 from raysid.data.labels import Labels, class_labels
 from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
-from raysid.data.pictures import MAX_PICTURE, BadPicture, shown
+from raysid.data.pictures import MAX_PICTURE, BadPicture, printable
 from raysid.data.source import Piece, Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
@@ -88,7 +88,7 @@ class ParquetSource(PictureSource):
     def name_of(self, place: int) -> str:
         number = int(self.groups[np.searchsorted(self.starts, place, side="right") - 1, 0])
         first = int(self.starts[np.searchsorted(self.groups[:, 0], number)])  # of the file
-        return shown(f"row {place - first} of {self.paths[number]}")
+        return printable(f"row {place - first} of {self.paths[number]}")
 
     def _rows(self, file: Any, group: int, part: range) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and kept index of some rows of a row group, a few read at a time; those after a damage are bad."""

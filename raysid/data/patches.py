@@ -1,4 +1,4 @@
-"""Patches of scikit-learn's two sample photographs: 1,950 images of 32x32 in RGB, 2 classes, no download."""
+"""Patches of the two sample photographs of scikit-learn: 1,950 RGB images of 32x32, 2 classes, no download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PER_PHOTOGRAPH = 975  # 25 rows of 39, of 427 x 640 pixels
 
 
 class PatchesSource(ImageSource):
-    """Every patch of 32x32 at steps of 16 pixels, row by row: class 0 is of the temple, 1 of the flower."""
+    """All patches of 32x32 at a stride of 16 pixels, row by row: class 0 is the temple, class 1 the flower."""
 
     name = "patches"
     image_shape = (3, SIZE, SIZE)
@@ -31,14 +31,14 @@ class PatchesSource(ImageSource):
         return self.shard_sizes
 
     def read(self, piece: Piece) -> Iterator[Block]:
-        """A part of a photograph's patches, read-only, in one block."""
+        """Read a part of a photograph's patches as one read-only block."""
         image = _load()[piece.shard, piece.first : piece.last]
         yield Block(image=image, label=np.full(len(image), piece.shard, np.int64))
 
 
 @lru_cache(maxsize=1)
 def _load() -> NDArray[np.uint8]:
-    """All patches, (2, 975, 3, 32, 32), read-only; kept by the process."""
+    """All patches, (2, 975, 3, 32, 32), read-only; the process caches them."""
     from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
 
     photographs = np.stack(load_sample_images().images)  # (2, 427, 640, 3)

@@ -1,4 +1,4 @@
-"""Sources of encoded pictures."""
+"""Sources of encoded pictures: a format says where they are, the rest is shared."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from raysid.data.pictures import BadPicture, Fit, decoded
 from raysid.data.source import Block, ImageSource, Piece, even_shards
 from raysid.errors import UserError
 
-SAMPLED = 16  # pictures looked at for the size and the kind of all
-IMAGES_PER_SHARD = 1024  # where a list can be cut anywhere
+SAMPLED = 16  # pictures that set the size and the channels of all
+IMAGES_PER_SHARD = 1024  # if a list can be split anywhere
 BLOCK_BYTES = 1 << 25
 
 
 @dataclass(slots=True)
 class Content:
-    """A picture as a source holds it.
+    """A picture of a source, encoded.
 
     Attributes:
-        place: its place in what is listed, by which the source names it.
-        index: its place in the source's list.
-        label: its class; -1 where it has none and others have one.
+        entry: its number in what the source lists, which `PictureSource.name_of` takes.
+        index: its index in the source's list of images; after a conversion, in the list that was converted.
+        label: its class; -1 if it has none and others have one.
+        data: its bytes, or why they cannot be read.
     """
 
-    place: int
+    entry: int
     index: int
     label: int
     data: bytes | BadPicture
 
 
 class PictureSource(ImageSource):
-    """A source of encoded pictures: says where they lie, and the rest is done here.
+    """A source of encoded pictures. A format implements `contents` and `name_of`.
 
     Attributes:
-        fit: how they become images.
-        labels: of its list.
+        fit: how pictures become images.
+        labels: the labels of its list.
     """
 
     pixel_max = 255
@@ -51,14 +52,14 @@ class PictureSource(ImageSource):
 
     @abstractmethod
     def contents(self, piece: Piece) -> Iterator[Content]:
-        """The pictures of a part of a shard, in order."""
+        """Read the pictures of a part of a shard, in order."""
 
     @abstractmethod
-    def name_of(self, place: int) -> str:
-        """What to call a picture to the user."""
+    def name_of(self, entry: int) -> str:
+        """The name of a picture in messages."""
 
     def read(self, piece: Piece) -> Iterator[Block]:
-        """Images of a part of a shard, with what is wrong with those that cannot be used."""
+        """Read and decode a part of a shard; pictures that cannot be used have a fault."""
         most = max(1, BLOCK_BYTES // int(np.prod(self.image_shape)))
         contents = self.contents(piece)
         missing = piece.size
@@ -68,33 +69,33 @@ class PictureSource(ImageSource):
             labels, indices = np.empty(size, np.int64), np.empty(size, np.int64)
             faults = np.full(size, "", object)
             row = -1
-            # Decoded as they come: a photograph may have a thousand times the bytes of the image that it becomes.
+            # Decode one at a time: a photograph may have a thousand times the bytes of its image.
             for row, content in enumerate(islice(contents, size)):
                 try:
                     images[row] = self.image_of(content)
                 except BadPicture as error:
                     images[row] = 0
-                    faults[row] = f"{self.name_of(content.place)} {error}"
+                    faults[row] = f"{self.name_of(content.entry)} {error}"
                 labels[row], indices[row] = max(content.label, 0), content.index
             there = slice(row + 1)
             yield Block(image=images[there], label=labels[there], index=indices[there], fault=faults[there])
             missing = missing - size if row + 1 == size else 0
 
     def settle(self, data: DataSettings) -> None:
-        """Find the size and the kind of all images from the first pictures, before any is read as an image.
+        """Set the size and the channels of all images from the first pictures; call it before reading images.
 
         Raises:
-            UserError: none can be read, or they have several sizes and `data.resolution` is not given.
+            UserError: no picture can be read, or they have several sizes and `data.resolution` is not given.
         """
-        self.fit = Fit.of(data)
+        self.fit = Fit.from_settings(data)
         shapes: dict[tuple[int, ...], str] = {}
         reason = ""
         seen = 0
         for content in self.contents(Piece(0, 0, int(self.shard_sizes[0]))):
             try:
-                shapes.setdefault(_image(content, self.fit).shape, self.name_of(content.place))
+                shapes.setdefault(_image(content, self.fit).shape, self.name_of(content.entry))
             except BadPicture as error:
-                reason = reason or f"{self.name_of(content.place)} {error}"
+                reason = reason or f"{self.name_of(content.entry)} {error}"
             seen += 1
             if seen >= SAMPLED and shapes:
                 break
@@ -113,7 +114,7 @@ class PictureSource(ImageSource):
         self.image_shape = (channels, *next(iter(sizes)))  # type: ignore[assignment]
 
     def image_of(self, content: Content) -> NDArray[np.uint8]:
-        """A picture as an image of this source. Raises BadPicture where it is none that can be trained on."""
+        """Decode a picture to an image of this source. Raises BadPicture if it cannot be trained on."""
         if content.label < 0:
             raise BadPicture("has no label")
         image = _image(content, self.fit)
@@ -123,11 +124,11 @@ class PictureSource(ImageSource):
 
 
 class ListedSource(PictureSource):
-    """Pictures that can be read one by one, from a list that can be cut into shards anywhere.
+    """Pictures that can be read one by one, from a list that can be split into shards anywhere.
 
     Attributes:
-        order: places in the list, in the order in which they are read.
-        per_shard: images of a shard.
+        order: entries of the list, in the order in which they are read.
+        per_shard: images per shard.
     """
 
     per_shard = IMAGES_PER_SHARD
@@ -135,8 +136,8 @@ class ListedSource(PictureSource):
     order: NDArray[np.int64]
 
     @abstractmethod
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
-        """The encoded pictures of some places in the list, in their order."""
+    def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+        """Read the encoded pictures of some entries of the list, in the given order."""
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -152,10 +153,10 @@ class ListedSource(PictureSource):
 
     def contents(self, piece: Piece) -> Iterator[Content]:
         start = piece.shard * self.per_shard
-        places = self.order[start + piece.first : start + piece.last]
-        labels = self.labels.numbers[places].tolist()
-        for place, label, data in zip(places.tolist(), labels, self.fetched(places), strict=True):
-            yield Content(place, place, label, data)
+        entries = self.order[start + piece.first : start + piece.last]
+        labels = self.labels.numbers[entries].tolist()
+        for entry, label, data in zip(entries.tolist(), labels, self.fetched(entries), strict=True):
+            yield Content(entry, entry, label, data)
 
 
 def _image(content: Content, fit: Fit) -> NDArray[np.uint8]:

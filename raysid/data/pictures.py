@@ -1,4 +1,4 @@
-"""Encoded pictures as images: decoded, cut and resized to one size and kind; those that cannot be, with the reason."""
+"""Decoding of pictures: files of PNG, JPEG or WebP as uint8 images of one size and number of channels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 from raysid.config import DataSettings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")  # what is decoded: not whatever a file turns out to be
-MAX_PICTURE = 1 << 26  # bytes of a file, and its pixels: far above what is trained on
+FORMATS = ("PNG", "JPEG", "WEBP")  # the only formats that are decoded
+MAX_PICTURE = 1 << 26  # limit of a file's bytes, and of its pixels: far above what is trained on
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 
-# Pillow's own limit is higher, and only warns: as errors its warnings would be for all threads at once, or for none.
+# Pillow's own limit is higher and only warns; turning its warning into an error would affect all threads at once.
 warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
 
-# What Pillow raises for files that are damaged, each in its own way.
+# What Pillow raises for damaged files, depending on the format.
 _DAMAGED = (
     OSError,
     ValueError,
@@ -37,12 +37,12 @@ _DAMAGED = (
 
 
 class BadPicture(Exception):
-    """A picture that cannot be used; says why."""
+    """A picture that cannot be used; the text is the reason, without the picture's name."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How pictures become images of one size and kind; as `DataSettings` has them."""
+    """How pictures become images of one size and number of channels: fields of `DataSettings`."""
 
     resolution: int | None = None
     crop: str = "center"
@@ -50,17 +50,17 @@ class Fit:
     channels: int | None = None
 
     @classmethod
-    def of(cls, data: DataSettings) -> Fit:
+    def from_settings(cls, data: DataSettings) -> Fit:
         return cls(data.resolution, data.crop, data.filter, data.channels)
 
 
 def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
-    """A picture as (C, H, W): grey as one channel and everything else as RGB, or as `fit` has it.
+    """Decode a picture to uint8 (C, H, W): one channel for grey ones, RGB for all others, or as `fit` says.
 
-    What is transparent is laid on white. One that has the size already is not touched.
+    Transparent pixels are blended with white. A picture that has the right size is not resampled.
 
     Raises:
-        BadPicture: it is none, or damaged, or too large.
+        BadPicture: it is damaged, too large, or not a picture.
     """
     if not content:
         raise BadPicture("is empty (0 bytes)")
@@ -70,14 +70,14 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
         with _opened(content) as picture:
             image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
     except Image.UnidentifiedImageError:
-        raise BadPicture("is no PNG, JPEG or WebP") from None
+        raise BadPicture("is not a PNG, JPEG or WebP") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
-    """Width and height of a picture, and Pillow's name of its mode, without decoding it. Raises BadPicture."""
+    """Width, height and Pillow's mode of a picture, without decoding it. Raises BadPicture."""
     try:
         with _opened(content) as picture:
             return picture.size, picture.mode
@@ -86,7 +86,7 @@ def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
 
 
 def _opened(content: bytes) -> Any:
-    """A picture of Pillow's that is not decoded yet. Raises BadPicture where it is too large to be."""
+    """Open a picture with Pillow, without decoding it. Raises BadPicture if it is too large."""
     picture = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = picture.size
     if width * height > MAX_PICTURE:
@@ -95,10 +95,10 @@ def _opened(content: bytes) -> Any:
 
 
 def _in_mode(picture: Any, channels: int | None) -> Any:
-    """A picture of Pillow's as L or RGB."""
+    """Convert a picture to L or RGB."""
     mode = picture.mode
     if mode in ("I", "F"):
-        raise BadPicture(f"has mode {mode}: pictures of 8 or 16 bits a channel are read")
+        raise BadPicture(f"has mode {mode}: only 8 or 16 bits a channel are supported")
     wanted = "L" if channels == 1 or (channels is None and mode in GREY) else "RGB"
     if mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
@@ -109,7 +109,7 @@ def _in_mode(picture: Any, channels: int | None) -> Any:
 
 
 def _resized(picture: Any, fit: Fit) -> Any:
-    """Cut and resized as EDM's dataset tool does it."""
+    """Crop and resize a picture as EDM's dataset tool does."""
     if fit.resolution is None or picture.size == (fit.resolution, fit.resolution):
         return picture
     width, height = picture.size
@@ -121,6 +121,6 @@ def _resized(picture: Any, fit: Fit) -> Any:
     return picture.resize(size, Image.Resampling[fit.filter.upper()])
 
 
-def shown(name: str) -> str:
-    """A name as it can be printed and stored: bytes that are no UTF-8 as escapes."""
+def printable(name: str) -> str:
+    """A name that can be printed and stored: bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

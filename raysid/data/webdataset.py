@@ -1,4 +1,4 @@
-"""WebDataset: tar files in which the members of one name are a sample, as `0001.jpg` and `0001.cls`."""
+"""WebDataset: tar files in which members with the same base name are a sample, such as `0001.jpg` and `0001.cls`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysid.data.fetching import in_threads
 from raysid.data.files import Found, reading_source
 from raysid.data.labels import class_labels
 from raysid.data.picture_source import ListedSource
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, shown
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
@@ -32,7 +32,7 @@ _EXTENDING = (
 
 
 class _Sample(NamedTuple):
-    """A picture in a tar: the name of its sample, where its bytes lie, its label."""
+    """A picture in a tar: its member's name, the position of its bytes, its label."""
 
     name: str
     offset: int
@@ -41,7 +41,7 @@ class _Sample(NamedTuple):
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header. Raises tarfile.ReadError for sizes that would have tarfile read for ever, or all there is."""
+    """A member's header. Raises tarfile.ReadError for sizes with which tarfile would never end or read everything."""
 
     def _block(self, count: int) -> int:
         if count < 0:
@@ -57,13 +57,13 @@ class _Header(tarfile.TarInfo):
 class WebDatasetSource(ListedSource):
     """The pictures of tar files, in the order of the files' names and of their members.
 
-    Opening it reads the headers and labels of every file, several at a time; pictures are read where they lie, each by
-    itself. Such files are shuffled when they are made; the stream mixes what is in its window.
+    Opening it reads the headers and labels of all files, several at a time; a picture is read on its own, at its
+    offset. Such files are shuffled when they are made; the stream shuffles within its window.
 
     The label is the sample's `.cls` member, or the field of its `.json` that `data.label_column` names.
 
     Raises:
-        UserError: a file is no tar, none holds a picture, or labels are not classes.
+        UserError: a file is not a tar, none holds a picture, or labels are not classes.
     """
 
     def __init__(self, found: Found, data: DataSettings) -> None:
@@ -71,53 +71,52 @@ class WebDatasetSource(ListedSource):
         paths = [file.path for file in found.files]
         with reading_source(found.name):
             listed = list(in_threads(partial(_samples, label_field=data.label_column), paths))
-        samples = [sample for of_file in listed for sample in of_file]
+        samples = [sample for file in listed for sample in file]
         if not samples:
             raise UserError(
                 f"data.source {found.name} holds no samples with a picture ({', '.join(SUFFIXES)})"
             )
         self.paths = Texts(paths)
-        self.file = np.repeat(np.arange(len(paths)), [len(of_file) for of_file in listed])
+        self.file = np.repeat(np.arange(len(paths)), [len(file) for file in listed])
         self.names = Texts(sample.name for sample in samples)
         self.offsets = np.array([sample.offset for sample in samples], np.int64)
         self.sizes = np.array([sample.size for sample in samples], np.int64)
         self.labels = class_labels([sample.label for sample in samples], found.name)
         self.order = np.arange(len(samples))
 
-    def name_of(self, place: int) -> str:
-        return shown(f"{self.names[place]} in {self.paths[int(self.file[place])]}")
+    def name_of(self, entry: int) -> str:
+        return printable(f"{self.names[entry]} in {self.paths[int(self.file[entry])]}")
 
-    def fetched(self, places: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+    def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         file: Any = None
         opened = -1
         try:
             with reading_source(self.name):
-                for place in places:
-                    path = self.paths[number := int(self.file[place])]
+                for entry in entries:
+                    path = self.paths[number := int(self.file[entry])]
                     if number != opened:
                         if file is not None:
                             file.close()
                         file, opened = open_file(path), number
-                    yield self._read(file, int(place))
+                    yield self._read(file, int(entry))
         finally:
             if file is not None:
                 file.close()
 
-    def _read(self, file: Any, place: int) -> bytes | BadPicture:
-        size = int(self.sizes[place])
+    def _read(self, file: Any, entry: int) -> bytes | BadPicture:
+        size = int(self.sizes[entry])
         if size > MAX_PICTURE:
             return BadPicture(f"has more than {MAX_PICTURE:,} bytes")
-
-        file.seek(int(self.offsets[place]))
+        file.seek(int(self.offsets[entry]))
         data = file.read(size)
         return data if len(data) == size else BadPicture("is cut off: the tar ends before it")
 
 
 def _samples(path: str, label_field: str) -> list[_Sample]:
-    """The samples of a tar that have a picture.
+    """Read the samples of a tar that have a picture.
 
     Raises:
-        UserError: it is no tar.
+        UserError: it is not a tar.
     """
     pictures: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int | str | None] = {}
@@ -127,7 +126,7 @@ def _samples(path: str, label_field: str) -> list[_Sample]:
             tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive,  # type: ignore[call-overload]
         ):
             for member in archive:
-                # Of a sparse member, and of some with a size in an extended header, the bytes are not what is said.
+                # The bytes of a sparse member, or of one with a size in an extended header, do not lie at its offset.
                 if not member.isfile() or member.issparse() or member.size < 0:
                     continue
                 folder, _, base = member.name.rpartition("/")
@@ -146,13 +145,13 @@ def _samples(path: str, label_field: str) -> list[_Sample]:
 
 
 def _class(text: bytes) -> int | str | None:
-    """What a .cls member says: a number, or a name; so are more digits than any class has."""
+    """The label of a .cls member: a number or a name. A number with more digits than any class has is a name, too."""
     said = text.decode("utf-8", "replace").strip()
     return int(said) if said.isascii() and said.isdigit() and len(said) < 20 else said or None
 
 
 def _field(text: bytes, name: str) -> int | str | None:
-    """A field of a .json member; None where there is none, or the member is damaged."""
+    """A field of a .json member; None if it is missing, or the member is damaged."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):

@@ -17,7 +17,7 @@ from upath import UPath
 from raysid.config import Config, PretrainConfig
 from raysid.data import Block, ImageSource, Piece, open_source, to_unit
 from raysid.data.digits import DigitsSource
-from raysid.data.source import good_of
+from raysid.data.source import good_images
 from raysid.errors import RunFailed, UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator
 from raysid.method.draws import Draws
@@ -199,7 +199,7 @@ def _first_images(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarr
         if count > 0:
             pieces.append(Piece(shard, 0, min(size, count)))
         count -= size
-    return _join_blocks(map(good_of, source.blocks(pieces)))
+    return _join_blocks(map(good_images, source.blocks(pieces)))
 
 
 def _with_labels(real_labels: Tensor, wanted: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from raysid.bench.readers import LoaderReader, Reader, StreamReader, Turn
 from raysid.cli.main import cli
 from raysid.config import Config, DataSettings
 from raysid.data import ImageSource, open_source
-from raysid.data.source import good_of
+from raysid.data.source import good_images
 from raysid.recipes import load_recipe
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
 
@@ -85,7 +85,7 @@ def stored(source: ImageSource) -> Counter[tuple[bytes, int]]:
     """Pixels and label of every image of a source that can be used."""
     return Counter(
         (image.tobytes(), int(label))
-        for block in map(good_of, source.blocks())
+        for block in map(good_images, source.blocks())
         for image, label in zip(block["image"], block["label"], strict=True)
     )
 

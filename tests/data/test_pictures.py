@@ -88,8 +88,8 @@ def test_a_picture_of_the_wanted_size_is_not_touched() -> None:
     ("content", "words"),
     [
         (b"", "is empty"),
-        (b"GIF89a but no picture", "is no PNG, JPEG or WebP"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "is no PNG, JPEG or WebP"),
+        (b"GIF89a but no picture", "is not a PNG, JPEG or WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "is not a PNG, JPEG or WebP"),
         (saved(Image.fromarray(COLOURS))[:-25], "cannot be read as an image"),
         (saved(Image.fromarray(np.zeros((200, 200), np.uint8)), "JPEG")[:-300], "cannot be read as an image"),
         (

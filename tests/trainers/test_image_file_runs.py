@@ -113,7 +113,7 @@ def test_bad_images_are_skipped_and_named_once(
     lines = [entry for entry in read_metrics(tmp_path / "runs" / "damaged") if entry["kind"] == "bad_images"]
     named = [
         f"{damaged}/0/empty.png is empty (0 bytes)",
-        f"{damaged}/1/text.jpg is no PNG, JPEG or WebP",
+        f"{damaged}/1/text.jpg is not a PNG, JPEG or WebP",
         f"{damaged}/beside.png has no label",
     ]
     assert [name for entry in lines for name in entry["names"]] == named
