@@ -1,4 +1,4 @@
-"""What real images are there, and whether they can be trained on, before a run finds out."""
+"""A survey of real images: their sizes and kinds, and whether a run can train on them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raysid.errors import UserError
 
 @dataclass
 class Survey:
-    """What was found in some pictures.
+    """The findings in some pictures.
 
     Attributes:
-        count: pictures.
-        sizes: how many there are of each (width, height), as they are stored.
-        modes: how many of each of Pillow's modes.
-        bad: what is wrong with each that cannot be used, after its name.
-        shapes: how many images of each (C, H, W) they make, as the settings have it.
+        count: number of pictures.
+        sizes: number of pictures of each (width, height), as stored.
+        modes: number of pictures of each of Pillow's modes.
+        bad: name and fault of each picture that cannot be used.
+        shapes: number of images of each (C, H, W), decoded with the settings.
     """
 
     count: int = 0
@@ -42,15 +42,15 @@ class Survey:
         self.shapes += other.shapes
 
 
-def survey(source: PictureSource, data: DataSettings, tell: Callable[[int], None]) -> Survey:
+def survey(source: PictureSource, data: DataSettings, progress: Callable[[int], None]) -> Survey:
     """Decode every picture, several shards at a time.
 
     Args:
-        tell: called with the number of pictures so far.
+        progress: called with the number of pictures so far.
     """
     fit = Fit.from_settings(data)
 
-    def of_piece(piece: Piece) -> Survey:
+    def survey_piece(piece: Piece) -> Survey:
         found = Survey()
         for content in source.contents(piece):
             found.count += 1
@@ -70,24 +70,24 @@ def survey(source: PictureSource, data: DataSettings, tell: Callable[[int], None
         return found
 
     whole = Survey()
-    for part in in_threads(of_piece, source.pieces()):
+    for part in in_threads(survey_piece, source.pieces()):
         whole.add(part)
-        tell(whole.count)
+        progress(whole.count)
     return whole
 
 
 def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> None:
-    """Refuse what a run would stop at.
+    """Check that a run can train on the pictures.
 
     Args:
-        source: which this settles.
+        source: its size and channels are set by this.
 
     Raises:
-        UserError: no picture can be used, they make images of several sizes or kinds, or too many are bad.
+        UserError: no picture can be used, their images differ in size or channels, or too many are bad.
     """
     good = found.count - len(found.bad)
     if not good:
-        raise UserError(f"of the {found.count:,} pictures of {source.name} none can be used")
+        raise UserError(f"none of the {found.count:,} pictures of {source.name} can be used")
     sizes = Counter[tuple[int, ...]]()
     for shape, count in found.shapes.items():
         sizes[shape[1:]] += count
@@ -111,7 +111,7 @@ def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> No
 
 
 def first_images(source: ImageSource, count: int) -> np.ndarray:
-    """The first good images of a source as they are read, (N, C, H, W) as stored; at most `count`."""
+    """The first good images of a source, uint8 (N, C, H, W), at most `count`."""
     taken: list[np.ndarray] = []
     for block in source.blocks():
         taken.append(good_images(block)["image"])

@@ -1,4 +1,4 @@
-"""Any pictures as Parquet files of a size for streaming, written side by side by Ray Data."""
+"""Conversion of pictures to Parquet files of a size for streaming, in parallel with Ray Data."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from raysid.storage import (
 )
 from raysid.storage.failures import MAKE_ROOM
 
-FILE_BYTES = 256 << 20  # about; at least a shard
-GROUP_ROWS = 256  # four make a shard of a list that can be cut anywhere
-MEASURED = 64  # pictures by which the files are cut
-MADE_FROM = b"raysid"  # in the files' metadata
+FILE_BYTES = 256 << 20  # approximately; at least one shard
+GROUP_ROWS = 256  # four make a shard of a list that can be split anywhere
+MEASURED = 64  # pictures that estimate the size of the others
+MADE_FROM = b"raysid"  # key in the files' metadata
 NAME = "part-{:05d}-of-{:05d}.parquet"
-PARTS = ".part-"  # how folders begin of what is being written
+PARTS = ".part-"  # prefix of the folders of files that are being written
 
 
 @dataclass(frozen=True)
 class Written:
-    """A file that is there now.
+    """A file of the conversion that exists now.
 
     Attributes:
-        images: pictures that it is of.
-        written: those in it.
-        bad: why others were left out, after their names; not of a file that was there already.
+        images: pictures of the source that belong to it.
+        written: pictures in it.
+        bad: names of those left out, with the reasons; empty if the file existed before.
     """
 
     images: int
@@ -59,7 +59,7 @@ class Written:
 
 
 def plan_files(source: PictureSource) -> list[list[Piece]]:
-    """The shards of each file: as many in a row as come to about 256 MB, by the first pictures."""
+    """Assign consecutive shards to each file, about 256 MB by the size of the first pictures."""
     first = source.pieces()[0]
     rows = list(_rows(source, [first._replace(last=min(first.last, MEASURED))], []))
     mean = sum(len(row["image"]["bytes"]) for row in rows) / max(len(rows), 1)
@@ -76,10 +76,10 @@ def plan_files(source: PictureSource) -> list[list[Piece]]:
 
 
 def check_target(target: UPath, source: PictureSource, files: int) -> None:
-    """Refuse a folder that holds anything but files of this conversion, which go on where they are.
+    """Check that a folder holds only files of this conversion, which then resumes.
 
     Raises:
-        UserError: names one.
+        UserError: it holds another file, which the message names.
     """
     ours = {NAME.format(number, files) for number in range(files)}
     for path in children(target):
@@ -89,11 +89,11 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
                     made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
             except pa.ArrowException:
                 raise UserError(
-                    f"{path} is damaged: remove it, and the same command writes it again"
+                    f"{path} is damaged: remove it, then run the same command to write it again"
                 ) from None
             known = made_from == _made_from(source)
         else:
-            known = path.name.startswith(".")  # PARTS, and what systems hide beside files
+            known = path.name.startswith(".")  # PARTS, and hidden files of the system
         if not known:
             raise UserError(
                 f"{target} holds {path.name}, which is not of this conversion: give another folder"
@@ -101,7 +101,7 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
 
 
 def _made_from(source: PictureSource) -> bytes:
-    """What tells one conversion from another."""
+    """Identify a conversion: its source, settings and labels."""
     digest = hashlib.sha256(source.labels.numbers.tobytes() + json.dumps(source.labels.names).encode())
     column = getattr(source, "image_column", "")
     return (
@@ -110,14 +110,14 @@ def _made_from(source: PictureSource) -> bytes:
 
 
 def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]) -> Iterator[Written]:
-    """Write the files that are not there yet; yields what became of each.
+    """Write the files that do not exist yet, and yield each file.
 
-    A file is there whole or not at all. A picture that is an image of this source already is kept as it is, byte for
-    byte; any other becomes a PNG of what it is read as.
+    A file is written completely or not at all. A picture that already is an image of this source is copied byte for
+    byte; any other becomes a PNG of its decoded image.
 
     Raises:
-        RunFailed: the target is full, or this machine's folder for temporary files; the files that are there are whole.
-        UserError: the source cannot be read any more, or the files cannot be written.
+        RunFailed: the target is full, or this machine's temporary folder; the files that exist are complete.
+        UserError: the source can no longer be read, or the files cannot be written.
     """
     import ray
     import ray.data
@@ -126,7 +126,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
 
     if is_local(target):
         for path in children(target):
-            if path.name.startswith(PARTS):  # of a conversion that was killed
+            if path.name.startswith(PARTS):  # of a killed conversion
                 remove_folder(path)
     quieten_ray_data()
     shared = ray.put((source, files))
@@ -144,7 +144,7 @@ def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]
 
 
 def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A task: writes the file of this number, where it is not there. What a user can act on comes back as a line."""
+    """A task: write the file of this number if it does not exist. User errors are returned as text."""
     import ray
 
     source, files = ray.get(shared)
@@ -153,14 +153,14 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
     bad: list[str] = []
     try:
         written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
-    except (StorageError, UserError) as error:  # raised, Ray Data would make a page of it
+    except (StorageError, UserError) as error:  # Ray Data would add a page to a raised error
         full = isinstance(error, StorageError) and error.full
         return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": full}
     return {"images": count, "written": written, "bad": bad, "failed": "", "full": False}
 
 
 def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: list[str]) -> int:
-    """The images of a file, which is written where it is not there."""
+    """Write a file if it does not exist; return the number of its images."""
     if not exists(path):
         make_folder(path.parent)
         beside = path.parent.path if is_local(path) else None
@@ -174,7 +174,7 @@ def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: li
                 with open(made, "rb") as file:
                     os.fsync(
                         file.fileno()
-                    )  # before it has its name: some disks report only now that they are full
+                    )  # before it gets its name: some disks report only now that they are full
             upload(made, path)
     with open_file(path) as file:
         return pq.ParquetFile(file).metadata.num_rows
@@ -185,7 +185,7 @@ def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> 
     fields = [("image", picture), ("label", pa.int64()), (INDEX, pa.int64())]
     kept = [field for field in fields if source.num_classes or field[0] != "label"]
     schema = pa.schema(kept, metadata={MADE_FROM: _made_from(source)})
-    # Pictures are compressed already.
+    # Pictures are already compressed.
     with pq.ParquetWriter(path, schema, compression="none") as writer:
         group: list[dict[str, Any]] = []
         for row in rows:
@@ -202,7 +202,7 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
         for content in source.contents(piece):
             try:
                 image = source.image_of(content)
-                assert isinstance(content.data, bytes)  # or it would have been refused
+                assert isinstance(content.data, bytes)  # otherwise image_of would have raised
                 data = content.data if _is_image(content.data, image) else _png(image)
             except BadPicture as error:
                 bad.append(f"{source.name_of(content.entry)} {error}")
@@ -215,7 +215,7 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
 
 
 def _is_image(data: bytes, image: NDArray[np.uint8]) -> bool:
-    """Whether a picture is read as this image whatever the settings are."""
+    """True if a picture decodes to this image with any settings."""
     (width, height), mode = as_stored(data)
     return ({"L": 1, "RGB": 3}.get(mode), height, width) == image.shape
 

@@ -200,5 +200,5 @@ def _walked(folder: str) -> list[str]:
 
 
 def _visible(files: Iterable[File]) -> list[File]:
-    """The files that are not hidden, as those of macOS are and the markers of folders made in a bucket's console."""
+    """Leave out hidden files: those that macOS writes, and markers of folders made in a bucket's console."""
     return [file for file in files if not any(part.startswith(".") for part in file.parts)]

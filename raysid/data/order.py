@@ -1,9 +1,9 @@
-"""The order of real images: which image stands at which place of the stream. Reads nothing.
+"""The order of real images: the image at each position of the stream. Reads nothing.
 
-The stream is epoch after epoch of the whole set. An epoch lays the source's shards in an order of its own, one after
-another, and cuts that into lanes: lane i holds what is at the i-th part of every batch. Each lane is cut into windows,
-whose images are permuted. So a rank, which has a part of every batch, needs the windows of some lanes alone, and what
-stands at a place depends on (seed, epoch), the batch's size and the number of lanes, not on who reads it.
+The stream repeats the whole set, epoch by epoch. An epoch shuffles the source's shards, concatenates them and divides
+the result into lanes: lane i holds the images of the i-th part of every batch. Each lane is divided into windows, whose
+images are permuted. So a rank, which has a part of every batch, needs the windows of a few lanes only. The image at a
+position depends on (seed, epoch), the batch size and the number of lanes, not on the reader.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from numpy.typing import NDArray
 
 from raysid.data.source import Piece
 
-PURPOSE = 0x5EA1  # keeps the permutations apart from whatever else is drawn from the run's seed
+PURPOSE = 0x5EA1  # separates the permutations from other draws of the run's seed
 SHARDS_PURPOSE = 0x5EA2
 XFLIP_PURPOSE = 0x5EA3
-EPOCHS_KEPT = 2  # where one ends and the next begins both are asked for
+EPOCHS_KEPT = 2  # at the end of one the next is needed, too
 
 
 class Window(NamedTuple):
-    """Images that are shuffled together, which are read in one go.
+    """Images that are shuffled together, and read together.
 
     Attributes:
-        epoch: 0 of a window that holds the whole set, whatever the epoch.
-        first, last: which images of the epoch's order, the first and after the last.
-        begin, end: the place in the stream of the first, and after that of the last.
+        epoch: 0 for a window that holds the whole set, in every epoch.
+        lane: the lane that it is part of.
+        number: its number in the lane and epoch.
+        first, last: its images in the epoch's order, `last` exclusive.
+        begin, end: the positions in the stream of its first image, and of its last one plus 1.
     """
 
     epoch: int
@@ -47,12 +49,13 @@ class Window(NamedTuple):
         return self.last - self.first
 
 
-class Place(NamedTuple):
-    """Where an image of the stream is: its place in a window's permutation.
+class Location(NamedTuple):
+    """The location of a position of the stream: a row of a window's permutation.
 
     Attributes:
-        epoch: whose permutation of the window it is.
-        run: how many places of the stream, from this one on, are that many places of the permutation.
+        row: the row in the permutation.
+        epoch: the epoch whose permutation of the window it is.
+        run: number of consecutive positions, from this one on, that are consecutive rows.
     """
 
     window: Window
@@ -63,13 +66,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Epoch:
-    """An epoch's shards in their order, and its lanes.
+    """The order of shards in an epoch, and its lanes.
 
     Attributes:
-        shards: numbers of the shards.
-        ends: where each ends in the epoch's order.
-        before: images of each lane in the epochs before.
-        cuts: where each lane's windows begin in the epoch's order, and where the last one ends.
+        shards: the shards' numbers, in this epoch's order.
+        ends: the end of each shard in the epoch's order of images.
+        before: images of each lane in all earlier epochs.
+        cuts: for each lane, the begin of its windows in the epoch's order of images, and the end of the last.
     """
 
     shards: NDArray[np.intp]
@@ -79,16 +82,21 @@ class _Epoch:
 
 
 class Order:
-    """Which image stands where, of a set in shards.
+    """The order of a set of images in shards.
+
+    It depends on the numbers of images alone, so it orders any other samples, too.
 
     Args:
-        sizes: images of each shard.
+        sizes: images in each shard.
         seed: the run's seed, at least 0.
-        window: images shuffled at a time, over all lanes. Where it holds the whole set there is one window, and the
-            permutation is of the source's list: the same list in other shards is the same stream.
-        batch_size: images a step, of all ranks.
-        lanes: into how many parts a batch is cut; fewer where it has fewer images, or where that would cut shards,
+        window: images shuffled together, over all lanes. If it holds the whole set there is one window, whose
+            permutation is one of the source's list: the same list in other shards gives the same stream.
+        batch_size: images per step, over all ranks.
+        lanes: number of lanes. Fewer are used if a batch has fewer images, or if windows would be smaller than shards,
             which are read from their start.
+
+    Attributes:
+        held: True if one window holds the whole set.
     """
 
     def __init__(self, sizes: NDArray[np.int64], seed: int, window: int, batch_size: int, lanes: int) -> None:
@@ -105,14 +113,14 @@ class Order:
         self._epoch = lru_cache(maxsize=EPOCHS_KEPT)(self._make_epoch)
 
     def lanes_of(self, parts: Iterable[tuple[int, int]]) -> set[int]:
-        """The lanes of some parts of every batch, from offset to offset."""
+        """The lanes of parts of a batch, each given by its first offset and the offset after its last."""
         return {self._lane(offset) for begin, end in parts for offset in range(begin, end)}
 
-    def place(self, position: int) -> Place:
-        """Where the image at a position of the stream is."""
+    def locate(self, position: int) -> Location:
+        """The location of the image at a position of the stream."""
         number, within = divmod(position, self.num_images)
         if self.held:
-            return Place(self._whole, within, number, self.num_images - within)
+            return Location(self._whole, within, number, self.num_images - within)
         offset = position % self.batch_size
         lane = self._lane(offset)
         epoch = self._epoch(number)
@@ -123,28 +131,28 @@ class Order:
         run = min(window.last - at, self.num_images - within)
         if self.lanes > 1:
             run = min(run, self._bounds[lane + 1] - offset)
-        return Place(window, at - window.first, number, run)
+        return Location(window, at - window.first, number, run)
 
     def windows_from(self, position: int, lanes: Iterable[int]) -> Iterator[Window]:
-        """The windows of some lanes in which images from a position on are, as they are needed; endless.
+        """The windows of some lanes from a position on, in the order in which they are needed; endless.
 
-        Of a set that one window holds that window alone.
+        If one window holds the whole set, it is the only one.
         """
         if self.held:
             return iter([self._whole])
         return heapq.merge(
-            *(self._of_lane(lane, position) for lane in lanes), key=lambda window: window.begin
+            *(self._lane_windows(lane, position) for lane in lanes), key=lambda window: window.begin
         )
 
     def others(self, window: Window) -> Iterator[Window]:
-        """The other windows of its lane and epoch, those after it first."""
+        """The other windows of the same lane and epoch, those after it first."""
         count = 1 if self.held else len(self._epoch(window.epoch).cuts[window.lane]) - 1
         for step in range(1, count):
             yield self._window(window.epoch, window.lane, (window.number + step) % count)
 
     def pieces(self, window: Window) -> list[Piece]:
-        """What of which shards is in a window, in order."""
-        if self.held:  # another order would change nothing but the memory that is read
+        """The pieces of shards that form a window, in order."""
+        if self.held:  # another order would only change which memory is read
             return [Piece(shard, 0, int(size)) for shard, size in enumerate(self.sizes)]
         epoch = self._epoch(window.epoch)
         found = []
@@ -157,17 +165,17 @@ class Order:
             at, shard = end, shard + 1
         return found
 
-    def places_in_list(self, pieces: Sequence[Piece]) -> NDArray[np.int64]:
-        """The place of each image of some pieces in the source's list."""
+    def indices(self, pieces: Sequence[Piece]) -> NDArray[np.int64]:
+        """The index in the source's list of each image of some pieces."""
         return np.concatenate([self.starts[shard] + np.arange(first, last) for shard, first, last in pieces])
 
     def permutation(self, window: Window, epoch: int) -> NDArray[np.intp]:
-        """Which image of a window, in the order of the source's list, is at each place of it in an epoch."""
+        """The permutation of a window in an epoch: an image for each row, by its rank in the order of the list."""
         words = random_words(self.seed, window.size, PURPOSE, *self._address(window, epoch))
         return np.argsort(words, kind="stable")
 
     def flips(self, window: Window, epoch: int) -> NDArray[np.bool_]:
-        """Whether the image at each place of a window is mirrored in an epoch."""
+        """Whether the image at each row of a window is mirrored in an epoch: bool (n,)."""
         words = random_words(self.seed, window.size, XFLIP_PURPOSE, *self._address(window, epoch))
         return words % 2 == 1
 
@@ -182,18 +190,18 @@ class Order:
         return offset * self.lanes // self.batch_size
 
     def _taken(self, lane: int, position: int) -> int:
-        """How many images of a lane stand before a position of the stream."""
+        """Images of a lane before a position of the stream."""
         begin, end = self._bounds[lane], self._bounds[lane + 1]
         batches, offset = divmod(position, self.batch_size)
         return batches * (end - begin) + min(max(offset - begin, 0), end - begin)
 
     def _position(self, lane: int, number: int) -> int:
-        """Where image `number` of a lane stands in the stream."""
+        """The position in the stream of image `number` of a lane."""
         begin, end = self._bounds[lane], self._bounds[lane + 1]
         batches, offset = divmod(number, end - begin)
         return batches * self.batch_size + begin + offset
 
-    def _of_lane(self, lane: int, position: int) -> Iterator[Window]:
+    def _lane_windows(self, lane: int, position: int) -> Iterator[Window]:
         number = position // self.num_images
         taken = self._taken(lane, position)
         while True:
@@ -226,10 +234,10 @@ class Order:
 
 
 def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Where windows of about so many images begin, and where the last one ends.
+    """The begin of each window of about `window` images in start to stop, and the end of the last.
 
     Args:
-        ends: of the shards, where windows are to be cut if possible; None where what follows is read on anyway.
+        ends: ends of shards, at which windows are cut if possible; None if what follows is read anyway.
     """
     count = max(1, -(-(stop - start) // window))
     inner = start + (stop - start) * np.arange(1, count) // count
@@ -242,6 +250,6 @@ def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) ->
 
 
 def random_words(seed: int, count: int, *address: int) -> NDArray[np.uint64]:
-    """Random words that belong to an address."""
-    # Not Generator.permutation: NumPy keeps the raw words the same across versions, not its methods.
+    """Random words that depend on the seed and an address alone: uint64 (count,)."""
+    # Not Generator.permutation: NumPy guarantees the raw words across versions, but not its methods.
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=address)).random_raw(count)

@@ -1,4 +1,4 @@
-"""Parquet: a column of pictures, and one of labels or folders named after them."""
+"""Parquet files: a column of pictures, and a column of labels or folders named after them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from raysid.errors import UserError
 from raysid.storage import open_file
 
 INDEX = "raysid_index"
-"""Column in which `raysid data convert` keeps a picture's place in the list that it was made from."""
+"""Column in which `raysid data convert` stores a picture's index in the list that it was made from."""
 ROWS_AT_A_TIME = 256
-BYTES_AT_A_TIME = 1 << 26  # of rows at a time: as many as come to it
+BYTES_AT_A_TIME = 1 << 26  # of rows at a time
 CELL_OVERHEAD = 64  # bytes that Parquet may add to a cell
-CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # as `raysid data convert` names its files
+CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # file names of `raysid data convert`
 BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
 
 
 class ParquetSource(PictureSource):
     """The rows of Parquet files, in the order of the files' paths.
 
-    A shard is as many row groups in a row of one file as come to 1,024 images, at least one. Pictures are bytes, or a
-    struct with `bytes` as Hugging Face's datasets have them. Labels are the column `data.label_column`, or the value in
-    the files' paths where folders are named `label=value`.
+    A shard is one or more consecutive row groups of a file, up to 1,024 images if there are several. Pictures are
+    bytes, or a struct with `bytes` as in Hugging Face's datasets. Labels are the column `data.label_column`, or the
+    value in the files' paths if folders are named `label=value`.
 
     Raises:
-        UserError: a file is no Parquet, the columns are not there or are ambiguous, or labels are not classes.
+        UserError: a file is not Parquet, the columns are missing or ambiguous, or labels are not classes.
     """
 
     def __init__(self, found: Found, data: DataSettings) -> None:
@@ -78,28 +78,28 @@ class ParquetSource(PictureSource):
                 rows = file.metadata.row_group(group).num_rows
                 part = range(max(piece.first - row, 0), min(piece.last - row, rows))
                 if part:
-                    places = range(start + row + part.start, start + row + part.stop)
-                    labels = self.labels.numbers[places.start : places.stop].tolist()
+                    entries = range(start + row + part.start, start + row + part.stop)
+                    labels = self.labels.numbers[entries.start : entries.stop].tolist()
                     pictures = self._rows(file, group, part)
-                    for place, label, (picture, index) in zip(places, labels, pictures, strict=True):
-                        yield Content(place, place if index is None else index, label, picture)
+                    for entry, label, (picture, index) in zip(entries, labels, pictures, strict=True):
+                        yield Content(entry, entry if index is None else index, label, picture)
                 row += rows
 
-    def name_of(self, place: int) -> str:
-        number = int(self.groups[np.searchsorted(self.starts, place, side="right") - 1, 0])
+    def name_of(self, entry: int) -> str:
+        number = int(self.groups[np.searchsorted(self.starts, entry, side="right") - 1, 0])
         first = int(self.starts[np.searchsorted(self.groups[:, 0], number)])  # of the file
-        return printable(f"row {place - first} of {self.paths[number]}")
+        return printable(f"row {entry - first} of {self.paths[number]}")
 
     def _rows(self, file: Any, group: int, part: range) -> Iterator[tuple[bytes | BadPicture, int | None]]:
-        """Picture and kept index of some rows of a row group, a few read at a time; those after a damage are bad."""
+        """Picture and stored index of some rows of a row group, read in batches; rows after damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
         whole, dictionary = self._bytes(file.metadata.row_group(group))
         mean = whole // max(file.metadata.row_group(group).num_rows, 1)
         if mean > MAX_PICTURE + CELL_OVERHEAD:
-            # What is refused in any case is not read before: it may be more than the memory.
+            # Do not read what is refused anyway: it may exceed the memory.
             yield from [(BadPicture(f"is in a row group of {mean:,} bytes a row"), None)] * len(part)
             return
-        # A dictionary has once what many of its rows may be, each in full.
+        # A dictionary stores a value once that many rows may repeat in full.
         at_a_time = min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(mean, dictionary, 1))
         batches = file.iter_batches(max(1, at_a_time), [group], columns)
         begin = 0  # of the batch
@@ -119,8 +119,8 @@ class ParquetSource(PictureSource):
             yield from zip(_pictures(wanted.column(self.image_column)), kept, strict=True)
 
     def _bytes(self, group: Any) -> tuple[int, int]:
-        """Bytes of a row group's pictures, and how many of them a dictionary may hold."""
-        chunks = [group.column(place) for place in range(group.num_columns)]
+        """Bytes of a row group's pictures, and how many of them may be in a dictionary."""
+        chunks = [group.column(column) for column in range(group.num_columns)]
         sizes = [
             (chunk.total_uncompressed_size, chunk.has_dictionary_page)
             for chunk in chunks
@@ -130,14 +130,14 @@ class ParquetSource(PictureSource):
 
 
 def _check_whole(found: Found) -> None:
-    """Refuse a folder in which a conversion is not finished."""
+    """Check that the folder of a conversion is complete."""
     parts = [CONVERTED.fullmatch(file.parts[-1]) for file in found.files]
     totals = {int(part[1]) for part in parts if part}
     in_one_folder = all(len(file.parts) == 1 for file in found.files) and not found.name.endswith(".parquet")
     if all(parts) and in_one_folder and len(totals) == 1 and len(parts) < (total := totals.pop()):
         raise UserError(
-            f"data.source {found.name}: of {total} files {len(parts)} are there; the same `raysid data convert` again "
-            "writes the others"
+            f"data.source {found.name}: {len(parts)} of {total} files are there; run the same `raysid data convert` "
+            "to write the others"
         )
 
 
@@ -152,7 +152,7 @@ def _footer(path: str) -> pq.FileMetaData:
 
 
 def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool, first: str) -> None:
-    """Refuse a file that is not like the first, or whose numbers of rows do not agree."""
+    """Check that a file has the columns of the first one, and consistent numbers of rows."""
     schema = footer.schema.to_arrow_schema()
     if column not in schema.names:
         raise UserError(f"{path} has no column {column}, which {first} has")
@@ -165,7 +165,7 @@ def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool
     rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     if min(rows, default=0) < 0 or footer.num_rows != sum(rows):
         raise UserError(
-            f"{path} is damaged: it says to have {footer.num_rows:,} rows, its groups {sum(rows):,}"
+            f"{path} is damaged: its footer has {footer.num_rows:,} rows, its groups {sum(rows):,}"
         )
 
 
@@ -195,8 +195,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _pictures(column: pa.Array) -> Iterable[bytes | BadPicture]:
     if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "bytes")  # null where the struct is
-    # One by one it takes twice as long.
+        column = pc.struct_field(column, "bytes")  # null if the struct is
+    # Converting scalars one by one takes twice as long.
     return (
         column.to_pylist()
         if not column.null_count and column.nbytes <= MAX_PICTURE
@@ -214,38 +214,38 @@ def _picture(value: pa.Scalar) -> bytes | BadPicture:
 
 
 def _shards(footers: Sequence[pq.FileMetaData]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(file, first row group, last) of each shard (n, 3), and the place of its first row (n + 1,)."""
+    """(file, first row group, last) of each shard (n, 3), and the entry of its first row (n + 1,)."""
     groups: list[tuple[int, int, int]] = []
-    starts, place = [0], 0
+    starts, entry = [0], 0
     for number, footer in enumerate(footers):
         first, size = 0, 0
         for group in range(footer.num_row_groups):
             rows = footer.row_group(group).num_rows
             if size and size + rows > IMAGES_PER_SHARD:
                 groups.append((number, first, group))
-                starts.append(place)
+                starts.append(entry)
                 first, size = group, 0
-            size, place = size + rows, place + rows
+            size, entry = size + rows, entry + rows
         if size:
             groups.append((number, first, footer.num_row_groups))
-            starts.append(place)
+            starts.append(entry)
     if not groups:
         raise UserError("data.source holds Parquet files without rows")
     return np.array(groups, np.int64), np.array(starts, np.int64)
 
 
 def _labels(found: Found, footers: Sequence[pq.FileMetaData], column: str, image_column: str) -> Labels:
-    """The labels of all rows, from their column or from the names of their folders."""
+    """Read the labels of all rows, from their column or from the names of their folders."""
     if column == image_column:
         raise UserError(f"data.label_column and data.image_column are both {column}")
     values: list[Any] = []
     with reading_source(found.name):
-        for of_file in in_threads(partial(_of_file, column), found.files, footers):
-            values += of_file
+        for labels in in_threads(partial(_file_labels, column), found.files, footers):
+            values += labels
     return class_labels(values, found.name)
 
 
-def _of_file(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
+def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if column not in footer.schema.to_arrow_schema().names:
         return [_partition(file, column)] * footer.num_rows
     kind = footer.schema.to_arrow_schema().field(column).type
@@ -278,7 +278,7 @@ def _partition(file: File, column: str) -> int | str | None:
 
 
 def _plain(label: Any) -> Any:
-    """A label as Python has it; a whole number that was stored as a fraction is whole."""
+    """A label as a Python value; a float that is a whole number becomes one."""
     return int(label) if isinstance(label, float) and label.is_integer() else label
 
 

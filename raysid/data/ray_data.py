@@ -1,7 +1,6 @@
-"""Parts of a source's shards as Ray Data read tasks.
+"""A source read through Ray Data: pieces of its shards as read tasks.
 
-Apart from `source.py` because the base class has to be imported from Ray Data, which takes a second, and a
-run in one process needs none of it.
+Ray Data takes a second to import, which a run in one process does not need: import this module late.
 """
 
 from __future__ import annotations
@@ -24,44 +23,46 @@ from ray.exceptions import RayTaskError
 from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
 from raysid.errors import UserError
 
-# Images of a read task. Ray Data looks ten times a second for what has ended, and a core may wait two tenths for its
-# next task, so tasks are long; but the first are short, since with few long ones most of many cores had nothing to do.
+# Images per read task. Ray Data polls for finished tasks ten times a second, and a core may wait 0.2 s for its next
+# task, so tasks are long. The first are short: with few long tasks, most of many cores would have nothing to do.
 FIRST_TASKS = 1024
 LONGEST_TASKS = 16384
-TASK_BYTES = 1 << 24, 1 << 26  # shorter with many cores, so that what all of them have read finds room
-HANDED_OVER = 1 << 23  # bytes that a task hands over at a time
-AHEAD = 1 << 26, 1 << 32  # bytes of images that may lie in the object store, at least and at most
+TASK_BYTES = 1 << 24, 1 << 26  # shorter with many cores, so that the output of all of them fits
+HANDED_OVER = 1 << 23  # bytes that a task yields at a time
+AHEAD = 1 << 26, 1 << 32  # limits of the bytes of images in the object store
 
 
 def shard_dataset(
     source: ImageSource, pieces: Sequence[Piece] | None = None, num_cpus: float = READ_CPUS
 ) -> ray.data.Dataset:
-    """A lazy Dataset of `source`: the columns of its blocks, in their order; a read task has some pieces in a row.
+    """A lazy Dataset of `source` with the columns of its blocks, in order; a read task reads consecutive pieces.
 
     Args:
-        pieces: what to read, in which order; all shards when not given.
-        num_cpus: CPU slots that one read task asks for. Ray Data waits for ever when the cluster has
-            fewer left, and roles hold slots too: hence a fraction. Where decoding is the work and CPUs
-            are many, 1 keeps the tasks from crowding each other.
+        pieces: what to read, in order; None for all shards.
+        num_cpus: CPU slots per read task. Ray Data waits for ever if the cluster has fewer free, and roles
+            hold slots, too: hence a fraction. Where decoding dominates and CPUs are many, 1 keeps tasks from
+            competing.
     """
     pieces = source.pieces() if pieces is None else pieces
-    # A task for each core, though it asks for a part of one, and one that has its core while Ray sees to the next.
-    # More would each start a process, to wait.
+    # One task per core, although a task asks for a fraction of one, and one more that starts while Ray handles a
+    # finished one. More would each start a process only to wait.
     tasks = 1 + max(1, int(ray.cluster_resources().get("CPU", 1)))
     datasource = _ShardDatasource(source, pieces, tasks)
     number = len(datasource.tasks)
     dataset = ray.data.read_datasource(
         datasource, num_cpus=num_cpus, concurrency=min(tasks, number), override_num_blocks=number
     )
-    # The Dataset's own copy of the settings: it travels with the Dataset to whoever iterates over it, and
-    # leaves the user's other Datasets alone.
+    # The Dataset's own copy of the settings: it travels with the Dataset, and leaves the user's other Datasets
+    # alone.
     dataset.context.target_max_block_size = HANDED_OVER
-    # Without a limit it reads on until half of the object store is full, while the roles want their cores. What is read
-    # lies there until the tasks before it are done; with less room than this, cores wait for that.
+    # Without a limit Ray Data reads until half of the object store is full, while the roles need their cores. Blocks
+    # stay there until all earlier tasks are done; with less room than this, cores would wait for that.
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=min(max(AHEAD[0], 2 * tasks * datasource.task_bytes), AHEAD[1])
     )
-    dataset.context.execution_options.preserve_order = True  # off by default: first done, first out
+    dataset.context.execution_options.preserve_order = (
+        True  # off by default, where blocks are ordered by completion
+    )
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     return dataset
@@ -71,11 +72,11 @@ class _ShardDatasource(Datasource):
     """Read tasks of some pieces each.
 
     Args:
-        at_once: how many of them run at a time.
+        at_once: number of tasks that run at a time.
 
     Attributes:
-        row_bytes: of an image and its label.
-        task_bytes: about as many, at most, come from a task, unless a piece has more and cannot be cut.
+        row_bytes: bytes of an image and its label.
+        task_bytes: about the most bytes that a task yields, unless a piece is larger and cannot be split.
     """
 
     def __init__(self, source: ImageSource, pieces: Sequence[Piece], at_once: int) -> None:
@@ -95,7 +96,7 @@ class _ShardDatasource(Datasource):
                 self.tasks.append([])
             self.tasks[-1].append(piece)
             room -= piece.size
-        # Once, for all tasks: its list may be long.
+        # once for all tasks: its list may be long
         self.source = ray.put(source)
 
     def get_name(self) -> str:
@@ -135,21 +136,21 @@ def _read(source: ray.ObjectRef, pieces: Sequence[Piece]) -> Iterator[RayBlock]:
 
 
 def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
-    """The blocks of a Dataset whose columns are those of `Block`.
+    """Iterate over the blocks of a Dataset with the columns of `Block`.
 
     Raises:
         UserError: the source cannot be read.
-        RuntimeError: a read task failed otherwise.
+        RuntimeError: a read task failed for another reason.
     """
     quieten_ray_data()
-    # Ray's annotation lacks the None that its documentation offers.
+    # Ray's annotation lacks None, which its documentation allows.
     batches = dataset.iterator().iter_batches(batch_size=cast(int, None), batch_format="numpy")
     running = cast(Generator[dict[str, Any], None, None], iter(batches))
     try:
         for batch in running:
             yield cast(Block, batch)
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # it has its line, to which Ray Data adds some of its own
+        if isinstance(error.cause, UserError):  # Ray Data appends lines of its own
             raise UserError(str(error.cause).partition("\n")[0]) from error
         reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
         raise RuntimeError(f"reading the real images failed: {reason}") from error
@@ -158,9 +159,9 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
 
 
 def quieten_ray_data() -> None:
-    """Takes Ray Data's notes on every execution off the console of this process; its log files keep them.
+    """Hide Ray Data's messages about every execution from this process's console; its log files keep them.
 
-    Warnings and errors stay, but for the one that says that progress bars are off.
+    Warnings and errors still appear, except the warning that progress bars are off.
     """
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":

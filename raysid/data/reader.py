@@ -1,4 +1,4 @@
-"""The windows that a reader of the stream is in, and those ahead of it."""
+"""The windows that a reader of the stream needs now, and those that it needs next."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ CLOSE_SECONDS = 5.0
 
 
 class Reader:
-    """Holds windows from when they are read until they are behind.
+    """Keeps windows from when they are read until they are no longer needed.
 
-    They are read in the order in which they are needed. Who asks for one elsewhere, back or further on, has the reading
-    begin anew there.
+    Windows are read in the order in which they are needed. A request for another one, before or after, restarts the
+    reading there.
 
     Args:
         read_blocks: reads pieces of the source, the same images each time.
-        order: which images are in which window.
-        lanes: of the order that are read; the lane of any other window that is asked for is added.
-        max_bad_fraction: part of the set's images that may be bad.
-        ahead: read on in a thread, as many images again as the lanes' windows hold; otherwise in `load`.
+        order: the windows' images.
+        lanes: the lanes that are read; the lane of any other requested window is added.
+        max_bad_fraction: fraction of the set's images that may be bad.
+        ahead: read in a thread, as many images in advance as the lanes' windows hold; otherwise read in `load`.
 
     Attributes:
-        faults: what is wrong with each bad image met so far, by its place in the source's list.
+        faults: why bad images cannot be used, for those read so far, by their index in the source's list.
     """
 
     def __init__(
@@ -38,13 +38,15 @@ class Reader:
         self.lanes = lanes
         self.max_bad_fraction = max_bad_fraction
         self.faults: dict[int, str] = {}
-        self._news = threading.Condition()  # guards what follows
+        self._news = threading.Condition()  # guards the attributes below
         self._loaded: dict[Window, Loaded] = {}
-        self._floor = 0  # nothing before this position is kept, or read
+        self._floor = 0  # no window before this position is kept or read
         self._passes: Passes | None = None
-        self._failed: tuple[Window, BaseException] | None = None  # on the way to which window, and how
+        self._failed: tuple[Window, BaseException] | None = (
+            None  # the window whose reading failed, and the error
+        )
         self._went_back = False  # since the pass began
-        self._wanted: Window | None = None  # somebody waits for it
+        self._wanted: Window | None = None  # a caller waits for it
         self._stopping = False
         self._thread: threading.Thread | None = None
         if ahead:
@@ -52,21 +54,22 @@ class Reader:
             self._thread.start()
 
     def load(self, window: Window, floor: int) -> Loaded:
-        """A window; read, if it is not held.
+        """Return a window, after reading it if necessary.
 
         Args:
-            floor: the position before which nothing is needed any more. (To go back is to read again.)
+            floor: the position before which nothing is needed any more; a lower one than before reads again.
 
         Raises:
-            RunFailed: the source cannot be read any more, or too many images are bad.
-            RuntimeError: closed meanwhile. Whatever `read_blocks` raises comes through; the next call reads again.
+            RunFailed: the source can no longer be read, or too many images are bad.
+            RuntimeError: closed during the call.
+            Exception: whatever `read_blocks` raises; the next call reads again.
         """
         with self._news:
             self._move_to(floor)
             if window in self._loaded:
                 return self._loaded[window]
             self._raise_error(window)
-            if not self._comes(window):
+            if not self._will_reach(window):
                 self.lanes.add(window.lane)
                 self._passes_from(floor)
             self._wanted = window
@@ -76,7 +79,7 @@ class Reader:
                     self._raise_error(window)
                     if self._stopping:
                         raise RuntimeError("the image stream was closed during a read")
-                    if self._passes is None:  # it ended with what nobody waits for any more
+                    if self._passes is None:  # it failed at a window that nobody waits for any more
                         self._passes_from(floor)
                     if self._thread is not None:
                         self._news.wait()
@@ -88,7 +91,7 @@ class Reader:
             return self._loaded[window]
 
     def loaded_until(self, position: int) -> int | None:
-        """Up to where, from a position on, all images of the lanes are held; None where there is no end to that."""
+        """The position up to which all images of the lanes are loaded, from a position on; None if there is no end."""
         with self._news:
             for window in self.order.windows_from(position, self.lanes):
                 if window not in self._loaded:
@@ -96,7 +99,7 @@ class Reader:
         return None
 
     def stop(self) -> None:
-        """Have the reading end after the block that is under way."""
+        """End the reading after the current block, without waiting."""
         self._stopping = True
         if (passes := self._passes) is not None:  # before the lock, which a read without a thread holds
             passes.abandoned = True
@@ -104,7 +107,7 @@ class Reader:
             self._news.notify_all()
 
     def close(self) -> None:
-        """Stop, and wait for it a few seconds at most."""
+        """Stop, and wait up to `CLOSE_SECONDS` for the thread."""
         self.stop()
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
@@ -121,18 +124,18 @@ class Reader:
                 del self._loaded[window]
         self._news.notify_all()
 
-    def _comes(self, window: Window) -> bool:
-        """Whether reading on comes to a window, through nothing but what is needed."""
+    def _will_reach(self, window: Window) -> bool:
+        """True if the current pass reaches a window, through windows that are needed anyway."""
         following = self._passes.following if self._passes is not None else None
         return (
             following is not None
-            and not self._went_back  # the pass may have begun after it, or have left it out
+            and not self._went_back  # the pass may have begun after it, or left it out
             and window.lane in self.lanes
             and self._is_before(following, window)
         )
 
     def _is_before(self, other: Window, window: Window) -> bool:
-        """Whether a window comes before another one, or is it, and is still needed."""
+        """True if a window is before another one, or the same, and is still needed."""
         return other.begin <= window.begin and (other.end > self._floor or self.order.held)
 
     def _passes_from(self, floor: int) -> None:
@@ -140,8 +143,8 @@ class Reader:
         if before is not None:
             before.abandoned = True
             if self._thread is None:
-                _close(before)  # otherwise the thread does, since its blocks are the thread's
-        if not self.order.held:  # what is ahead of another place may be far from this one
+                _close(before)  # the thread closes its own pass, whose blocks belong to it
+        if not self.order.held:  # windows ahead of the old position may be far from the new one
             soon = floor + self.order.batch_size
             self._loaded = {window: loaded for window, loaded in self._loaded.items() if window.begin < soon}
         held = set(self._loaded)
@@ -153,13 +156,13 @@ class Reader:
         self._news.notify_all()
 
     def _raise_error(self, window: Window) -> None:
-        """Raise what went wrong on the way to a window."""
+        """Raise the error that stopped the reading before a window."""
         failed, self._failed = self._failed, None
         if failed is not None and self._is_before(failed[0], window):
             raise failed[1]
 
     def _read_on(self) -> None:
-        """The thread: what is needed next, as long as there is room for it or somebody waits."""
+        """The thread: read the next window while there is room for it or a caller waits."""
         passes: Passes | None = None
         while True:
             with self._news:
@@ -183,20 +186,20 @@ class Reader:
         return ahead < len(self.lanes) * self.order.window
 
     def _read_next(self, passes: Passes) -> None:
-        """Read a window, or note what went wrong: that is for whoever needs it."""
+        """Read a window, or keep its error for the caller that needs it."""
         window = passes.following
-        assert window is not None  # whoever calls has seen that something is to be read
+        assert window is not None  # callers check that there is one
         loaded: Loaded | None = None
         error: BaseException | None = None
         faults = self.faults
         try:
             loaded = passes.read()
-            faults = faults | loaded.faults  # another one: who reads it does not wait
+            faults = faults | loaded.faults  # a new dict: readers of the attribute take no lock
             check_faults(faults, self.max_bad_fraction, self.order.num_images)
-        except UserError as refused:  # it was well when the run began
+        except UserError as refused:  # the source could be read when the run began
             error = RunFailed(f"{refused}; run the same command to resume")
             error.__cause__ = refused
-        except BaseException as raised:
+        except BaseException as raised:  # of any kind: it must reach the caller that waits, in another thread
             error = raised
         if error is not None:
             _close(passes)
@@ -212,6 +215,6 @@ class Reader:
 
 
 def _close(passes: Passes) -> None:
-    """Of what is not read on nobody wants to know how its end went."""
+    """Close an abandoned pass, ignoring its errors."""
     with suppress(Exception):
         passes.close()

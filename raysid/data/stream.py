@@ -1,11 +1,11 @@
-"""Real images by address: an endless, shuffled stream in which every position holds a known image.
+"""Real images by position: an endless, shuffled stream in which every position has one image.
 
-What stands at a position depends on the seed, the epoch, the batch's size and the number of lanes alone
-(`raysid.data.order`), neither on who reads it nor on what was read before: ranks take slices of one stream, and a
+The image at a position depends on the seed, the epoch, the batch size and the number of lanes alone
+(`raysid.data.order`), neither on the reader nor on what was read before. Ranks read slices of one stream, and a
 checkpoint's cursor is the number of images consumed.
 
-An image that cannot be used leaves no gap: its place is taken by the next good one of its window, in the order of
-the source's list.
+An image that cannot be used leaves no gap: the next good one of its window, in the order of the source's list,
+replaces it.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from raysid.data.windows import Images, ReadBlocks
 
 
 class ImageStream:
-    """Real images by their position in the global stream.
+    """Real images by their position in the stream.
 
-    Where the whole set fits the window it is read once and kept, as uint8; later epochs only permute it.
-    Otherwise the windows that the reader is in are held, and read afresh every epoch. Reading onwards costs nothing
-    extra, nor does anything within the batch that was read last. To read anywhere else, as a resume does, starts at
-    the windows of that place.
+    A set that fits the window is read once and kept, as uint8; later epochs only permute it. Otherwise the windows that
+    are needed are kept, and read again in every epoch. Reading forward, or again within the last batch, costs nothing
+    extra. Reading elsewhere, as after a resume, restarts at the windows of that position.
 
-    For one caller at a time. Does not pickle: make it in the process that reads.
+    For one caller at a time. It cannot be pickled: construct it in the process that reads.
 
     Args:
         read_blocks: reads pieces of the source, the same images each time.
-        shard_sizes: images of each of its shards.
+        shard_sizes: images in each of its shards.
         seed: the run's seed, at least 0.
-        window: images shuffled at a time, and held in memory; about twice as many with `prefetch`, beside what the
-            source reads ahead of that. Part of the order: a resumed run needs the same one (all windows that hold the
-            whole set are the same).
-        batch_size, lanes: into how many lanes a batch of how many images is cut. Part of the order, too.
-        parts: of every batch, from offset to offset, that this reader reads; all of it where not given. What else is
-            read comes later, never otherwise.
-        xflip: mirror each image with probability 1/2, by its place in the stream.
-        max_bad_fraction: part of the set's images that may be bad, 0 to 1.
-        prefetch: a thread reads windows before they are needed: as many images again as are held.
+        window: images shuffled together, and held in memory; about twice as many with `prefetch`, besides what the
+            source reads in advance. Part of the order: a resumed run needs the same (all windows that hold the whole
+                set
+            are the same).
+        batch_size, lanes: images of a batch, and the lanes into which it is divided. Part of the order, too.
+        parts: parts of every batch that this reader reads, each given by its first offset and the offset after its
+            last; None for the whole batch. It can read other images, more slowly.
+        xflip: mirror each image with probability 1/2, by its position in the stream.
+        max_bad_fraction: fraction of the set's images that may be bad, 0 to 1.
+        prefetch: read windows in a thread before they are needed: as many images again as are held.
 
     Attributes:
-        wait_seconds: seconds that callers have spent in `read`, in all.
+        wait_seconds: total seconds that callers have spent in `read`.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class ImageStream:
         self._reader = Reader(read_blocks, self._order, mine, max_bad_fraction, prefetch)
         self._permuted: dict[tuple[Window, int], tuple[NDArray[np.intp], NDArray[np.bool_] | None]] = {}
         self._closed = False
-        weakref.finalize(self, self._reader.stop)  # a stream dropped unclosed leaves no thread
+        weakref.finalize(self, self._reader.stop)  # a stream that is dropped without close leaves no thread
 
     @property
     def num_images(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
         return self._order.num_images
 
     @property
     def faults(self) -> dict[int, str]:
-        """What is wrong with each bad image met so far, by its place in the source's list; as `Block` has it."""
+        """The fault of each bad image read so far, as in `Block`, by its index in the source's list."""
         return self._reader.faults
 
     def read(self, start: int, count: int) -> Images:
@@ -101,12 +101,12 @@ class ImageStream:
         ranks; the range may cross the ends of windows, batches and epochs.
 
         Raises:
-            ValueError: a negative start or a count below 1; or the source yielded another number of images
-                than its shards have, or blocks that are not uint8 images with their labels.
-            RunFailed: more images are bad than `max_bad_fraction` of the set (names some), or the source cannot be
-                read any more.
-            RuntimeError: the stream is closed. Whatever `read_blocks` raises comes through as it is; the
-                next read opens the source again.
+            ValueError: a negative start or a count below 1; or the source returned another number of images
+                than its shards have, or blocks that are not uint8 images with labels.
+            RunFailed: more images are bad than `max_bad_fraction` of the set (it names some), or the source can no
+                longer be read.
+            RuntimeError: the stream is closed.
+            Exception: whatever `read_blocks` raises; the next read opens the source again.
         """
         if start < 0 or count < 1:
             raise ValueError(f"cannot read {count} images at position {start}")
@@ -119,12 +119,12 @@ class ImageStream:
             self.wait_seconds += time.perf_counter() - began
 
     def loaded_until(self, position: int) -> float:
-        """Up to where a reader who is at a position can read on without waiting; infinite where all is held."""
+        """The position up to which a reader at `position` need not wait; infinite if everything is loaded."""
         until = self._reader.loaded_until(position)
         return math.inf if until is None else until
 
     def close(self) -> None:
-        """Stops the thread and the source. Waits a few seconds at most for a read that is under way."""
+        """Stop the thread and the source; wait a few seconds at most for the current read."""
         if not self._closed:
             self._closed = True
             self._reader.close()
@@ -143,7 +143,7 @@ class ImageStream:
         filled = 0
         while filled < count:
             floor = start - start % self._order.batch_size
-            window, row, epoch, run = self._order.place(start)
+            window, row, epoch, run = self._order.locate(start)
             images, labels, listed, _ = self._reader.load(window, floor)
             if all_images is None:
                 all_images = np.empty((count, *images.shape[1:]), np.uint8)
@@ -151,7 +151,7 @@ class ImageStream:
             permutation, flips = self._permutation(window, epoch, floor)
             rows = listed[permutation[row : row + taken]]
             of_window = all_images[filled : filled + taken]
-            np.take(images, rows, axis=0, out=of_window, mode="clip")  # another mode would copy first
+            np.take(images, rows, axis=0, out=of_window, mode="clip")  # other modes copy first
             if flips is not None:
                 mirrored = flips[row : row + taken]
                 of_window[mirrored] = of_window[mirrored][..., ::-1]
@@ -164,7 +164,7 @@ class ImageStream:
     def _permutation(
         self, window: Window, epoch: int, floor: int
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None]:
-        """A window's order in an epoch, and which images are mirrored in it."""
+        """The permutation of a window in an epoch, and which of its rows are mirrored."""
         if (window, epoch) not in self._permuted:
             soon = floor + self._order.batch_size
             for other, of_epoch in list(self._permuted):
@@ -176,14 +176,15 @@ class ImageStream:
 
 
 def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:
-    """`read_blocks` for an `ImageStream`: every call has Ray Data read its pieces, in order.
+    """`read_blocks` for an `ImageStream` that reads through Ray Data, in order.
 
-    The result pickles, so it can be made on the driver and handed to the actor that reads.
+    The result can be pickled, so the driver can make it for the actor that reads.
 
     Args:
-        num_cpus: CPU slots that one read task asks for, as `shard_dataset` has it.
+        num_cpus: CPU slots of a read task, as in `shard_dataset`.
 
     Raises (from the call):
+        UserError: the source cannot be read.
         RuntimeError: a read task failed; one line with its own error, the full one as its cause.
     """
     return partial(_run_dataset, source, num_cpus)

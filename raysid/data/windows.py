@@ -1,4 +1,4 @@
-"""Windows of the stream, read from passes over a source."""
+"""Reading windows of the stream, in passes over the source."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from raysid.data.order import Order, Window
 from raysid.data.source import Block, Piece
 from raysid.errors import RunFailed
 
-# Pieces of a pass over the source, about. To begin one takes Ray Data seconds, so the longer it goes on in order, the
-# longer passes are, until those seconds are little; to plan one takes a while, which whoever goes elsewhere waits for.
+# Pieces of a pass over the source, about. Ray Data takes seconds to begin a pass, so passes grow as reading continues
+# in order, until those seconds are negligible. Planning a pass takes time, too, for which a reader that moves must
+# wait.
 FIRST_PASS = 512
 LONGEST_PASS = 4096
 LONG_BYTES = 1 << 33
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images (n, C, H, W) and their labels (n,)."""
+"""Images uint8 (n, C, H, W) and their labels int64 (n,)."""
 ReadBlocks = Callable[[Sequence[Piece]], Iterable[Block]]
 """Reads pieces of a source, in order: `ImageSource.blocks`, or `ray_blocks(source)`."""
 
 
 class Loaded(NamedTuple):
-    """A window's images and labels as they were read.
+    """The images and labels of a window, in the order in which they were read.
 
     Attributes:
-        rows: of those to use, in the order of the source's list; a bad image's is another one's.
-        faults: what is wrong with bad ones, by their place in the source's list.
+        rows: the usable images in the order of the source's list; a bad image is replaced by another row.
+        faults: why bad images cannot be used, by their index in the source's list.
     """
 
     images: NDArray[np.uint8]
@@ -44,10 +45,10 @@ class Passes:
     """Reads windows one after another, in passes over the source.
 
     Args:
-        windows: in the order in which they are wanted.
+        windows: in the order in which they are needed.
 
     Attributes:
-        abandoned: set from anywhere, it ends a read that is under way, after its block.
+        abandoned: set it from any thread to end a read after its current block.
     """
 
     def __init__(self, read_blocks: ReadBlocks, order: Order, windows: Iterator[Window]) -> None:
@@ -57,44 +58,44 @@ class Passes:
         self._windows = windows
         self._plan: deque[Window] = deque()
         self._longest = FIRST_PASS
-        self._pieces: list[Piece] = []  # of the windows of a pass
+        self._pieces: list[Piece] = []  # of the current pass
         self._blocks: Iterator[Block] | None = None
-        self._rest: Block | None = None  # of the block that the last window ended in
-        self._taken = 0  # images of the pass
+        self._rest: Block | None = None  # of the block in which the last window ended
+        self._taken = 0  # images read in this pass
         self._shape: tuple[int, ...] | None = None
         self._plan_pass()
 
     @property
     def following(self) -> Window | None:
-        """The window that is read next, or now."""
+        """The next window, or the one that is being read; None at the end."""
         return self._plan[0] if self._plan else None
 
     def advance(self) -> None:
-        """Go on to the window after."""
+        """Proceed to the next window."""
         self._plan.popleft()
         if not self._plan:
             self._plan_pass()
 
     def read(self) -> Loaded:
-        """The images of the window that is `following`, which it stays.
+        """Read the window `following`, which stays the same until `advance`.
 
         Raises:
-            ValueError: the source yields another number of images than its shards have, or what is none.
+            ValueError: the source returns another number of images than its shards have, or blocks of another form.
             RunFailed: none of the window's images can be used.
-            RuntimeError: abandoned. Whatever `read_blocks` raises comes through.
+            RuntimeError: abandoned.
+            Exception: whatever `read_blocks` raises.
         """
         window = self._plan[0]
         loaded = self._load(window)
-        return loaded if len(loaded.rows) else self._instead(window, loaded)
+        return loaded if len(loaded.rows) else self._replacement(window, loaded)
 
     def _load(self, window: Window) -> Loaded:
-        """The next images of the pass, which are a window's. No row is used where all of them are bad."""
+        """Read a window, which is next in the pass. `rows` is empty if all of its images are bad."""
         if self._blocks is None:
             self._blocks, self._taken = iter(self.read_blocks(self._pieces)), 0
         images: NDArray[np.uint8] | None = None
         labels = np.empty(window.size, np.int64)
-        # The images are at these places of the source's list, unless they say otherwise.
-        places = self.order.places_in_list(self.order.pieces(window))
+        indices = self.order.indices(self.order.pieces(window))  # unless blocks have their own
         bad: dict[int, str] = {}  # by row
         filled = 0
         while filled < window.size:
@@ -103,25 +104,25 @@ class Passes:
             if images is None:
                 images = np.empty((window.size, *block["image"].shape[1:]), np.uint8)
             images[rows], labels[rows] = block["image"], block["label"]
-            places[rows] = block.get("index", places[rows])
+            indices[rows] = block.get("index", indices[rows])
             bad |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
             filled = rows.stop
         if len(self._plan) == 1:  # the pass is over
             if self._next_block() is not None:
                 raise ValueError(
-                    f"the source yields more images than the {self._announced} that its shards have"
+                    f"the source yields more images than the {self._expected} that its shards have"
                 )
             self.close()
         assert images is not None
-        order = np.argsort(places, kind="stable")
-        faults = {int(places[row]): fault for row, fault in bad.items()}
+        order = np.argsort(indices, kind="stable")
+        faults = {int(indices[row]): fault for row, fault in bad.items()}
         return Loaded(images, labels, _without(order, bad) if bad else order, faults)
 
-    def _instead(self, window: Window, bad: Loaded) -> Loaded:
-        """For a window that has no good image, as a damaged file may, those of the next of its lane that has some.
+    def _replacement(self, window: Window, bad: Loaded) -> Loaded:
+        """Fill a window without good images, as of a damaged file, from the next window of its lane that has some.
 
         Raises:
-            RunFailed: none has.
+            RunFailed: none has any.
         """
         for other in self.order.others(window):
             if self.abandoned:
@@ -131,22 +132,22 @@ class Passes:
             if len(loaded.rows):
                 return loaded._replace(rows=np.resize(loaded.rows, window.size), faults=bad.faults)
         raise RunFailed(
-            f"of {window.size:,} real images in a row none can be used: `raysid data check` names them"
+            f"none of {window.size:,} consecutive real images can be used: `raysid data check` names them"
         )
 
     def close(self) -> None:
-        """End the pass, if one is under way."""
+        """End the current pass."""
         blocks, self._blocks, self._rest = self._blocks, None, None
         close = getattr(blocks, "close", None)
         if close is not None:
-            close()  # at once: Ray Data goes on producing until its iterator is closed or collected
+            close()  # now: Ray Data continues to read until its iterator is closed or collected
 
     @property
-    def _announced(self) -> int:
+    def _expected(self) -> int:
         return sum(piece.size for piece in self._pieces)
 
     def _plan_pass(self) -> None:
-        if self._shape is not None and self._announced * int(np.prod(self._shape)) < LONG_BYTES:
+        if self._shape is not None and self._expected * int(np.prod(self._shape)) < LONG_BYTES:
             self._longest = min(2 * self._longest, LONGEST_PASS)
         self._pieces = []
         while len(self._pieces) < self._longest and (window := next(self._windows, None)) is not None:
@@ -159,11 +160,11 @@ class Passes:
                     self._pieces.append(piece)
 
     def _take(self, most: int) -> Block:
-        """The next images of the pass: at least one and at most `most`, never across two blocks."""
+        """The next images of the pass, from one block: at least one and at most `most`."""
         block = self._next_block()
         if block is None:
             raise ValueError(
-                f"the source yielded {self._taken} images where its shards have {self._announced}"
+                f"the source yielded {self._taken} images where its shards have {self._expected}"
             )
         length = len(block["label"])
         if length > most:
@@ -172,7 +173,7 @@ class Passes:
         return block
 
     def _next_block(self) -> Block | None:
-        """The rest of the last block, or the next that is not empty; None at the end of the pass."""
+        """The rest of the last block, or the next one that is not empty; None at the end of the pass."""
         if self._rest is not None:
             block, self._rest = self._rest, None
             return block
@@ -207,7 +208,7 @@ def _cut(block: Block, rows: slice) -> Block:
 
 
 def _without(order: NDArray[np.intp], faults: Iterable[int]) -> NDArray[np.intp]:
-    """The order with every bad row replaced by the next good one, the first after the last; empty if none is good."""
+    """The order with every bad row replaced by the next good one, cyclically; empty if none is good."""
     good = np.flatnonzero(~np.isin(order, list(faults)))
     if not len(good):
         return order[:0]

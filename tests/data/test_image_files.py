@@ -655,7 +655,7 @@ def with_counts(path: Path, rows: int, of_file: int, of_groups: int) -> str:
 
 def test_numbers_of_rows_that_do_not_agree_are_refused(tmp_path: Path, pictures: Any) -> None:
     path = with_counts(Path(write_parquet(tmp_path / "d.parquet", pictures[:100])), 100, 110, 100)
-    assert refused(path) == f"{path} is damaged: it says to have 110 rows, its groups 100"
+    assert refused(path) == f"{path} is damaged: its footer has 110 rows, its groups 100"
 
 
 def test_rows_without_a_label_are_refused(tmp_path: Path, pictures: Any) -> None:
