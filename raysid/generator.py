@@ -1,4 +1,4 @@
-"""The product: a one-step generator. Needs torch and a folder; nothing of Ray."""
+"""The product: a one-step generator. It needs torch and a folder, not Ray."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
 
 
 class Generator(nn.Module):
-    """Makes an image, or another sample, from noise in one network evaluation.
+    """A generator that makes an image, or another sample, from noise in one network evaluation.
 
     Attributes:
-        card: what it is: its network's settings, its noise level, how it was trained.
-        network: the denoiser that is run once.
+        card: its network's settings, its noise level, how it was trained.
+        network: the denoiser that is evaluated once.
     """
 
     def __init__(self, card: NetworkCard, network: Network) -> None:
@@ -35,26 +35,27 @@ class Generator(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Classes it was trained on; 0 for an unconditional generator."""
+        """Number of classes; 0 for an unconditional generator."""
         return self.card.network.label_dim
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of a sample: (C, H, W) of its images."""
+        """Shape of a sample; (C, H, W) of images."""
         return self.card.network.sample_shape
 
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Images in [-1, 1], or a user's own module's samples in their own units, from standard normal noise.
+        """Make samples from standard normal noise.
 
         Args:
             z: noise (B, *sample_shape).
-            class_labels: class indices (B,), each in 0 to num_classes - 1; None when it has no classes.
+            class_labels: class indices (B,), each in 0 to num_classes - 1; None if the generator has no classes.
 
         Returns:
-            Samples like z; images clamped to [-1, 1] outside training, a user's own as they are.
+            Samples like z. Images are in [-1, 1], clamped except in train mode; those of a user's own module are not
+            clamped and have its units.
 
         Raises:
-            ValueError: labels are missing, no integers, of another shape, or outside the classes.
+            ValueError: labels are missing, not integers, of another shape, or outside the classes.
         """
         cond = self._condition(class_labels, len(z))
         samples = one_step_from(self.network, self.network.noise, self.card.level, z, cond)
@@ -68,22 +69,22 @@ class Generator(nn.Module):
         class_labels: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw noise (and labels, uniformly, when not given) and make samples (num_images, *sample_shape).
+        """Draw noise and make samples (num_images, *sample_shape).
 
         Args:
-            class_labels: class indices (num_images,) or one index for all.
-            generator: source of randomness; torch's global one when not given.
+            class_labels: class indices (num_images,) or one index for all; None draws them uniformly.
+            generator: source of randomness; torch's global one if None.
         """
-        where = next(self.network.parameters()).device
-        source = generator.device if generator is not None else where
-        z = torch.randn(num_images, *self.sample_shape, generator=generator, device=source).to(where)
+        device = next(self.network.parameters()).device
+        source = generator.device if generator is not None else device
+        z = torch.randn(num_images, *self.sample_shape, generator=generator, device=source).to(device)
         if class_labels is None and self.num_classes:
             class_labels = torch.randint(self.num_classes, (num_images,), generator=generator, device=source)
         elif class_labels is not None:
             class_labels = torch.as_tensor(class_labels)
             if class_labels.ndim == 0:
                 class_labels = class_labels.expand(num_images)
-        return self(z, None if class_labels is None else class_labels.to(where))
+        return self(z, None if class_labels is None else class_labels.to(device))
 
     def save_pretrained(self, folder: str | UPath) -> None:
         """Write `model.safetensors` and `config.json` into `folder`."""
@@ -91,7 +92,7 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | UPath, factory: str | None = None) -> Self:
-        """Read a folder that `save_pretrained` wrote; `factory` as in `load_generator`. Raises UserError."""
+        """Read a folder that `save_pretrained` wrote; `factory` and errors as in `load_generator`."""
         return cls(*load_network(folder, "generator", factory)).eval()
 
     def _condition(self, class_labels: Tensor | None, count: int) -> Tensor | None:
@@ -111,11 +112,11 @@ class Generator(nn.Module):
 
 
 def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
-    """The generator's folder at `path`, which is that folder or a run's.
+    """Find the generator's folder at `path`, which is that folder or a run's.
 
     Raises:
         UserError: there is no generator.
-        StorageError: the bucket cannot be read.
+        StorageError: the folder or the bucket cannot be read.
     """
     root = UPath(path)
     if exists(root / CONFIG):
@@ -126,19 +127,20 @@ def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
     if not exists(root):
         raise UserError(f"no run and no generator at {root}")
     if which == "best" and exists(root / FOLDERS["last"] / CONFIG):
-        raise UserError(f"{root} has no evaluated generator yet: take --which last")
+        raise UserError(f"{root} has no evaluated generator yet: give --which last")
     raise UserError(f"{root} holds no generator: give a run's folder, or a folder with {CONFIG}")
 
 
 def load_generator(path: str | UPath, which: Which = "last", factory: str | None = None) -> Generator:
-    """Load a generator, in eval mode, from its folder or a run's.
+    """Load a generator, in eval mode, from its folder or a run's. Loading a folder never runs your code.
 
     Args:
-        which: of a run's generators, the last or the best evaluated.
-        factory: the function that a network of one's own is built by, as `package.module:function`: it is imported
-            and called where the folder says the same one, and nothing is where it is not given.
+        which: the generator of a run to load: the last, or the best evaluated.
+        factory: the function that builds a network of your own, as `package.module:function`. It is imported and called
+            only if the folder names the same one.
 
     Raises:
-        UserError: there is no generator, it is damaged, or another factory's.
+        UserError: there is no generator, it is damaged, or it needs another factory.
+        StorageError: the folder or the bucket cannot be read.
     """
     return Generator.from_pretrained(generator_folder(path, which), factory)

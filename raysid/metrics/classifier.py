@@ -1,4 +1,4 @@
-"""The small digits classifier whose penultimate units are the features of the Fréchet distance."""
+"""A small classifier of digits; its penultimate units are the features of the Fréchet distance."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WEIGHTS_FILE = "digits_classifier.safetensors"
 
 
 class DigitsClassifier(nn.Module):
-    """Four layers before the logits: three convolutions and the 64 feature units.
+    """Four layers before the logits: three convolutions and 64 feature units.
 
-    Images are float (B, 1, 8, 8) in [-1, 1]. The features are ordinary ReLU activations, at the scale at
-    which they train, so that a generator that loses a digit or half its variety is seen to do so. (The
-    convolutions have batch normalisation, by its stored statistics once trained; the feature layer has none.)
+    Images are float (B, 1, 8, 8) in [-1, 1]. The features are ordinary ReLU activations at the scale at which they were
+    trained, so the distance grows when a generator loses a digit or half of its variety. (The convolutions have batch
+    normalisation, with stored statistics in eval mode; the feature layer has none.)
     """
 
     image_shape = (1, 8, 8)
@@ -44,7 +44,7 @@ class DigitsClassifier(nn.Module):
         """
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"the digits classifier takes images (B, 1, 8, 8), got {tuple(images.shape)}")
-        # The background is -1: moved to 0 it equals what the convolutions pad with.
+        # Shift the background from -1 to 0, the value with which the convolutions pad.
         x = (images + 1) / 2
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
@@ -63,17 +63,17 @@ class DigitsClassifier(nn.Module):
 
 @contextmanager
 def _open_weights() -> Iterator[safe_open]:
-    # as_file: the package may be imported from a zip (Ray ships working directories as one).
+    # as_file, because the package may be imported from a zip: Ray ships working directories as one
     with resources.as_file(resources.files("raysid.metrics") / WEIGHTS_FILE) as path:
         with safe_open(path, framework="pt", device="cpu") as weights:
             yield weights
 
 
 def load_digits_classifier() -> DigitsClassifier:
-    """The classifier with the weights shipped in the package, frozen and in eval mode.
+    """Load the classifier with the weights in the package, frozen and in eval mode.
 
-    `raysid.metrics.train_digits_classifier` made the weights; they are never trained per run, so that figures
-    of different runs compare.
+    `raysid.metrics.train_digits_classifier` made the weights. They never change, so figures of different runs are
+    comparable.
     """
     with _open_weights() as weights:
         state = {name: weights.get_tensor(name) for name in weights.keys()}
@@ -83,6 +83,6 @@ def load_digits_classifier() -> DigitsClassifier:
 
 
 def digits_classifier_metadata() -> dict[str, str]:
-    """What the shipped weights file records of its making: held-out accuracy, split and seeds, script."""
+    """The metadata of the shipped weights: held-out accuracy, split and seeds, script."""
     with _open_weights() as weights:
         return dict(weights.metadata())

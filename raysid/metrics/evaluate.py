@@ -1,4 +1,4 @@
-"""Evaluates a generator: how close its images are to real ones, whether they show their label, how fast."""
+"""Evaluation of a generator: distance of its images to real ones, accuracy of their labels, speed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from raysid.metrics.frechet import FeatureAccumulator, FeatureStatistics, frechet_distance, halves_distance
 
-# Images per pass through the classifier: bounds the memory of its activations whatever the caller's batch is.
+# Images per pass through the classifier; bounds the memory of its activations for any batch size of the caller.
 FEATURE_CHUNK = 256
 
-# (first sample index, count) to images (count, C, H, W), float in [-1, 1] or uint8, and labels (count,) or
+# From (first sample index, count) to images (count, C, H, W), float in [-1, 1] or uint8, and labels (count,) or
 # None.
 Generate = Callable[[int, int], tuple[Tensor, Tensor | None]]
 
 
 class FeatureClassifier(Protocol):
-    """What the evaluator needs of a classifier; `DigitsClassifier` is one."""
+    """A classifier that the evaluator can use, such as `DigitsClassifier`."""
 
     def features_and_logits(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, K) of float images (B, C, H, W) in [-1, 1]."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights, of which there is at least one: images are moved to where they are."""
+        """The weights, at least one; images are moved to their device."""
 
 
 class EvaluationFigures(TypedDict):
-    """What `Evaluator.evaluate` returns."""
+    """The figures of `Evaluator.evaluate`."""
 
     frechet_distance: float
     label_accuracy: float | None
@@ -39,7 +39,7 @@ class EvaluationFigures(TypedDict):
 
 
 class ReferenceFigures(TypedDict):
-    """What `Evaluator.reference_figures` returns: what the other figures are to be read against."""
+    """The figures of `Evaluator.reference_figures`, with which to compare the others."""
 
     halves_distance: float
     num_real: int
@@ -47,18 +47,18 @@ class ReferenceFigures(TypedDict):
 
 
 class Evaluator:
-    """Compares generated images with a fixed set of real ones in a classifier's features.
+    """Compares generated images with a fixed set of real ones, in a classifier's features.
 
-    The real set's features are computed once, here; the classifier is used as it is (put it in eval mode).
+    It computes the features of the real set once. It does not change the classifier's mode: put it in eval mode.
 
     Args:
         real_images: (N, C, H, W), N at least 4, float in [-1, 1] or uint8 (0 to 255).
         classifier: the source of features and logits, on any device.
-        real_labels: (N,) integers; only `reference_figures` uses them.
+        real_labels: integers (N,), for `reference_figures` alone.
 
     Raises:
-        ValueError: images that are not (N, C, H, W), not finite, outside the range, or too few; labels that
-            do not match them.
+        ValueError: images that are not (N, C, H, W), not finite, out of range, or too few; labels that do not match
+            them.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Evaluator:
             shape = tuple(real_images.shape)
             raise ValueError(f"real images must be (N, C, H, W) with N >= 4, got shape {shape}")
         images = _as_float(real_images)
-        # Also false for NaN. A wrong scale (0..255 as float) would otherwise pass unseen.
+        # Also false for NaN. A wrong scale, such as 0..255 as float, would otherwise go unnoticed.
         if not (images.abs() <= 1 + 1e-3).all():
             raise ValueError("real images must be finite and in [-1, 1], or uint8")
         if real_labels is not None and real_labels.shape != real_images.shape[:1]:
@@ -84,27 +84,27 @@ class Evaluator:
     def evaluate(
         self, generate: Generate, num_samples: int, batch_size: int, num_classes: int | None = None
     ) -> EvaluationFigures:
-        """Generates `num_samples` images and returns their figures.
+        """Generate `num_samples` images and compute their figures.
 
-        Images are clamped to [-1, 1] first, as saving them as pictures would. `generate` is called without
-        gradients, once more than needed: its first batch is a warm-up whose images are dropped.
+        Images are clamped to [-1, 1] first, as when they are saved as pictures. `generate` runs without gradients, once
+        more than needed: its first batch is a warm-up whose images are dropped.
 
         Args:
             generate: (first sample index, count) to (images, labels); called in order from index 0.
-            num_samples: how many images to compare, at least 2. Fréchet distances compare at equal numbers.
-            batch_size: the largest count to ask `generate` for.
-            num_classes: labels are in 0..num_classes-1; None or 0: labels are not looked at.
+            num_samples: number of images, at least 2. Compare Fréchet distances at equal numbers.
+            batch_size: the largest count for `generate`.
+            num_classes: labels are in 0..num_classes-1; None or 0 ignores labels.
 
         Returns:
-            frechet_distance: to the real images; inf where an image or its features are not finite, so that a
-                diverged run can still be reported.
-            label_accuracy: fraction of labelled images that the classifier gives their label, one that is not
-                finite counting as wrong; None without labels.
+            frechet_distance: to the real images; inf if an image or its features are not finite, so that a diverged run
+                still has a figure.
+            label_accuracy: fraction of labelled images that the classifier assigns to their label, with images that are
+                not finite counted as wrong; None without labels.
             ms_per_image: wall time in `generate` alone, in milliseconds, without the warm-up.
-            num_samples: as asked for.
+            num_samples: the number of images.
 
         Raises:
-            ValueError: a number out of range; images or labels of the wrong count, shape or range.
+            ValueError: a number out of range; images or labels of a wrong count, shape or range.
         """
         if num_samples < 2 or batch_size < 1:
             raise ValueError(f"need num_samples >= 2 and batch_size >= 1, got {num_samples} and {batch_size}")
@@ -140,15 +140,14 @@ class Evaluator:
         }
 
     def reference_figures(self, seed: int = 0) -> ReferenceFigures:
-        """What the real set itself scores.
+        """The figures of the real set itself.
 
         Returns:
-            halves_distance: Fréchet distance between two random halves of the real set, cut by `seed`: what
-                the sample size alone does to the figure. (A generator compared with the whole set, at many
-                samples, can score below it.)
-            num_real: the size of the real set.
-            label_accuracy_real: fraction of the real images that the classifier labels right; None without
-                labels. Not a held-out figure where the classifier was trained on some of them.
+            halves_distance: Fréchet distance between two random halves of the real set, split by `seed`: the effect
+                of the sample size alone. (A generator compared with the whole set, with many samples, can be below it.)
+            num_real: size of the real set.
+            label_accuracy_real: fraction of the real images that the classifier labels correctly; None without
+                labels. Not a held-out figure if the classifier was trained on some of them.
         """
         return {
             "halves_distance": halves_distance(self._real_features, seed),
@@ -158,13 +157,13 @@ class Evaluator:
 
     @torch.no_grad()
     def _features_and_predictions(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and classes (N,) on the CPU; NaN features for an image that is not finite."""
+        """Features (N, D) and predicted classes (N,) on the CPU; NaN features for an image that is not finite."""
         device = next(iter(self._classifier.parameters())).device
         features, predictions = [], []
         for chunk in images.split(FEATURE_CHUNK):
             chunk = chunk.to(device)
             chunk_features, logits = self._classifier.features_and_logits(chunk.clamp(-1, 1))
-            # Told apart before the clamp, which would make an infinite pixel an ordinary one.
+            # Checked before the clamp, which would make an infinite pixel an ordinary one.
             broken = ~chunk.flatten(1).isfinite().all(1)
             features.append(chunk_features.masked_fill(broken[:, None], float("nan")).cpu())
             predictions.append(logits.argmax(1).cpu())
@@ -173,11 +172,11 @@ class Evaluator:
 
 @torch.no_grad()
 def _timed(generate: Generate, start: int, count: int) -> tuple[Tensor, Tensor | None, float]:
-    """One call of `generate`, with the wall time until its images are there, in seconds."""
+    """Call `generate` once; also return the wall time until its images are ready, in seconds."""
     began = time.perf_counter()
     images, labels = generate(start, count)
     if images.device.type != "cpu":
-        torch.accelerator.synchronize(images.device)  # the call returns before the device is done
+        torch.accelerator.synchronize(images.device)  # the call returns before the device has finished
     elapsed = time.perf_counter() - began
     if len(images) != count:
         raise ValueError(f"generate({start}, {count}) returned {len(images)} images")
@@ -185,7 +184,7 @@ def _timed(generate: Generate, start: int, count: int) -> tuple[Tensor, Tensor |
 
 
 def _as_float(images: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]; float of any precision to float32."""
+    """Convert uint8 to float in [-1, 1], and float of any precision to float32."""
     if images.dtype == torch.uint8:
         return images.float() / 127.5 - 1
     if not images.is_floating_point():

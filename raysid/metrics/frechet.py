@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, each summed up by its mean and covariance."""
+"""Fréchet distance between two sets of features, each summarised by its mean and covariance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_features(cls, features: Features) -> FeatureStatistics:
-        """Statistics of a whole set (N, D), N at least 2.
+        """Statistics of a set (N, D), N at least 2.
 
         Raises:
             ValueError: not two-dimensional, fewer than 2 samples, or a value that is not finite.
@@ -32,7 +32,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_batches(cls, batches: Iterable[Features]) -> FeatureStatistics:
-        """Statistics of the union of batches (n, D), read one at a time; raises as `from_features` does."""
+        """Statistics of the union of batches (n, D), read one at a time; errors as in `from_features`."""
         accumulator = FeatureAccumulator()
         for batch in batches:
             accumulator.add(batch)
@@ -40,10 +40,10 @@ class FeatureStatistics:
 
 
 class FeatureAccumulator:
-    """Gathers `FeatureStatistics` batch by batch, holding one mean and one scatter matrix.
+    """Accumulates `FeatureStatistics` batch by batch, as one mean and one scatter matrix.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983): sums of squares around the
-    mean, not around zero, so that features far from zero lose no digits.
+    Batches are merged with the pairwise update of Chan, Golub and LeVeque (1983), which sums squares around the
+    mean instead of zero, so features far from zero lose no digits.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class FeatureAccumulator:
         self._scatter: NDArray[np.float64] = np.zeros((0, 0))
 
     def add(self, features: Features) -> None:
-        """Adds a batch (n, D); an empty one changes nothing.
+        """Add a batch (n, D); an empty one changes nothing.
 
         Raises:
             ValueError: not two-dimensional, another D than before, or a value that is not finite.
@@ -77,7 +77,7 @@ class FeatureAccumulator:
         self.count = total
 
     def statistics(self) -> FeatureStatistics:
-        """The statistics of everything added so far.
+        """The statistics of all batches so far.
 
         Raises:
             ValueError: fewer than 2 samples were added.
@@ -92,10 +92,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
         d^2 = |mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
-    the FID of Heusel et al. 2017 (arXiv:1706.08500, eq. 6), of Dowson and Landau 1982, on features of the
-    caller's choice. Estimated from samples it is biased upwards, the more the fewer samples there are: two
-    halves of one set are not 0 apart. Compare figures at equal sample counts, with `halves_distance` beside
-    them.
+    This is the FID of Heusel et al. 2017 (arXiv 1706.08500, equation 6), after Dowson and Landau 1982, on features of
+    the caller's choice. Estimated from samples it is biased upwards, more so for fewer samples: two halves of one set
+    have a distance above 0. Compare figures at equal sample counts, beside `halves_distance`.
 
     Raises:
         ValueError: the two have different dimensions.
@@ -103,9 +102,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"the statistics have different dimensions: {len(a.mean)} and {len(b.mean)}")
     shift = a.mean - b.mean
-    # Tr (S_a S_b)^(1/2) is the sum of the singular values (the nuclear norm) of S_a^(1/2) S_b^(1/2). Taken
-    # that way nothing rounds to a negative under a root, and rank-deficient covariances (units that never
-    # fire, few samples) need no care.
+    # Tr (S_a S_b)^(1/2) is the sum of the singular values (the nuclear norm) of S_a^(1/2) S_b^(1/2). In this form
+    # nothing rounds to a negative under a root, and rank-deficient covariances (units that never fire, few samples)
+    # need no special case.
     cross = np.linalg.norm(_square_root(a.covariance) @ _square_root(b.covariance), ord="nuc")
     distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
     return max(float(distance), 0.0)
@@ -129,7 +128,7 @@ def halves_distance(features: Features, seed: int) -> float:
 
 
 def _square_root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric root of a positive semi-definite matrix; eigenvalues that rounded below 0 count as 0."""
+    """The symmetric root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 

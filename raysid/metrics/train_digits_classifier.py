@@ -1,7 +1,7 @@
-"""Makes the weights of the digits classifier: `python -m raysid.metrics.train_digits_classifier --out FILE`.
+"""Trains the weights of the digits classifier: `python -m raysid.metrics.train_digits_classifier --out FILE`.
 
-It is run once and its output shipped. Evaluation figures are in units of these features, so new weights would
-break the comparison with every earlier figure. The same torch build on the same kind of processor gives the
+It runs once, and its output is shipped. Evaluation figures are in units of these features, so new weights would not
+be comparable with earlier figures. The same torch build on the same kind of processor gives the
 same weights bit for bit; only the order of the metadata in the file's header varies.
 """
 
@@ -39,7 +39,7 @@ class DigitsSplit(NamedTuple):
 
 
 def digits_split(seed: int = SPLIT_SEED) -> DigitsSplit:
-    """The split that the shipped weights were trained and tested on: 80% and 20% of every class."""
+    """Split the digits as for the shipped weights: 80% of every class for training, 20% for testing."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
@@ -53,7 +53,7 @@ def digits_split(seed: int = SPLIT_SEED) -> DigitsSplit:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts every image by a fraction of a pixel and adds light noise; (B, 1, 8, 8) in and out."""
+    """Shift every image by a fraction of a pixel and add light noise; (B, 1, 8, 8) in and out."""
     count, _, _, width = images.shape
     shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * MAX_SHIFT * 2 / width
     transform = torch.eye(2, 3).repeat(count, 1, 1)
@@ -65,13 +65,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def accuracy(classifier: DigitsClassifier, images: Tensor, labels: Tensor) -> float:
-    """Fraction of the images that the classifier labels right."""
+    """Fraction of the images that the classifier labels correctly."""
     with torch.no_grad():
         return (classifier(images).argmax(1) == labels).double().mean().item()
 
 
 def train(split: DigitsSplit, seed: int = TRAIN_SEED) -> DigitsClassifier:
-    """Trains a classifier on the train part alone; the test part is not looked at."""
+    """Train a classifier on the training part; the test part is not used."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     classifier = DigitsClassifier()
@@ -91,7 +91,7 @@ def train(split: DigitsSplit, seed: int = TRAIN_SEED) -> DigitsClassifier:
 
 
 def main() -> None:
-    """Trains, prints the held-out accuracy and writes the weights with a record of their making."""
+    """Train, print the held-out accuracy, and write the weights with their metadata."""
     parser = argparse.ArgumentParser(description="Train the digits classifier of the evaluation figures.")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     out = parser.parse_args().out
