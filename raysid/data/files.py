@@ -59,7 +59,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     given = [source] if isinstance(source, str) else list(source)
     name = printable(", ".join(given))
     if not given:
-        raise UserError("data.source is an empty list: name files, or null for none")
+        raise UserError("data.source is an empty list: give files, or null for none")
     files: dict[str, File] = {}
     with reading_source(name):
         for path in given:
@@ -77,7 +77,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
             by_kind.setdefault(found, []).append(file)
     if kind is None and len(by_kind) > 1:
         held = " and ".join(WHAT[found] for found in by_kind)
-        raise UserError(f"data.source {name} holds {held}: say which by data.format")
+        raise UserError(f"data.source {name} holds {held}: give data.format")
     kind = kind or next(iter(by_kind), None)
     if kind is None:
         raise UserError(

@@ -35,7 +35,7 @@ def find_source(data: DataSettings) -> ImageSource:
     if data.source in BUILT_IN:
         for setting in ("resolution", "channels", "format"):
             if getattr(data, setting) is not None:
-                raise UserError(f"data.{setting} is for files; data.source {data.source} is as it is")
+                raise UserError(f"data.{setting} is for files, not for data.source {data.source}")
         return DigitsSource() if data.source == DigitsSource.name else PatchesSource()
     return _open_files(data)
 

@@ -175,7 +175,7 @@ class Order:
         return np.argsort(words, kind="stable")
 
     def flips(self, window: Window, epoch: int) -> NDArray[np.bool_]:
-        """Whether the image at each row of a window is mirrored in an epoch: bool (n,)."""
+        """Which rows of a window are mirrored in an epoch: bool (n,), each with probability 1/2."""
         words = random_words(self.seed, window.size, XFLIP_PURPOSE, *self._address(window, epoch))
         return words % 2 == 1
 

@@ -159,7 +159,9 @@ def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool
     if not _holds_pictures(schema.field(column).type):
         raise UserError(f"{path} has no bytes in its column {column}, which {first} has")
     if (INDEX in schema.names) != has_index:
-        raise UserError(f"of {path} and {first} one has a column {INDEX}: they are not of one conversion")
+        raise UserError(
+            f"only one of {path} and {first} has a column {INDEX}: they are from different conversions"
+        )
     if has_index and schema.field(INDEX).type != pa.int64():
         raise UserError(f"{path} has a column {INDEX} of {schema.field(INDEX).type}: int64 is needed")
     rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -179,7 +181,7 @@ def _image_column(schema: pa.Schema, given: str | None, found: Found) -> str:
         return given
     if len(able) != 1:
         what = f"several columns of bytes ({', '.join(able)})" if able else "no column of bytes"
-        raise UserError(f"{where} has {what}: say which holds the pictures by data.image_column")
+        raise UserError(f"{where} has {what}: give data.image_column")
     return able[0]
 
 

@@ -100,7 +100,7 @@ class PictureSource(ImageSource):
             if seen >= SAMPLED and shapes:
                 break
         if not shapes:
-            raise UserError(f"of the first {seen:,} pictures of {self.name} none can be used: {reason}")
+            raise UserError(f"none of the first {seen:,} pictures of {self.name} can be used: {reason}")
         sizes = {shape[1:]: name for shape, name in shapes.items()}
         if len(sizes) > 1:
             (one, first), (other, second) = list(sizes.items())[:2]

@@ -42,7 +42,7 @@ class BadPicture(Exception):
 
 @dataclass(frozen=True)
 class Fit:
-    """How pictures become images of one size and number of channels: fields of `DataSettings`."""
+    """The crop, size and channels of all images: fields of `DataSettings`."""
 
     resolution: int | None = None
     crop: str = "center"

@@ -91,7 +91,7 @@ class Reader:
             return self._loaded[window]
 
     def loaded_until(self, position: int) -> int | None:
-        """The position up to which all images of the lanes are loaded, from a position on; None if there is no end."""
+        """The end of the consecutive positions, from one on, whose images are loaded; None if all are, for ever."""
         with self._news:
             for window in self.order.windows_from(position, self.lanes):
                 if window not in self._loaded:

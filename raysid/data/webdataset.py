@@ -146,15 +146,15 @@ def _samples(path: str, label_field: str) -> list[_Sample]:
 
 def _class(text: bytes) -> int | str | None:
     """The label of a .cls member: a number or a name. A number with more digits than any class has is a name, too."""
-    said = text.decode("utf-8", "replace").strip()
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 20 else said or None
+    label = text.decode("utf-8", "replace").strip()
+    return int(label) if label.isascii() and label.isdigit() and len(label) < 20 else label or None
 
 
 def _field(text: bytes, name: str) -> int | str | None:
     """A field of a .json member; None if it is missing, or the member is damaged."""
     try:
-        said = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    label = said.get(name) if isinstance(said, dict) else None
+    label = fields.get(name) if isinstance(fields, dict) else None
     return label if type(label) in (int, str) else None

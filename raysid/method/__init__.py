@@ -11,6 +11,6 @@ A network is used through the protocol of `denoiser.py` alone, so a new kind of 
     schedules.py    learning rate, average, phases of a run
     augment.py      EDM's augmentation
 
-To add a noise process, implement `noise.NoiseProcess`. A network says which one it was trained with (its attribute
-`noise`), and its settings say which step or level is the default (`raysid/config/networks.py`).
+To add a noise process, implement `noise.NoiseProcess`. A network's attribute `noise` is the process it was trained
+with; its settings have the default `tmax` and tell steps from real noise levels (`raysid/config/networks.py`).
 """

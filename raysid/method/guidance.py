@@ -1,7 +1,7 @@
 """Guided prediction and condition dropping (SiD-LSG, arXiv 2406.01561).
 
-Guidance at scale k predicts uncond + k (cond - uncond), in the network's own space. A denoiser says which conditions
-are unconditional: an all-zero label, or the embeddings of the empty prompt.
+Guidance at scale k predicts uncond + k (cond - uncond), in the network's own space. `Denoiser.unconditional` gives the
+conditions of the unconditional prediction: an all-zero label, or the embeddings of the empty prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kinds of networks there are; `raysid.method.denoiser` says what each of them does."""
+"""The kinds of networks; each has the methods of `raysid.method.denoiser.Denoiser`."""
 
 from __future__ import annotations
 

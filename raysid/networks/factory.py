@@ -126,7 +126,7 @@ def build_factory(name: str) -> FactoryDenoiser:
     if missing := [member for member in _MEMBERS if not hasattr(noise, member)]:
         raise UserError(
             f"factory {name} returns a {type(noise).__name__} as its noise process, which has no {missing[0]}: give "
-            "raysid.EDMNoise, raysid.DDPMNoise, or all that raysid.NoiseProcess has"
+            "raysid.EDMNoise, raysid.DDPMNoise, or an object with all members of raysid.NoiseProcess"
         )
     return FactoryDenoiser(_settings(name, model, noise), model, noise)
 
@@ -186,14 +186,14 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
         value = {"default_tmax": noise.default_tmax, "sample_shape": shape}.get(
             field, getattr(model, field, None)
         )
-        said = first["msg"] if first else "a tuple of integers is needed"
-        raise UserError(f"factory {name}: {field} is {value!r}: {said}") from None
+        problem = first["msg"] if first else "a tuple of integers is needed"
+        raise UserError(f"factory {name}: {field} is {value!r}: {problem}") from None
 
 
 def failure(what: str, error: BaseException) -> str:
     """Describe a failure of the user's code in one line."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    short = said if len(said) <= MESSAGE_LENGTH else said[:MESSAGE_LENGTH] + "…"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    short = text if len(text) <= MESSAGE_LENGTH else text[:MESSAGE_LENGTH] + "…"
     return f"{what}: {short} (RAYSID_DEBUG=1 shows where)"
 
 

@@ -466,7 +466,7 @@ def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Pat
         "coarse": [n // 5 for n in numbers],
     }
     pq.write_table(pa.table(columns), path)
-    assert "several columns of bytes (img, thumbnail): say which" in refused(path)
+    assert "several columns of bytes (img, thumbnail): give data.image_column" in refused(path)
     assert "has no column image; columns: img, thumbnail, fine, coarse" in refused(path, image_column="image")
     assert "has no column of bytes fine" in refused(path, image_column="fine")
     assert open_source(DataSettings(source=path, image_column="img")).num_classes == 0
