@@ -330,7 +330,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, pictures: Any) -> None:
     with pytest.raises(NotHere, match="nothing matches"):
         open_source(str(tmp_path / "*.parquet"))
     assert "holds no images" in refused(str(tmp_path))
-    assert "http:// is not read" in refused("http://host/images.zip")
+    assert "http:// is not supported" in refused("http://host/images.zip")
     (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
     assert "t.parquet cannot be read as Parquet" in refused(str(tmp_path / "t.parquet"))
     (tmp_path / "t.tar").write_bytes(b"nothing of the kind" * 100)
@@ -484,7 +484,7 @@ def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Pat
     ("other", "words"),
     [
         ({"image": [7]}, "two.parquet has no bytes in its column image, which "),
-        ({"image": [b""], "raysid_index": [1]}, "one has a column raysid_index"),
+        ({"image": [b""], "raysid_index": [1]}, "has a column raysid_index: they are from different"),
         ({"image": [b""], "label": [[1, 2]]}, "in its column label: labels are whole numbers or names"),
     ],
     ids=["no bytes", "index", "labels"],
@@ -529,7 +529,7 @@ def test_files_in_a_bucket_are_read_there(
             assert open_source(f"{url}/digits-000[01].tar").num_images == 16
         if kind == "folder":
             assert_same_stream(open_source(folder), open_source(f"{url}/*/*.png"))
-            assert "in part in a bucket" in refused(folder, url)
+            assert "partly in a bucket" in refused(folder, url)
         with pytest.raises(NotHere, match="there is no file or folder gs://"):
             open_source(f"gs://{BUCKET}/nothing")
 
