@@ -1,4 +1,4 @@
-"""The product: made, kept, loaded and drawn from without Ray, and what wrong labels get."""
+"""The generator: created, saved, loaded and sampled without Ray; errors for wrong labels."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def noise(count: int) -> Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-# Making images.
+# Sampling.
 
 
 def test_an_image_is_one_network_evaluation_at_sigma_init_clamped() -> None:
     generator, z, labels = tiny_generator(), 5 * noise(6), torch.arange(6) % CLASSES
     raw = generator.network(2.5 * z, torch.full((6,), 2.5), torch.eye(CLASSES)[labels])
-    assert raw.abs().max() > 1  # so that the clamp is seen
+    assert raw.abs().max() > 1  # so that clamping has an effect
     assert torch.equal(generator(z, labels), raw.clamp(-1, 1))
     assert torch.equal(generator.train()(z, labels), raw)
 
@@ -124,7 +124,7 @@ def test_an_unconditional_generator_takes_no_labels() -> None:
             refused()
 
 
-# Keeping and loading.
+# Saving and loading.
 
 
 @pytest.mark.parametrize("label_dim", [CLASSES, 0])
@@ -168,7 +168,7 @@ def test_where_there_is_none_one_line_says_so(tmp_path: Path) -> None:
 
 
 def test_it_needs_nothing_of_ray(tmp_path: Path) -> None:
-    """Where `import ray` fails, a generator is loaded, called, sampled, drawn and kept."""
+    """Without Ray a generator can be loaded, called, sampled, drawn and saved."""
     folder = save_generator(tmp_path / "kept", tiny_network(0))
     program = f"""
 import sys

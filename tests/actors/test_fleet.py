@@ -1,4 +1,4 @@
-"""What makes a fleet of scorers grow and shrink."""
+"""The conditions under which a fleet of scorers grows and shrinks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.tiny_run import BATCH, tiny_config, tiny_teacher
 
 
 def test_a_rate_is_of_the_last_seconds_alone() -> None:
-    """Ten seconds at 0.5 a second, then ten at 0.1: both windows are there, whichever is asked for first."""
+    """Ten seconds at 0.5 a second, then ten at 0.1: both windows are available in any order."""
     total, value = Total(seconds=15), 0.0
     for second in range(21):
         total.add(second, value)
@@ -37,7 +37,7 @@ def test_a_rate_needs_its_whole_time() -> None:
 
 
 def test_a_total_that_falls_begins_anew() -> None:
-    """A scorer that was started again counts from zero."""
+    """A restarted scorer counts from zero."""
     total = Total(seconds=10)
     for second, value in enumerate([5.0, 6.0, 7.0, 0.0, 1.0]):
         total.add(second, value)
@@ -48,7 +48,7 @@ def test_a_total_that_falls_begins_anew() -> None:
 def test_a_service_of_two_runs_follows_the_one_that_waits(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It grows for one run alone, and ends a scorer only once neither has anything outstanding with it."""
+    """It grows if one run waits, and ends a scorer only once neither run has calls outstanding with it."""
     monkeypatch.setattr(raysid.actors.fleet, "ENDING_SECONDS", 0.5)
     scaling = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
     config = tiny_config(
@@ -78,7 +78,7 @@ def test_a_service_of_two_runs_follows_the_one_that_waits(
         knows["waits"] = fleet.version
         retired = time.monotonic()
         ask_until(lambda: time.monotonic() - retired > 1.5, False, "")
-        assert ray.get(second.report.remote())["microbatches"] == 0  # the other run may still want it
+        assert ray.get(second.report.remote())["microbatches"] == 0  # the other run may still call it
         knows["does not"] = fleet.version
         ask_until(lambda: died(second), False, "it lives on")
     finally:

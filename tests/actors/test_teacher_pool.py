@@ -1,4 +1,4 @@
-"""A scorer dies at any moment of a step: the step's results are the same bits, and the work done again is counted."""
+"""A scorer dies at any moment of a step: the results are the same bits, and repeated work is counted."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ RECOMPUTES = "teacher_recomputes"
 SCORER = "ray::TeacherActor"
 MOMENTS = {2: "during score", 3: "between", 4: "during pullback", 5: "all of them"}
 FEW_STEPS = 7
-DELIVERY_SECONDS = 1.0  # a call whose inputs are there has reached its stopped actor by then
-STOPPED_SECONDS = 1.5  # a run has come to wait for a stopped scorer by then: one that is idle loses nothing
+DELIVERY_SECONDS = 1.0  # by then a call with ready inputs has reached its stopped actor
+STOPPED_SECONDS = (
+    1.5  # by then a run waits for the stopped scorer: the loss of an idle one would have no effect
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +62,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def unharmed(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Weights, list[Figures]]:
-    """Where a few steps lead in one process, where no scorer can die."""
+    """The states and figures after a few steps in one process, where no scorer can die."""
     folder = tmp_path_factory.mktemp("unharmed")
     return local_end(tiny_config(teacher, folder), folder / "end", FEW_STEPS)
 
 
 class MortalPool:
-    """The teacher pool of a placement, which loses the scorer in charge at one moment of a step.
+    """A placement's teacher pool whose scorer in charge dies at one moment of a step.
 
     Attributes:
         moment: `during score`, `between` (score and pullback), `during pullback` or `all of them` (between, and
@@ -101,7 +103,7 @@ class MortalPool:
 
     @contextmanager
     def _stopped_then_killed(self, scorer: Scorer, *inputs: Any) -> Iterator[None]:
-        """The scorer takes the call made in this block and never answers it."""
+        """The scorer receives the call made in this block and never answers it."""
         pid = pid_of(scorer.actor)
         assert len(ray.wait(list(inputs), num_returns=len(inputs), timeout=60)[0]) == len(inputs)
         os.kill(pid, signal.SIGSTOP)
@@ -119,7 +121,7 @@ def test_a_scorer_dies_at_every_moment_of_a_step(
     tmp_path: Path,
     replicas: int,
 ) -> None:
-    """One scorer, and one of two: what each step comes to is the same, and it says what was computed again."""
+    """One scorer, and one of two: each step has the same results and reports the repeated work."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
     weights, expected = unharmed
     with split_placement(config) as placement:
@@ -141,7 +143,7 @@ def test_a_scorer_dies_at_every_moment_of_a_step(
 
 
 def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
-    """The generator dies under a call on one of two scorers: the learner is lost, not tried on the other."""
+    """The generator dies during a call on one of two scorers: the learner is lost, not retried on the other."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
     with split_placement(config) as placement:
         pid = pid_of(placement.generator.first)
@@ -158,7 +160,7 @@ def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_p
 def test_scorers_that_cannot_start_end_the_run(
     ray_cluster: None, teacher: str, tmp_path: Path, replicas: int
 ) -> None:
-    """The teacher's folder is gone: one line says so, at once; no restart would bring it back."""
+    """The teacher's folder is missing: one line at once, since a restart would not help."""
     config = tiny_config(str(tmp_path / "gone"), tmp_path, teacher__num_replicas=replicas)
     with pytest.raises(RunFailed, match=r"^TeacherActor could not start: .*no teacher at .*gone"):
         start_fleet(str(tmp_path / "gone"), config, threads=1)
@@ -169,7 +171,7 @@ def test_scorers_that_cannot_start_end_the_run(
 def test_a_scorer_dies_in_a_run(
     ray_cluster: None, teacher: str, tmp_path: Path, replicas: int, seed: int
 ) -> None:
-    """At any moment of any step of a whole run; the count of the work done again is in its metrics."""
+    """At random moments of a whole run; its metrics count the repeated work."""
     config = steady_config(teacher, tmp_path, replicas)
     moment = in_a_step(run_of(config), random.Random(seed), stopped=STOPPED_SECONDS)
     with killing(SCORER, moment) as killings:
@@ -193,7 +195,7 @@ def test_scorers_die_again_and_again_in_a_run(
 
 
 def steady_config(teacher: str, storage: Path, replicas: int) -> Config:
-    """A longer run that checkpoints and evaluates at its ends alone: the scorers are never long without a call."""
+    """A longer run with checkpoints and evaluations only at its ends, so that scorers are rarely idle."""
     never = 1_000_000
     return tiny_config(
         teacher,
@@ -206,7 +208,7 @@ def steady_config(teacher: str, storage: Path, replicas: int) -> Config:
 
 
 def check_run(config: Config, folder: Path) -> None:
-    """The run's learners are those of the same steps in one process, and it counted the work done again."""
+    """The run's learners equal those of the same steps in one process, and it counted the repeated work."""
     whole, _ = local_end(config, folder, config.total_steps)
     end = end_of(run_of(config))
     assert_same({name: end[name] for name in whole}, whole)
@@ -218,7 +220,7 @@ def check_run(config: Config, folder: Path) -> None:
 
 @contextmanager
 def split_placement(config: Config) -> Iterator[SplitPlacement]:
-    """Three actors (or more scorers) for a config, ended with the block."""
+    """A split placement for a config, closed with the block."""
     placement = SplitPlacement(*inputs_for(config), threads=1)
     try:
         yield placement

@@ -1,4 +1,4 @@
-"""`raysid bench`: what it counts adds up, what it writes can be read, and it leaves nothing behind."""
+"""`raysid bench`: its numbers add up, its files can be read, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raysid.config import Config
 from raysid.recipes import load_recipe
 from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
-ROUND = 0.1  # seconds: as few steps as a round may have
+ROUND = 0.1  # the fewest steps that a round may have: seconds
 FLOAT = 4
 
 
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def said() -> list[str]:
-    """What `found` said of its rounds."""
+    """The rounds of a result."""
     return []
 
 
@@ -52,7 +52,7 @@ def _threads_as_before() -> Iterator[None]:
 
 
 def local(config: Config) -> Config:
-    """The other side as `--against local` makes it."""
+    """The other side with `--against local`."""
     return config.model_copy(update={"placement": "local", "schedule": "alternating"})
 
 
@@ -83,13 +83,13 @@ def test_two_sides_take_turns_and_their_parts_add_up(
     assert all(teacher[part] > 0 for part in ("score", "pullback")) and teacher["accumulate"] == 0
     assert all(fake[part] > 0 for part in ("score", "pullback", "accumulate", "step"))
     assert bound(found) > 0 and tree["this"]["driver_seconds_per_microbatch"] > 0
-    # Nothing is left where the runs are kept.
+    # Nothing is left in the storage.
     runs = Path(config.storage)
     assert not runs.exists() or not list(runs.iterdir())
 
 
 def test_what_travels_is_counted_in_bytes(found: Comparison, config: Config) -> None:
-    """Images, never weights: x_t, t and labels to the teacher, a prediction back; a seed there, a pull back."""
+    """Images, never weights: x_t, t and labels to the teacher, a prediction back; a cotangent there, a pull back."""
     tree = as_json(found)
     image, labels = 8 * 8 * FLOAT, 10 * FLOAT
     noised, batch = image + FLOAT + labels, config.batch_size
@@ -97,10 +97,12 @@ def test_what_travels_is_counted_in_bytes(found: Comparison, config: Config) -> 
     assert teacher["received_bytes"] == batch * (2 * noised + image)  # x_t for the score and for the pullback
     assert teacher["sent_bytes"] == batch * 2 * image
     logits = 4 * 4 * FLOAT  # the discriminator's map
-    # Noised images for the scorers, images for psi; two seeds, one with the logits'.
+    # Noised images for the scorers, images for psi; two cotangents, one including the logits.
     assert generator["sent_bytes"] == batch * (noised + image + labels + 2 * image + logits)
     assert generator["received_bytes"] == batch * (4 * image + logits)  # two predictions, two pulls
-    assert tree["against"]["roles"]["teacher"]["received_bytes"] == 0  # within one process nothing travels
+    assert (
+        tree["against"]["roles"]["teacher"]["received_bytes"] == 0
+    )  # nothing is transferred within one process
 
 
 def test_one_side_alone_has_no_ratio(config: Config) -> None:
@@ -126,7 +128,7 @@ def test_a_trace_shows_the_last_steps_of_every_role(found: Comparison) -> None:
 
 
 def test_the_command(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process against another one: tables, and files that name what was compared."""
+    """One process against another: tables, and files that name the two sides."""
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(config, tmp_path / "mine.yaml")
     result = CliRunner().invoke(
@@ -148,7 +150,7 @@ def test_the_command(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_against_local_alone_is_the_authors_way() -> None:
-    """Local, alternating, all cores; what is given goes over it."""
+    """Local, alternating, all cores; explicit settings override these."""
     from raysid.cli.bench import other_side
 
     mine = {"seed": "3", "torch_threads": "1"}

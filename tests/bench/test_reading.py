@@ -1,4 +1,4 @@
-"""`raysid bench --data`: both sides read the same images, what is printed and written, and what is refused."""
+"""`raysid bench --data`: both sides read the same images; output, files and refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def without_ray() -> Iterator[ProcessPoolExecutor]:
-    """A process in which torch can fork its workers, as is usual."""
+    """Allow torch to fork its workers in this process, as it usually can."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start_as_usual) as process:
         yield process
 
@@ -52,7 +52,7 @@ def images(tmp_path: Path) -> str:
 
 
 def start_as_usual() -> None:
-    set_start_method(None, force=True)  # a spawned process would spawn its own
+    set_start_method(None, force=True)  # a spawned process would start its own
 
 
 def config_of(path: str, **data: Any) -> Config:
@@ -63,7 +63,7 @@ def config_of(path: str, **data: Any) -> Config:
 
 
 def epoch_of(reader: Reader) -> list[tuple[bytes, int]]:
-    """Pixels and label of the images that come first, as many as an epoch has."""
+    """Pixels and labels of the first epoch's images."""
     batches = reader.batches(seed=3)
     found: list[tuple[bytes, int]] = []
     while len(found) < IMAGES:
@@ -82,7 +82,7 @@ def short_turn(config: Config) -> Turn:
 
 
 def stored(source: ImageSource) -> Counter[tuple[bytes, int]]:
-    """Pixels and label of every image of a source that can be used."""
+    """Pixels and label of every valid image of a source."""
     return Counter(
         (image.tobytes(), int(label))
         for block in map(good_images, source.blocks())
@@ -124,14 +124,14 @@ def test_the_loader_crops_resizes_and_skips_as_the_source_does(
 def test_a_round_ends_where_a_window_or_an_epoch_does(
     window: int, images: int, tmp_path: Path, without_ray: ProcessPoolExecutor
 ) -> None:
-    """Whole windows where a round is short, whole epochs where it has come to half of one."""
+    """Whole windows in a short round, whole epochs in a round of at least half an epoch."""
     config = config_of(WRITERS["zip"](tmp_path), shuffle_window=window)
     turn = without_ray.submit(short_turn, config).result()
     assert images <= turn.images < images + BATCH and turn.first_batch > 0
 
 
 def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a recipe, in another size than the quickstart's."""
+    """Without a recipe, at another resolution than the quickstart's."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(
         cli,
@@ -154,7 +154,7 @@ def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch
     assert tree["image_shape"] == [1, 4, 4]
     learner = tree["learner"]
     assert 0 < learner["data_wait_share"] < 1 and learner["start_wait_seconds"] > 0
-    # Whole windows: each of them costs a run once.
+    # Whole windows: a run loads each window once.
     assert learner["steps"] * BATCH >= learner["new_windows"] * WINDOW > (learner["steps"] - 1) * BATCH
     assert not list((tmp_path / "runs").iterdir())
 

@@ -1,4 +1,4 @@
-"""Reading 50,000 pictures of 32x32 in colour, as many as CIFAR-10 has: `python -m tests.benchmarks.fifty_thousand`.
+"""Read 50,000 colour images of 32x32, as many as CIFAR-10 has: `python -m tests.benchmarks.fifty_thousand`.
 
 Makes them, as PNGs in a zip and in a Parquet file with row groups of 1,000, and runs `raysid bench --data` on each,
 then on the quickstart's digits. Two windows go by in each of the runs, which takes some minutes.

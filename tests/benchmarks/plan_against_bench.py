@@ -1,11 +1,11 @@
-"""How near `raysid plan` comes to `raysid bench` on this machine: `python -m tests.benchmarks.plan_against_bench`.
+"""The accuracy of `raysid plan` against `raysid bench` on this machine: `python -m tests.benchmarks.plan_against_bench`.
 
 Two recipes, digits (0.19 M parameters, batch 128) and a DDPM++ for 32x32 images (`ddpmpp32.yaml`, batch 4), each
 in three ways: three actors overlapped, one process overlapped, one process in the authors' order. A round measures
-the roles' calls alone, predicts the three ways from them, and then runs them in turns; rounds alternate the two, so
-that whatever else the machine does falls on both. Told is measured over predicted, the median of the rounds: images a
-second, which mean something on an idle machine alone, and the CPU time of the roles' calls a step, which says
-whether calls take beside others what they took alone.
+the roles' calls alone, predicts the three ways from them, and then runs them in turns. Rounds alternate the two
+recipes, so that other load falls on both. It prints measured over predicted, the median over rounds, of images a
+second (on an idle machine only) and of the CPU time of the roles' calls in a step, which shows whether calls cost
+more when they run beside others.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement (default 10)")
     parser.add_argument("--out", default="plan_against_bench.json", help="what to write")
     options = parser.parse_args()
-    os.environ["RAY_worker_niceness"] = "0"  # as raysid starts a cluster of its own
+    os.environ["RAY_worker_niceness"] = "0"  # as raysid starts its own cluster
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as storage:
         for round_ in range(options.rounds):
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def one_round(recipe: str, ways: list[str], storage: str, seconds: float) -> list[dict[str, Any]]:
-    """The calls measured, the ways predicted, then run."""
+    """Measure the calls, predict the three ways, then run them."""
     name, settings = RECIPES[recipe]
     base = load_recipe(name, {"storage": storage} | settings, kind="distill")
     hardware = make_hardware(base, f"{os.cpu_count()}xcpu", seconds=seconds)
@@ -110,7 +110,7 @@ def measured(config: Config, seconds: float) -> SideResult:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    """A line for each recipe and way: medians over rounds."""
+    """One line per recipe and way: medians over rounds."""
     rows = []
     for recipe in RECIPES:
         for way in WAYS:

@@ -1,8 +1,8 @@
-"""How fast real images are read: 20,000 PNGs of 64x64 in colour from each kind of file, by one process.
+"""The speed of reading real images: 20,000 colour PNGs of 64x64 from each file format, in one process.
 
     python -m tests.benchmarks.reading
 
-Prints the seconds that opening takes, which lists and reads labels, and the images a second of the stream.
+Prints the seconds that opening takes (listing, reading labels) and the stream's images a second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much the order of the updates changes the result: `python -m tests.benchmarks.schedules`.
 
-The quickstart's distillation in both schedules, seeds 0, 1, 2. The evaluated distances do not depend on what else the
-machine does, so they may be trained at any time (and the same command goes on where it was stopped); the
-seconds are their images over the speed of each schedule, which is measured at the end in turns, on an idle machine.
+The quickstart's distillation with both schedules, seeds 0, 1, 2. The distances do not depend on the machine's load,
+so the runs may be trained at any time (the same command resumes them). Seconds are images over each schedule's
+speed, which is measured at the end, in turns, on an idle machine.
 `overlapped` trains psi on the images that theta's step made, `alternating` on fresh ones (docs/design.md, "One step").
 """
 
@@ -28,7 +28,7 @@ from raysid.trainers.distill import distill  # noqa: E402
 RECIPE = "quickstart-digits-sida"
 SCHEDULES = ("overlapped", "alternating")
 EVERY = 16_000  # images between evaluations
-LEVELS = (2.0, 1.0, 0.8, 0.7)  # distances whose first reaching is told
+LEVELS = (2.0, 1.0, 0.8, 0.7)  # distances whose first attainment is reported
 SPEED_IMAGES = 32_000
 
 Curve = list[tuple[int, float]]
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def train(schedule: str, seed: int, images: int, storage: str) -> Curve:
-    """A run of one schedule and seed, or what is left of it; its evaluations."""
+    """Run, or resume, one schedule and seed; return its evaluations."""
     run = run_it(f"{schedule}-{seed}", storage, schedule=schedule, seed=seed, total_images=images)
     return [(e["images"], e["frechet_distance"]) for e in read_metrics(run) if e["kind"] == "evaluation"]
 
 
 def speed(schedule: str, round_: int, storage: str) -> float:
-    """Images a second: the median over a short run's lines, its first left out."""
+    """Images a second: the median over a short run's lines, without the first."""
     settings = {"schedule": schedule, "total_images": SPEED_IMAGES, "evaluation.num_samples": 100}
     run = run_it(f"speed-{schedule}-{round_}", storage, fresh=True, **settings)
     rates = [entry["images_per_second"] for entry in read_metrics(run) if entry["kind"] == "perf"]
@@ -74,13 +74,13 @@ def speed(schedule: str, round_: int, storage: str) -> float:
 
 
 def run_it(name: str, storage: str, fresh: bool = False, **overrides: Any) -> Path:
-    """Distil by the recipe with these settings; the run's folder."""
+    """Distil the recipe with these settings; return the run's folder."""
     given = {"run.name": name, "storage": storage, "evaluation.every_images": EVERY} | overrides
     return Path(distill(load_recipe(RECIPE, given, kind="distill"), fresh=fresh).path)
 
 
 def reached(curve: Curve, level: float) -> int | None:
-    """Images after which a distance was first at a level or under it."""
+    """The number of images after which a distance was first at or below a level."""
     return next((images for images, distance in curve if distance <= level), None)
 
 
@@ -109,14 +109,14 @@ def show(curves: Mapping[str, list[Curve]], speeds: Mapping[str, float]) -> None
 
 
 def of(curves: list[Curve], images: int) -> str:
-    """Mean and standard deviation over seeds of the distance after so many images."""
+    """Mean and standard deviation over seeds of the distance after a number of images."""
     distances = [dict(curve)[images] for curve in curves]
     spread = f" ({statistics.stdev(distances):.2f})" if len(distances) > 1 else ""
     return f"{statistics.mean(distances):.2f}{spread}"
 
 
 def plot(curves: Mapping[str, list[Curve]], speeds: Mapping[str, float], file: Path) -> None:
-    """The distance against images and against seconds, a line a run."""
+    """Plot the distance against images and against seconds, one line per run."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for schedule, colour in zip(SCHEDULES, ("tab:blue", "tab:orange"), strict=True):
         for axes, scale in zip(panels, (1000.0, speeds[schedule]), strict=True):

@@ -1,10 +1,10 @@
-"""What the trials of a search save by sharing one teacher service: `python -m tests.benchmarks.shared_teacher`.
+"""The saving from one teacher service shared by a search's trials: `python -m tests.benchmarks.shared_teacher`.
 
 The teacher has the size of EDM's CIFAR-10 network (DDPM++, 55.7 million parameters; untrained, since neither its
-memory nor its time depends on the weights' values). Runs come one after the other, as trials do, and each
-scores and pulls back one microbatch; first every one has a scorer of its own, then all ask one service. Told
-are the seconds from asking for the service to the first answer, and the memory of all processes of the service
-(proportional set size: shared pages are divided among who shares them) while the runs are all there.
+memory nor its time depends on the weights' values). Runs follow one another, as trials do, and each scores and
+pulls back one microbatch: first with one scorer per run, then with one service for all. It prints the seconds from
+the request for a service to the first answer, and the memory of the service's processes while all runs exist
+(proportional set size: shared pages are divided among the processes that share them).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in ("ray", "ray._private.authentication"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ["RAY_worker_niceness"] = "0"  # as raysid starts a cluster of its own
+    os.environ["RAY_worker_niceness"] = "0"  # as raysid starts its own cluster
     ray.init(address="local", num_cpus=options.runs, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         network = build_denoiser(CIFAR10)
@@ -75,7 +75,7 @@ def a_microbatch(count: int) -> Noised:
 
 
 class Figures:
-    """Seconds to the first answer, of the first run and of the later ones in the mean; memory at the end."""
+    """Seconds to the first answer, of the first run and the mean of later runs; memory at the end."""
 
     def __init__(self, seconds: list[float], megabytes: float) -> None:
         self.first = seconds[0]
@@ -98,7 +98,7 @@ def own_service(config: Config, runs: int, ends: ExitStack) -> Callable[[str], t
 
 
 def shared_service(config: Config, runs: int, ends: ExitStack) -> Callable[[str], tuple[Scorer, list[Any]]]:
-    """The first run's time has the service's start in it."""
+    """The first run's time includes the service's start."""
     service: list[Any] = []
 
     def ask(run: str) -> tuple[Scorer, list[Any]]:

@@ -1,4 +1,4 @@
-"""The command line: what each command prints, what every mistake gets, and that nothing starts before."""
+"""The command line: each command's output, the message for each mistake, and that nothing starts before it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = ("pretrain", "distill", "quickstart", "evaluate", "sample", "config",
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test stands in an empty folder, in which a refused command must leave nothing."""
+    """Run each test in an empty folder, in which a refused command must leave nothing."""
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -64,7 +64,7 @@ def assert_refused(result: Result, words: str) -> None:
 
 
 def words_of(text: str) -> str:
-    """Help as one line: its wrapping depends on the terminal, and breaks words at hyphens."""
+    """Help as one line: wrapping depends on the terminal and breaks words at hyphens."""
     return re.sub(r"\s+", "", text)
 
 
@@ -340,12 +340,12 @@ def test_misused_options_get_clicks_own_words(args: list[str], words: str) -> No
     assert list(Path.cwd().iterdir()) == []
 
 
-# Exit codes of what a command raises.
+# Exit codes of the errors that a command raises.
 
 
 @pytest.fixture
 def command_that_raises():
-    """A command of the real group that raises what it is given."""
+    """A command in the real group that raises a given error."""
     errors: list[BaseException] = []
 
     @cli.command("raise-it")
@@ -442,7 +442,7 @@ def test_commands_that_compute_nothing_do_not_import_torch_or_ray(args: list[str
 
 
 def test_interrupting_a_process_is_one_line(tmp_path: Path) -> None:
-    # A recipe that is a pipe to which nobody writes: the command waits for it.
+    # The recipe is a pipe without a writer: the command waits for it.
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     process = subprocess.Popen(
@@ -452,8 +452,8 @@ def test_interrupting_a_process_is_one_line(tmp_path: Path) -> None:
         text=True,
     )
     writer = open_when_read(pipe)
-    # Python looks for signals between its instructions: one that arrives just before the read is not seen until
-    # the read ends. Nobody's finger is that quick.
+    # Python checks for signals between instructions: a signal just before the read would take effect only when
+    # the read ends. A user's Ctrl-C is never that early.
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
@@ -462,7 +462,7 @@ def test_interrupting_a_process_is_one_line(tmp_path: Path) -> None:
 
 
 def open_when_read(pipe: Path) -> int:
-    """The pipe's writing end, once somebody reads from it."""
+    """The pipe's writing end, opened once a process reads from it."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -487,7 +487,7 @@ def save_generator(folder: Path, channels: int = 1, label_dim: int = 10) -> str:
         attn_resolutions=(),
     )
     network = build_denoiser(settings)
-    for parameter in network.parameters():  # EDM's last layer starts at zero, which would show one grey
+    for parameter in network.parameters():  # EDM's last layer starts at zero, which would give uniform grey
         torch.nn.init.normal_(parameter, std=0.2)
     card = NetworkCard(kind="generator", network=settings, sigma_init=2.5, trained={"data": "digits"})
     Generator(card, network).save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""`raysid data`: what it says of real images, what it refuses, what it writes."""
+"""`raysid data`: its reports on real images, its refusals, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(*arguments: Any) -> Result:
 
 
 def refused(*arguments: Any) -> str:
-    """The line with which a command ends that must be refused."""
+    """The last line of a command that must be refused."""
     result = data(*arguments)
     assert result.exit_code == 2, result.output
     last = result.stderr.splitlines()[-1]

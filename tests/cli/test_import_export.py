@@ -1,4 +1,4 @@
-"""`raysid import` and `raysid export`: what came in goes out bit for bit, and a mistake changes nothing."""
+"""`raysid import` and `raysid export`: a round trip keeps every bit, and a refused command changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.web_server import Web, web_server
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test stands in an empty folder."""
+    """Run each test in an empty folder."""
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -33,7 +33,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A published network."""
+    """A published network's file."""
     return save_published(tmp_path / "edm-tiny.pkl", tiny_network(0))
 
 
@@ -49,14 +49,14 @@ def raysid(*arguments: object) -> Result:
 
 
 def done(*arguments: object) -> str:
-    """A command that must succeed; what it prints."""
+    """Run a command that must succeed; return its output."""
     result = raysid(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def refused(*arguments: object) -> str:
-    """A command that must be refused and leave nothing; its line."""
+    """Run a command that must be refused and leave nothing; return its error line."""
     before = set(Path.cwd().rglob("*"))
     result = raysid(*arguments)
     assert result.exit_code == 2 and result.stdout == "", result.output
@@ -140,7 +140,7 @@ def test_an_import_that_cannot_be_changes_nothing(file: Path) -> None:
 
 @pytest.fixture
 def run() -> Path:
-    """A run's folder, as far as its generators go."""
+    """A run's folder with its generators only."""
     save_generator("run/generator", digits_network(1), step=8)
     save_generator("run/generator-best", digits_network(2), step=4)
     return Path("run")

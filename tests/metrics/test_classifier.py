@@ -1,4 +1,4 @@
-"""The shipped digits classifier is as accurate as its file says, and sees digits, not chance."""
+"""The shipped digits classifier is as accurate as its file says, on digits and not by chance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_held_out_accuracy_is_what_the_file_records_and_at_least_98_percent() ->
     assert len(split.test_labels) == int(metadata["held_out_images"]) == 360
     measured = script.accuracy(load_digits_classifier(), split.test_images, split.test_labels)
     assert measured >= 0.98
-    # Within one image: another processor may round a borderline digit the other way.
+    # Within one image: another processor may round a borderline digit differently.
     assert measured == pytest.approx(float(metadata["held_out_accuracy"]), abs=1.5 / 360)
 
 

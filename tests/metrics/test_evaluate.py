@@ -1,4 +1,4 @@
-"""The evaluator ranks generators as a reader would: real images best, lost digits and noise worse."""
+"""The evaluator ranks generators sensibly: real images best, missing digits and noise worse."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_time_per_image_is_generation_alone_without_the_warm_up(evaluator, digit
         return digits[0][start : start + count], None
 
     figures = evaluator.evaluate(generate, 20, 10)
-    assert 2 <= figures["ms_per_image"] < 20  # 40 ms for 20 images; with the warm-up it would be over 25
+    assert 2 <= figures["ms_per_image"] < 20  # 40 ms for 20 images; with the warm-up over 25 ms an image
 
 
 def test_uint8_and_float_images_are_the_same_images(evaluator, digits) -> None:

@@ -1,4 +1,4 @@
-"""The Fréchet distance agrees with closed forms; its statistics do not depend on how they are gathered."""
+"""The Fréchet distance agrees with closed forms; its statistics do not depend on batching."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_fewer_samples_than_dimensions_and_constant_dimensions_give_a_finite_dis
 
 
 def test_batches_of_any_size_give_the_statistics_of_the_whole() -> None:
-    x = gaussian(1000) + 1e4  # far from zero: sums of plain squares would lose digits here
+    x = gaussian(1000) + 1e4  # far from zero: plain sums of squares would lose digits
     whole = FeatureStatistics.from_features(x)
     batched = FeatureStatistics.from_batches(np.split(x, [1, 1, 300, 999]))
     assert batched.count == whole.count == 1000

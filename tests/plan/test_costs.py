@@ -1,4 +1,4 @@
-"""What `raysid plan` counts: operations and memory of a network, against numbers worked out by hand or published."""
+"""The operations and memory that `raysid plan` counts, against numbers computed by hand or published."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_a_network_of_two_layers_by_hand(line: NetworkCosts) -> None:
     assert line.parameters == 2 * WIDTH + WIDTH + WIDTH * 2 + 2
     assert line.forward == 2 * multiplied
     assert line.pullback == 2 * multiplied  # through both layers, to the input
-    # The weights of both, and the input of the second: nobody asks for the gradient of the first's.
+    # The weights of both and the input of the second; the first input needs no gradient.
     assert line.backward == 2 * (multiplied + WIDTH * 2)
     assert line.encoder == line.encoder_backward == 0.0
     assert (line.image_bytes, line.classes) == (8, 0)
 
 
 def test_what_a_graph_holds_by_hand(line: NetworkCosts) -> None:
-    # Each layer's input, the second's being what relu keeps too.
+    # Each layer's input; the second's is also what relu saves.
     assert line.graph("float32").learn == 4 * (2 + WIDTH)
     assert line.copies("float32") == 0
     assert line.copies("bf16") == 2 * line.parameters
@@ -60,7 +60,7 @@ def test_what_a_graph_holds_by_hand(line: NetworkCosts) -> None:
     [("cifar10-uncond-sid", 55.7, 42.25), ("imagenet64-sid", 295.9, 219.3)],
 )
 def test_published_networks(recipe: str, millions: float, gigaflops: float) -> None:
-    """Parameters as EDM's paper has them (Table 7); backward to the weights is twice the forward pass."""
+    """Parameters as in EDM's paper (Table 7); backward to the weights costs twice the forward pass."""
     network = load_recipe(recipe, kind="distill").teacher.network
     assert network is not None
     costs = network_costs(network)
@@ -70,5 +70,5 @@ def test_published_networks(recipe: str, millions: float, gigaflops: float) -> N
     assert costs.forward < costs.pullback < 1.1 * costs.forward
     assert 0.2 < costs.encoder / costs.forward < 0.5
     whole, half = costs.graph("float32"), costs.graph("fp16")
-    assert whole.encoder < whole.pull < whole.learn  # dropout's masks are for learning alone
+    assert whole.encoder < whole.pull < whole.learn  # dropout masks exist in training only
     assert 0.5 * whole.learn < half.learn < whole.learn  # norms stay in float32

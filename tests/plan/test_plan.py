@@ -1,4 +1,4 @@
-"""`raysid plan`: what fits where and why, how fast it is predicted to be, and what is recommended."""
+"""`raysid plan`: which placements fit and why, their predicted speed, and the recommendation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 MILLION = 10**6
 GIGA = 1e9
-RATE = 1e12  # operations a second, reached
+RATE = 1e12  # operations a second, attained
 GRAPH = GraphBytes(learn=10 * MILLION, pull=8 * MILLION, encoder=4 * MILLION)
 
 
 def costs(parameters: int = 50 * MILLION, **changes: Any) -> NetworkCosts:
-    """A network whose F is 10^9 operations an image."""
+    """A network whose forward pass F takes 10^9 operations an image."""
     figures: dict[str, Any] = {
         "parameters": parameters,
         "forward": GIGA,
@@ -46,7 +46,7 @@ def costs(parameters: int = 50 * MILLION, **changes: Any) -> NetworkCosts:
 def hardware(
     text: str = "8xmine:1:80", teachers: str | None = None, network: NetworkCosts | None = None
 ) -> Hardware:
-    """Devices that reach 10^12 operations a second."""
+    """Devices that attain 10^12 operations a second."""
     apart = None if teachers is None else parse_devices(teachers, "--teacher-devices")
     return counted_hardware(parse_devices(text, "--devices"), apart, network or costs(), 1.0, 10 * GB, 8)
 
@@ -82,24 +82,24 @@ def test_one_process_takes_ten_passes_an_image_and_eleven_in_the_authors_order()
 
 
 def test_a_device_for_each_role_takes_five_passes_when_nothing_else_costs() -> None:
-    """The fake score, the busiest, is always at work; calls take some milliseconds of a step of more than a second."""
+    """The fake score, the busiest role, never idles; calls take milliseconds of a step of over a second."""
     speed = images_per_second(config())
     assert 0.97 * RATE / (5 * GIGA) < speed < RATE / (5 * GIGA)
     found = predict(config(), hardware())
     assert found.busiest == "fake_score" and found.busy["fake_score"] > 0.97
     assert found.busy["generator"] == pytest.approx(0.6, abs=0.03)
     assert found.busy["teacher"] == pytest.approx(0.4, abs=0.03)
-    # The authors' order waits: the generator makes images for psi, psi learns, then theta's turn comes.
+    # In the authors' order roles wait: the generator makes images for psi, psi learns, then theta learns.
     assert images_per_second(config(schedule="alternating")) < 0.75 * speed
 
 
 def test_guidance_doubles_what_it_guides() -> None:
-    """Psi scores, pulls back and trains through two passes, the teacher scores and pulls back through two."""
+    """Guidance: psi scores, pulls back and trains with two passes, the teacher scores and pulls back with two."""
     local = config(placement="local", method=GUIDED)
     assert images_per_second(local) == pytest.approx(RATE / ((3 + 4 + 10) * GIGA), rel=1e-3)
     teacher = config(placement="local", method={"guidance": {"eval_teacher": 2.0}})
     assert images_per_second(teacher) == pytest.approx(RATE / ((3 + 4 + 5) * GIGA), rel=1e-3)
-    # Without conditions there is nothing to guide by.
+    # Without conditions there is no guidance.
     assert images_per_second(local, network=costs(classes=0)) == pytest.approx(RATE / (10 * GIGA), rel=1e-3)
 
 
@@ -114,7 +114,7 @@ def test_a_graph_that_is_not_kept_is_made_again() -> None:
 
 
 def test_workers_share_a_batch_and_add_up_gradients() -> None:
-    """Four workers hold all roles: a quarter of the time each, and two networks' gradients go round."""
+    """Four workers hold all roles: a quarter of the time, and the gradients of two networks are all-reduced."""
     share = config(placement="local", batch_size=64)
     gradients = 2 * (2 * 3 / 4 * 4 * 50 * MILLION) / (16 * GB)
     seconds = 64 * 10 * GIGA / RATE + gradients
@@ -122,7 +122,7 @@ def test_workers_share_a_batch_and_add_up_gradients() -> None:
 
 
 def test_a_slower_teacher_elsewhere_is_the_busiest_until_there_are_more_of_it() -> None:
-    """Devices of a quarter of the speed: one scorer takes 8 F' where psi takes 5, four take 2."""
+    """Devices at a quarter of the speed: one scorer takes 8 F where psi takes 5, four take 2 F."""
     cut = config(microbatch_size=32)
     one = predict(cut, hardware("2xmine:1:80", "4xsmall:0.25:24"))
     assert one.busiest == "teacher"
@@ -138,8 +138,8 @@ def test_a_slower_teacher_elsewhere_is_the_busiest_until_there_are_more_of_it() 
 def test_memory_of_each_role_by_hand() -> None:
     weights = 4 * 50 * MILLION
     found = role_memory(config(microbatch_size=64), costs())
-    # 4 microbatches a step, 2 of them under way.
-    assert found["generator"].weights == 5 * weights  # weights, gradients, Adam's two, the average
+    # 4 microbatches a step, 2 of them in flight.
+    assert found["generator"].weights == 5 * weights  # weights, gradients, Adam's two moments, the average
     assert found["generator"].graphs == 2 * 64 * 10 * MILLION
     assert found["teacher"].weights == weights
     assert found["teacher"].graphs == 2 * 64 * 8 * MILLION
@@ -149,12 +149,12 @@ def test_memory_of_each_role_by_hand() -> None:
     guided = role_memory(more, costs())
     assert guided["teacher"].graphs == 64 * 2 * 8 * MILLION  # one microbatch, two passes
     half = role_memory(config(microbatch_size=64, precision="fp16"), costs())
-    assert half["generator"].weights == 5 * weights  # they stay in float32
+    assert half["generator"].weights == 5 * weights  # these stay in float32
     assert half["generator"].graphs == 2 * (64 * 9 * MILLION + 2 * 50 * MILLION)
 
 
 def test_memory_of_one_process_by_hand() -> None:
-    """While psi learns from a microbatch theta's graph of it is there, the scorers' are gone."""
+    """While psi learns from a microbatch, theta's graph of it exists and the scorers' graphs are freed."""
     weights = 4 * 50 * MILLION
     overlapped = whole_memory(config(placement="local", microbatch_size=32), costs())
     assert overlapped.weights == 10 * weights
@@ -194,7 +194,7 @@ def test_equal_devices_that_hold_all_networks_are_best_used_by_all_roles_at_once
 
 
 def test_the_recommendation_flips_where_the_networks_do_not_fit_together() -> None:
-    """40 bytes a weight in one process, 20 in the largest of three."""
+    """40 bytes a weight in one process, 20 in the largest of three processes."""
     plan = make_plan(config(), hardware("8xmine:1:80", network=costs(parameters=2000 * MILLION)))
     assert best(plan) == "split"
     reasons = {way.prediction.placement: way.prediction.why_not for way in plan.ways if not way.fits}
@@ -211,11 +211,11 @@ def test_a_microbatch_that_fits_is_found_and_said() -> None:
     for images, fits in ((size, True), (2 * size, False)):
         cut = config(placement="local", microbatch_size=images)
         assert (whole_memory(cut, costs()).total <= has) == fits
-    assert plan.as_given.why_not is not None  # in one piece it does not fit
+    assert plan.as_given.why_not is not None  # as one microbatch it does not fit
 
 
 def test_groups_of_the_discriminator_stay_whole() -> None:
-    """SiDA's microbatches are multiples of its group: where these are too large, memory is the reason."""
+    """SiDA's microbatches are multiples of its group: if these are too large, memory is the reason."""
     adversarial = config(method={"adversarial": {"group_size": 64}})
     for way in make_plan(adversarial, hardware("8xmine:1:80")).ways:
         if way.fits:
@@ -226,7 +226,7 @@ def test_groups_of_the_discriminator_stay_whole() -> None:
 
 
 def test_two_devices_are_shared_by_three_roles() -> None:
-    """Psi has one (5 F), theta and the scorer the other (3 F and 2 F)."""
+    """Psi has one device (5 F), theta and the scorer share the other (3 F and 2 F)."""
     plan = make_plan(config(), hardware("2xmine:1:80"))
     splits = [way for way in plan.ways if way.fits and way.prediction.placement == "split"]
     settings = splits[0].settings
@@ -244,7 +244,7 @@ def test_scorers_sit_on_the_devices_given_for_them() -> None:
 
 
 def test_every_way_that_fits_is_one_that_a_run_would_take() -> None:
-    """Its settings make a config, which the same prediction is for."""
+    """Its settings are a valid config with the same prediction."""
     plan = make_plan(config(), hardware("6xmine:1:80"))
     for way in plan.ways:
         if way.fits and way.prediction.placement != "colocated":
@@ -305,7 +305,7 @@ def test_what_cannot_be_planned_for_is_one_line(arguments: list[str], words: str
 
 
 def test_the_command(tmp_path: Path) -> None:
-    """A table, what to type, and the same as JSON; without the teacher's file."""
+    """A table and a command to type, and the same as JSON; without the teacher's file."""
     file = tmp_path / "plan.json"
     result = run("cifar10-uncond-sid", "--devices", "8xH100-80GB", "--json", str(file))
     assert result.exit_code == 0, result.output
@@ -346,7 +346,7 @@ def test_half_precision_has_the_speed_of_tensor_cores() -> None:
 
 @pytest.mark.slow
 def test_this_machine_is_measured(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --devices every call of every role is timed here, and three placements are predicted from that."""
+    """Without --devices the roles' calls are timed here, and three placements predicted from that."""
     monkeypatch.chdir(tmp_path)
     tiny = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path / "runs")
     recipe = write_recipe(tiny, tmp_path / "mine.yaml")
@@ -360,4 +360,4 @@ def test_this_machine_is_measured(ray_cluster: None, tmp_path: Path, monkeypatch
     kinds = {one["placement"] for one in tree["placements"] if one["fits"] and one["images_per_second"] > 0}
     assert kinds == {"local", "colocated", "split"}
     runs = Path(tiny.storage)
-    assert not runs.exists() or not list(runs.iterdir())  # nothing is left where the runs are kept
+    assert not runs.exists() or not list(runs.iterdir())  # nothing is left in the storage

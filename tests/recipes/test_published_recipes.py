@@ -1,4 +1,4 @@
-"""The recipes of the published runs: their networks, and the settings of docs/method.md's table."""
+"""The recipes of the published runs: their networks, and their settings as in the table of docs/method.md."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_published_recipe_has_the_published_settings(data: str) -> None:
         network = config.teacher.network
         assert network is not None and network.label_dim == classes
         assert millions_of_parameters(config) == parameters
-        assert config.schedule == "alternating"  # the published FIDs are of the authors' order
+        assert config.schedule == "alternating"  # the published FIDs are for the authors' order
         assert (config.batch_size, config.precision) == (batch, precision)
         for learner in (config.generator, config.fake_score):
             assert (learner.lr, learner.dropout) == (rate, dropout)
@@ -92,7 +92,7 @@ def test_a_published_recipe_has_the_published_settings(data: str) -> None:
 
 
 def millions_of_parameters(config: Config) -> float:
-    """Of the network that a recipe is for, built without memory, to one decimal."""
+    """Parameters, in millions to one decimal, of a recipe's network, built on the meta device."""
     assert config.teacher.network is not None
     with torch.device("meta"):
         network = build_denoiser(config.teacher.network)

@@ -1,4 +1,4 @@
-"""Recipes: what they come to, how they extend and are overridden, and what each mistake is told."""
+"""Recipes: their configs, extension, overrides, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def complaint(recipe: str, overrides: dict[str, Any] | None = None, kind: str | 
     return line
 
 
-# What they come to.
+# Resolved configs.
 
 
 def test_the_packaged_recipes_are_described_and_load() -> None:
@@ -49,7 +49,7 @@ def test_digits_recipes_are_what_their_names_say() -> None:
         whole, quick = load_recipe(name, kind="distill"), load_recipe(f"quickstart-{name}", kind="distill")
         assert (quick.method.adversarial is None) == (whole.method.adversarial is None)
         assert quick.total_images < whole.total_images
-        # One teacher serves them all, and comes from a recipe that there is.
+        # All use one teacher, from a recipe that exists.
         assert quick.teacher.recipe == whole.teacher.recipe == "digits-teacher"
 
 
@@ -127,7 +127,7 @@ def test_text_fields_take_text_as_it_is() -> None:
     )
     assert isinstance(config, Config)
     assert (config.run.name, config.storage, config.teacher.path) == ("2024", "null", "[a")
-    # null is null where the field has such a thing.
+    # null is None if the field allows it.
     config = load_recipe("digits-sid", {"teacher.recipe": "null", "teacher.path": "x"}, kind="distill")
     assert config.teacher.recipe is None
 
@@ -176,7 +176,7 @@ def test_a_teachers_recipe_is_found_beside_the_file_that_names_it(tmp_path: Path
     top = write(tmp_path / "b", "top.yaml", "extends: ../a/base.yaml\nseed: 1\n")
     config = load_recipe(top, kind="distill")
     assert config.teacher.recipe == str(tmp_path / "a" / "teacher.yaml")
-    # The resolved config means the same from anywhere; by hand, a path is relative to where one stands.
+    # A resolved config means the same in any folder; a path given by hand is relative to the working directory.
     (tmp_path / "run").mkdir()
     assert load_recipe(write(tmp_path / "run", "config.yaml", config_yaml(config))).teacher == config.teacher  # type: ignore[union-attr]
     monkeypatch.chdir(tmp_path / "b")
@@ -209,7 +209,7 @@ def test_a_bad_base_is_told(text: str, words: str, tmp_path: Path) -> None:
     assert words in line and path in line
 
 
-# Mistakes: one line that says what, where, what to do.
+# Mistakes: one line with the problem, its place, and what to do.
 
 
 def test_an_unknown_recipe_gets_the_closest_names_and_all_of_them() -> None:
@@ -340,7 +340,7 @@ def test_a_bad_override_is_told(overrides: dict[str, Any], words: str) -> None:
                 "method.tmax is 0; allowed: integer above 0, at most 1000, or null",
             ],
         ),
-        (  # conflicts, whether or not all settings are valid
+        (  # conflicts, with all settings valid or not
             {"microbatch_size": "48", "data.source": "null", "method.adversarial": "{}"},
             [
                 "digits-sid: method.adversarial needs real images: give data.source, or null for method.adversarial",

@@ -1,4 +1,4 @@
-"""What ranks add up, and what one sees when another is gone. Each rank is a thread here, with sockets between."""
+"""The sum over ranks, and the error when another rank is lost. Ranks are threads here, connected by sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def on_every_rank(size: int, work: Callable[[Ranks], T]) -> list[T]:
-    """What `work` returns on each of so many ranks that have met."""
+    """The results of `work` on each of `count` connected ranks."""
     ranks = [Ranks(rank, size) for rank in range(size)]
     place = ranks[0].open(HERE)
 
@@ -42,7 +42,7 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def parts(rank: int) -> list[Tensor]:
-    """Tensors of several shapes, layouts and types, of a rank's own."""
+    """Tensors of several shapes, layouts and types, different on each rank."""
     source = torch.Generator().manual_seed(rank)
     shapes = [(3, 2), (), (4, 3), (2, 3, 2), (1,)]
     tensors = [torch.randn(shape, generator=source) for shape in shapes]
@@ -52,7 +52,7 @@ def parts(rank: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_come_to_the_same_sums(small_buckets: None, size: int) -> None:
-    """Each has the sum of all, in place; of two, the very bits of one addition."""
+    """Each rank holds the sum in place; for two ranks, with the bits of one addition."""
 
     def work(ranks: Ranks) -> list[Tensor]:
         tensors = parts(ranks.rank)
@@ -76,7 +76,7 @@ def test_what_is_summed_at_a_time_is_bounded(small_buckets: None) -> None:
 
 
 class Three(nn.Module):
-    """Parameters with a gradient on both ranks, on one, on none."""
+    """Parameters with a gradient on both ranks, on one rank, on none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Three(nn.Module):
 
 
 def test_gradients_are_cleaned_after_they_are_summed() -> None:
-    """A parameter without a gradient counts as zero; one that has none anywhere is left alone, as in one process."""
+    """A missing gradient counts as zero; a parameter with none on any rank keeps none, as in one process."""
 
     def work(ranks: Ranks) -> tuple[Three, list[Tensor | None], Optimizer]:
         network = Three()
@@ -101,19 +101,19 @@ def test_gradients_are_cleaned_after_they_are_summed() -> None:
         return network, seen, optimizer
 
     for network, (both, one, none), optimizer in on_every_rank(2, work):
-        assert both is not None and both.tolist() == [3.0, 0.0, 0.0]  # inf - inf is no number either
+        assert both is not None and both.tolist() == [3.0, 0.0, 0.0]  # inf - inf is NaN
         assert one is not None and one.tolist() == [4.0, 5.0, -1e5]
         assert none is None and network.none.tolist() == [1.0] * 3
         assert len(optimizer.state_dict()["state"]) == 2
 
 
 def test_a_rank_that_is_gone_is_noticed() -> None:
-    """At once where its process has ended, which closes its sockets."""
+    """At once if its process has ended, which closes its sockets."""
 
     def work(ranks: Ranks) -> str:
         ranks.all_reduce([torch.ones(3)])
         if ranks.rank == 1:
-            ranks._group = None  # as its process's end would
+            ranks._group = None  # as the end of its process would
             return ""
         tensors = [torch.ones(3)]
         with pytest.raises(PeerLost, match="rank 0 of 2 lost the others: .*") as raised:

@@ -1,4 +1,4 @@
-"""The three roles: theta's gradient is exact, bad samples stay alone, modes, phases, groups, messages."""
+"""The three roles: theta's gradient is exact, bad samples affect no others, modes, phases, groups, messages."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def gradient(network: nn.Module) -> Tensor:
 
 
 def assert_equal_gradients(ours: Tensor, theirs: Tensor) -> None:
-    """Equal up to the rounding of sums in another order."""
+    """Equal up to rounding from another order of summation."""
     assert theirs.norm() > 1e-3
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 def generator_pass(roles: Roles, config: Config, at: Slice, noised: Noised) -> None:
-    """One microbatch of theta's gradient, by itself."""
+    """One microbatch of theta's gradient, alone."""
     (pulls,) = scores_and_pulls(roles, config, [at], [noised])
     roles.generator.accumulate(at, *pulls)
 
 
 def theta_gradient(tiny: TinyRoles, roles: Roles | None = None) -> Tensor:
-    """theta's gradient of one step as the controller assembles it."""
+    """theta's gradient of one step, assembled as by the controller."""
     config = tiny.generator.config
     for at in microbatches(config, STEP):
         noised, _ = tiny.generator.generate(at)
@@ -99,7 +99,7 @@ def composed(tiny: TinyRoles, theta: EDMDenoiser, keep: Tensor | None = None) ->
     """One autograd pass through generator, noise, teacher and fake score, as docs/method.md writes it.
 
     Args:
-        keep: indices of the batch's samples that take part; all when not given.
+        keep: indices of the batch's samples that take part; all by default.
     """
     config = tiny.generator.config
     draws = Draws(config.seed, STEP, 0, config.batch_size)
@@ -160,7 +160,7 @@ def test_thetas_gradient_is_one_autograd_pass_through_the_whole_loss(config: Con
 
 @pytest.mark.parametrize("part", ["direct", "teacher", "fake score"])
 def test_every_part_of_the_gradient_counts(part: str) -> None:
-    """The comparison above would see a gradient that misses the images' own part or one network's."""
+    """The comparison above detects a gradient that lacks the direct part or one network's pull."""
     tiny = tiny_roles(METHODS["sida"])
 
     class Zeroed:
@@ -246,7 +246,7 @@ class BadNoise(Draws):
 
 
 class Spoiling:
-    """A scorer one of whose samples has a value that is not finite in its answers."""
+    """A scorer that returns a non-finite value for one sample."""
 
     def __init__(self, scorer: Any, field: str, bad: float) -> None:
         self.scorer, self.field, self.bad = scorer, field, bad
@@ -274,7 +274,7 @@ SPOILT = {
 
 
 def spoilt_roles(config: Config, what: str, bad: float) -> tuple[TinyRoles, Roles]:
-    """Roles in which one sample of every batch is `bad` in z, or in what `SPOILT` names."""
+    """Roles in which one sample of every batch is `bad` in z or in one of `SPOILT`."""
     tiny = tiny_roles(config, partial(BadNoise, config.seed, bad=bad) if what == "z" else None)
     if what == "z":
         return tiny, tiny.roles
@@ -289,7 +289,7 @@ def spoilt_roles(config: Config, what: str, bad: float) -> tuple[TinyRoles, Role
 def test_a_bad_sample_leaves_thetas_loss_and_the_others_as_they_are(
     config: Config, what: str, bad: float
 ) -> None:
-    """The update is that of a batch without it, divided by the same B."""
+    """The update equals that of the batch without the sample, divided by the same B."""
     tiny, roles = spoilt_roles(config, what, bad)
     assert_equal_gradients(theta_gradient(tiny, roles), composed_gradient(tiny, keep=GOOD))
 
@@ -313,7 +313,7 @@ def test_bad_logits_leave_their_groups_average_and_their_sample_keeps_its_other_
     assert gradient(theta).isfinite().all()
     assert_equal_gradients(ours, gradient(theta))
 
-    # By hand: SiD's term of all four; the other three's fakeness, weighed by all four.
+    # By hand: SiD's term of all four; the fakeness of the other three, weighted by all four.
     by_hand = tiny_network(3)
     batch = composed(tiny, by_hand)
     assert batch.logits is not None and config.method.adversarial is not None
@@ -336,7 +336,7 @@ def test_a_bad_image_leaves_psis_loss_and_the_others_as_they_are(config: Config,
 
 
 def spoilt_images(images: Images, bad: float) -> Images:
-    """The same images but for one pixel of the sample BAD."""
+    """The same images except for one pixel of the sample BAD."""
     spoilt = images.x_g.clone()
     spoilt[BAD, 0, 0, 0] = bad
     return dataclasses.replace(images, x_g=spoilt)
@@ -383,11 +383,11 @@ def test_a_batch_of_nothing_but_bad_samples_moves_nothing() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-# What an optimizer does with its gradients.
+# Gradients before the optimizer's step.
 
 
 def step_gradients(optimizer: Optimizer, step: Callable[[], object]) -> list[Tensor]:
-    """The gradients that Adam sees."""
+    """The gradients that Adam receives."""
     seen: list[Tensor] = []
 
     def remember(*_: Any) -> None:
@@ -457,14 +457,14 @@ AT = Slice(STEP, 0, 4)
 
 
 def dropping_roles() -> TinyRoles:
-    """SiDA's roles with dropout 0.5 in all three networks, after a step's worth of mode changes."""
+    """SiDA's roles with dropout 0.5 in all three networks, after the mode changes of a step."""
     tiny = tiny_roles(METHODS["sida"], dropout=0.5)
     tiny.fake_score.accumulate(AT, tiny.generator.generate(AT)[1])
     return tiny
 
 
 def noised_at(at: Slice) -> Noised:
-    """Noised images of an address, made by nobody's dropout."""
+    """Noised images of an address, independent of dropout."""
     draws = Draws(9, at.step, at.start, at.count)
     cond = one_hot(draws.labels("c", FREQUENCIES), CLASSES)
     return Noised(at, draws.normal("x_t", SHAPE), 0.1 + draws.uniform("t"), cond)
@@ -486,7 +486,7 @@ def test_scorers_drop_nothing(role: str) -> None:
 
 @pytest.mark.parametrize("role", ["teacher", "fake_score"])
 def test_scorers_are_frozen_while_they_score(role: str) -> None:
-    """A graph to the weights would cost memory, and every scored microbatch may keep one."""
+    """A graph to the weights would cost memory in every kept microbatch."""
     scorer = getattr(dropping_roles(), role)
     scorer.score(*(() if role == "teacher" else (AT,)), noised_at(AT))
     assert not scorer.network.training
@@ -531,7 +531,7 @@ def test_dropout_masks_are_a_function_of_the_address() -> None:
 
 
 def test_each_microbatch_has_masks_of_its_own() -> None:
-    """Two addresses with the same noise differ by their masks alone."""
+    """Two addresses with the same noise differ in their dropout masks only."""
     same_noise = dataclasses.make_dataclass("SameNoise", [], bases=(Draws,), frozen=True)
     same_noise.normal = lambda self, purpose, shape=(): Draws(0, 0, 0, self.count).normal(purpose, shape)
     same_noise.labels = lambda self, purpose, weights: Draws(0, 0, 0, self.count).labels(purpose, weights)
@@ -571,7 +571,7 @@ def test_learners_copy_the_teachers_weights_without_its_label_dropout(tmp_path: 
 
 
 class RecordedRoles:
-    """Stands for all three roles; remembers who did what."""
+    """A stand-in for all three roles that records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -597,7 +597,7 @@ class _Recorder:
 
 
 def calls_of(config: Config, step: int) -> list[str]:
-    """The roles' calls in one step."""
+    """The roles' calls in one step, in order."""
     recorded = RecordedRoles()
     result = take_step(recorded.roles, config, step)
     assert (result.generator is None) or "generator.step" in recorded.calls
@@ -613,7 +613,7 @@ def phased(schedule: str, generator: int, adversarial: int) -> Config:
     ("schedule", "start", "learning"),
     [
         ("alternating", 0, [True] * 5),
-        ("overlapped", 0, [False] + [True] * 4),  # psi equals phi: nothing to learn from yet
+        ("overlapped", 0, [False] + [True] * 4),  # psi equals phi: theta has nothing to learn yet
         ("alternating", 8, [False, False, False, True, True]),  # 0, 4, 8, 12, 16 images before the step
         ("overlapped", 8, [False, False, False, True, True]),
         ("overlapped", 9, [False, False, False, True, True]),
@@ -626,7 +626,7 @@ def test_theta_steps_once_its_phase_is_over_and_psi_always(schedule: str, start:
         calls = calls_of(config, step)
         assert calls.count("generator.step") == expected
         assert calls.count("fake_score.step") == calls.count("fake_score.accumulate") == 1
-        assert ("teacher.score" in calls) == expected  # no pass is paid for nothing
+        assert ("teacher.score" in calls) == expected  # no unused pass is computed
 
 
 def test_a_microbatch_that_theta_does_not_learn_from_is_forgotten() -> None:
@@ -734,7 +734,7 @@ def test_generated_labels_are_drawn_as_the_data_is() -> None:
 
 @pytest.mark.parametrize("schedule", ["alternating", "overlapped"])
 def test_psi_learns_without_a_condition_where_guidance_asks_for_it(schedule: str) -> None:
-    """Alternating drops it before the image is made, overlapped after."""
+    """The alternating schedule drops the condition before the image is made, the overlapped one after."""
     guidance = {"train_fake": 1.5, "condition_drop": 0.5}
     config = tiny_config(schedule=schedule, batch_size=64, method={"guidance": guidance})
     tiny, seen = tiny_roles(config), []
@@ -767,7 +767,7 @@ class VariedStream(FixedStream):
 
 
 def augmenting_roles(adversarial: dict[str, Any] | None = None, **changes: Any) -> TinyRoles:
-    """Roles whose psi has a place for augmentation's labels; each transform in half of its images if not given."""
+    """Roles whose psi takes augmentation labels; each transform applies to half of the images by default."""
     config = tiny_config(adversarial, **{"fake_score": {"augment": 0.5}} | changes)
     tiny = tiny_roles(config, augment_dim=LABEL_DIM)
     tiny.fake_score.real_images = VariedStream()
@@ -776,7 +776,7 @@ def augmenting_roles(adversarial: dict[str, Any] | None = None, **changes: Any) 
 
 @pytest.mark.parametrize("adversarial", [None, {}], ids=["sid", "sida"])
 def test_psi_learns_transformed_images_and_is_told_how(adversarial: dict[str, Any] | None) -> None:
-    """Real images have transforms of their own; a bad image costs itself alone here too."""
+    """Real images have their own transforms; a bad image affects no other image here either."""
     for keep in ([0, 1, 2, 3], GOOD):
         tiny = augmenting_roles(adversarial)
         images = tiny.generator.generate(AT)[1]
@@ -785,7 +785,7 @@ def test_psi_learns_transformed_images_and_is_told_how(adversarial: dict[str, An
 
 
 def test_psis_gradient_follows_the_probability() -> None:
-    """From the least on, which flips images and does no more."""
+    """Starting with the smallest probability, at which images are flipped and nothing else."""
 
     def encoder_gradient(probability: float) -> Tensor:
         tiny = augmenting_roles({}, fake_score={"augment": probability})
@@ -803,7 +803,7 @@ def test_without_augmentation_psi_is_told_nothing_and_nothing_is_drawn() -> None
 
     @dataclass(frozen=True)
     class Noted(Draws):
-        """Draws that say what they are for."""
+        """Draws that record their purpose."""
 
         def uniform(self, purpose: str, shape: Any = ()) -> Tensor:
             drawn.append(purpose)
@@ -893,7 +893,7 @@ def test_a_scorers_memory_never_exceeds_its_bound_over_a_run() -> None:
 
     tiny.teacher.score = watched  # type: ignore[method-assign]
     for step in range(3):
-        for at in chain(*in_flight(config, step)):  # all scored before the first is pulled back
+        for at in chain(*in_flight(config, step)):  # all are scored before the first is pulled back
             tiny.teacher.score(noised_at(at))
         take_step(tiny.roles, config, step)
     assert most == config.graphs_kept == 2
@@ -922,7 +922,7 @@ RECORDS = [
 
 @contextmanager
 def no_torch_pickling() -> Iterator[None]:
-    """Pickling a torch tensor fails."""
+    """Fail if a torch tensor is pickled."""
 
     def refuse(self: Tensor, protocol: int) -> Any:
         raise AssertionError("a torch tensor was pickled")
@@ -950,7 +950,7 @@ def test_messages_travel_as_numpy_out_of_band_and_arrive_equal(record: Message) 
             assert torch.equal(here, value) and here.dtype == value.dtype and not here.requires_grad
         else:
             assert here == value
-    # Read in place: what changes in the shared memory changes in the tensor.
+    # Read in place: a change in the shared memory is visible in the tensor.
     large = max((getattr(arrived, name) for name in tensors), key=lambda tensor: tensor.nbytes)
     for buffer in wire:
         buffer[:] = bytes(len(buffer))

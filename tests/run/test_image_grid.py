@@ -1,4 +1,4 @@
-"""A grid shows every image whole, in order, at a size that can be seen."""
+"""A grid shows every image whole, in order, at a visible size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def test_small_images_are_enlarged_by_a_whole_factor_and_kept_apart() -> None:
     images = torch.linspace(-1, 1, 3 * 4).reshape(3, 1, 2, 2)
     grid = image_grid(images, columns=2, min_pixels=5)
     assert grid.mode == "L"
-    assert grid.size == (2 * 7 + 1, 2 * 7 + 1)  # factor 3: 6 pixels each, a line around
+    assert grid.size == (2 * 7 + 1, 2 * 7 + 1)  # factor 3: 6 pixels each, one line of border
     pixels = np.asarray(grid)
     shades = np.rint((images.numpy() + 1) * 127.5).astype(np.uint8)
     for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
         cell = pixels[1 + 7 * row : 7 + 7 * row, 1 + 7 * column : 7 + 7 * column]
         assert (cell == shades[index, 0].repeat(3, 0).repeat(3, 1)).all()
     assert (pixels[:, [0, 7, 14]] == GREY).all() and (pixels[[0, 7, 14]] == GREY).all()
-    assert (pixels[8:14, 8:14] == GREY).all()  # the cell left over
+    assert (pixels[8:14, 8:14] == GREY).all()  # the empty cell
 
 
 def test_colour_keeps_its_channels_and_large_images_their_size() -> None:

@@ -1,4 +1,4 @@
-"""The status that `watch` shows of a run: from its record, its owner's process or its lease."""
+"""The status of a run in `watch`: from its record, its owner's process or its lease."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def folder(config: Config) -> Iterator[RunFolder]:
-    """A run that has recorded step 8, and has a checkpoint of it."""
+    """A run with metrics and a checkpoint of step 8."""
     with RunFolder(config) as folder:
         begin(folder)
         yield folder
