@@ -1,4 +1,4 @@
-"""The accuracy of `raysid plan` against `raysid bench` on this machine: `python -m tests.benchmarks.plan_against_bench`.
+"""`raysid plan` against `raysid bench` on this machine: `python -m tests.benchmarks.plan_against_bench`.
 
 Two recipes, digits (0.19 M parameters, batch 128) and a DDPM++ for 32x32 images (`ddpmpp32.yaml`, batch 4), each
 in three ways: three actors overlapped, one process overlapped, one process in the authors' order. A round measures

@@ -113,7 +113,7 @@ def test_a_stopped_job_writes_a_checkpoint_and_resumes(cluster: str, teacher: st
 def actors_of(cluster: str) -> list[str]:
     """The roles' processes on the test's cluster."""
     names = ("ray::FakeScoreActor", "ray::GeneratorActor", "ray::TeacherActor")
-    nodes = {p.pid for p in running() if "raylet" in p.title and "/tmp/raysid-test-" in p.title}
+    nodes = {p.pid for p in running() if "raylet" in p.title and f"/tmp/raysid-test-{os.getpid()}" in p.title}
     return [p.title for p in running() if p.title.startswith(names) and p.parent in nodes]
 
 
