@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raysid.generator import Which
 
 
-@click.command("import")
+@click.command("import", short_help="Convert a published .pkl to a network's folder.")
 @click.argument("file")
 @click.argument("out")
 @click.option(

@@ -18,8 +18,8 @@ class AdversarialSettings(Settings):
     )
     group_size: Positive = Field(
         32,
-        description="Images over which the discriminator's logits are averaged (the papers' batch per GPU); divides "
-        "the microbatch.",
+        description="Images over which the adversarial losses are averaged (the papers' batch per GPU); divides the "
+        "microbatch.",
     )
     generator_start_images: Count = Field(
         100_000, description="Images after which theta is updated; 0: from the start."
@@ -27,7 +27,9 @@ class AdversarialSettings(Settings):
     adversarial_start_images: Count = Field(
         200_000, description="Images after which the adversarial term is part of theta's loss; 0: at once."
     )
-    clip_gradient: float = Field(1.0, gt=0, description="Bound of psi's gradients, clipped by value.")
+    clip_gradient: float = Field(
+        1.0, gt=0, description="Bound of the absolute value of each element of psi's gradients."
+    )
 
 
 class GuidanceSettings(Settings):

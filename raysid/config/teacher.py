@@ -14,10 +14,12 @@ from raysid.config.settings import COMMON, FIXED, SPLIT_ONLY, Count, Positive, S
 class TeacherCompute(Settings):
     """Settings of `compute` that differ for the teacher's scorers."""
 
-    channels_last: bool | None = Field(None, description="Default: `compute.channels_last`.")
-    compile: bool | None = Field(None, description="Default: `compute.compile`.")
+    channels_last: bool | None = Field(
+        None, description="`compute.channels_last` of the scorers. Default: the run's."
+    )
+    compile: bool | None = Field(None, description="`compute.compile` of the scorers. Default: the run's.")
     activation_checkpointing: bool | None = Field(
-        None, description="Default: `compute.activation_checkpointing`."
+        None, description="`compute.activation_checkpointing` of the scorers. Default: the run's."
     )
 
 
@@ -30,7 +32,7 @@ class TeacherAutoscaling(Settings):
         10.0, gt=0, description="Seconds for which steps must wait for scoring before a scorer is added."
     )
     downscale_delay_s: float = Field(
-        120.0, gt=0, description="Seconds for which a scorer must be idle before one is removed."
+        120.0, gt=0, description="Seconds for which fewer scorers must suffice before one is removed."
     )
 
     def problems(self) -> Iterator[str]:
