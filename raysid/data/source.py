@@ -90,10 +90,6 @@ class ImageSource(ABC):
         """Number of images."""
         return int(self.shard_sizes.sum())
 
-    @property
-    def num_shards(self) -> int:
-        return len(self.shard_sizes)
-
     def pieces(self) -> list[Piece]:
         """All shards, whole, in order."""
         return [Piece(shard, 0, int(size)) for shard, size in enumerate(self.shard_sizes)]

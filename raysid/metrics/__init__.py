@@ -2,13 +2,13 @@
 
     evaluate.py    the figures of generated images against real ones
     frechet.py     feature statistics and the Fréchet distance between them
-    classifier.py  the digits classifier whose features are used; train_digits_classifier.py made its weights
+    classifier.py  the digits classifier whose features are used
 
 To add a metric, write it as a function of features or images and return it from `Evaluator.evaluate`, in
 `EvaluationFigures`; every figure there is recorded by its name. To use other features, write a `FeatureClassifier`.
 """
 
-from raysid.metrics.classifier import DigitsClassifier, digits_classifier_metadata, load_digits_classifier
+from raysid.metrics.classifier import DigitsClassifier, load_digits_classifier
 from raysid.metrics.evaluate import (
     EvaluationFigures,
     Evaluator,
@@ -27,7 +27,6 @@ __all__ = [
     "FeatureStatistics",
     "Generate",
     "ReferenceFigures",
-    "digits_classifier_metadata",
     "frechet_distance",
     "halves_distance",
     "load_digits_classifier",

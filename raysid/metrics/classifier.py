@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,28 +59,14 @@ class DigitsClassifier(nn.Module):
         return self.features_and_logits(images)[1]
 
 
-@contextmanager
-def _open_weights() -> Iterator[safe_open]:
-    # as_file, because the package may be imported from a zip: Ray ships working directories as one
-    with resources.as_file(resources.files("raysid.metrics") / WEIGHTS_FILE) as path:
-        with safe_open(path, framework="pt", device="cpu") as weights:
-            yield weights
-
-
 def load_digits_classifier() -> DigitsClassifier:
     """Load the classifier with the weights in the package, frozen and in eval mode.
 
-    `raysid.metrics.train_digits_classifier` made the weights. They never change, so figures of different runs are
+    `tests/support/train_digits_classifier.py` made the weights. They never change, so figures of different runs are
     comparable.
     """
-    with _open_weights() as weights:
-        state = {name: weights.get_tensor(name) for name in weights.keys()}
     classifier = DigitsClassifier()
-    classifier.load_state_dict(state)
+    # as_file, because the package may be imported from a zip: Ray ships working directories as one
+    with resources.as_file(resources.files("raysid.metrics") / WEIGHTS_FILE) as path:
+        classifier.load_state_dict(load_file(path))
     return classifier.eval().requires_grad_(False)
-
-
-def digits_classifier_metadata() -> dict[str, str]:
-    """The metadata of the shipped weights: held-out accuracy, split and seeds, script."""
-    with _open_weights() as weights:
-        return dict(weights.metadata())

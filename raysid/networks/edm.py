@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -45,37 +44,10 @@ class EDMDenoiser(nn.Module):
         """The noise process that the network was trained with."""
         return EDMNoise(sigma_data=self.settings.sigma_data)
 
-    @overload
     def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Tensor | None = ...,
-        augment_labels: Tensor | None = ...,
-        return_logits: Literal[False] = ...,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Tensor | None = ...,
-        augment_labels: Tensor | None = ...,
-        *,
-        return_logits: Literal[True],
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        return_logits: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Args
-        Predict the clean image.
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """Predict the clean image, like x_t but in float32 at least.
 
         Args:
             x_t: noisy images (B, C, H, W): clean image plus t times standard normal noise.
@@ -83,22 +55,11 @@ class EDMDenoiser(nn.Module):
             cond: one-hot labels (B, label_dim), floating; None is the unconditional prediction, the same
                 as all zeros. Ignored by a network without labels.
             augment_labels: (B, augment_dim), floating; None is "not augmented", the same as all zeros.
-            return_logits: also return the discriminator's logits, from the same pass.
-
-        Returns:
-            x_hat (B, C, H, W), or (x_hat, logits) with logits (B, 1, h, w) as in `encode`.
 
         Raises:
             ValueError: `cond` has another shape than (B, label_dim).
         """
-        x_t, sigma, emb, maps = self._encode(x_t, t, cond, augment_labels)
-        with lowered(self.precision, x_t.device):
-            output = self.model.decode(maps, emb)
-        variance = self.settings.sigma_data**2
-        c_skip = variance / (sigma.square() + variance)
-        c_out = sigma * self.settings.sigma_data * (sigma.square() + variance).rsqrt()
-        x_hat = torch.addcmul(c_skip * x_t, c_out, output.to(x_t.dtype))
-        return (x_hat, self._logits(maps)) if return_logits else x_hat
+        return self._decode(*self._encode(x_t, t, cond, augment_labels))
 
     def predict(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
@@ -110,7 +71,8 @@ class EDMDenoiser(nn.Module):
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the clean image and the logits of `encode`, from one pass; arguments as in `forward`."""
-        return self(x_t, t, cond, augment_labels=augment_labels, return_logits=True)
+        encoded = self._encode(x_t, t, cond, augment_labels)
+        return self._decode(*encoded), self._logits(encoded[-1])
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return `prediction`, which is the clean image already."""
@@ -146,6 +108,15 @@ class EDMDenoiser(nn.Module):
         with lowered(self.precision, x_t.device):
             maps = self.model.encode(laid_out(c_in * x_t, self.memory_format), emb)
         return x_t, sigma, emb, maps
+
+    def _decode(self, x_t: Tensor, sigma: Tensor, emb: Tensor, maps: list[Tensor]) -> Tensor:
+        """The clean image from what `_encode` returns."""
+        with lowered(self.precision, x_t.device):
+            output = self.model.decode(maps, emb)
+        variance = self.settings.sigma_data**2
+        c_skip = variance / (sigma.square() + variance)
+        c_out = sigma * self.settings.sigma_data * (sigma.square() + variance).rsqrt()
+        return torch.addcmul(c_skip * x_t, c_out, output.to(x_t.dtype))
 
     def _labels(self, cond: Tensor | None, x_t: Tensor) -> Tensor | None:
         """The labels (B, label_dim) after label dropout; None for a network without labels."""

@@ -118,7 +118,7 @@ def test_ddpms_loss_weight_is_the_signal_to_noise_ratio() -> None:
 def test_what_is_no_schedule_is_refused() -> None:
     abar = ABAR.float()
     for wrong in (abar.flip(0), abar[None], abar + 0.5, abar - 0.5, abar.where(abar > 0.5, torch.nan)):
-        with pytest.raises(ValueError, match="fall, all in"):
+        with pytest.raises(ValueError, match="decreasing and in"):
             DDPMNoise(wrong)
     for settings in ({"tmin": 980}, {"tmax": 1001}, {"tau": 1000}, {"tmin": -1}):
         with pytest.raises(ValueError, match="of 1000 steps has no steps"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raysid.metrics import Evaluator, load_digits_classifier
-from raysid.metrics.train_digits_classifier import digits_split
+from tests.support.train_digits_classifier import digits_split
 
 
 @pytest.fixture(scope="module")

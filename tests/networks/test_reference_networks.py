@@ -80,7 +80,7 @@ def reference(
 def test_output_logits_and_gradient_agree(reference) -> None:
     denoiser, numbers, arguments = reference
     x = numbers["x"].clone().requires_grad_()
-    denoised, logits = denoiser(x, *arguments, return_logits=True)
+    denoised, logits = denoiser.predict_with_logits(x, *arguments)
     (gradient,) = torch.autograd.grad(denoised, x, numbers["cotangent"])
     assert_close_to_largest(denoised, numbers["denoised"])
     assert_close_to_largest(logits, numbers["encoder_logits"])
@@ -111,7 +111,7 @@ def test_encoder_alone_equals_the_whole_pass(variant: str) -> None:
     denoiser = with_random_weights(VARIANTS[variant])
     x, sigma = noisy_batch(VARIANTS[variant])
     x.requires_grad_()
-    x_hat, logits = denoiser(x, sigma, return_logits=True)
+    x_hat, logits = denoiser.predict_with_logits(x, sigma)
     alone = denoiser.encode(x, sigma)
     assert x_hat.shape == x.shape
     assert alone.shape[:2] == (4, 1)
@@ -225,9 +225,9 @@ def test_half_precision_returns_float32_near_full_precision(
     torch.manual_seed(0)
     denoiser = with_random_weights(VARIANTS[variant])
     x, sigma = noisy_batch(VARIANTS[variant])
-    expected, expected_logits = denoiser(x, sigma, return_logits=True)
+    expected, expected_logits = denoiser.predict_with_logits(x, sigma)
     denoiser.precision = precision
-    x_hat, logits = denoiser(x, sigma, return_logits=True)
+    x_hat, logits = denoiser.predict_with_logits(x, sigma)
     assert x_hat.dtype == logits.dtype == torch.float32
     assert not torch.equal(x_hat, expected)
     assert_close_to_largest(x_hat, expected, rtol=rtol)

@@ -357,7 +357,7 @@ def psi_gradient(tiny: TinyRoles, images: Images, keep: list[int]) -> Tensor:
         if real is not None:
             transforms = draw_transforms(draws, "fake/augment_real", config.fake_score.augment)
             real, real_told = augment(real, transforms)
-    x_hat, logits = psi(noise.add_noise(x, sigma, eps), sigma, images.cond, told, return_logits=True)
+    x_hat, logits = psi.predict_with_logits(noise.add_noise(x, sigma, eps), sigma, images.cond, told)
     loss = denoising_loss(x_hat[keep], x[keep], weight[keep]).sum()
     if real is not None:
         real_logits = psi.encode(noise.add_noise(real, sigma, eps), sigma, real_cond, real_told)

@@ -1,4 +1,4 @@
-"""Trains the weights of the digits classifier: `python -m raysid.metrics.train_digits_classifier --out FILE`.
+"""Trains the weights of the digits classifier: `python -m tests.support.train_digits_classifier --out FILE`.
 
 It runs once, and its output is shipped. Evaluation figures are in units of these features, so new weights would not
 be comparable with earlier figures. The same torch build on the same kind of processor gives the
@@ -107,7 +107,7 @@ def main() -> None:
         {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()},
         out,
         metadata={
-            "script": "raysid.metrics.train_digits_classifier",
+            "script": "tests.support.train_digits_classifier",
             "held_out_accuracy": f"{held_out:.4f}",
             "held_out_images": str(len(split.test_labels)),
             "held_out_fraction": str(HELD_OUT_FRACTION),
