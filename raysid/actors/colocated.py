@@ -11,7 +11,7 @@ from typing import Any
 
 from raysid.actors.mailbox import Call
 from raysid.actors.placing import Say, wait_for_reading
-from raysid.actors.results import get_ranks, is_ready
+from raysid.actors.results import RemoteWrite, get_ranks
 from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers
 from raysid.data import ImageSource
@@ -19,8 +19,8 @@ from raysid.data.faults import all_faults
 from raysid.roles.build import RunInputs
 from raysid.roles.fake_score import of_a_step, of_all_ranks
 from raysid.roles.profile import Profile
+from raysid.roles.state_files import StateFile
 from raysid.roles.step import StepResult, updates_theta
-from raysid.run.checkpoint import StateFile
 
 
 class ColocatedPlacement:
@@ -43,9 +43,7 @@ class ColocatedPlacement:
         self.workers = workers
         self.group = workers.next_group(say)
         self._numbers = [0] * self.group.size
-        self._begun: dict[tuple[str, str], Any] = {}
         self.images_until = math.inf if source is None else 0.0  # then as a step's workers say
-        self._asked: dict[tuple[str, str], Any] = {}
         get_ranks(self._all("build", inputs, source), workers.check)
         # Last: evaluations ask for as much as reading does, of what the workers have left.
         wait_for_reading(self.config.failure.placement_timeout_s, say)
@@ -65,17 +63,11 @@ class ColocatedPlacement:
         """Refuse a run's folder that a worker does not share with the driver. Raises UserError."""
         check_shared(folder, "worker", lambda *file: get_ranks(self._all("sees", *file), self.workers.check))
 
-    def save(self, folder: str) -> None:
-        self._begun["saved", folder] = self._ask(0, "save", folder)
+    def save(self, folder: str) -> RemoteWrite[list[StateFile]]:
+        return self._write(self._ask(0, "save", folder))
 
-    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
-        return self._written("saved", folder, wait)
-
-    def export(self, folder: str, trained: dict[str, Any]) -> None:
-        self._begun["exported", folder] = self._ask(0, "export", folder, trained)
-
-    def exported(self, folder: str, wait: bool) -> bool:
-        return bool(self._written("exported", folder, wait))
+    def export(self, folder: str, trained: dict[str, Any]) -> RemoteWrite[None]:
+        return self._write(self._ask(0, "export", folder, trained))
 
     def report(self) -> dict[str, dict[str, float]]:
         reports = get_ranks(self._all("report"), self.workers.check)
@@ -106,18 +98,6 @@ class ColocatedPlacement:
             self._ask(rank, method, *arguments, num_returns=num_returns) for rank in range(self.group.size)
         ]
 
-    def _written(self, what: str, folder: str, wait: bool) -> Any:
-        """What rank 0, which writes for all, has written to a folder, once it has; it is asked between steps."""
-        while True:
-            if (what, folder) not in self._asked:
-                self._asked[what, folder] = self._ask(0, what, folder, wait)
-            if not (wait or is_ready(self._asked[what, folder])):
-                return None
-            # Where the beginning has failed, so has the answer, and says less.
-            begun, asked = self._begun[what, folder], self._asked.pop((what, folder))
-            _, written = get_ranks([begun, asked], self.workers.check)
-            if written or not wait:
-                break
-        if written:
-            del self._begun[what, folder]
-        return written or None
+    def _write(self, written: Any) -> RemoteWrite[Any]:
+        """A write of worker 0, which writes for all."""
+        return RemoteWrite([written], lambda: get_ranks([written], self.workers.check)[0])

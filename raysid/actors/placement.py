@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,14 +14,14 @@ from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.windows import ReadBlocks
 from raysid.errors import LearnerLost, RunFailed
+from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, build_teacher
 from raysid.roles.joint import JointLearner
 from raysid.roles.profile import Profile, profile_of
 from raysid.roles.protocols import Roles
 from raysid.roles.ranks import Ranks
+from raysid.roles.state_files import StateFile, Write, state_bytes, write_state
 from raysid.roles.step import WHOLE, Share, StepResult, microbatches, take_step
-from raysid.roles.writer import Saver
-from raysid.run.checkpoint import StateFile
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -43,17 +44,11 @@ class Placement(Protocol):
     def collect(self, figures: Any) -> dict[str, float]:
         """What a learner's `step` returned, waiting for it where it is still on its way."""
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str) -> Write[list[StateFile]]:
         """Begin to write both learners' states, as they are now, to a checkpoint's folder."""
 
-    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
-        """The files of the checkpoint begun there; None while they are not all written. Raises RunFailed."""
-
-    def export(self, folder: str, trained: dict[str, Any]) -> None:
-        """Begin to write the averaged generator, as it is now, to `folder`."""
-
-    def exported(self, folder: str, wait: bool) -> bool:
-        """Whether the generator begun there is written. Raises RunFailed."""
+    def export(self, folder: str, trained: dict[str, Any]) -> Write[None]:
+        """Begin to write the averaged generator, as it is now, to `folder`; `trained` is for its card."""
 
     def report(self) -> dict[str, dict[str, float]]:
         """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
@@ -170,7 +165,7 @@ class LocalPlacement:
             joint = [JointLearner(role, ranks, self.config) for role in (self.fake_score, self.generator)]
             self.roles = Roles(self.teacher, *joint)
         self._next_step = 0
-        self.saver = Saver()
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
 
     @property
     def images_until(self) -> float:
@@ -186,22 +181,13 @@ class LocalPlacement:
     def check_shared(self, folder: str) -> None:
         pass  # there is one process
 
-    def save(self, folder: str) -> None:
-        self.saver.state(folder, "fake_score", self.fake_score.state())
-        self.saver.state(folder, "generator", self.generator.state())
+    def save(self, folder: str) -> Future[list[StateFile]]:
+        roles = (("fake_score", self.fake_score.state()), ("generator", self.generator.state()))
+        files = [(name, state_bytes(state)) for name, state in roles]
+        return self.writer.submit(lambda: [write_state(folder, *file) for file in files])
 
-    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
-        # They are written in order: where the last one is there, all are.
-        if (last := self.saver.saved(folder, "generator", wait)) is None:
-            return None
-        files = [self.saver.saved(folder, "fake_score", wait), last]
-        return [file for file in files if isinstance(file, StateFile)]
-
-    def export(self, folder: str, trained: dict[str, Any]) -> None:
-        self.saver.product(folder, "generator", self.generator.product(trained))
-
-    def exported(self, folder: str, wait: bool) -> bool:
-        return self.saver.saved(folder, "generator", wait) is not None
+    def export(self, folder: str, trained: dict[str, Any]) -> Future[None]:
+        return self.writer.submit(write_network, folder, self.generator.product(trained))
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
@@ -226,6 +212,6 @@ class LocalPlacement:
         return {name: {0: profile_of(role)} for name, role in roles.items()}
 
     def close(self) -> None:
-        self.saver.close()
+        self.writer.shutdown()
         if self.fake_score.real_images is not None:
             self.fake_score.real_images.close()

@@ -6,7 +6,9 @@ controller never holds an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,13 +19,26 @@ from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, StorageError
+from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
 from raysid.roles.fake_score import IMAGES_UNTIL
 from raysid.roles.messages import Slice
 from raysid.roles.profile import Profile, Traffic, profile_of
 from raysid.roles.ranks import Ranks
-from raysid.roles.writer import Saver
-from raysid.run.checkpoint import StateFile
+from raysid.roles.state_files import StateFile, state_bytes, write_state
+
+WRITING = "writing"
+
+
+def learner_actor(actor: type[LearnerActor], **options: Any) -> Any:
+    """Make a Ray actor class of a learner: its calls run one at a time and in order, writes in a thread beside them.
+
+    It is never restarted and no call is repeated: a learner's state cannot be replayed.
+    """
+    remote: Any = ray.remote  # whose annotations lack concurrency groups
+    return remote(max_restarts=0, max_task_retries=0, concurrency_groups={WRITING: 1})(actor).options(
+        **options
+    )
 
 
 class LearnerActor:
@@ -34,7 +49,7 @@ class LearnerActor:
 
     def __init__(self, config: Config, threads: int, rank: int) -> None:
         torch.set_num_threads(threads)
-        self.saver = Saver()
+        self.writes: deque[Callable[[], StateFile | None]] = deque()
         self.traffic = Traffic()
         size = config.learner_workers[self.name]
         own_gpus = getattr(config.resources, self.name).num_gpus >= 1  # a part of one is shared
@@ -74,13 +89,17 @@ class LearnerActor:
         return profile_of(self.role, self.traffic)
 
     def save(self, folder: str) -> None:
-        self.saver.state(folder, self.name, self.role.state())
+        """Serialize the state as it is between two steps; the `write` that takes this call's result writes it."""
+        self.writes.append(partial(write_state, folder, self.name, state_bytes(self.role.state())))
 
     def export(self, folder: str, trained: dict[str, Any]) -> None:
-        self.saver.product(folder, self.name, self.role.product(trained))
+        """Serialize the averaged generator in the same way."""
+        self.writes.append(partial(write_network, folder, self.role.product(trained)))
 
-    def saved(self, folder: str, wait: bool, begun: None) -> StateFile | bool | None:
-        return self.saver.saved(folder, self.name, wait)
+    @ray.method(concurrency_group=WRITING)
+    def write(self, serialized: None) -> StateFile | None:
+        """Write what was serialized first, in a thread beside the other calls."""
+        return self.writes.popleft()()
 
     def sees(self, file: str, content: str) -> str | None:
         return seen_from(file, content)
@@ -134,7 +153,7 @@ class RemoteLearner:
 
     @property
     def first(self) -> Any:
-        """Rank 0's actor, which writes for all: they hold the same weights."""
+        """Rank 0's actor."""
         return self.ranks[0]
 
     def call(self, method: str, at: Slice, *arguments: Any, num_returns: int = 1) -> Any:
@@ -158,6 +177,10 @@ class RemoteLearner:
         if tokens and tokens[-1] is self._finished:
             return [self._finished]
         return [rank.call.remote("step", step, *tokens) for rank in self.ranks]
+
+    def save(self, folder: str) -> Any:
+        """Begin to write the state; rank 0 writes for all, since all hold the same."""
+        return self.first.write.remote(self.first.save.remote(folder))
 
     def join(self) -> list[Any]:
         """Have the ranks meet, if there are several: what is ready once they have."""
@@ -202,6 +225,10 @@ class RemoteGenerator(RemoteLearner):
 
     def discard(self, at: Slice) -> Any:
         return self.call("discard", at)
+
+    def export(self, folder: str, trained: dict[str, Any]) -> Any:
+        """Begin to write the averaged generator."""
+        return self.first.write.remote(self.first.export.remote(folder, trained))
 
 
 def _answered(answer: Any, beside: Any) -> Any:

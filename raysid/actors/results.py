@@ -5,15 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
 
+T = TypeVar("T")
+
 LOOK_SECONDS = 2.0
 NAMING_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RemoteWrite(Generic[T]):
+    """A `raysid.roles.writing.Write` by actors.
+
+    Args:
+        references: what is ready once all is written.
+        result: waits for the result.
+    """
+
+    references: list[Any]
+    result: Callable[[], T]
+
+    def done(self) -> bool:
+        return all(map(is_ready, self.references))
 
 
 def get(references: Any) -> Any:

@@ -33,8 +33,9 @@ from raysid.actors.remote_learners import (
     RemoteFakeScore,
     RemoteGenerator,
     RemoteLearner,
+    learner_actor,
 )
-from raysid.actors.results import get, get_ranks, is_ready
+from raysid.actors.results import RemoteWrite, get, get_ranks
 from raysid.actors.shared_folder import check_shared
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
@@ -44,8 +45,8 @@ from raysid.roles.build import RunInputs, read_by_several
 from raysid.roles.fake_score import of_a_step, of_all_ranks
 from raysid.roles.profile import Profile
 from raysid.roles.protocols import Roles
+from raysid.roles.state_files import StateFile
 from raysid.roles.step import StepResult, microbatches, take_step
-from raysid.run.checkpoint import StateFile
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,7 @@ class SplitPlacement:
             # Ray looks for another place for a group that has lost its node.
             wait_for_room(self.group.wait, "the learners", learners, timeout, say)
         self.learners: list[RemoteLearner] = []
-        self._begun: dict[tuple[str, RemoteLearner], Any] = {}
         self.images_until = math.inf if source is None else 0.0  # then as a step's ranks say
-        self._asked: dict[str, dict[RemoteLearner, Any]] = {}
         try:
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
             # Where scorers may be waited for in the middle of a step, psi's update comes after all that.
@@ -162,18 +161,13 @@ class SplitPlacement:
         answer, self.images_until = of_a_step(answers, self.images_until)
         return answer
 
-    def save(self, folder: str) -> None:
-        for learner in self.learners:
-            self._begun[folder, learner] = learner.first.save.remote(folder)
+    def save(self, folder: str) -> RemoteWrite[list[StateFile]]:
+        files = [learner.save(folder) for learner in self.learners]
+        return RemoteWrite(files, lambda: get(files))
 
-    def saved(self, folder: str, wait: bool) -> list[StateFile] | None:
-        return self._written(folder, self.learners, wait)
-
-    def export(self, folder: str, trained: dict[str, Any]) -> None:
-        self._begun[folder, self.generator] = self.generator.first.export.remote(folder, trained)
-
-    def exported(self, folder: str, wait: bool) -> bool:
-        return self._written(folder, [self.generator], wait) is not None
+    def export(self, folder: str, trained: dict[str, Any]) -> RemoteWrite[None]:
+        written = self.generator.export(folder, trained)
+        return RemoteWrite([written], lambda: get(written))
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
@@ -208,29 +202,6 @@ class SplitPlacement:
         else:
             self.within.service.forget.remote(self.run)
 
-    def _written(self, folder: str, learners: list[RemoteLearner], wait: bool) -> list[Any] | None:
-        """What learners have written to a folder, once all have; they are asked between the steps' calls."""
-        asked = self._asked.setdefault(folder, {})
-        while True:
-            for learner in learners:
-                if learner not in asked:
-                    # The beginning goes along: where that has failed, this fails for the same reason.
-                    begun = self._begun[folder, learner]
-                    asked[learner] = learner.first.saved.remote(folder, wait, begun)
-            if not (wait or all(map(is_ready, asked.values()))):
-                return None
-            answers = {learner: get(answer) for learner, answer in asked.items()}
-            for learner in learners:
-                if answers[learner] is None:
-                    del asked[learner]  # to be asked again; what has come is kept
-            if len(asked) == len(learners):
-                del self._asked[folder]
-                for learner in learners:
-                    del self._begun[folder, learner]
-                return [answers[learner] for learner in learners]
-            if not wait:
-                return None
-
     def _sync_shared(self, asked: Asked) -> Members:
         assert self.within is not None
         try:
@@ -244,9 +215,8 @@ class SplitPlacement:
 
         def started(rank: int) -> Any:
             place = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=first + rank)
-            learner = ray.remote(actor).options(
-                max_restarts=0,
-                max_task_retries=0,
+            learner = learner_actor(
+                actor,
                 scheduling_strategy=place,
                 resources=resources.resources,
                 **amounts(resources),

@@ -6,7 +6,10 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -233,7 +236,11 @@ def _serve(inputs: dict[str, Any]) -> None:
                 except Exception as raised:
                     error = raised
                     failed = raised if call.method == "step" else None
-            mailbox.answer.remote(group.name, rank, number, value, error)
+            answer = partial(mailbox.answer.remote, group.name, rank, number)
+            if isinstance(value, Future):  # a write: the next calls do not wait for it
+                value.add_done_callback(partial(_answer_when_done, answer))
+            else:
+                answer(value, error)
             if isinstance(error, PeerLost):
                 raise error  # Ray Train starts all of them anew
             number += 1
@@ -241,6 +248,11 @@ def _serve(inputs: dict[str, Any]) -> None:
         pass  # the driver is gone, and its mailbox with it
     finally:
         at_home.set()
+
+
+def _answer_when_done(answer: Callable[..., Any], written: Future[Any]) -> None:
+    error = written.exception()
+    answer(None if error else written.result(), error)
 
 
 def _leave_at_the_end(mailbox: Any, group: str, at_home: threading.Event) -> None:

@@ -17,9 +17,9 @@ from raysid.roles.compute import equip
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.ranks import Ranks
+from raysid.roles.state_files import read_state
 from raysid.roles.step import microbatches
 from raysid.roles.teacher import TeacherScorer
-from raysid.run.checkpoint import read_state
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,18 @@ and digests. A folder without a manifest is not a checkpoint.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.roles.state_files import StateFile
 from raysid.storage import (
     children,
     file_size,
     is_local,
-    make_folder,
     read_whole,
     remove_file,
     remove_folder,
@@ -29,15 +26,6 @@ from raysid.storage import (
 )
 
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class StateFile:
-    """One learner's file of a checkpoint."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -55,27 +43,6 @@ class Checkpoint:
     step: int
     images: int
     files: tuple[StateFile, ...]
-
-
-def state_bytes(state: dict[str, Any]) -> bytes:
-    """A learner's state as the content of a file."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def write_state(folder: str | UPath, name: str, content: bytes) -> StateFile:
-    """Write one learner's state as `<folder>/<name>.pt`; runs where the learner lives."""
-    folder = UPath(folder)
-    make_folder(folder)
-    write_whole(folder / f"{name}.pt", content)
-    return StateFile(f"{name}.pt", len(content), hashlib.sha256(content).hexdigest())
-
-
-def read_state(folder: str | UPath, name: str) -> dict[str, Any]:
-    """Read what `write_state` wrote: tensors and plain values only, nothing is unpickled freely."""
-    content = read_whole(UPath(folder) / f"{name}.pt")
-    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
 
 class Checkpoints:

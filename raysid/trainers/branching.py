@@ -5,7 +5,8 @@ from __future__ import annotations
 from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks.files import shapes_of, stored_shapes
-from raysid.run.checkpoint import Checkpoint, Checkpoints, find_checkpoint, read_state
+from raysid.roles.state_files import read_state
+from raysid.run.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from raysid.run.folder import RunFolder
 from raysid.storage import storage_folder
 from raysid.trainers.teachers import Teacher

@@ -9,7 +9,8 @@ from typing import Any
 
 from upath import UPath
 
-from raysid.run.checkpoint import Checkpoint, Checkpoints, read_state, state_bytes, write_state
+from raysid.roles.state_files import read_state, state_bytes, write_state
+from raysid.run.checkpoint import Checkpoint, Checkpoints
 from raysid.storage import children, remove_folder
 
 STATE = "state"  # name of a checkpoint's one file

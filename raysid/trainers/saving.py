@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from raysid.actors.placement import Placement
 from raysid.errors import RaysidError, RunFailed, StorageError
 from raysid.generator import FOLDERS
-from raysid.run.checkpoint import StateFile
+from raysid.roles.state_files import StateFile, Write
 from raysid.run.folder import RunFolder
 from raysid.storage.failures import MAKE_ROOM
 from raysid.trainers.summary import evaluated_distances
-
-LOOK_SECONDS = 0.2
-
-
-@dataclass
-class _UnderWay:
-    """What is being written after a step.
-
-    Attributes:
-        checkpoint: whether a checkpoint is still to become whole.
-        generator: whether the generator's folder is still to be written.
-        manifest: its writing, once all of the checkpoint's files are there.
-    """
-
-    step: int
-    checkpoint: bool
-    generator: bool
-    manifest: concurrent.futures.Future[None] | None = None
 
 
 class RunSaver:
@@ -48,9 +28,8 @@ class RunSaver:
     def __init__(self, folder: RunFolder, placement: Placement, batch_size: int, newest: int | None) -> None:
         self.folder, self.placement, self.batch_size = folder, placement, batch_size
         self.newest = newest
-        self._under_way: _UnderWay | None = None
+        self._writing: concurrent.futures.Future[None] | None = None
         self._full = False
-        self._looked = 0.0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def begin(self, step: int, trained: dict[str, Any] | None = None) -> None:
@@ -59,35 +38,26 @@ class RunSaver:
         Args:
             trained: what the generator's card says of it; it is written, too.
         """
-        assert self._under_way is None
+        assert self._writing is None
         self.folder.check()
-        checkpoint = self.newest is None or self.newest < step
-        if checkpoint:
-            self.placement.save(str(self.folder.checkpoints.path(step)))
+        state = generator = None
+        if self.newest is None or self.newest < step:
+            state = self.placement.save(str(self.folder.checkpoints.path(step)))
         if trained is not None:
-            self.placement.export(str(self.folder.path / FOLDERS["last"]), trained)
-        self._under_way = _UnderWay(step, checkpoint, generator=trained is not None)
+            generator = self.placement.export(str(self.folder.path / FOLDERS["last"]), trained)
+        self._writing = self._thread.submit(self._finish, step, state, generator)
 
     def done(self, wait: bool = True) -> bool:
-        """Whether all that was begun is written; without `wait` nothing is waited for.
+        """True once all that was begun is written; False is returned only without `wait`.
 
         Raises:
             RunFailed: it cannot be written; names the newest checkpoint that is whole.
+            LearnerLost: a learner died before it had written.
         """
-        now = time.monotonic()
-        if self._under_way is not None and (wait or now - self._looked > LOOK_SECONDS):
-            self._looked = now
-            try:
-                self._go_on(self._under_way, wait)
-            except (StorageError, RunFailed) as error:
-                step, what = self._under_way.step, "checkpoint" if self._under_way.checkpoint else "generator"
-                self._under_way = None
-                self._full = isinstance(error, StorageError) and error.full
-                raise RunFailed(
-                    f"the {what} of step {step:,} could not be written: {error}; "
-                    + how_to_resume(self.folder, self.newest, self._full)
-                ) from error
-        return self._under_way is None
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()
+        return self._writing is None
 
     def remove_old(self) -> None:
         """Remove the checkpoints that are not kept, as far as the run has been evaluated by now."""
@@ -96,7 +66,7 @@ class RunSaver:
         self.folder.checkpoints.remove_old(evaluated_distances(self.folder.record) if keep_best else {})
 
     def close(self) -> None:
-        """Finish a manifest that is being written: the run may go back to its checkpoint.
+        """Wait for what is being written: the run may go back to its checkpoint.
 
         Where there was no room, what is not whole is removed: the learners must write no more.
         """
@@ -104,18 +74,22 @@ class RunSaver:
         if self._full:
             remove_unfinished(self.folder)
 
-    def _go_on(self, under_way: _UnderWay, wait: bool) -> None:
-        if under_way.checkpoint and under_way.manifest is None:
-            files = self.placement.saved(str(self.folder.checkpoints.path(under_way.step)), wait)
-            if files is not None:
-                under_way.manifest = self._thread.submit(self._make_whole, under_way.step, files)
-        if under_way.manifest is not None and (wait or under_way.manifest.done()):
-            under_way.manifest.result()
-            under_way.checkpoint, under_way.manifest = False, None
-        if under_way.generator and not under_way.checkpoint:
-            under_way.generator = not self.placement.exported(str(self.folder.path / FOLDERS["last"]), wait)
-        if not (under_way.checkpoint or under_way.generator):
-            self._under_way = None
+    def _finish(self, step: int, state: Write[list[StateFile]] | None, generator: Write[None] | None) -> None:
+        """Wait for what the learners write; the checkpoint becomes whole before the generator counts."""
+        what = "generator"
+        try:
+            if state is not None:
+                what = "checkpoint"
+                self._make_whole(step, state.result())
+                what = "generator"
+            if generator is not None:
+                generator.result()
+        except (StorageError, RunFailed) as error:
+            self._full = isinstance(error, StorageError) and error.full
+            raise RunFailed(
+                f"the {what} of step {step:,} could not be written: {error}; "
+                + how_to_resume(self.folder, self.newest, self._full)
+            ) from error
 
     def _make_whole(self, step: int, files: list[StateFile]) -> None:
         """Write the manifest; what is recorded up to here lies where the checkpoint does before it counts."""

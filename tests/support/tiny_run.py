@@ -21,8 +21,9 @@ from raysid.networks import EDMDenoiser, NetworkSettings
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import config_yaml
 from raysid.roles.build import RunInputs
+from raysid.roles.state_files import read_state
 from raysid.roles.step import take_step
-from raysid.run.checkpoint import Checkpoints, read_state
+from raysid.run.checkpoint import Checkpoints
 from raysid.run.metrics import read_metrics
 from tests.support.processes import Moment
 
@@ -156,8 +157,7 @@ def placement_end(
 
 def save_whole(placement: Placement, folder: str) -> None:
     """Save both learners' present states and wait until they are written."""
-    placement.save(folder)
-    assert placement.saved(folder, wait=True) is not None
+    assert len(placement.save(folder).result()) == 2
 
 
 def learner_states(checkpoint: Path | UPath) -> Weights:

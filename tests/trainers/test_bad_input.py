@@ -21,7 +21,7 @@ from raysid.cli.main import cli
 from raysid.errors import UserError
 from raysid.networks.files import weights_digest
 from raysid.recipes import load_recipe
-from raysid.run.checkpoint import state_bytes, write_state
+from raysid.roles.state_files import state_bytes, write_state
 from raysid.run.folder import RunFolder
 from tests.support.tiny_networks import digits_network, save_generator, save_teacher, tiny_network
 from tests.support.tiny_run import tiny_config, write_recipe

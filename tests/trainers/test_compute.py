@@ -273,8 +273,7 @@ def test_a_run_goes_on_with_other_options(
     take_steps(placement, config, 3, 6)
     (group,) = placement.generator.optimizer.adam.param_groups
     assert bool(group["fused"]) == config.compute.fused_optimizer
-    placement.export(str(tmp_path / "product"), {})
-    assert placement.exported(str(tmp_path / "product"), wait=True)
+    placement.export(str(tmp_path / "product"), {}).result()
     then_weights, _ = placement_end(placement, config, tmp_path / "then", 0)
     assert_near(start, then_weights, whole)
     ema = load_network(tmp_path / "product", "generator")[1].state_dict()

@@ -18,8 +18,8 @@ from raysid.config import Config
 from raysid.errors import LearnerLost, PeerLost, RunFailed
 from raysid.recipes import override
 from raysid.roles.messages import Slice
+from raysid.roles.state_files import read_state
 from raysid.roles.step import microbatches
-from raysid.run.checkpoint import read_state
 from raysid.trainers.distill import distill
 from tests.support.processes import Moment, kill, killing
 from tests.support.tiny_run import (
@@ -200,8 +200,7 @@ def states_of(learner: Sequence[Any], folder: Path) -> list[Weights]:
     states = []
     for number, rank in enumerate(learner):
         end = folder / str(number)
-        get(rank.save.remote(str(end)))
-        get(rank.saved.remote(str(end), True, None))
+        get(rank.write.remote(rank.save.remote(str(end))))
         states.append(leaves("fake_score", read_state(end, "fake_score")))
     return states
 

@@ -17,7 +17,8 @@ from upath import UPath
 
 from raysid.cli.main import cli
 from raysid.errors import RunFailed, RunStopped, StorageError
-from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
+from raysid.roles.state_files import state_bytes, write_state
+from raysid.run.checkpoint import Checkpoints
 from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
 from raysid.run.tracking import Tracker

@@ -12,7 +12,8 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.networks.files import NetworkCard
-from raysid.run.checkpoint import Checkpoints, find_checkpoint, state_bytes, write_state
+from raysid.roles.state_files import state_bytes, write_state
+from raysid.run.checkpoint import Checkpoints, find_checkpoint
 from raysid.run.tracking import Tracker
 from raysid.storage import children
 from raysid.trainers import evaluation

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 
 from raysid.actors.placement import LocalPlacement, Placement
 from raysid.actors.pool import TeacherPool
-from raysid.actors.remote_learners import RemoteFakeScore, RemoteGenerator
+from raysid.actors.remote_learners import RemoteFakeScore, RemoteGenerator, learner_actor
 from raysid.actors.results import get
 from raysid.actors.split import SplitPlacement, start_fleet
 from raysid.config import Config, RoleResources
@@ -25,8 +25,8 @@ from raysid.recipes import override
 from raysid.roles.build import RunInputs
 from raysid.roles.messages import Slice, Token, check_tokens
 from raysid.roles.protocols import Roles
+from raysid.roles.state_files import read_state
 from raysid.roles.step import StepResult, take_step
-from raysid.run.checkpoint import read_state
 from tests.support.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
 from tests.support.reference_folder import reference_cases
 from tests.support.reference_training import (
@@ -196,7 +196,7 @@ def test_reference_training_on_actors(
     fleet = start_fleet(inputs.teacher, config, threads=1)
     pool = TeacherPool("reference", fleet.sync, RoleResources(), timeout=60, alone=True)
     learners = {
-        role: [ray.remote(actor).options(num_cpus=0.25).remote(inputs, name, rank) for rank in range(ranks)]
+        role: [learner_actor(actor, num_cpus=0.25).remote(inputs, name, rank) for rank in range(ranks)]
         for role, actor in (("fake_score", RecordedFakeScoreActor), ("generator", RecordedGeneratorActor))
     }
     everyone = [*learners["fake_score"], *learners["generator"]]
@@ -211,8 +211,7 @@ def test_reference_training_on_actors(
                 check_losses(StepResult(*said), expected)
         for actor in everyone:
             folder = str(tmp_path / f"end-{everyone.index(actor) % ranks}")
-            get(actor.save.remote(folder))
-            get(actor.saved.remote(folder, True, None))
+            get(actor.write.remote(actor.save.remote(folder)))
     for rank in range(ranks):
         end = tmp_path / f"end-{rank}"
         check_weights(name, settings, read_state(end, "fake_score"), read_state(end, "generator"))

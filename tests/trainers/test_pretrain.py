@@ -28,7 +28,8 @@ from raysid.method.noise import EDMNoise
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.recipes import config_yaml
-from raysid.run.checkpoint import Checkpoints, state_bytes, write_state
+from raysid.roles.state_files import state_bytes, write_state
+from raysid.run.checkpoint import Checkpoints
 from raysid.trainers.pretrain import PretrainResult, pretrain
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_identity import teacher_folder

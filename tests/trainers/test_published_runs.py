@@ -18,7 +18,7 @@ from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks.files import load_network
 from raysid.recipes import load_recipe
-from raysid.run.checkpoint import read_state
+from raysid.roles.state_files import read_state
 from raysid.run.metrics import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.inputs import find_inputs
