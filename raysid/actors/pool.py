@@ -18,7 +18,7 @@ from raysid.actors.results import is_ready, why_not_started
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 from raysid.roles.build import build_teacher
-from raysid.roles.messages import Noised, Prediction, Pull, Seed
+from raysid.roles.messages import Cotangent, Noised, Prediction, Pull
 from raysid.roles.profile import Profile, Traffic, profile_of
 
 SYNC_SECONDS = 1.0
@@ -49,8 +49,10 @@ class TeacherActor:
         again = moved or _attempts_before() > 0
         return dataclasses.replace(prediction, recomputed=int(again)), None
 
-    def pullback(self, noised: Noised, seed: Seed, scale: float, run: str, moved: bool) -> tuple[Pull, None]:
-        return self.traffic.call(self.role.pullback, (noised, seed, scale, run)), None
+    def pullback(
+        self, noised: Noised, cotangent: Cotangent, scale: float, run: str, moved: bool
+    ) -> tuple[Pull, None]:
+        return self.traffic.call(self.role.pullback, (noised, cotangent, scale, run)), None
 
     def forget(self, run: str) -> None:
         self.role.forget(run)
@@ -158,11 +160,11 @@ class TeacherPool:
             self._keepers[noised] = scorer
         return self._call("score", scorer, noised, guidance_scale, self.run)
 
-    def pullback(self, noised: Any, seed: Any, guidance_scale: float) -> Any:
+    def pullback(self, noised: Any, cotangent: Any, guidance_scale: float) -> Any:
         keeper = self._keepers.pop(noised, None)  # it keeps the graph
         if keeper is None or keeper not in self.present():
             keeper = self.next_scorer()
-        return self._call("pullback", keeper, noised, seed, guidance_scale, self.run)
+        return self._call("pullback", keeper, noised, cotangent, guidance_scale, self.run)
 
     def next_scorer(self) -> Scorer:
         """Who the next call goes to: of those with the fewest calls outstanding, the next in turn."""

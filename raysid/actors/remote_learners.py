@@ -199,8 +199,8 @@ class RemoteFakeScore(RemoteLearner):
     def score(self, at: Slice, noised: Any) -> Any:
         return self.call("score", at, noised)
 
-    def pullback(self, at: Slice, noised: Any, seed: Any) -> Any:
-        return self.call("pullback", at, noised, seed)
+    def pullback(self, at: Slice, noised: Any, cotangent: Any) -> Any:
+        return self.call("pullback", at, noised, cotangent)
 
     def prepare(self, slices: list[Slice]) -> list[Any]:
         """Every rank reads what is its own."""
@@ -217,8 +217,8 @@ class RemoteGenerator(RemoteLearner):
     def generate(self, at: Slice) -> tuple[Any, Any]:
         return self.call("generate", at, num_returns=2)
 
-    def seeds(self, at: Slice, teacher: Any, fake: Any) -> tuple[Any, Any]:
-        return self.call("seeds", at, _answered(teacher, fake), fake, num_returns=2)
+    def cotangents(self, at: Slice, teacher: Any, fake: Any) -> tuple[Any, Any]:
+        return self.call("cotangents", at, _answered(teacher, fake), fake, num_returns=2)
 
     def accumulate(self, at: Slice, teacher: Any, fake: Any) -> Any:
         return super().accumulate(at, _answered(teacher, fake), fake)

@@ -11,7 +11,7 @@ from raysid.config import ComputeSettings, Config
 from raysid.roles.step import all_microbatches
 from raysid.run.table import print_table
 
-PARTS = ("generate", "score", "seeds", "pullback", "accumulate", "step")
+PARTS = ("generate", "score", "cotangents", "pullback", "accumulate", "step")
 ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
 TRACED_STEPS = 3
 

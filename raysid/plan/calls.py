@@ -153,8 +153,8 @@ class _Generator:
         call = self._call("generate", at)
         return call, call
 
-    def seeds(self, at: Slice, teacher: Call, fake: Call) -> tuple[Call, Call]:
-        call = self._call("seeds", at, teacher, fake)
+    def cotangents(self, at: Slice, teacher: Call, fake: Call) -> tuple[Call, Call]:
+        call = self._call("cotangents", at, teacher, fake)
         return call, call
 
     def accumulate(self, at: Slice, teacher: Call, fake: Call) -> Call:
@@ -181,8 +181,8 @@ class _FakeScore:
     def score(self, at: Slice, noised: Call) -> Call:
         return self._call("score", at, noised)
 
-    def pullback(self, at: Slice, noised: Call, seed: Call) -> Call:
-        return self._call("pullback", at, noised, seed)
+    def pullback(self, at: Slice, noised: Call, cotangent: Call) -> Call:
+        return self._call("pullback", at, noised, cotangent)
 
     def accumulate(self, at: Slice, images: Call) -> Call:
         return self._call("accumulate", at, images)
@@ -208,6 +208,6 @@ class _Teacher:
         self.scorers[noised] = scorer = next(self.turns)
         return self.recorder.call("teacher", "score", scorer, (noised,), self.size)
 
-    def pullback(self, noised: Call, seed: Call, scale: float) -> Call:
+    def pullback(self, noised: Call, cotangent: Call, scale: float) -> Call:
         scorer = self.scorers.pop(noised)
-        return self.recorder.call("teacher", "pullback", scorer, (noised, seed), self.size)
+        return self.recorder.call("teacher", "pullback", scorer, (noised, cotangent), self.size)

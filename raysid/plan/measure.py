@@ -253,22 +253,22 @@ def _by_role(
     # One pass makes the messages that all later calls get.
     noised, images = generator.generate(at)
     predicted = scorer.score(noised, scale), fake.score(at, noised)
-    seeds = generator.seeds(at, *predicted)
-    pulls = scorer.pullback(noised, seeds[0], scale), fake.pullback(at, noised, seeds[1])
+    cotangents = generator.cotangents(at, *predicted)
+    pulls = scorer.pullback(noised, cotangents[0], scale), fake.pullback(at, noised, cotangents[1])
 
     def make() -> None:
         generator.images(at)
         generator.generate(at)
-        generator.seeds(at, *predicted)
+        generator.cotangents(at, *predicted)
         generator.step(1, generator.accumulate(at, *pulls))
 
     def judge() -> None:
         scorer.score(noised, scale)
-        scorer.pullback(noised, seeds[0], scale)
+        scorer.pullback(noised, cotangents[0], scale)
 
     def follow() -> None:
         fake.score(at, noised)
-        fake.pullback(at, noised, seeds[1])
+        fake.pullback(at, noised, cotangents[1])
         fake.step(1, fake.accumulate(at, images))
 
     generator.step(1, generator.accumulate(at, *pulls))

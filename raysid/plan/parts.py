@@ -80,7 +80,7 @@ class CountedParts:
         return {
             ("generator", "images"): call("generator", costs.forward, 1),
             ("generator", "generate"): call("generator", costs.forward, 1),
-            ("generator", "seeds"): call("generator", 0.0, 0.1),
+            ("generator", "cotangents"): call("generator", 0.0, 0.1),
             ("generator", "accumulate"): call("generator", costs.backward, 2),
             ("generator", "step"): call("generator", 0.0, 0.2),
             ("teacher", "score"): call("teacher", teacher * costs.forward, teacher),

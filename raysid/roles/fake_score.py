@@ -21,11 +21,11 @@ from raysid.method.noise import NoiseProcess
 from raysid.networks.denoiser import Network
 from raysid.roles.learner import DrawsAt, Optimizer, one_hot, where_good
 from raysid.roles.messages import (
+    Cotangent,
     Images,
     Noised,
     Prediction,
     Pull,
-    Seed,
     Slice,
     Token,
     check_tokens,
@@ -91,16 +91,16 @@ class FakeScoreLearner:
         return Prediction(x_hat.detach(), None if logits is None else logits.detach())
 
     @busy
-    def pullback(self, at: Slice, noised: Noised, seed: Seed) -> Pull:
-        """J^T seed at x_t, through the prediction and, where the seed has them, through the logits."""
-        seed = seed.to(self.device)
+    def pullback(self, at: Slice, noised: Noised, cotangent: Cotangent) -> Pull:
+        """J^T cotangent at x_t, through the prediction and, where the cotangent has them, through the logits."""
+        cotangent = cotangent.to(self.device)
         self._learn(False)  # as it scored: a checkpointed network computes anew
         x_t, x_hat, logits = self.graphs.pop(at)
-        outputs, seeds = [x_hat], [seed.x_hat]
-        if seed.logits is not None:
+        outputs, cotangents = [x_hat], [cotangent.x_hat]
+        if cotangent.logits is not None:
             assert logits is not None
-            outputs, seeds = [x_hat, logits], [seed.x_hat, seed.logits]
-        return Pull(torch.autograd.grad(outputs, x_t, seeds)[0])
+            outputs, cotangents = [x_hat, logits], [cotangent.x_hat, cotangent.logits]
+        return Pull(torch.autograd.grad(outputs, x_t, cotangents)[0])
 
     def prepare(self, *slices: Slice) -> None:
         """Read the real images of a step's microbatches before any of it is computed.

@@ -21,7 +21,7 @@ from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, network_files
 from raysid.roles.learner import DrawsAt, Optimizer, move_average, one_hot, where_good
-from raysid.roles.messages import Images, Noised, Prediction, Pull, Seed, Slice, Token, check_tokens
+from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, Token, check_tokens
 from raysid.roles.ranks import Ranks
 from raysid.roles.stopwatch import Stopwatch, busy
 
@@ -40,7 +40,7 @@ class _Pending:
 
 
 class GeneratorLearner:
-    """theta: makes images, turns the scorers' predictions into seeds and their pulls into its gradient.
+    """theta: makes images, turns the scorers' predictions into cotangents and their pulls into its gradient.
 
     Args:
         config: the run's settings.
@@ -94,7 +94,7 @@ class GeneratorLearner:
         return Noised(at, x_t, t, cond), Images(x_g.detach(), cond)
 
     @busy
-    def seeds(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Seed, Seed]:
+    def cotangents(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Cotangent, Cotangent]:
         """The loss's gradients at the two predictions (and the logits): what the pullbacks start from.
 
         The direct part of the gradient, at x_g itself, stays here.
@@ -122,12 +122,12 @@ class GeneratorLearner:
         entry.good &= finite_samples(x_g, x_teacher, x_fake)
         entry.sums = {"loss/generator": loss.item(), "loss/sid": sid.item()}
         entry.sums[RECOMPUTED] = teacher.recomputed
-        entry.direct, seed_teacher, seed_fake = (where_good(entry.good, g) for g in gradients[:3])
-        seed_logits = None
+        entry.direct, cotangent_teacher, cotangent_fake = (where_good(entry.good, g) for g in gradients[:3])
+        cotangent_logits = None
         if logits is not None:
             entry.sums["loss/adversarial"] = adversarial.item()
-            seed_logits = gradients[3].nan_to_num(nan=0.0)
-        return Seed(seed_teacher), Seed(seed_fake, seed_logits)
+            cotangent_logits = gradients[3].nan_to_num(nan=0.0)
+        return Cotangent(cotangent_teacher), Cotangent(cotangent_fake, cotangent_logits)
 
     @busy
     def accumulate(self, at: Slice, teacher: Pull, fake: Pull) -> Token:
@@ -213,7 +213,7 @@ class GeneratorLearner:
         good = finite_samples(x_g)
         if not good.all():
             # NaN activations of one sample would make the weights' gradient NaN for all. Run again with
-            # that sample's noise at zero: its image stays marked bad, and its seeds and pulls are zero.
+            # that sample's noise at zero: its image stays marked bad, and its cotangents and pulls are zero.
             seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
             x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
             x_g = torch.where(per_sample(good, x_g).bool(), x_g, torch.nan)

@@ -98,7 +98,7 @@ class Prediction(Message):
 
 
 @dataclass(frozen=True)
-class Seed(Message):
+class Cotangent(Message):
     """The generator loss's gradient at a scorer's outputs: what its pullback starts from."""
 
     x_hat: Tensor

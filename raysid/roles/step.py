@@ -99,17 +99,19 @@ def alternating_step(roles: Roles, config: Config, step: int, share: Share = WHO
 def scores_and_pulls(
     roles: Roles, config: Config, group: list[Slice], noised: list[Any]
 ) -> list[tuple[Any, Any]]:
-    """For each microbatch two predictions, their seeds, and two exact pulls: the teacher's and the fake score's.
+    """For each microbatch two predictions, their cotangents, and two exact pulls: the teacher's and the fake score's.
 
     All microbatches of the group are with the scorers at the same time.
     """
     teacher, fake, scale = roles.teacher, roles.fake_score, config.method.guidance.eval_teacher
     batches = list(zip(group, noised, strict=True))
     predictions = [(teacher.score(batch, scale), fake.score(at, batch)) for at, batch in batches]
-    seeds = [roles.generator.seeds(at, *predicted) for at, predicted in zip(group, predictions, strict=True)]
+    cotangents = [
+        roles.generator.cotangents(at, *predicted) for at, predicted in zip(group, predictions, strict=True)
+    ]
     return [
-        (teacher.pullback(batch, teacher_seed, scale), fake.pullback(at, batch, fake_seed))
-        for (at, batch), (teacher_seed, fake_seed) in zip(batches, seeds, strict=True)
+        (teacher.pullback(batch, teacher_cotangent, scale), fake.pullback(at, batch, fake_cotangent))
+        for (at, batch), (teacher_cotangent, fake_cotangent) in zip(batches, cotangents, strict=True)
     ]
 
 

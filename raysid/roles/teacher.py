@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raysid.method.guidance import guided
 from raysid.networks.denoiser import Network
-from raysid.roles.messages import Noised, Prediction, Pull, Seed, Slice
+from raysid.roles.messages import Cotangent, Noised, Prediction, Pull, Slice
 from raysid.roles.stopwatch import Stopwatch, busy
 
 ABSENT_SECONDS = 60.0  # a run that has not called for so long has ended, or been killed
@@ -59,12 +59,14 @@ class TeacherScorer:
         return Prediction(x_hat.detach())
 
     @busy
-    def pullback(self, noised: Noised, seed: Seed, guidance_scale: float = 1.0, run: str = "") -> Pull:
-        """J^T seed: the loss's gradient at x_t through this network, exactly."""
-        noised, seed = noised.to(self.device), seed.to(self.device)
+    def pullback(
+        self, noised: Noised, cotangent: Cotangent, guidance_scale: float = 1.0, run: str = ""
+    ) -> Pull:
+        """J^T cotangent: the loss's gradient at x_t through this network, exactly."""
+        noised, cotangent = noised.to(self.device), cotangent.to(self.device)
         kept = self._graphs_of(run).pop((noised.at, guidance_scale), None)
         x_t, x_hat = kept if kept is not None else self._predict(noised, guidance_scale)
-        pull = torch.autograd.grad(x_hat, x_t, seed.x_hat)[0]
+        pull = torch.autograd.grad(x_hat, x_t, cotangent.x_hat)[0]
         return Pull(pull, recomputed=int(kept is None))
 
     def forget(self, run: str) -> None:

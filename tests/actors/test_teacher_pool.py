@@ -95,11 +95,11 @@ class MortalPool:
         self.keepers[noised] = scorer
         return answer
 
-    def pullback(self, noised: Any, seed: Any, scale: float) -> Any:
+    def pullback(self, noised: Any, cotangent: Any, scale: float) -> Any:
         if self.moment == "during pullback":
-            with self._stopped_then_killed(self.keepers[noised], noised, seed):
-                return self.pool.pullback(noised, seed, scale)
-        return self.pool.pullback(noised, seed, scale)
+            with self._stopped_then_killed(self.keepers[noised], noised, cotangent):
+                return self.pool.pullback(noised, cotangent, scale)
+        return self.pool.pullback(noised, cotangent, scale)
 
     @contextmanager
     def _stopped_then_killed(self, scorer: Scorer, *inputs: Any) -> Iterator[None]:
@@ -151,9 +151,9 @@ def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_p
         noised, _ = placement.generator.generate(Slice(1, 0, 16))
         answer = placement.pool.score(noised, 1.0)
         kill(pid)
-        seeds = placement.generator.seeds(Slice(1, 0, 16), answer, noised)
+        cotangents = placement.generator.cotangents(Slice(1, 0, 16), answer, noised)
         with pytest.raises(LearnerLost, match=rf"^GeneratorActor: process {pid} on [\d.]+ died$"):
-            get(list(seeds))
+            get(list(cotangents))
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -79,7 +79,7 @@ def test_two_sides_take_turns_and_their_parts_add_up(
     generator, teacher, fake = (
         tree["this"]["roles"][name] for name in ("generator", "teacher", "fake_score")
     )
-    assert all(generator[part] > 0 for part in ("generate", "seeds", "accumulate", "step"))
+    assert all(generator[part] > 0 for part in ("generate", "cotangents", "accumulate", "step"))
     assert all(teacher[part] > 0 for part in ("score", "pullback")) and teacher["accumulate"] == 0
     assert all(fake[part] > 0 for part in ("score", "pullback", "accumulate", "step"))
     assert bound(found) > 0 and tree["this"]["driver_seconds_per_microbatch"] > 0
@@ -119,7 +119,7 @@ def test_a_trace_shows_the_last_steps_of_every_role(found: Comparison) -> None:
         if event["ph"] == "X":
             assert event["dur"] >= 0
             calls[roles[event["pid"]]].append(event)
-    assert {e["name"] for e in calls["generator"]} >= {"generate", "seeds", "accumulate", "step"}
+    assert {e["name"] for e in calls["generator"]} >= {"generate", "cotangents", "accumulate", "step"}
     assert {e["name"] for e in calls["teacher scorer"]} == {"score", "pullback"}
     assert sum(e["name"] == "step" for e in calls["fake score"]) >= 3
     for of_role in calls.values():  # one call at a time in each process

@@ -28,7 +28,7 @@ from raysid.config import Config
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
-from raysid.roles.messages import Noised, Seed, Slice
+from raysid.roles.messages import Cotangent, Noised, Slice
 from raysid.run.table import print_table
 
 CIFAR10 = NetworkSettings(
@@ -121,7 +121,7 @@ def measure(config: Config, runs: int, batch: Any, service: Service) -> Figures:
             scorer, serving = ask(run)
             prediction, _ = ray.get(scorer.actor.score.remote(batch, 1.0, run, False))
             seconds.append(time.perf_counter() - began)
-            ray.get(scorer.actor.pullback.remote(batch, Seed(prediction.x_hat), 1.0, run, False))
+            ray.get(scorer.actor.pullback.remote(batch, Cotangent(prediction.x_hat), 1.0, run, False))
             actors |= {actor._actor_id: actor for actor in serving}
         megabytes = sum(ray.get([actor.__ray_call__.remote(lambda _: memory()) for actor in actors.values()]))
     return Figures(seconds, megabytes)

@@ -140,7 +140,7 @@ def test_the_gradient_from_the_two_networks_pulls(case: Case) -> None:
         ]
         leaves = [case["x_g"].requires_grad_(), *(x_hat.detach().requires_grad_() for x_hat in x_hats)]
         loss = sid_loss(leaves[0], leaves[1], leaves[2], float(alpha)).sum()
-        direct, *seeds = torch.autograd.grad(loss, leaves)
-        pulls = torch.autograd.grad(x_hats, inputs, seeds)
+        direct, *cotangents = torch.autograd.grad(loss, leaves)
+        pulls = torch.autograd.grad(x_hats, inputs, cotangents)
         gradient = direct + per_sample(case.noise.scales(t)[0], direct) * (pulls[0] + pulls[1])
         assert_agrees(gradient, case.numbers[f"grad_x_g_alpha{alpha}"])

@@ -26,7 +26,7 @@ from raysid.roles.build import learner_network
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.learner import Optimizer, one_hot
-from raysid.roles.messages import Images, Message, Noised, Prediction, Pull, Seed, Slice, Token
+from raysid.roles.messages import Cotangent, Images, Message, Noised, Prediction, Pull, Slice, Token
 from raysid.roles.protocols import Roles
 from raysid.roles.step import in_flight, microbatches, scores_and_pulls, take_step
 from raysid.roles.teacher import TeacherScorer
@@ -176,10 +176,10 @@ def test_every_part_of_the_gradient_counts(part: str) -> None:
     class Undirected:
         """A generator that forgets the direct part."""
 
-        def seeds(self, *args: Any) -> tuple[Seed, Seed]:
-            seeds = tiny.generator.seeds(*args)
+        def cotangents(self, *args: Any) -> tuple[Cotangent, Cotangent]:
+            cotangents = tiny.generator.cotangents(*args)
             tiny.generator.pending[args[0]].direct = torch.zeros(4, *SHAPE)
-            return seeds
+            return cotangents
 
         accumulate = tiny.generator.accumulate
 
@@ -221,7 +221,7 @@ def test_scoring_between_psis_microbatches_leaves_its_gradient_alone() -> None:
         prediction = between.fake_score.score(at, noised)
         assert prediction.logits is not None
         between.fake_score.accumulate(at, made)
-        between.fake_score.pullback(at, noised, Seed(prediction.x_hat, prediction.logits))
+        between.fake_score.pullback(at, noised, Cotangent(prediction.x_hat, prediction.logits))
         assert at not in between.fake_score.graphs
     assert torch.equal(gradient(apart.fake_score.network), gradient(between.fake_score.network))
 
@@ -375,8 +375,8 @@ def test_a_batch_of_nothing_but_bad_samples_moves_nothing() -> None:
     at = Slice(STEP, 0, 4)
     noised, _ = tiny.generator.generate(at)
     nothing = Prediction(torch.full((4, *SHAPE), torch.nan), tiny.fake_score.score(at, noised).logits)
-    seeds = tiny.generator.seeds(at, nothing, nothing)
-    assert all(seed.x_hat.abs().sum() == 0 for seed in seeds)
+    cotangents = tiny.generator.cotangents(at, nothing, nothing)
+    assert all(cotangent.x_hat.abs().sum() == 0 for cotangent in cotangents)
     pulls = [Pull(torch.full((4, *SHAPE), torch.nan)) for _ in range(2)]
     tiny.generator.step(STEP, tiny.generator.accumulate(at, *pulls))
     after = tiny.generator.network.parameters()
@@ -478,7 +478,7 @@ def test_scorers_drop_nothing(role: str) -> None:
     torch.testing.assert_close(
         prediction.x_hat, tiny_network(1 if role == "teacher" else 2)(noised.x_t, noised.t, noised.cond)
     )
-    pull = scorer.pullback(*address, noised, Seed(torch.ones(4, *SHAPE)))
+    pull = scorer.pullback(*address, noised, Cotangent(torch.ones(4, *SHAPE)))
     x_t = noised.x_t.clone().requires_grad_()
     tiny_network(1 if role == "teacher" else 2)(x_t, noised.t, noised.cond).sum().backward()
     torch.testing.assert_close(pull.x_t, x_t.grad)
@@ -591,7 +591,7 @@ class _Recorder:
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*_: Any) -> Any:
             self.calls.append(f"{self.role}.{method}")
-            return (None, None) if method in ("generate", "seeds") else None
+            return (None, None) if method in ("generate", "cotangents") else None
 
         return call
 
@@ -653,14 +653,14 @@ def test_the_adversarial_term_joins_thetas_loss_strictly_after_its_phase(images:
     at = Slice(images // 4, 0, 4)
     noised, _ = tiny.generator.generate(at)
     teacher, fake = tiny.teacher.score(noised), tiny.fake_score.score(at, noised)
-    _, fake_seed = tiny.generator.seeds(at, teacher, fake)
+    _, fake_cotangent = tiny.generator.cotangents(at, teacher, fake)
     sums = tiny.generator.pending[at].sums
     assert sums is not None
     if images > 16:
-        assert fake_seed.logits is not None
+        assert fake_cotangent.logits is not None
         assert sums["loss/generator"] == pytest.approx((sums["loss/sid"] + sums["loss/adversarial"]) / 2)
     else:
-        assert fake_seed.logits is None and "loss/adversarial" not in sums
+        assert fake_cotangent.logits is None and "loss/adversarial" not in sums
         assert sums["loss/generator"] == sums["loss/sid"]  # not halved
 
 
@@ -840,23 +840,23 @@ def test_scoring_knows_nothing_of_augmentation() -> None:
 SCALE = 3.0
 
 
-def scorer_and_work(graphs_kept: int, count: int) -> tuple[TeacherScorer, list[Noised], list[Seed]]:
+def scorer_and_work(graphs_kept: int, count: int) -> tuple[TeacherScorer, list[Noised], list[Cotangent]]:
     scorer = TeacherScorer(tiny_network(1), graphs_kept)
     work = [noised_at(Slice(STEP, 4 * i, 4)) for i in range(count)]
-    seeds = [Seed(Draws(1, STEP, 4 * i, 4).normal("seed", SHAPE)) for i in range(count)]
-    return scorer, work, seeds
+    cotangents = [Cotangent(Draws(1, STEP, 4 * i, 4).normal("seed", SHAPE)) for i in range(count)]
+    return scorer, work, cotangents
 
 
 @pytest.mark.parametrize("graphs_kept", [0, 1, 2, 4])
 def test_a_pull_is_the_same_with_and_without_its_graph(graphs_kept: int) -> None:
-    keeping, work, seeds = scorer_and_work(4, 4)
+    keeping, work, cotangents = scorer_and_work(4, 4)
     bounded, _, _ = scorer_and_work(graphs_kept, 4)
     for noised in work:
         assert torch.equal(keeping.score(noised, SCALE).x_hat, bounded.score(noised, SCALE).x_hat)
         assert len(bounded.kept) <= graphs_kept
     recomputed = []
-    for noised, seed in zip(work, seeds, strict=True):
-        kept, pull = keeping.pullback(noised, seed, SCALE), bounded.pullback(noised, seed, SCALE)
+    for noised, cotangent in zip(work, cotangents, strict=True):
+        kept, pull = keeping.pullback(noised, cotangent, SCALE), bounded.pullback(noised, cotangent, SCALE)
         assert torch.equal(kept.x_t, pull.x_t) and kept.recomputed == 0
         recomputed.append(pull.recomputed)
     # The oldest are evicted first.
@@ -865,9 +865,9 @@ def test_a_pull_is_the_same_with_and_without_its_graph(graphs_kept: int) -> None
 
 
 def test_a_repeated_pullback_recomputes_and_gives_the_same() -> None:
-    scorer, (noised,), (seed,) = scorer_and_work(2, 1)
+    scorer, (noised,), (cotangent,) = scorer_and_work(2, 1)
     scorer.score(noised)
-    first, again = scorer.pullback(noised, seed), scorer.pullback(noised, seed)
+    first, again = scorer.pullback(noised, cotangent), scorer.pullback(noised, cotangent)
     assert torch.equal(first.x_t, again.x_t)
     assert (first.recomputed, again.recomputed) == (0, 1)
 
@@ -900,11 +900,11 @@ def test_a_scorers_memory_never_exceeds_its_bound_over_a_run() -> None:
 
 
 def test_no_parameter_of_a_scorer_ever_has_a_gradient() -> None:
-    scorer, work, seeds = scorer_and_work(1, 3)
+    scorer, work, cotangents = scorer_and_work(1, 3)
     for noised in work:
         scorer.score(noised)
-    for noised, seed in zip(work, seeds, strict=True):
-        scorer.pullback(noised, seed)
+    for noised, cotangent in zip(work, cotangents, strict=True):
+        scorer.pullback(noised, cotangent)
     assert all(p.grad is None and not p.requires_grad for p in scorer.network.parameters())
 
 
@@ -915,7 +915,7 @@ RECORDS = [
     Noised(AT, torch.randn(4, 3, 32, 32), torch.rand(4), None),
     Images(torch.randn(4, 3, 32, 32).requires_grad_(), torch.eye(4)),
     Prediction(torch.randn(4, 3, 32, 32), torch.randn(4, 1, 8, 8), recomputed=1),
-    Seed(torch.randn(4, 3, 32, 32), None),
+    Cotangent(torch.randn(4, 3, 32, 32), None),
     Pull(torch.randn(4, 3, 32, 32).transpose(2, 3), recomputed=1),
 ]
 

@@ -25,7 +25,7 @@ from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.files import load_network
 from raysid.roles.build import build_fake_score, build_generator, build_teacher
 from raysid.roles.compute import equip, set_tf32
-from raysid.roles.messages import Noised, Seed, Slice
+from raysid.roles.messages import Cotangent, Noised, Slice
 from raysid.trainers.teachers import find_teacher
 from tests.support import points
 from tests.support.tiny_networks import save_teacher
@@ -170,7 +170,7 @@ def test_what_a_role_does_between_does_not_reach_a_kept_graph(teacher: str, tmp_
         psi.accumulate(other, generator.images(other))
         x_g = generator.pending[at].x_g
         generator.pending[at].direct, generator.pending[at].sums = x_g.detach(), {"teacher_recomputes": 0}
-        pull = psi.pullback(at, noised, Seed(prediction.x_hat, prediction.logits))
+        pull = psi.pullback(at, noised, Cotangent(prediction.x_hat, prediction.logits))
         generator.images(other)
         generator.accumulate(at, pull, pull)
         found.append([pull.x_t, *(p.grad for p in generator.network.parameters())])
