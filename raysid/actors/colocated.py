@@ -1,103 +1,110 @@
 """`placement: colocated`: every worker holds all three networks, and takes a share of every batch.
 
 The workers are Ray Train's (`raysid.actors.train_workers`), data parallel: each runs whole steps of the schedule on its
-share, and their sums of gradients meet in the learners' `step`. No image leaves its worker.
+share, and their gradients are summed in the learners' `step`. No image leaves its worker.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
 
+from raysid.actors.capacity import Notify, wait_for_reading
 from raysid.actors.mailbox import Call
-from raysid.actors.placing import Say, wait_for_reading
 from raysid.actors.results import RemoteWrite, get_ranks
 from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers
+from raysid.actors.worker import Worker
 from raysid.data import ImageSource
 from raysid.data.faults import all_faults
 from raysid.roles.build import RunInputs
-from raysid.roles.fake_score import of_a_step, of_all_ranks
+from raysid.roles.fake_score import merge_rank_reports
+from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile
+from raysid.roles.protocols import Ref
 from raysid.roles.state_files import StateFile
-from raysid.roles.step import StepResult, updates_theta
+
+P = ParamSpec("P")
 
 
 class ColocatedPlacement:
-    """The roles of a run in the workers that Ray Train has at present.
+    """The roles of a run in the present group of Ray Train's workers.
 
     Args:
         source: the real images, for a method that needs them; each worker streams them by Ray Data.
-        workers: under which they run; this placement is of its newest group.
-        say: takes what there is to tell while places are waited for.
+        workers: Ray Train's workers; this placement is on the newest group.
+        notify: prints a line while resources are waited for.
 
     Raises:
-        RunFailed: no room for the workers within `failure.placement_timeout_s`, or a role cannot be built.
+        RunFailed: no resources for the workers within `failure.placement_timeout_s`, or a role cannot be built.
         LearnerLost: a worker died meanwhile.
     """
 
     def __init__(
-        self, inputs: RunInputs, source: ImageSource | None, workers: TrainWorkers, say: Say
+        self, inputs: RunInputs, source: ImageSource | None, workers: TrainWorkers, notify: Notify
     ) -> None:
         self.config = inputs.config
         self.workers = workers
-        self.group = workers.next_group(say)
+        self.group = workers.next_group(notify)
         self._numbers = [0] * self.group.size
-        self.images_until = math.inf if source is None else 0.0  # then as a step's workers say
-        get_ranks(self._all("build", inputs, source), workers.check)
-        # Last: evaluations ask for as much as reading does, of what the workers have left.
-        wait_for_reading(self.config.failure.placement_timeout_s, say)
+        self.images_until = math.inf if source is None else 0.0
+        self._get(self._all(Worker.build, inputs, source))
+        # Last: evaluations need as much as reading does, of what the workers leave.
+        wait_for_reading(self.config.failure.placement_timeout_s, notify)
 
-    def step(self, step: int) -> StepResult:
-        answers = self._all("step", step, num_returns=2)
-        theta = [answer[1] for answer in answers] if updates_theta(self.config, step) else None
-        return StepResult([answer[0] for answer in answers], theta)
+    def step(self, step: int) -> list[Ref[StepReport]]:
+        return self._all(Worker.step, step)
 
-    def collect(self, figures: Any) -> dict[str, float]:
-        """What the workers returned of a learner: it is the same, each having all tokens."""
-        answers = get_ranks(figures, self.workers.check)
-        answer, self.images_until = of_a_step(answers, self.images_until)
-        return answer
+    def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
+        merged = merge_step_reports(self._get(reports))
+        self.images_until = merged.images_until
+        return merged
 
     def check_shared(self, folder: str) -> None:
-        """Refuse a run's folder that a worker does not share with the driver. Raises UserError."""
-        check_shared(folder, "worker", lambda *file: get_ranks(self._all("sees", *file), self.workers.check))
+        check_shared(folder, "worker", lambda *file: self._get(self._all(Worker.sees, *file)))
 
     def save(self, folder: str) -> RemoteWrite[list[StateFile]]:
-        return self._write(self._ask(0, "save", folder))
+        return self._write(self._call(0, Worker.save, folder))
 
     def export(self, folder: str, trained: dict[str, Any]) -> RemoteWrite[None]:
-        return self._write(self._ask(0, "export", folder, trained))
+        return self._write(self._call(0, Worker.export, folder, trained))
 
     def report(self) -> dict[str, dict[str, float]]:
-        reports = get_ranks(self._all("report"), self.workers.check)
-        busiest = {role: of_all_ranks([report[role] for report in reports]) for role in reports[0]}
-        return busiest | {"worker": {"replicas": float(self.group.size)}}
+        reports = self._get(self._all(Worker.report))
+        merged = {role: merge_rank_reports([report[role] for report in reports]) for role in reports[0]}
+        return merged | {"worker": {"replicas": float(self.group.size)}}
 
     def prepare(self, step: int) -> None:
-        get_ranks(self._all("prepare", step), self.workers.check)
+        self._get(self._all(Worker.prepare, step))
 
     def bad_images(self) -> dict[int, str]:
-        return all_faults(get_ranks(self._all("bad_images"), self.workers.check))
+        return all_faults(self._get(self._all(Worker.bad_images)))
 
     def profile(self) -> dict[str, dict[int, Profile]]:
-        profiles = get_ranks(self._all("profile"), self.workers.check)
+        profiles = self._get(self._all(Worker.profile))
         return {role: {rank: each[role][0] for rank, each in enumerate(profiles)} for role in profiles[0]}
 
     def close(self) -> None:
         pass  # the workers stay, for a run that goes back to a checkpoint
 
-    def _ask(self, rank: int, method: str, *arguments: Any, num_returns: int = 1) -> Any:
+    def _call(
+        self, rank: int, method: Callable[Concatenate[Worker, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Any:
+        """Call a worker's method; returns the reference of its answer."""
+        assert not kwargs
         number = self._numbers[rank]
         self._numbers[rank] += 1
-        ask = self.workers.mailbox.ask.options(num_returns=num_returns)
-        return ask.remote(self.group.name, rank, number, Call(method, arguments))
+        return self.workers.mailbox.ask.remote(self.group.name, rank, number, Call(method, args))
 
-    def _all(self, method: str, *arguments: Any, num_returns: int = 1) -> list[Any]:
-        return [
-            self._ask(rank, method, *arguments, num_returns=num_returns) for rank in range(self.group.size)
-        ]
+    def _all(
+        self, method: Callable[Concatenate[Worker, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> list[Any]:
+        return [self._call(rank, method, *args, **kwargs) for rank in range(self.group.size)]
+
+    def _get(self, references: list[Any]) -> list[Any]:
+        return get_ranks(references, self.workers.check)
 
     def _write(self, written: Any) -> RemoteWrite[Any]:
-        """A write of worker 0, which writes for all."""
-        return RemoteWrite([written], lambda: get_ranks([written], self.workers.check)[0])
+        """A write of worker 0, which writes for all, since all hold the same weights."""
+        return RemoteWrite([written], lambda: self._get([written])[0])

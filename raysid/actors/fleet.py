@@ -1,4 +1,4 @@
-"""The scorers that there are: started, joined when ready, added while steps wait for them, ended when idle."""
+"""The fleet of teacher scorers: starts them, adds more while steps wait for scoring, removes idle ones."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raysid.actors.placing import Say, wait_for_room
+from raysid.actors.capacity import Notify, wait_for_capacity
 from raysid.actors.results import is_ready, why_not_started
 from raysid.config import RoleResources, TeacherAutoscaling
 from raysid.errors import RunFailed
+from raysid.ray_internals import actor_ready
 
-GROW_ABOVE = 0.15  # share of the time in which a step had nothing to do but wait for a scorer
-IDLE_BELOW = 0.6  # how busy the remaining scorers may be when one is taken away
-ABSENT_SECONDS = 120.0  # a run that has not asked for so long is not waited for
-ENDING_SECONDS = 5.0  # between a scorer's last call and its end: its last results are fetched by then
+GROW_ABOVE = 0.15  # share of the time in which a step waits for nothing but a scorer
+IDLE_BELOW = 0.6  # utilisation of the remaining scorers up to which one is removed
+ABSENT_SECONDS = 120.0  # a run that has not reported for so long has ended
+ENDING_SECONDS = 5.0  # between a scorer's last call and its end, to fetch its last results
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """One scorer of the service: its number in the order of starting, and its actor."""
+    """One scorer of the service: its number, in order of starting, and its actor."""
 
     number: int
     actor: Any = field(compare=False)  # handles of one actor are not equal in different messages
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a run says when it asks which scorers there are.
+class RunStatus:
+    """A run's report to the fleet.
 
     Attributes:
-        run: whose it is.
-        version: the newest list of scorers that it has nothing outstanding outside of.
-        waited: seconds since its start in which its step waited for a scorer and for nothing else.
-        dead: numbers of the scorers that it knows will not come back.
+        run: name of the run.
+        version: the newest version of the fleet whose former members have no call of the run outstanding.
+        waited: seconds since the run's start in which a step waited for a scorer and for nothing else.
+        dead: numbers of the scorers that Ray does not restart, as far as the run has noticed.
     """
 
     run: str
@@ -57,10 +58,10 @@ class Members:
 
 
 class Total:
-    """A total that grows, and how fast it grew lately: so many seconds a second.
+    """A total that grows, and its recent rate of growth.
 
     Args:
-        seconds: the longest time that a rate is asked for.
+        seconds: the longest window of a rate.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -68,7 +69,7 @@ class Total:
         self._points: deque[tuple[float, float]] = deque()
 
     def add(self, now: float, value: float) -> None:
-        """Note the total at a time; one that fell (a scorer started again) begins anew."""
+        """Note the total at a time. A total that fell (its scorer has restarted) starts over."""
         if self._points and value < self._points[-1][1]:
             self._points.clear()
         self._points.append((now, value))
@@ -76,7 +77,7 @@ class Total:
             self._points.popleft()
 
     def rate(self, now: float, seconds: float) -> float | None:
-        """The mean rate over the last so many seconds; None where it was not watched for so long."""
+        """The mean rate over the last `seconds`; None if the total has been watched for less."""
         earlier = [point for point in self._points if point[0] <= now - seconds]
         if not earlier:
             return None
@@ -85,18 +86,22 @@ class Total:
 
 
 class ScorerFleet:
-    """Keeps as many scorers as the runs that use them need, between a minimum and a maximum.
+    """Keeps as many scorers as its runs need, between a minimum and a maximum.
 
-    A scorer joins once it has started. One is added when over `upscale_delay_s` some run's steps waited for
-    scoring alone during more than 15% of the time; one is taken away when over `downscale_delay_s` no
-    run's did, and the others could do its work in 60% of their time.
-    A new one's demand for resources is what makes a cluster's autoscaler add a node; its end frees the node.
+    A scorer joins once it has started. One is added when the steps of some run have waited for scoring alone during
+    more than 15% of the last `upscale_delay_s`. One is removed when no run has over `downscale_delay_s`, and the
+    others could take its load at under 60% utilisation. A new scorer's demand makes a cluster's autoscaler add a
+    node; its end frees the node.
 
     Args:
         start: starts a scorer's actor.
-        resources: what each asks for, to say what is missing.
+        resources: a scorer's resources, to report which one is missing.
         scaling: minimum, maximum and delays; a fixed fleet has minimum = maximum.
-        timeout: seconds to wait for the minimum's places.
+        timeout: seconds to wait until the minimum has started.
+        notify: prints a line while the minimum is waited for, and when the fleet cannot grow.
+
+    Raises:
+        RunFailed: the minimum could not be started in time, or at all.
     """
 
     def __init__(
@@ -105,54 +110,58 @@ class ScorerFleet:
         resources: RoleResources,
         scaling: TeacherAutoscaling,
         timeout: float,
-        say: Say = print,
+        notify: Notify = print,
     ) -> None:
         self._start_actor = start
         self.resources = resources
         self.scaling = scaling
-        self._say = say
+        self._notify = notify
         self._most = scaling.max_replicas
         self.members: list[Scorer] = []
         self.version = 0
         self._started = 0
         self._starting: dict[Any, Scorer] = {}
         self._retired: list[tuple[float, int, Scorer]] = []
-        self._asked: dict[str, tuple[float, Asked]] = {}
+        self._runs: dict[str, tuple[float, RunStatus]] = {}
         self._waited: dict[str, Total] = {}
         self._busy: dict[Scorer, Total] = {}
         self._reports: dict[Scorer, Any] = {}
         for _ in range(scaling.min_replicas):
             self._start()
         try:
-            wait_for_room(
-                self._minimum_within,
+            wait_for_capacity(
+                self._wait_for_minimum,
                 f"{scaling.min_replicas} teacher scorer{'s' * (scaling.min_replicas > 1)}",
                 [resources] * scaling.min_replicas,
                 timeout,
-                say,
+                notify,
             )
         except BaseException:
             self.close()
             raise
 
-    def sync(self, asked: Asked) -> Members:
-        """Take in how a run fared, change the fleet where that asks for it, and say who takes calls now."""
+    def sync(self, status: RunStatus) -> Members:
+        """Take a run's status, scale the fleet, and return the scorers that take calls now.
+
+        Raises:
+            RunFailed: scorers cannot start, and there are fewer than the minimum.
+        """
         now = time.monotonic()
-        self._asked[asked.run] = (now, asked)
-        for run in [run for run, (at, _) in self._asked.items() if now - at > ABSENT_SECONDS]:
-            self._leave(run)
-        self._bury(asked.dead)
+        self._runs[status.run] = (now, status)
+        for run in [run for run, (at, _) in self._runs.items() if now - at > ABSENT_SECONDS]:
+            self._remove_run(run)
+        self._replace_dead(status.dead)
         self._admit()
         self._end_retired(now)
         if self.scaling.max_replicas > self.scaling.min_replicas:
-            self._waited.setdefault(asked.run, self._total()).add(now, asked.waited)
+            self._waited.setdefault(status.run, self._total()).add(now, status.waited)
             self._measure(now)
             self._scale(now)
         return Members(self.version, tuple(self.members))
 
     def forget(self, run: str) -> None:
-        """A run has ended: what is kept for it goes."""
-        self._leave(run)
+        """Drop all that is kept for a run that has ended."""
+        self._remove_run(run)
         for scorer in self.members:
             scorer.actor.forget.remote(run)
 
@@ -165,19 +174,20 @@ class ScorerFleet:
     def _start(self) -> None:
         scorer = Scorer(self._started, self._start_actor())
         self._started += 1
-        self._starting[scorer.actor.__ray_ready__.remote()] = scorer
+        self._starting[actor_ready(scorer.actor)] = scorer
 
-    def _minimum_within(self, seconds: float) -> bool:
+    def _wait_for_minimum(self, seconds: float) -> bool:
+        """Wait up to `seconds`; True once the minimum has joined."""
         ray.wait(list(self._starting), num_returns=len(self._starting), timeout=seconds)
         self._admit()
         return len(self.members) >= self.scaling.min_replicas
 
-    def _leave(self, run: str) -> None:
-        self._asked.pop(run, None)
+    def _remove_run(self, run: str) -> None:
+        self._runs.pop(run, None)
         self._waited.pop(run, None)
 
-    def _bury(self, dead: frozenset[int]) -> None:
-        """Scorers that Ray does not restart are replaced."""
+    def _replace_dead(self, dead: frozenset[int]) -> None:
+        """Remove the scorers that Ray does not restart, and start others up to the minimum."""
         for scorer in [scorer for scorer in self.members if scorer.number in dead]:
             self.members.remove(scorer)
             self._changed()
@@ -185,35 +195,35 @@ class ScorerFleet:
             self._start()
 
     def _admit(self) -> None:
-        """Scorers that have started take calls from now on."""
+        """Admit the scorers that have started."""
         for ready in [reference for reference in self._starting if is_ready(reference)]:
             scorer = self._starting.pop(ready)
             try:
                 ray.get(ready)
             except RayActorError as error:
                 if error.actor_init_failed:
-                    self._refuse(why_not_started(error))
-                continue  # lost for good before it had served
+                    self._stop_growing(why_not_started(error))
+                continue  # lost for good before it had joined
             self.members.append(scorer)
             self._changed()
 
-    def _refuse(self, why: str) -> None:
-        """A scorer cannot start: the run cannot do without the minimum, but it can without more."""
+    def _stop_growing(self, why: str) -> None:
+        """Keep to the present size after a scorer could not start; RunFailed below the minimum."""
         if len(self.members) < self.scaling.min_replicas:
             raise RunFailed(why)
-        self._say(f"the teacher service grows no further: {why}")
+        self._notify(f"the teacher service grows no further: {why}")
         self._most = len(self.members)
 
     def _end_retired(self, now: float) -> None:
-        """End the scorers that no run has anything outstanding with."""
-        acknowledged = min((asked.version for _, asked in self._asked.values()), default=self.version)
+        """End the retired scorers with which no run has a call outstanding."""
+        acknowledged = min((status.version for _, status in self._runs.values()), default=self.version)
         ending = [one for at, v, one in self._retired if v <= acknowledged and now - at > ENDING_SECONDS]
         for scorer in ending:
             ray.kill(scorer.actor)
         self._retired = [entry for entry in self._retired if entry[2] not in ending]
 
     def _measure(self, now: float) -> None:
-        """Take in the scorers' own reports of how busy they were, as they come; one that is away sends none."""
+        """Take the scorers' reports of their busy seconds as they arrive; a scorer that is away sends none."""
         for scorer in self.members:
             report = self._reports.pop(scorer, None)
             if report is not None and not is_ready(report):
@@ -225,7 +235,7 @@ class ScorerFleet:
                     self._busy.setdefault(scorer, self._total()).add(now, ray.get(report)["busy_seconds"])
 
     def _scale(self, now: float) -> None:
-        """Start one more, or take one away, where the last seconds ask for it."""
+        """Start or remove one scorer, if the rates of the last seconds call for it."""
         up, down = self.scaling.upscale_delay_s, self.scaling.downscale_delay_s
         waits = [total.rate(now, up) for total in self._waited.values()]
         if any(wait is not None and wait > GROW_ABOVE for wait in waits):
@@ -236,7 +246,7 @@ class ScorerFleet:
         if not all(wait is not None and wait <= GROW_ABOVE for wait in waits):
             return
         if self._starting and len(self.members) >= self.scaling.min_replicas:
-            # What it was wanted for is over before it has found a place.
+            # The demand is over before the scorer has started.
             _, scorer = self._starting.popitem()
             ray.kill(scorer.actor)
         elif len(self.members) > self.scaling.min_replicas:
@@ -250,6 +260,6 @@ class ScorerFleet:
         return Total(max(self.scaling.upscale_delay_s, self.scaling.downscale_delay_s))
 
     def _changed(self) -> None:
-        """The fleet is another one: what was measured before says nothing of it."""
+        """Begin a new version of the fleet, for which nothing has been measured yet."""
         self.version += 1
         self._waited, self._busy = {}, {}

@@ -1,27 +1,20 @@
-"""The roles of a run, assembled behind one interface: in one process, or as actors on a cluster."""
+"""The contract of a placement, and the choice between the three: the roles in one process, or as actors."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
+from raysid.actors.local import LocalPlacement
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.data.windows import ReadBlocks
-from raysid.errors import LearnerLost, RunFailed
-from raysid.networks.files import write_network
-from raysid.roles.build import RunInputs, build_fake_score, build_generator, build_teacher
-from raysid.roles.joint import JointLearner
-from raysid.roles.profile import Profile, profile_of
-from raysid.roles.protocols import Roles
-from raysid.roles.ranks import Ranks
-from raysid.roles.state_files import StateFile, Write, state_bytes, write_state
-from raysid.roles.step import WHOLE, Share, StepResult, microbatches, take_step
+from raysid.roles.build import RunInputs
+from raysid.roles.messages import StepReport
+from raysid.roles.profile import Profile
+from raysid.roles.protocols import Ref
+from raysid.roles.state_files import StateFile, Write
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -29,20 +22,29 @@ if TYPE_CHECKING:
 
 
 class Placement(Protocol):
-    """Where the roles of a run live, and what the driver asks of them."""
+    """The roles of a run, as the driver sees them.
+
+    All methods may raise `LearnerLost` when a learner's process has died: the run then goes back to a checkpoint, with
+    a new placement. `RunFailed` ends the run with one line. Steps may be submitted ahead of their collection; a
+    checkpoint is of the state after all steps submitted so far.
+    """
 
     @property
     def images_until(self) -> float:
-        """Up to which place of the stream real images are known to be there; later ones may be waited for, or fail.
+        """Position in the stream of real images up to which they are known to be loaded; infinite without any.
 
-        Infinite where none are needed.
+        A step that needs later ones may wait for them, or fail.
         """
 
-    def step(self, step: int) -> StepResult:
-        """Begin step `step` of the schedule, or take it."""
+    def step(self, step: int) -> list[Ref[StepReport]]:
+        """Take step `step` of the schedule, or submit it. The reports are for `collect` alone.
 
-    def collect(self, figures: Any) -> dict[str, float]:
-        """What a learner's `step` returned, waiting for it where it is still on its way."""
+        Raises:
+            RunFailed: no teacher scorer is available; the step may have been submitted in part.
+        """
+
+    def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
+        """Wait for a step and merge its reports. Raises RunFailed."""
 
     def save(self, folder: str) -> Write[list[StateFile]]:
         """Begin to write both learners' states, as they are now, to a checkpoint's folder."""
@@ -51,33 +53,37 @@ class Placement(Protocol):
         """Begin to write the averaged generator, as it is now, to `folder`; `trained` is for its card."""
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Each role's figures by role: seconds since it started (`busy_seconds` and so on), and present numbers."""
+        """Figures by role: seconds since the role started (`busy_seconds` and so on), and present numbers."""
 
     def prepare(self, step: int) -> None:
-        """Have the real images of a step read, before any of it is computed. Raises RunFailed."""
+        """Read the real images of a step before any of it is computed.
+
+        Raises:
+            RunFailed: they cannot be read; the learners are unchanged, and can be saved.
+        """
 
     def bad_images(self) -> dict[int, str]:
-        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
+        """The real images skipped so far: name and fault of each, by its index in the source."""
 
     def profile(self) -> dict[str, dict[int, Profile]]:
-        """What each role's processes have used since they started, by role and number."""
+        """Resources that each role's processes have used since they started, by role and number."""
 
     def check_shared(self, folder: str) -> None:
-        """Refuse a run's folder that a role does not share with the driver. Raises UserError."""
+        """Check that every role's process sees the run's folder as the driver does. Raises UserError."""
 
     def close(self) -> None:
-        """End the roles and give back what they held."""
+        """End the roles and release their resources."""
 
 
-def place(
+def start_placement(
     inputs: RunInputs,
     source: ImageSource | None,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
     within: Within | None = None,
     workers: TrainWorkers | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Placement:
-    """The roles where the config wants them; arguments and errors as each placement has them."""
+    """Start the roles in the placement that the config names; arguments and errors as each placement's."""
     threads = torch_threads(inputs.config)
     if inputs.config.placement == "local":
         return LocalPlacement(inputs, source, threads)
@@ -85,17 +91,17 @@ def place(
         from raysid.actors.colocated import ColocatedPlacement
 
         assert workers is not None
-        return ColocatedPlacement(inputs, source, workers, say)
+        return ColocatedPlacement(inputs, source, workers, notify)
     from raysid.actors.split import SplitPlacement
 
-    return SplitPlacement(inputs, source, threads, say, within, stopping)
+    return SplitPlacement(inputs, source, threads, notify, within, stopping)
 
 
 def lacks_images(placement: Placement, config: Config, step: int, finish_steps: Callable[[], None]) -> bool:
-    """Whether a step's real images are not known to be in memory, so that it is to be prepared before it begins.
+    """True if a step's real images are not known to be loaded, so that the step needs `prepare` first.
 
     Args:
-        finish_steps: takes in the steps under way, which say more.
+        finish_steps: collects the steps under way, whose reports tell of later images.
     """
     needed = (step + 1) * config.batch_size
     if placement.images_until < needed:
@@ -105,10 +111,10 @@ def lacks_images(placement: Placement, config: Config, step: int, finish_steps: 
 
 @contextmanager
 def workers_for(config: Config, folder: str) -> Iterator[TrainWorkers | None]:
-    """Ray Train's workers, where the config has its roles in such; they outlive a placement that one of them ends.
+    """Start Ray Train's workers, for a colocated run. They outlive a placement whose worker has died.
 
     Args:
-        folder: for Ray Train's own notes, which all nodes must see; removed at the end.
+        folder: for Ray Train's own files, which all nodes must see; removed at the end.
     """
     if config.placement != "colocated":
         yield None
@@ -129,89 +135,5 @@ def torch_threads(config: Config) -> int:
 
 
 def all_cores() -> int:
-    """Cores that this process may run on; in a container that is often fewer than the machine has."""
+    """Cores that this process may use; in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class LocalPlacement:
-    """`placement: local`: all three roles in this process, without Ray. The readable reference.
-
-    A worker of `placement: colocated` is one, too: it takes its share of each step, as a rank of both learners.
-
-    Args:
-        source: the real images, for a method that needs them.
-        threads: torch's threads.
-        ranks: the other workers; None where this is the only one.
-        read_blocks: reads them otherwise than in this process.
-    """
-
-    def __init__(
-        self,
-        inputs: RunInputs,
-        source: ImageSource | None,
-        threads: int,
-        ranks: Ranks | None = None,
-        read_blocks: ReadBlocks | None = None,
-    ) -> None:
-        torch.set_num_threads(threads)
-        self.config = inputs.config
-        self.teacher = build_teacher(inputs.teacher, self.config)
-        self.share = WHOLE if ranks is None else Share(ranks.rank, ranks.size)
-        parts = [self.share.bounds(self.config)]
-        self.fake_score = build_fake_score(inputs, source, read_blocks, ranks, parts)
-        self.generator = build_generator(inputs, ranks)
-        self.roles = Roles(self.teacher, self.fake_score, self.generator)
-        if ranks is not None:
-            joint = [JointLearner(role, ranks, self.config) for role in (self.fake_score, self.generator)]
-            self.roles = Roles(self.teacher, *joint)
-        self._next_step = 0
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
-
-    @property
-    def images_until(self) -> float:
-        return self.fake_score.images_until(self._next_step)
-
-    def step(self, step: int) -> StepResult:
-        self._next_step = step + 1
-        return take_step(self.roles, self.config, step, self.share)
-
-    def collect(self, figures: Any) -> dict[str, float]:
-        return figures
-
-    def check_shared(self, folder: str) -> None:
-        pass  # there is one process
-
-    def save(self, folder: str) -> Future[list[StateFile]]:
-        roles = (("fake_score", self.fake_score.state()), ("generator", self.generator.state()))
-        files = [(name, state_bytes(state)) for name, state in roles]
-        return self.writer.submit(lambda: [write_state(folder, *file) for file in files])
-
-    def export(self, folder: str, trained: dict[str, Any]) -> Future[None]:
-        return self.writer.submit(write_network, folder, self.generator.product(trained))
-
-    def report(self) -> dict[str, dict[str, float]]:
-        return {
-            "teacher": {"busy_seconds": self.teacher.stopwatch.seconds},
-            "fake_score": self.fake_score.report(),
-            "generator": self.generator.report(),
-        }
-
-    def prepare(self, step: int) -> None:
-        try:
-            self.fake_score.prepare(*microbatches(self.config, step, self.share))
-        except (RunFailed, LearnerLost):
-            raise
-        except Exception as error:
-            raise RunFailed(f"reading the real images failed: {error}") from error
-
-    def bad_images(self) -> dict[int, str]:
-        return self.fake_score.bad_images()
-
-    def profile(self) -> dict[str, dict[int, Profile]]:
-        roles = {"teacher": self.teacher, "fake_score": self.fake_score, "generator": self.generator}
-        return {name: {0: profile_of(role)} for name, role in roles.items()}
-
-    def close(self) -> None:
-        self.writer.shutdown()
-        if self.fake_score.real_images is not None:
-            self.fake_score.real_images.close()

@@ -1,15 +1,16 @@
-"""The learners as Ray actors: an actor for each rank, and the handle by which a controller calls all of them.
+"""The learners as Ray actors: an actor for each rank, and the handle through which the controller calls them.
 
-A handle turns a role's calls into actor calls whose arguments and results are object references, so that the
-controller never holds an image.
+A handle turns a role's calls into actor calls whose arguments and results are object references, so the controller
+never holds an image.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -21,24 +22,58 @@ from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, StorageError
 from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
-from raysid.roles.fake_score import IMAGES_UNTIL
-from raysid.roles.messages import Slice
+from raysid.roles.fake_score import FakeScoreLearner
+from raysid.roles.generator_learner import GeneratorLearner
+from raysid.roles.messages import (
+    Cotangent,
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    StepReport,
+    Token,
+)
 from raysid.roles.profile import Profile, Traffic, profile_of
+from raysid.roles.protocols import Ref, Reports
 from raysid.roles.ranks import Ranks
 from raysid.roles.state_files import StateFile, state_bytes, write_state
 
 WRITING = "writing"
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 
 def learner_actor(actor: type[LearnerActor], **options: Any) -> Any:
     """Make a Ray actor class of a learner: its calls run one at a time and in order, writes in a thread beside them.
 
-    It is never restarted and no call is repeated: a learner's state cannot be replayed.
+    It is never restarted and no call is repeated, since a learner's state cannot be replayed.
     """
     remote: Any = ray.remote  # whose annotations lack concurrency groups
     return remote(max_restarts=0, max_task_retries=0, concurrency_groups={WRITING: 1})(actor).options(
         **options
     )
+
+
+def role_call(method: Any) -> Any:
+    """Count the messages of an actor's method; name the learner, the method and the microbatch in its errors.
+
+    `ray.method` goes below this decorator: Ray reads its settings from the innermost function.
+    """
+
+    @functools.wraps(method)
+    def call(self: LearnerActor, *arguments: Any) -> Any:
+        try:
+            return self.traffic.call(method, self, *arguments)
+        except LearnerLost as lost:
+            raise type(lost)(f"{self.name}: {lost}") from lost
+        except (RunFailed, StorageError):  # they are one line already
+            raise
+        except Exception as error:  # any failure of a role ends the run with one line
+            at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
+            raise RunFailed(f"the {self.name} learner failed in `{method.__name__}`{at}: {error}") from error
+
+    return call  # type: ignore[return-value]
 
 
 class LearnerActor:
@@ -52,53 +87,39 @@ class LearnerActor:
         self.writes: deque[Callable[[], StateFile | None]] = deque()
         self.traffic = Traffic()
         size = config.learner_workers[self.name]
-        own_gpus = getattr(config.resources, self.name).num_gpus >= 1  # a part of one is shared
+        own_gpus = getattr(config.resources, self.name).num_gpus >= 1  # ranks share a GPU otherwise
         self.ranks = Ranks(rank, size, nccl=own_gpus) if size > 1 else None
 
     def open(self) -> tuple[str, int]:
-        """Where the learner's ranks meet, asked of rank 0."""
+        """Open the store through which the learner's ranks meet, on rank 0."""
         assert self.ranks is not None
         return self.ranks.open(ray.util.get_node_ip_address())
 
-    def join(self, place: tuple[str, int]) -> None:
-        """Meet the learner's other ranks, all of which do the same. Raises PeerLost."""
+    def join(self, address: tuple[str, int]) -> None:
+        """Meet the learner's other ranks. Raises PeerLost."""
         assert self.ranks is not None
-        self.ranks.join(place, ray.util.get_node_ip_address())
+        self.ranks.join(address, ray.util.get_node_ip_address())
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return self.traffic.call(getattr(self.role, method), arguments)
-        except LearnerLost as lost:
-            raise type(lost)(f"{self.name}: {lost}") from lost
-        except (RunFailed, StorageError):
-            raise
-        except Exception as error:
-            at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
-            raise RunFailed(f"the {self.name} learner failed in `{method}`{at}: {error}") from error
+    @role_call
+    def step(self, step: int, *tokens: Token) -> StepReport:
+        return self.role.step(step, *tokens)
 
-    def finish(self, at: Slice, inputs: int, *values: Any) -> dict[str, float]:
-        """`accumulate` of a step's last microbatch, and `step`: one call, where each costs both ends a millisecond.
-
-        Args:
-            inputs: how many of the values are for `accumulate`; the others are the tokens of the step so far.
-        """
-        token = self.call("accumulate", at, *values[:inputs])
-        return self.call("step", at.step, *values[inputs:], token)
+    @role_call
+    def report(self) -> dict[str, float]:
+        return self.role.report()
 
     def profile(self) -> Profile:
         return profile_of(self.role, self.traffic)
 
+    @role_call
     def save(self, folder: str) -> None:
         """Serialize the state as it is between two steps; the `write` that takes this call's result writes it."""
-        self.writes.append(partial(write_state, folder, self.name, state_bytes(self.role.state())))
-
-    def export(self, folder: str, trained: dict[str, Any]) -> None:
-        """Serialize the averaged generator in the same way."""
-        self.writes.append(partial(write_network, folder, self.role.product(trained)))
+        content = state_bytes(self.role.state())
+        self.writes.append(functools.partial(write_state, folder, self.name, content))
 
     @ray.method(concurrency_group=WRITING)
     def write(self, serialized: None) -> StateFile | None:
-        """Write what was serialized first, in a thread beside the other calls."""
+        """Write what was serialized first, in a thread beside the other calls. Raises as `Write.result`."""
         return self.writes.popleft()()
 
     def sees(self, file: str, content: str) -> str | None:
@@ -109,6 +130,7 @@ class FakeScoreActor(LearnerActor):
     """The fake-score learner; it streams the real images itself, through Ray Data."""
 
     name = "fake_score"
+    role: FakeScoreLearner
 
     def __init__(self, inputs: RunInputs, threads: int, source: ImageSource | None, rank: int = 0) -> None:
         super().__init__(inputs.config, threads, rank)
@@ -116,21 +138,80 @@ class FakeScoreActor(LearnerActor):
         parts = parts_of_rank(inputs.config, rank)
         self.role = build_fake_score(inputs, source, read_blocks, self.ranks, parts)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        answer = super().call(method, *arguments)
-        if method == "step":
-            answer[IMAGES_UNTIL] = self.role.images_until(arguments[0] + 1)
-        return answer
+    @role_call
+    def score(self, at: Slice, noised: Noised) -> Prediction:
+        return self.role.score(at, noised)
+
+    @role_call
+    def pullback(self, at: Slice, noised: Noised, cotangent: Cotangent) -> Pull:
+        return self.role.pullback(at, noised, cotangent)
+
+    @role_call
+    def accumulate(self, at: Slice, images: Images) -> Token:
+        return self.role.accumulate(at, images)
+
+    def finish(self, at: Slice, images: Images, *tokens: Token) -> StepReport:
+        """Accumulate the step's last microbatch and update psi: one call costs a millisecond less than two."""
+        return self.step(at.step, *tokens, self.accumulate(at, images))
+
+    @role_call
+    def prepare(self, *slices: Slice) -> None:
+        self.role.prepare(*slices)
+
+    @role_call
+    def bad_images(self) -> dict[int, str]:
+        return self.role.bad_images()
 
 
 class GeneratorActor(LearnerActor):
     """The generator learner."""
 
     name = "generator"
+    role: GeneratorLearner
 
     def __init__(self, inputs: RunInputs, threads: int, rank: int = 0) -> None:
         super().__init__(inputs.config, threads, rank)
         self.role = build_generator(inputs, self.ranks)
+
+    @role_call
+    def images(self, at: Slice) -> Images:
+        return self.role.images(at)
+
+    @role_call
+    @ray.method(num_returns=2)
+    def generate(self, at: Slice) -> tuple[Noised, Images]:
+        return self.role.generate(at)
+
+    @role_call
+    @ray.method(num_returns=2)
+    def cotangents(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Cotangent, Cotangent]:
+        return self.role.cotangents(at, teacher, fake)
+
+    @role_call
+    def accumulate(self, at: Slice, teacher: Pull, fake: Pull) -> Token:
+        return self.role.accumulate(at, teacher, fake)
+
+    def finish(self, at: Slice, teacher: Pull, fake: Pull, *tokens: Token) -> StepReport:
+        """Accumulate the step's last microbatch and update theta."""
+        return self.step(at.step, *tokens, self.accumulate(at, teacher, fake))
+
+    @role_call
+    def discard(self, at: Slice) -> None:
+        self.role.discard(at)
+
+    @role_call
+    def export(self, folder: str, trained: dict[str, Any]) -> None:
+        """Serialize the averaged generator, as `save` does the state."""
+        files = self.role.product(trained)
+        self.writes.append(functools.partial(write_network, folder, files))
+
+
+@dataclass(frozen=True)
+class LastMicrobatch:
+    """The last `accumulate` of a step, which waits in the driver until `step` sends both as one `finish`."""
+
+    at: Slice
+    inputs: tuple[Any, ...]
 
 
 class RemoteLearner:
@@ -140,97 +221,97 @@ class RemoteLearner:
 
     Args:
         ranks: the actors, by rank.
-        batch_size: images a step, where its last microbatch, which ends there, may make the update at once; None
-            has the update wait for `step`.
+        batch_size: images a step, where the last microbatch and the update may be one call; None makes two.
     """
 
     def __init__(self, ranks: Sequence[Any], batch_size: int | None) -> None:
         self.ranks = ranks
-        self.batch_size = batch_size
-        self._step = -1  # the one under way, where one rank has all of its microbatches
-        self._tokens: list[Any] = []  # of its microbatches before the last
-        self._finished: Any = None  # what its last one will have come to
+        self.batch_size = batch_size if len(ranks) == 1 else None
 
     @property
     def first(self) -> Any:
         """Rank 0's actor."""
         return self.ranks[0]
 
-    def call(self, method: str, at: Slice, *arguments: Any, num_returns: int = 1) -> Any:
-        rank = self.ranks[at.index % len(self.ranks)]
-        return rank.call.options(num_returns=num_returns).remote(method, at, *arguments)
+    def rank_of(self, at: Slice) -> Any:
+        """The actor that a microbatch belongs to."""
+        return self.ranks[at.index % len(self.ranks)]
 
-    def accumulate(self, at: Slice, *inputs: Any) -> Any:
-        """Add a microbatch; its token. One rank alone may make the step's update with the last one, at once."""
-        if len(self.ranks) > 1 or self.batch_size is None:
-            return self.call("accumulate", at, *inputs)
-        if at.step != self._step:
-            self._step, self._tokens = at.step, []
-        if at.start + at.count == self.batch_size:
-            self._finished = self.first.finish.remote(at, len(inputs), *inputs, *self._tokens)
-            return self._finished
-        self._tokens.append(self.call("accumulate", at, *inputs))
-        return self._tokens[-1]
-
-    def step(self, step: int, *tokens: Any) -> list[Any]:
-        """The update, on every rank; each takes all tokens, so that none steps where another one's is lost."""
-        if tokens and tokens[-1] is self._finished:
-            return [self._finished]
-        return [rank.call.remote("step", step, *tokens) for rank in self.ranks]
+    def step(self, step: int, *tokens: Any) -> Reports:
+        """Update every rank. Each takes all tokens, so that none steps where another's microbatch is lost."""
+        if tokens and isinstance(last := tokens[-1], LastMicrobatch):
+            return [self.first.finish.remote(last.at, *last.inputs, *tokens[:-1])]
+        return [rank.step.remote(step, *tokens) for rank in self.ranks]
 
     def save(self, folder: str) -> Any:
-        """Begin to write the state; rank 0 writes for all, since all hold the same."""
+        """Begin to write the state, on rank 0, since all ranks hold the same."""
         return self.first.write.remote(self.first.save.remote(folder))
 
     def join(self) -> list[Any]:
-        """Have the ranks meet, if there are several: what is ready once they have."""
+        """Have the ranks meet, if there are several; the references are ready once they have."""
         if len(self.ranks) == 1:
             return []
-        place = self.first.open.remote()
-        return [rank.join.remote(place) for rank in self.ranks]
+        address = self.first.open.remote()
+        return [rank.join.remote(address) for rank in self.ranks]
 
     def report(self) -> list[Any]:
-        return [rank.call.remote("report") for rank in self.ranks]
+        return [rank.report.remote() for rank in self.ranks]
+
+    def _accumulate(self, at: Slice, *inputs: Any) -> Any:
+        if at.start + at.count == self.batch_size:
+            return LastMicrobatch(at, inputs)
+        return self.rank_of(at).accumulate.remote(at, *inputs)
 
 
 class RemoteFakeScore(RemoteLearner):
-    """The fake-score learner's actors."""
+    """The fake-score learner's actors. Implements `raysid.roles.protocols.FakeScoreRole`."""
 
-    def score(self, at: Slice, noised: Any) -> Any:
-        return self.call("score", at, noised)
+    def score(self, at: Slice, noised: Ref[Noised]) -> Ref[Prediction]:
+        return self.rank_of(at).score.remote(at, noised)
 
-    def pullback(self, at: Slice, noised: Any, cotangent: Any) -> Any:
-        return self.call("pullback", at, noised, cotangent)
+    def pullback(self, at: Slice, noised: Ref[Noised], cotangent: Ref[Cotangent]) -> Ref[Pull]:
+        return self.rank_of(at).pullback.remote(at, noised, cotangent)
+
+    def accumulate(self, at: Slice, images: Ref[Images]) -> Ref[Token]:
+        return self._accumulate(at, images)
 
     def prepare(self, slices: list[Slice]) -> list[Any]:
-        """Every rank reads what is its own."""
-        of_rank = [slices[rank :: len(self.ranks)] for rank in range(len(self.ranks))]
-        return [rank.call.remote("prepare", *own) for rank, own in zip(self.ranks, of_rank, strict=True)]
+        """Have every rank read the real images of its own microbatches."""
+        count = len(self.ranks)
+        return [rank.prepare.remote(*slices[number::count]) for number, rank in enumerate(self.ranks)]
+
+    def bad_images(self) -> list[Any]:
+        return [rank.bad_images.remote() for rank in self.ranks]
 
 
 class RemoteGenerator(RemoteLearner):
-    """The generator learner's actors."""
+    """The generator learner's actors. Implements `raysid.roles.protocols.GeneratorRole`."""
 
-    def images(self, at: Slice) -> Any:
-        return self.call("images", at)
+    def images(self, at: Slice) -> Ref[Images]:
+        return self.rank_of(at).images.remote(at)
 
-    def generate(self, at: Slice) -> tuple[Any, Any]:
-        return self.call("generate", at, num_returns=2)
+    def generate(self, at: Slice) -> tuple[Ref[Noised], Ref[Images]]:
+        noised, images = self.rank_of(at).generate.remote(at)
+        return noised, images
 
-    def cotangents(self, at: Slice, teacher: Any, fake: Any) -> tuple[Any, Any]:
-        return self.call("cotangents", at, _answered(teacher, fake), fake, num_returns=2)
+    def cotangents(
+        self, at: Slice, teacher: Ref[Prediction], fake: Ref[Prediction]
+    ) -> tuple[Ref[Cotangent], Ref[Cotangent]]:
+        answered = _answered(teacher, fake)
+        for_teacher, for_fake = self.rank_of(at).cotangents.remote(at, answered, fake)
+        return for_teacher, for_fake
 
-    def accumulate(self, at: Slice, teacher: Any, fake: Any) -> Any:
-        return super().accumulate(at, _answered(teacher, fake), fake)
+    def accumulate(self, at: Slice, teacher: Ref[Pull], fake: Ref[Pull]) -> Ref[Token]:
+        return self._accumulate(at, _answered(teacher, fake), fake)
 
-    def discard(self, at: Slice) -> Any:
-        return self.call("discard", at)
+    def discard(self, at: Slice) -> object:
+        return self.rank_of(at).discard.remote(at)
 
     def export(self, folder: str, trained: dict[str, Any]) -> Any:
-        """Begin to write the averaged generator."""
+        """Begin to write the averaged generator, on rank 0."""
         return self.first.write.remote(self.first.export.remote(folder, trained))
 
 
 def _answered(answer: Any, beside: Any) -> Any:
-    """The reference of a scorer's answer; where another scorer could still be asked, once it is there."""
+    """The reference of a scorer's answer; of a `PoolCall` once some scorer has answered."""
     return answer.settle(beside) if isinstance(answer, PoolCall) else answer

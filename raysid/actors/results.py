@@ -1,4 +1,4 @@
-"""Waiting for what actors return, and what their failures mean to a run."""
+"""Waiting for the results of actors, and what their failures mean to a run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RemoteWrite(Generic[T]):
     """A `raysid.roles.writing.Write` by actors.
 
     Args:
-        references: what is ready once all is written.
-        result: waits for the result.
+        references: ready once all is written.
+        result: waits for the result and returns it.
     """
 
     references: list[Any]
@@ -40,7 +40,7 @@ def get(references: Any) -> Any:
 
     Raises:
         LearnerLost: a process that a value depended on died, or a rank has lost another.
-        RunFailed: a role's own code failed, or it could not start; one line says which and where.
+        RunFailed: a role failed or could not start; one line names it.
         StorageError: a role could not read or write its files.
     """
     try:
@@ -58,16 +58,16 @@ def get(references: Any) -> Any:
 
 
 def get_ranks(references: list[Any], meanwhile: Callable[[], None]) -> list[Any]:
-    """Wait for a value from every rank of a learner.
+    """Wait for a value from every rank.
 
-    A failure is raised as soon as it is there: the other ranks may be waiting for the one that failed.
+    Raises a failure as soon as it arrives: the other ranks may be waiting for the one that failed.
 
     Args:
-        meanwhile: called now and then while nothing comes.
+        meanwhile: called every few seconds while nothing arrives.
 
     Raises:
-        LearnerLost, RunFailed: as `get`. Of a process that died the line says which, where Ray knows it within
-            seconds of another rank having lost it.
+        LearnerLost, RunFailed: as `get`. The line names the process that died, if Ray notices its death within
+            seconds of another rank.
     """
     pending = list(references)
     while pending:
@@ -83,7 +83,7 @@ def get_ranks(references: list[Any], meanwhile: Callable[[], None]) -> list[Any]
 
 
 def _raise_who_died(references: list[Any]) -> None:
-    """Raise LearnerLost with the process that died, if it owed one of these values."""
+    """Raise LearnerLost naming the process that died, if one of these values was its own."""
     if not references:
         return
     ray.wait(references, num_returns=len(references), timeout=NAMING_SECONDS, fetch_local=False)
@@ -93,23 +93,23 @@ def _raise_who_died(references: list[Any]) -> None:
 
 
 def is_ready(reference: Any) -> bool:
-    """Whether a value is there, or its failure."""
+    """True once a value, or its failure, has arrived."""
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
 def why_not_started(error: RayActorError) -> str:
-    """Which role could not start, and the last line of its trace, which is the reason."""
+    """Name the role that could not start, with the last line of its trace, which is the reason."""
     role = re.search(r"ray::(\w+)\.__init__", str(error))
     return f"{role[1] if role else 'a role'} could not start: {str(error).strip().splitlines()[-1].strip()}"
 
 
 def what_died(error: BaseException) -> str:
-    """Which role's process died and where: taken from what Ray says of it, which may be deep in a trace."""
-    said = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(error), re.MULTILINE))
-    if "class_name" not in said:
+    """Name the role's process that died and its node, from Ray's error, which may lie deep in a trace."""
+    fields = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(error), re.MULTILINE))
+    if "class_name" not in fields:
         return _first_line(error)
-    where = f"process {said['pid']} on {said['ip']}" if {"pid", "ip"} <= said.keys() else "its process"
-    return f"{said['class_name']}: {where} died"
+    where = f"process {fields['pid']} on {fields['ip']}" if {"pid", "ip"} <= fields.keys() else "its process"
+    return f"{fields['class_name']}: {where} died"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Whether a run's folder is one for the driver and for the processes that write their states there."""
+"""Check that the processes which write a run's states see its folder as the driver does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from raysid.storage import holds, remove_file, write_whole
 
 
 def check_shared(folder: str, who: str, ask: Callable[[str, str], Sequence[str | None]]) -> None:
-    """Refuse a run's folder that processes do not share with the driver.
+    """Check that processes share a run's folder with the driver.
 
     Args:
-        who: what such a process is called.
-        ask: takes a file and its content; what `seen_from` says in each process.
+        who: name of such a process, for the message.
+        ask: takes a file and its content; returns the result of `seen_from` in each process.
 
     Raises:
-        UserError: names a process's node.
+        UserError: a process does not; names its node.
     """
     content = uuid.uuid4().hex
     probe = UPath(folder) / f".shared-{content}"
@@ -37,5 +37,5 @@ def check_shared(folder: str, who: str, ask: Callable[[str, str], Sequence[str |
 
 
 def seen_from(file: str, content: str) -> str | None:
-    """None where this process finds the driver's file as it was written; otherwise the node it runs on."""
+    """Return None if this process finds the driver's file with its content, otherwise this node's address."""
     return None if holds(UPath(file), content) else ray.util.get_node_ip_address()

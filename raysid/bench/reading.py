@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
+from raysid.actors.capacity import wait_for_capacity, wait_for_reading
 from raysid.actors.placement import all_cores
-from raysid.actors.placing import wait_for_reading, wait_for_room
 from raysid.actors.results import get
 from raysid.bench.compare import stand_in_teacher, steady
 from raysid.bench.loader import no_loader
@@ -205,7 +205,7 @@ def _sides(
     loader = LoaderProcess(config, source, workers) if workers else None
     try:
         there = [stream.ready.remote()]
-        wait_for_room(
+        wait_for_capacity(
             lambda wait: bool(ray.wait(there, timeout=wait)[0]), "the stream", [place], timeout, say
         )
         get(there)

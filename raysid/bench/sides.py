@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from upath import UPath
 
-from raysid.actors.placement import Placement, lacks_images, place, workers_for
+from raysid.actors.placement import Placement, lacks_images, start_placement, workers_for
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.roles.build import RunInputs
 from raysid.roles.compute import set_tf32
 from raysid.roles.profile import Profile
-from raysid.roles.step import STEPS_IN_FLIGHT, StepResult
+from raysid.roles.step import STEPS_IN_FLIGHT
 from raysid.roles.stopwatch import Span
 
 WARM_STEPS = 3  # the first of them updates psi alone, and allocates
@@ -88,7 +88,7 @@ class Side:
             workers_for(self.config, f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}")
         )
         try:
-            self.placement: Placement = place(inputs, source, workers=workers)
+            self.placement: Placement = start_placement(inputs, source, workers=workers)
         except BaseException:
             self._stack.close()
             raise
@@ -131,26 +131,20 @@ class Side:
             torch.set_num_threads(self.config.torch_threads)
             set_tf32(self.config.compute.tf32)
         began = time.perf_counter()
-        under_way: deque[StepResult] = deque()
+        under_way: deque[list[Any]] = deque()
         for step in range(self.next_step, self.next_step + steps):
             if lacks_images(self.placement, self.config, step, lambda: self._collect_all(under_way)):
                 self.placement.prepare(step)
             under_way.append(self.placement.step(step))
             while len(under_way) > STEPS_IN_FLIGHT:
-                self._collect(under_way.popleft())
+                self.placement.collect(under_way.popleft())
         self._collect_all(under_way)
         self.next_step += steps
         return time.perf_counter() - began
 
-    def _collect_all(self, under_way: deque[StepResult]) -> None:
+    def _collect_all(self, under_way: deque[list[Any]]) -> None:
         while under_way:
-            self._collect(under_way.popleft())
-
-    def _collect(self, result: StepResult) -> None:
-        learners: list[Any] = [result.fake_score, result.generator]
-        for figures in learners:
-            if figures is not None:
-                self.placement.collect(figures)
+            self.placement.collect(under_way.popleft())
 
 
 def _use(before: dict[int, Profile], after: dict[int, Profile], steps: int, seconds: float) -> RoleUse:

@@ -96,8 +96,9 @@ class Recorder:
         """The three roles of a config, which record their calls here."""
         size = config.microbatch * self.image_bytes
         teacher: Any = _Teacher(self, size)
+        fake_score: Any = _FakeScore(self, size)
         generator: Any = _Generator(self, size)
-        return Roles(teacher, _FakeScore(self, size), generator)
+        return Roles(teacher, fake_score, generator)
 
     def call(
         self,

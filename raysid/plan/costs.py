@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from raysid.config.networks import Precision
@@ -24,6 +23,7 @@ from raysid.errors import UserError
 from raysid.networks import EDMDenoiser, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import AnySettings
+from raysid.roles.torch_internals import TorchDispatchMode
 
 BATCH = 2  # images of a counted pass: nearly all costs grow in proportion to them
 

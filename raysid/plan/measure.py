@@ -18,7 +18,8 @@ import psutil
 import torch
 import torch.multiprocessing
 
-from raysid.actors.placement import LocalPlacement, all_cores
+from raysid.actors.local import LocalPlacement
+from raysid.actors.placement import all_cores
 from raysid.bench.compare import NO_RATE, role_inputs, stand_in_teacher, steady
 from raysid.config import Config, ResourceSettings, RoleResources
 from raysid.errors import RunFailed, UserError

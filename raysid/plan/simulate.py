@@ -53,8 +53,8 @@ def simulate(
     for step in range(1, steps + 1):  # theta takes no part in step 0
         if len(updates) > STEPS_IN_FLIGHT:
             recorder.waits = updates[-STEPS_IN_FLIGHT - 1]  # the driver collects it before it continues
-        result = take_step(roles, config, step)
-        updates.append((*result.fake_score, *(result.generator or ())))
+        reports: list[Any] = take_step(roles, config, step).reports
+        updates.append(tuple(reports))
     sharing = Counter(process.pool for process in workers.all)
     if all(count <= pool.capacity for pool, count in sharing.items()):
         _execute_unshared(recorder)

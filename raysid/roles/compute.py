@@ -1,4 +1,4 @@
-"""How a role's network computes: what `compute` in the config asks for, done to a network in its process."""
+"""Apply the config's `compute` settings to a role's network, in the process where it lives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from raysid.networks import EDMDenoiser
 from raysid.networks.blocks import UNetBlock
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser
+from raysid.roles.torch_internals import set_recompile_limit
 
 # Three roles in one process call their networks in train and eval mode, frozen or not, with and without a graph. Each
-# way is compiled apart; torch's own limit is 8, beyond which it goes on uncompiled.
+# way is compiled separately; torch's own limit is 8, and it runs the others uncompiled.
 WAYS_OF_CALLING = 64
 
 
 def equip(network: Network, compute: ComputeSettings, device: str) -> None:
-    """Put a network on its device and have it compute as the settings say, in place: its weights keep their names.
+    """Move a network to its device and apply the settings to it, in place. Its weights keep their names.
 
     Raises:
         UserError: there is no compiler, or the network cannot checkpoint its activations.
@@ -34,24 +35,24 @@ def equip(network: Network, compute: ComputeSettings, device: str) -> None:
         checkpoint_activations(network)
     if compute.compile:
         check_compiler(device)
-        torch._dynamo.config.recompile_limit = WAYS_OF_CALLING
+        set_recompile_limit(WAYS_OF_CALLING)
         for part in compiled_parts(network):
-            # No CUDA graphs (another mode): several microbatches are under way at a time.
+            # No mode with CUDA graphs: several microbatches are under way at a time.
             part.compile(dynamic=False)
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether float32 products may be TF32, in the whole process. float32 as it stands otherwise, as in EDM's runs."""
-    # Not by `fp32_precision`, torch's newer name: until torch 2.13 at least, its compiler fails where that was set.
+    """Allow TF32 in float32 products of this process, or forbid it, as EDM's runs do."""
+    # Not through `fp32_precision`, the newer name: up to torch 2.13 at least, its compiler fails once that is set.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def checkpoint_activations(network: Network) -> None:
-    """Have a network keep little for the backward pass, and compute the rest again there.
+    """Keep few activations for the backward pass, and compute the others again there.
 
     Raises:
-        UserError: it is a module of the user's own that has no way to be told.
+        UserError: the network is a module of the user's own without `enable_gradient_checkpointing`.
     """
     if isinstance(network, EDMDenoiser):
         for module in network.modules():
@@ -71,21 +72,21 @@ def checkpoint_activations(network: Network) -> None:
 
 
 def compiled_parts(network: Network) -> list[nn.Module]:
-    """The modules of a network that are compiled, each by itself."""
+    """The modules of a network that are compiled separately."""
     if isinstance(network, EDMDenoiser):
-        return [network.model.enc, network.model.dec]  # apart: SiDA calls the encoder alone, too
+        return [network.model.enc, network.model.dec]  # SiDA calls the encoder alone, too
     return [network.model]
 
 
 def check_compiler(device: str) -> None:
-    """Compile something small, as what torch needs for that differs by device and platform.
+    """Compile a small function, since the tools that torch needs differ by device and platform.
 
     Raises:
         UserError: it cannot be compiled.
     """
     try:
         torch.compile(nn.functional.silu)(torch.ones(8, device=device))
-    except Exception as error:
+    except Exception as error:  # torch's compiler raises many types
         needed = "a C++ compiler (as g++, or named by CXX)" if device == "cpu" else "Triton and a C compiler"
         reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:300]
         raise UserError(

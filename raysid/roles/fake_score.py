@@ -27,6 +27,7 @@ from raysid.roles.messages import (
     Prediction,
     Pull,
     Slice,
+    StepReport,
     Token,
     check_tokens,
 )
@@ -34,7 +35,6 @@ from raysid.roles.ranks import Ranks
 from raysid.roles.stopwatch import Stopwatch, busy
 
 BAD_IMAGES = "bad_images"
-IMAGES_UNTIL = "images_until"
 
 
 class FakeScoreLearner:
@@ -165,7 +165,7 @@ class FakeScoreLearner:
         return Token(at, losses)
 
     @busy
-    def step(self, step: int, *tokens: Token) -> dict[str, float]:
+    def step(self, step: int, *tokens: Token) -> StepReport:
         """psi's update, from a token of every microbatch of the step, whichever rank has it.
 
         Returns losses per image and rates. Raises PeerLost.
@@ -174,9 +174,9 @@ class FakeScoreLearner:
         sums = check_tokens(step, size, tokens)
         adversarial = self.config.method.adversarial
         figures = self.optimizer.step(step * size, adversarial.clip_gradient if adversarial else None)
-        return {f"loss/{name}": total / size for name, total in sums.items()} | {
-            f"fake_score/{name}": value for name, value in figures.items()
-        }
+        losses = {f"loss/{name}": total / size for name, total in sums.items()}
+        rates = {f"fake_score/{name}": value for name, value in figures.items()}
+        return StepReport(losses | rates, images_until=self.images_until(step + 1))
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs of this learner."""
@@ -232,18 +232,8 @@ class FakeScoreLearner:
         return real, None if cond is None else cond.to(self.device)
 
 
-def of_all_ranks(reports: list[dict[str, float]]) -> dict[str, float]:
-    """A learner's figures from its ranks': the largest, since a step waits for all of them; of bad images the sum."""
+def merge_rank_reports(reports: list[dict[str, float]]) -> dict[str, float]:
+    """Merge the `report` of each rank of a learner: the largest figures, since a step waits for all; bad images add."""
     return {
         name: (sum if name == BAD_IMAGES else max)(report[name] for report in reports) for name in reports[0]
     }
-
-
-def of_a_step(answers: list[dict[str, float]], images_until: float) -> tuple[dict[str, float], float]:
-    """What a learner's ranks say of a step, which is the same; and up to where all have their real images.
-
-    Args:
-        images_until: what was known of that before, which stays where the learner has none.
-    """
-    until = [answer.pop(IMAGES_UNTIL) for answer in answers if IMAGES_UNTIL in answer]
-    return answers[0], min(until, default=images_until)

@@ -21,7 +21,17 @@ from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, network_files
 from raysid.roles.learner import DrawsAt, Optimizer, move_average, one_hot, where_good
-from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, Token, check_tokens
+from raysid.roles.messages import (
+    Cotangent,
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    StepReport,
+    Token,
+    check_tokens,
+)
 from raysid.roles.ranks import Ranks
 from raysid.roles.stopwatch import Stopwatch, busy
 
@@ -147,7 +157,7 @@ class GeneratorLearner:
         del self.pending[at]
 
     @busy
-    def step(self, step: int, *tokens: Token) -> dict[str, float]:
+    def step(self, step: int, *tokens: Token) -> StepReport:
         """theta's update and the average's, from a token of every microbatch, whichever rank has it.
 
         Returns losses per image. Raises PeerLost.
@@ -158,11 +168,9 @@ class GeneratorLearner:
         figures = self.optimizer.step(step * size)
         beta = ema_beta(self.config.ema, step * size, size)
         move_average(self.averages, self.weights, beta, self.config.compute.foreach_ema)
-        return (
-            {name: total / size for name, total in sums.items()}
-            | {f"generator/{name}": value for name, value in figures.items()}
-            | {RECOMPUTED: recomputed}
-        )
+        losses = {name: total / size for name, total in sums.items()}
+        rates = {f"generator/{name}": value for name, value in figures.items()}
+        return StepReport(losses | rates, recomputes=recomputed)
 
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
         """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""

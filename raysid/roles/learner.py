@@ -1,4 +1,4 @@
-"""What the two learners share: an optimizer over one network, its clean step, its state."""
+"""Parts that both learners use: the optimizer of a network, the moving average of weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from raysid.config import Config, LearnerSettings
 from raysid.method.draws import Draws
 from raysid.method.schedules import learning_rate
 from raysid.roles.ranks import Ranks
+from raysid.roles.torch_internals import lerp_all
 
 DrawsAt = Callable[[int, int, int], Draws]
-"""Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every real run."""
+"""Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""
 
 
 class Optimizer:
-    """Adam over a network's parameters, fed by gradients that are cleaned first.
+    """Adam over a network's parameters, with cleaned gradients.
 
-    Gradients: NaN becomes 0 and infinities +-1e5, as in the authors' runs; then an optional clip by value.
-    With several ranks their gradients are summed before, so that all of them make the same update.
+    NaN becomes 0 and infinities +-1e5, as in the authors' runs; then the gradients may be clipped by value. Several
+    ranks sum their gradients first, so that all of them make the same update.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Optimizer:
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
-            # None, not False: torch then takes the fastest way that is not fused.
+            # None, not False: torch then chooses the fastest implementation that is not fused.
             fused=config.compute.fused_optimizer or None,
         )
         self.settings = settings
@@ -41,7 +42,13 @@ class Optimizer:
         self.ranks = ranks
 
     def step(self, images: int, clip: float | None = None) -> dict[str, float]:
-        """Apply the accumulated gradients of the step that began after `images`; clear them.
+        """Apply the accumulated gradients of the step that begins after `images`, and clear them.
+
+        Args:
+            clip: largest absolute value of a gradient's element; None does not clip.
+
+        Returns:
+            Learning rate, and norm of the cleaned gradient before clipping.
 
         Raises:
             PeerLost: another rank is gone; nothing was applied.
@@ -62,7 +69,7 @@ class Optimizer:
         return {"lr": rate, "gradient_norm": float(norm)}
 
     def _sum_over(self, ranks: Ranks) -> None:
-        """Sum the ranks' gradients; a parameter without one counts as zero, and without any keeps none."""
+        """Sum the ranks' gradients; a missing one counts as zero, and stays missing if all ranks miss it."""
         counts = [float(p.grad is not None) for p in self.parameters]
         alive = torch.tensor(counts, device=self.parameters[0].device)
         for parameter in self.parameters:
@@ -71,40 +78,40 @@ class Optimizer:
         ranks.all_reduce([alive, *(p.grad for p in self.parameters if p.grad is not None)])
         for parameter, count in zip(self.parameters, alive.tolist(), strict=True):
             if count == 0:
-                parameter.grad = None  # Adam keeps no state of it, as in one process
+                parameter.grad = None  # as in one process, Adam keeps no state of it
 
     def state_dict(self) -> dict[str, Any]:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a state, whichever way of computing it was made by."""
-        ways = [{name: group[name] for name in ("fused", "foreach")} for group in self.adam.param_groups]
-        groups = [saved | way for saved, way in zip(state["param_groups"], ways, strict=True)]
+        """Load a state; the implementation of Adam (fused, foreach) stays this one's."""
+        kept = [{name: group[name] for name in ("fused", "foreach")} for group in self.adam.param_groups]
+        groups = [saved | own for saved, own in zip(state["param_groups"], kept, strict=True)]
         self.adam.load_state_dict(state | {"param_groups": groups})
         for parameter, moments in self.adam.state.items():
             for name, value in moments.items():
-                # The fused update goes through memory as it lies: all must lie as the weights do.
+                # The fused update walks through memory: the moments need the weights' layout.
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
                     moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def move_average(averages: list[Tensor], weights: list[Tensor], beta: float, foreach: bool) -> None:
-    """Move a network's averaged weights to its weights: beta of what they were, 1 - beta of these."""
+    """Update a moving average in place: beta times the average plus 1 - beta times the weights."""
     with torch.no_grad():
         if foreach:
-            torch._foreach_lerp_(averages, weights, 1 - beta)
+            lerp_all(averages, weights, 1 - beta)
             return
         for average, weight in zip(averages, weights, strict=True):
             average.lerp_(weight, 1 - beta)
 
 
 def one_hot(labels: Tensor, label_dim: int) -> Tensor | None:
-    """Class indices (B,) as float one-hot rows (B, label_dim); None for a network without labels."""
+    """Convert class indices (B,) to float one-hot rows (B, label_dim); None for a network without labels."""
     if label_dim == 0:
         return None
     return torch.nn.functional.one_hot(labels.long(), label_dim).float()
 
 
 def where_good(good: Tensor, value: Tensor) -> Tensor:
-    """`value` (B, ...) with the samples that are not `good` (B,) set to zero (a product would keep NaN)."""
+    """Set the samples of `value` (B, ...) that are not `good` (B,) to zero; a product would keep NaN."""
     return torch.where(good.reshape(-1, *[1] * (value.ndim - 1)), value, 0.0)

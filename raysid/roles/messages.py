@@ -8,7 +8,9 @@ a role may not write into a message.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -122,6 +124,32 @@ class Token:
 
     at: Slice
     sums: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A learner's report of a step, or that of several learners or ranks.
+
+    Attributes:
+        figures: losses per image (`loss/sid`), learning rate and norm of the gradient (`generator/lr`), by tag.
+        recomputes: scorings and pullbacks that were computed again because a scorer or its graph was gone.
+        images_until: position in the stream of real images up to which they are loaded; infinite where none are used.
+    """
+
+    figures: dict[str, float]
+    recomputes: float = 0.0
+    images_until: float = math.inf
+
+
+def merge_step_reports(reports: Iterable[StepReport]) -> StepReport:
+    """Merge the reports of a step. Ranks of a learner report the same figures; the least loaded stream counts."""
+    figures: dict[str, float] = {}
+    recomputes, images_until = 0.0, math.inf
+    for report in reports:
+        figures |= report.figures
+        recomputes = max(recomputes, report.recomputes)
+        images_until = min(images_until, report.images_until)
+    return StepReport(figures, recomputes, images_until)
 
 
 def check_tokens(step: int, batch_size: int, tokens: tuple[Token, ...]) -> dict[str, float]:

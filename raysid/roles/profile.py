@@ -5,15 +5,17 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from raysid.roles.messages import Message
 from raysid.roles.stopwatch import Span
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,8 @@ class Traffic:
         self.received_bytes = 0
         self.sent_bytes = 0
 
-    def call(self, method: Any, arguments: Iterable[Any]) -> Any:
-        """What a role's method returns, both ways counted."""
-        arguments = tuple(arguments)
+    def call(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call a role's method, counting its arguments and its result."""
         self.received_bytes += sum(map(_size, arguments))
         result = method(*arguments)
         self.sent_bytes += sum(map(_size, result if isinstance(result, tuple) else (result,)))

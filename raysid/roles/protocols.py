@@ -1,38 +1,119 @@
-"""The three roles as a controller sees them, wherever they live."""
+"""The contracts of the three roles, as the controller's step calls them.
+
+`raysid.roles.step` calls these methods and nothing else of a role. In one process they are the role classes' own
+(`TeacherScorer`, `FakeScoreLearner`, `GeneratorLearner`); on a cluster they are handles of actors, whose calls return
+at once with object references. The controller therefore passes results on without looking into them. `Ref[T]` in a
+signature stands for either; a type checker reads it as T, so that the step is checked message by message.
+
+Rules for all roles:
+
+- A call's result is a pure function of its arguments, of the run's settings and of the role's weights. Every random
+  draw is addressed by the `Slice`, so it does not matter which process makes the call, or when.
+- Messages are read-only: a role never writes into one, since several processes may read the same memory.
+- Calls on one role run one at a time, in the order in which the controller makes them.
+- Weights change in `step` alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Protocol, TypeVar
 
-from raysid.roles.messages import Slice
+from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+
+T = TypeVar("T")
+
+Ref = Annotated[T, "the value, or an object reference to it"]
+
+Reports = StepReport | list[Ref[StepReport]]
+"""A learner's report of a step, or one of each of its ranks; all ranks report the same figures."""
 
 
 class TeacherService(Protocol):
-    """The teacher pool, as the controller sees it. Arguments and results may be object references."""
+    """phi, frozen: any number of scorers, each of which may vanish and be replaced at any time.
 
-    def score(self, noised: Any, guidance_scale: float, /) -> Any: ...
-    def pullback(self, noised: Any, cotangent: Any, guidance_scale: float, /) -> Any: ...
+    It keeps no state that a run could miss. A scorer may keep the graph of a `score` for the `pullback` of the same
+    microbatch; without it, `pullback` computes the prediction again and returns the same numbers.
+    """
+
+    def score(self, noised: Ref[Noised], guidance_scale: float, /) -> Ref[Prediction]:
+        """Predict the clean images of x_t (B, ...) at noise levels t (B,), guided by `guidance_scale`."""
+
+    def pullback(self, noised: Ref[Noised], cotangent: Ref[Cotangent], guidance_scale: float, /) -> Ref[Pull]:
+        """Return J^T cotangent at x_t, J being the Jacobian of `score`. Exact; takes `score`'s own arguments."""
 
 
 class FakeScoreRole(Protocol):
-    """The fake-score learner, as the controller sees it. All that is said of a microbatch begins with its address."""
+    """psi: scores generated images, and learns from them.
 
-    def score(self, at: Slice, noised: Any, /) -> Any: ...
-    def pullback(self, at: Slice, noised: Any, cotangent: Any, /) -> Any: ...
-    def accumulate(self, at: Slice, images: Any, /) -> Any: ...
-    def step(self, step: int, /, *tokens: Any) -> Any: ...
+    `score`, `pullback` and any recomputation use psi as the last `step` left it, in eval mode, its parameters frozen:
+    psi has one version a step.
+    """
+
+    def score(self, at: Slice, noised: Ref[Noised], /) -> Ref[Prediction]:
+        """Predict the clean images of x_t and, with the adversarial term, the encoder's logits.
+
+        Keeps the graph for the `pullback` of the same microbatch, which must come before the next `step`.
+        """
+
+    def pullback(self, at: Slice, noised: Ref[Noised], cotangent: Ref[Cotangent], /) -> Ref[Pull]:
+        """Return J^T cotangent at x_t, through the prediction and the logits; frees the graph. Once a microbatch."""
+
+    def accumulate(self, at: Slice, images: Ref[Images], /) -> Ref[Token]:
+        """Add the gradient of one microbatch to psi's; with the adversarial term, of as many real images too.
+
+        Never changes psi. The token proves to `step` that the microbatch is in the gradient.
+        """
+
+    def step(self, step: int, /, *tokens: Ref[Token]) -> Reports:
+        """Update psi with the accumulated gradients, and clear them.
+
+        Args:
+            tokens: one of every microbatch of the step. A handle on a cluster may delay the step's last `accumulate`
+                until this call, and send both as one.
+
+        Raises (where the reports are read, on a cluster):
+            RuntimeError: a microbatch is missing or doubled; psi is unchanged.
+            PeerLost: another rank of this learner died.
+        """
 
 
 class GeneratorRole(Protocol):
-    """The generator learner, as the controller sees it."""
+    """theta: makes images and learns from the two scorers' pulls; it keeps the average of theta, the product.
 
-    def images(self, at: Slice, /) -> Any: ...
-    def generate(self, at: Slice, /) -> tuple[Any, Any]: ...
-    def cotangents(self, at: Slice, teacher: Any, fake: Any, /) -> tuple[Any, Any]: ...
-    def accumulate(self, at: Slice, teacher: Any, fake: Any, /) -> Any: ...
-    def discard(self, at: Slice, /) -> Any: ...
-    def step(self, step: int, /, *tokens: Any) -> Any: ...
+    The calls for a microbatch that theta learns from come in the order `generate`, `cotangents`, `accumulate`. The
+    images' graph stays in the role between them. `discard` ends a microbatch that theta does not learn from.
+    """
+
+    def images(self, at: Slice, /) -> Ref[Images]:
+        """Make images for psi's update in the alternating order: in eval mode, without a graph."""
+
+    def generate(self, at: Slice, /) -> tuple[Ref[Noised], Ref[Images]]:
+        """Make images in train mode, keeping their graph.
+
+        Returns:
+            Their noised version for the two scorers, and the images for psi to learn from.
+        """
+
+    def cotangents(
+        self, at: Slice, teacher: Ref[Prediction], fake: Ref[Prediction], /
+    ) -> tuple[Ref[Cotangent], Ref[Cotangent]]:
+        """Return the loss's gradients at the two predictions, the teacher's first.
+
+        The fake score's holds the gradient at the logits too, once the adversarial term acts.
+        """
+
+    def accumulate(self, at: Slice, teacher: Ref[Pull], fake: Ref[Pull], /) -> Ref[Token]:
+        """Add one microbatch to theta's gradient: the direct part, and a_t times the sum of the pulls.
+
+        Frees the images' graph. Never changes theta.
+        """
+
+    def discard(self, at: Slice, /) -> object:
+        """Free a microbatch that `generate` made and theta does not learn from."""
+
+    def step(self, step: int, /, *tokens: Ref[Token]) -> Reports:
+        """Update theta and its average with the accumulated gradients. As `FakeScoreRole.step`."""
 
 
 @dataclass(frozen=True)

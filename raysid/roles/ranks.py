@@ -1,4 +1,4 @@
-"""The data-parallel ranks of a learner, as one of them sees the others: where they meet, how they add up."""
+"""The data-parallel ranks of a learner: how they meet, and how they sum their gradients."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import torch.distributed
 from torch import Tensor
 
 from raysid.errors import PeerLost
+from raysid.roles.torch_internals import gloo_group, nccl_group
 
-TIMEOUT = timedelta(minutes=10)  # for a peer that is slow: it may be making a checkpoint's bytes
-BUCKET = 2**26  # elements summed at a time: a copy of 256 MB in float32, however large the network
+TIMEOUT = timedelta(minutes=10)  # for a slow peer, which may be serializing a checkpoint
+BUCKET = 2**26  # elements summed at a time: bounds the copy to 256 MB in float32, however large the network
 
 
 class Ranks:
-    """One rank's place among the ranks of its learner.
+    """One rank of a learner, and its connection to the others.
 
-    Rank 0 opens a meeting place, all ranks join it, and from then on their `all_reduce` calls belong
-    together, the first of each rank to the first of every other.
+    Rank 0 opens a store and all ranks join through it. From then on the n-th `all_reduce` of each rank belongs to the
+    n-th of every other.
 
     Args:
-        rank: this one's number, 0 to `size - 1`.
-        size: how many there are, 2 or more.
-        nccl: whether each has GPUs of its own, over which NCCL adds; otherwise gloo does, on a CPU or where
-            ranks share a GPU, which NCCL refuses.
+        rank: this rank's number, 0 to `size - 1`.
+        size: number of ranks, 2 or more.
+        nccl: True if each rank has GPUs of its own, for NCCL; otherwise gloo sums, on CPUs or for ranks that share a
+            GPU, which NCCL refuses.
     """
 
     def __init__(self, rank: int, size: int, nccl: bool = False) -> None:
@@ -37,8 +38,8 @@ class Ranks:
         self._group: Any = None
 
     @classmethod
-    def of_process_group(cls) -> Ranks:
-        """The ranks of torch's process group, which has been set up already."""
+    def from_process_group(cls) -> Ranks:
+        """The ranks of torch's default process group, which is initialized already."""
         group = torch.distributed.group.WORLD
         assert group is not None
         ranks = cls(group.rank(), group.size())
@@ -46,71 +47,61 @@ class Ranks:
         return ranks
 
     def open(self, host: str) -> tuple[str, int]:
-        """Open the meeting place, on rank 0: host and port under which the other ranks find it.
+        """Open the store, on rank 0; return its host and port for `join`.
 
         Args:
-            host: this machine's address, as the others reach it.
+            host: this machine's address, as the other ranks reach it.
         """
-        # Port 0: the system picks a free one and it is held from then on.
+        # Port 0: the system chooses a free one, and the store keeps it.
         self._store = torch.distributed.TCPStore(
             host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT
         )
         return host, self._store.port
 
-    def join(self, place: tuple[str, int], host: str) -> None:
-        """Meet the other ranks; returns when all are there.
+    def join(self, address: tuple[str, int], host: str) -> None:
+        """Connect to the other ranks; returns once all have joined.
 
         Args:
-            place: what `open` said on rank 0.
-            host: this machine's address, as the others reach it.
+            address: host and port from `open` on rank 0.
+            host: this machine's address, as the other ranks reach it.
 
         Raises:
-            PeerLost: they were not all there in time.
+            PeerLost: they did not all join in time.
         """
         try:
             if self._store is None:
-                self._store = torch.distributed.TCPStore(*place, is_master=False, timeout=TIMEOUT)
-            self._group = self._nccl() if self.nccl else self._gloo(host)
+                self._store = torch.distributed.TCPStore(*address, is_master=False, timeout=TIMEOUT)
+            if self.nccl:
+                self._group = nccl_group(self._store, self.rank, self.size, TIMEOUT)
+            else:
+                self._group = gloo_group(self._store, self.rank, self.size, host, TIMEOUT)
         except RuntimeError as error:
-            raise PeerLost(self._what_failed("could not meet", error)) from error
+            raise PeerLost(self._describe("could not meet", error)) from error
 
     def all_reduce(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, of which each brings as many, of the same shapes.
+        """Replace each tensor by its sum over the ranks, in place. All ranks pass tensors of the same shapes.
 
-        All ranks come to the same bits. With two ranks these are those of one sum of the two.
+        The sums are the same on all ranks, bit for bit; of two ranks they are those of one addition.
 
         Raises:
-            PeerLost: a rank died, or did not come in time; what the tensors hold then means nothing.
+            PeerLost: a rank died, or did not call in time; the tensors' values are undefined then.
         """
         for bucket in buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             try:
                 self._group.allreduce([flat]).wait()
             except RuntimeError as error:
-                raise PeerLost(self._what_failed("lost", error)) from error
+                raise PeerLost(self._describe("lost", error)) from error
             sums = flat.split([tensor.numel() for tensor in bucket])
             for tensor, total in zip(bucket, sums, strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def _gloo(self, host: str) -> Any:
-        gloo: Any = torch.distributed.ProcessGroupGloo  # whose stub calls its options by another name
-        options = gloo._Options()
-        # By address: gloo's own choice is what the host's name resolves to, which may be the loopback.
-        options._devices = [gloo.create_device(hostname=host)]
-        options._timeout = TIMEOUT
-        return gloo(self._store, self.rank, self.size, options)
-
-    def _nccl(self) -> Any:
-        options = torch.distributed.ProcessGroupNCCL.Options()
-        options._timeout = TIMEOUT
-        return torch.distributed.ProcessGroupNCCL(self._store, self.rank, self.size, options)
-
-    def _what_failed(self, what: str, error: RuntimeError) -> str:
+    def _describe(self, what: str, error: RuntimeError) -> str:
         return f"rank {self.rank} of {self.size} {what} the others: {str(error).splitlines()[0]}"
 
 
 def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors in groups of one dtype and device, in their order, each group of at most `BUCKET` elements.
+    """Group tensors of one dtype and device, in order, into groups of at most `BUCKET` elements.
 
     A larger tensor is a group of its own.
     """

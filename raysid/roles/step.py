@@ -1,28 +1,36 @@
 """One step of distillation: which role does what, in order.
 
-The step passes what the roles return from one to the other without looking at it: values in one process,
-object references on a cluster. It is the same function for both.
+The step passes one role's results to another without looking into them: they are values in one process and object
+references on a cluster. `raysid.roles.protocols` states what each call takes and returns.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from raysid.config import Config
 from raysid.method.schedules import generator_learns
-from raysid.roles.messages import Slice
-from raysid.roles.protocols import Roles
+from raysid.roles.messages import Noised, Pull, Slice, StepReport
+from raysid.roles.protocols import Ref, Reports, Roles
 
-STEPS_IN_FLIGHT = 2  # how far a driver submits ahead: enough that no role waits for it, little enough to keep
+STEPS_IN_FLIGHT = (
+    2  # steps a driver submits ahead: roles never wait for it, and few microbatches are in memory
+)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the two learners said of their step: losses per image and rates, or references to them."""
+    """The two learners' reports of a step; of the generator none where theta was not updated."""
 
-    fake_score: Any
-    generator: Any | None
+    fake_score: Reports
+    generator: Reports | None
+
+    @property
+    def reports(self) -> list[Ref[StepReport]]:
+        """All reports in one list, psi's first."""
+        learners = [self.fake_score] if self.generator is None else [self.fake_score, self.generator]
+        lists = [[reports] if isinstance(reports, StepReport) else reports for reports in learners]
+        return [report for reports in lists for report in reports]
 
 
 @dataclass(frozen=True)
@@ -45,22 +53,26 @@ WHOLE = Share(0, 1)
 
 
 def take_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
-    """Run step `step` of the schedule that `config` names, or a share of it."""
+    """Run step `step` of the config's schedule, or a worker's share of it.
+
+    Raises:
+        RunFailed: no teacher scorer is available. Other failures appear where the reports are read.
+    """
     if config.schedule == "alternating":
         return alternating_step(roles, config, step, share)
     return overlapped_step(roles, config, step, share)
 
 
 def updates_theta(config: Config, step: int) -> bool:
-    """Whether a step of the schedule updates the generator."""
+    """True if the step updates theta."""
     return theta_learns(config, step) and (config.schedule == "alternating" or step > 0)
 
 
 def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
-    """theta's update, and psi's from the same images, side by side: 10 F.
+    """Update theta, and psi from the same images, at the same time: 10 F (F: a forward pass over the batch).
 
-    The first step updates psi alone: while psi equals phi theta's gradient is rounding noise, along which
-    Adam would take a full step.
+    Step 0 updates psi alone: while psi equals phi, theta's gradient is rounding noise, along which Adam would take
+    a full step.
     """
     generator, fake = roles.generator, roles.fake_score
     learns = updates_theta(config, step)
@@ -82,26 +94,29 @@ def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOL
 
 
 def alternating_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
-    """The authors' order: psi's whole update on fresh images, then theta's on fresh images again: 11 F."""
+    """Update psi on fresh images, then theta on fresh images again, in the authors' order: 11 F."""
     generator, fake = roles.generator, roles.fake_score
     learnt = [fake.accumulate(at, generator.images(at)) for at in microbatches(config, step, share)]
-    fake_figures = fake.step(step, *learnt)
+    fake_reports = fake.step(step, *learnt)
     if not updates_theta(config, step):
-        return StepResult(generator=None, fake_score=fake_figures)
+        return StepResult(fake_reports, generator=None)
     done = []
     for group in in_flight(config, step, share):
         noised = [generator.generate(at)[0] for at in group]
         pulls = scores_and_pulls(roles, config, group, noised)
         done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
-    return StepResult(generator=generator.step(step, *done), fake_score=fake_figures)
+    return StepResult(fake_reports, generator.step(step, *done))
 
 
 def scores_and_pulls(
-    roles: Roles, config: Config, group: list[Slice], noised: list[Any]
-) -> list[tuple[Any, Any]]:
-    """For each microbatch two predictions, their cotangents, and two exact pulls: the teacher's and the fake score's.
+    roles: Roles, config: Config, group: list[Slice], noised: list[Ref[Noised]]
+) -> list[tuple[Ref[Pull], Ref[Pull]]]:
+    """Score a group of microbatches, and pull the loss's cotangents back through both scorers.
 
-    All microbatches of the group are with the scorers at the same time.
+    The scorers work on all microbatches of the group at the same time.
+
+    Returns:
+        For each microbatch the teacher's pull and the fake score's.
     """
     teacher, fake, scale = roles.teacher, roles.fake_score, config.method.guidance.eval_teacher
     batches = list(zip(group, noised, strict=True))
@@ -116,23 +131,23 @@ def scores_and_pulls(
 
 
 def microbatches(config: Config, step: int, share: Share = WHOLE) -> list[Slice]:
-    """The step's batch, or a share of it, cut into microbatches."""
+    """Cut the step's batch, or a worker's share of it, into microbatches."""
     begin, end = share.bounds(config)
     starts = range(begin, end, config.microbatch)
     return [Slice(step, start, min(config.microbatch, end - start)) for start in starts]
 
 
 def all_microbatches(config: Config, step: int, ranks: int) -> list[Slice]:
-    """The step's microbatches as so many workers cut it, those of each worker's share in a row."""
+    """Cut the step's batch as `ranks` workers do, one share after the other."""
     return [at for rank in range(ranks) for at in microbatches(config, step, Share(rank, ranks))]
 
 
 def in_flight(config: Config, step: int, share: Share = WHOLE) -> list[list[Slice]]:
-    """The step's microbatches, in groups of those that are under way at the same time."""
+    """Cut the step's microbatches into groups, each of which is under way at a time."""
     cut = microbatches(config, step, share)
     return [cut[first : first + config.in_flight] for first in range(0, len(cut), config.in_flight)]
 
 
 def theta_learns(config: Config, step: int) -> bool:
-    """Whether the generator takes this step (SiDA's first phase trains psi alone)."""
+    """True once theta's phase has begun (SiDA's first phase trains psi alone)."""
     return generator_learns(config.method.adversarial, step * config.batch_size)

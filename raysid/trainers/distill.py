@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from raysid.actors.placement import Placement, lacks_images, place, workers_for
+from raysid.actors.placement import Placement, lacks_images, start_placement, workers_for
 from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.data import ImageSource
@@ -18,7 +18,7 @@ from raysid.errors import LearnerLost, RunFailed, RunStopped, StorageError, User
 from raysid.generator import FOLDERS
 from raysid.networks.files import CONFIG, WEIGHTS, weights_digest
 from raysid.roles.fake_score import BAD_IMAGES
-from raysid.roles.step import STEPS_IN_FLIGHT, StepResult
+from raysid.roles.step import STEPS_IN_FLIGHT
 from raysid.run.checkpoint import Checkpoint
 from raysid.run.folder import RunFolder
 from raysid.run.image_grid import is_picture
@@ -176,7 +176,7 @@ class _Distillation:
         self.source = source
         self.start = start  # folder of the generator that theta begins as
         self.branch = branch
-        self.in_flight: deque[tuple[int, StepResult]] = deque()
+        self.in_flight: deque[tuple[int, list[Any]]] = deque()
         self.evaluation: PendingEvaluation | None = None
         self.evaluate_next: int | None = None  # its generator is to be evaluated once it is written
         self.meter = Meter()
@@ -266,13 +266,13 @@ class _Distillation:
                 self._stop_if_asked(placement, step)
                 self._prepare(placement, step)
                 try:
-                    result = placement.step(step)
+                    reports = placement.step(step)
                 except RunFailed:  # no scorer is there
                     if self.config.schedule == "overlapped":  # else psi has taken this step already
                         self._checkpoint_last(placement, step)
                         self._stop_if_asked(placement, step)
                     raise
-                self.in_flight.append((step, result))
+                self.in_flight.append((step, reports))
                 step += 1
                 if self._due(self.config.tracking.log_every_images, step):
                     self._finish_steps(placement)
@@ -301,7 +301,9 @@ class _Distillation:
             checkpoint=str(start.path) if start else None,
             start=self.start,
         )
-        placement = place(inputs, source, self.progress.message, self.within, self.workers, self.stop.asked)
+        placement = start_placement(
+            inputs, source, self.progress.message, self.within, self.workers, self.stop.asked
+        )
         try:
             placement.check_shared(str(self.folder.path))
         except BaseException:
@@ -366,10 +368,8 @@ class _Distillation:
     def _finish_steps(self, placement: Placement, but: int = 0) -> None:
         """Wait for the steps in flight, except the last `but`, and take in what the learners said."""
         while len(self.in_flight) > but:
-            step, result = self.in_flight.popleft()
-            self.meter.add(placement.collect(result.fake_score))
-            if result.generator is not None:
-                self.meter.add(placement.collect(result.generator))
+            step, reports = self.in_flight.popleft()
+            self.meter.add(placement.collect(reports))
             self.progress.update((step + 1) * self.config.batch_size, self.meter.losses, self.note)
 
     def _log(self, placement: Placement, step: int) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from raysid.roles.generator_learner import RECOMPUTED
+from raysid.roles.messages import StepReport
 
 
 class Meter:
@@ -24,12 +25,10 @@ class Meter:
         """Measure speed and busy shares from now, after `images` images."""
         self._images, self._time, self._report = images, time.perf_counter(), report
 
-    def add(self, figures: Mapping[str, float]) -> None:
-        """Add a learner's figures of one step."""
-        for name, value in figures.items():
-            if name == RECOMPUTED:
-                self.recomputes += value
-                continue
+    def add(self, report: StepReport) -> None:
+        """Add the report of a step."""
+        self.recomputes += report.recomputes
+        for name, value in report.figures.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
             if name.startswith("loss/"):

@@ -12,7 +12,7 @@ import filelock
 from ray.exceptions import RayError
 from upath import UPath
 
-from raysid.actors.placing import demand
+from raysid.actors.capacity import bundle
 from raysid.cluster.connect import connect
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, open_source
@@ -166,7 +166,7 @@ def _run_workers(
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=resources.num_gpus > 0,
-                resources_per_worker=demand(resources),
+                resources_per_worker=bundle(resources),
             ),
             run_config=RunConfig(
                 name="teacher",

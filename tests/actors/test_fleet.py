@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 import raysid.actors.fleet
-from raysid.actors.fleet import Asked, Total
+from raysid.actors.fleet import RunStatus, Total
 from raysid.actors.split import start_fleet
 from tests.support.tiny_run import BATCH, tiny_config, tiny_teacher
 
@@ -67,8 +67,8 @@ def test_a_service_of_two_runs_follows_the_one_that_waits(
             assert time.monotonic() < end, what
             time.sleep(0.1)
             waited += 0.08 * waiting
-            fleet.sync(Asked("waits", knows["waits"], waited))
-            fleet.sync(Asked("does not", knows["does not"], 0.0))
+            fleet.sync(RunStatus("waits", knows["waits"], waited))
+            fleet.sync(RunStatus("does not", knows["does not"], 0.0))
 
     try:
         ask_until(lambda: len(fleet.members) == 2, True, "no second scorer")

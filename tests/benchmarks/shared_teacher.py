@@ -22,7 +22,7 @@ from typing import Any
 import ray
 import torch
 
-from raysid.actors.fleet import Asked, Scorer
+from raysid.actors.fleet import RunStatus, Scorer
 from raysid.actors.split import FleetActor, start_fleet
 from raysid.config import Config
 from raysid.networks import NetworkSettings, build_denoiser
@@ -106,7 +106,7 @@ def shared_service(config: Config, runs: int, ends: ExitStack) -> Callable[[str]
             actor: Any = ray.remote(FleetActor).options(num_cpus=0)
             service.append(actor.remote(str(config.teacher.path), config, 1, runs))
             ends.callback(ray.kill, service[0])
-        scorer = ray.get(service[0].sync.remote(Asked(run, -1, 0.0))).scorers[0]
+        scorer = ray.get(service[0].sync.remote(RunStatus(run, -1, 0.0))).scorers[0]
         return scorer, [scorer.actor, service[0]]
 
     return ask

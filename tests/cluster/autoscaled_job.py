@@ -21,7 +21,6 @@ from pathlib import Path
 import ray
 
 from raysid.actors.fleet import Scorer
-from raysid.actors.results import get
 from raysid.actors.split import SplitPlacement
 from raysid.cluster.connect import connect
 from raysid.config import Config
@@ -59,9 +58,7 @@ class Run:
     def take(self, guided: bool) -> None:
         config = self.config if guided else without_guidance(self.config)
         result = take_step(self.placement.roles, config, self.step)
-        get(result.fake_score)
-        if result.generator is not None:
-            self.recomputes += get(result.generator)["teacher_recomputes"]
+        self.recomputes += self.placement.collect(result.reports).recomputes
         self.step += 1
         self.guided_steps += guided
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raysid.actors.placement import LocalPlacement
+from raysid.actors.local import LocalPlacement
 from raysid.cluster.submit import JobServer
 from raysid.roles.step import take_step
 from tests.cluster.autoscaled_job import without_guidance

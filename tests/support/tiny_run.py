@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from raysid.actors.placement import LocalPlacement, Placement
+from raysid.actors.local import LocalPlacement
+from raysid.actors.placement import Placement
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.networks import EDMDenoiser, NetworkSettings
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import config_yaml
 from raysid.roles.build import RunInputs
+from raysid.roles.messages import StepReport
 from raysid.roles.state_files import read_state
 from raysid.roles.step import take_step
 from raysid.run.checkpoint import Checkpoints
@@ -124,15 +126,14 @@ def inputs_for(config: Config, checkpoint: str | None = None) -> tuple[RunInputs
 
 
 def take_steps(placement: Placement, config: Config, first: int = 0, last: int = STEPS) -> list[Figures]:
-    """Submit steps `first` to `last`, then wait for all of them; return the learners' figures of each step."""
+    """Take steps `first` to `last`, all submitted before the first is collected; return the figures of each."""
     results = [take_step(placement.roles, config, step) for step in range(first, last)]
-    figures = []
-    for result in results:
-        merged = placement.collect(result.fake_score)
-        if result.generator is not None:
-            merged = merged | placement.collect(result.generator)
-        figures.append(merged)
-    return figures
+    return [figures_of(placement.collect(result.reports)) for result in results]
+
+
+def figures_of(report: StepReport) -> Figures:
+    """A step's figures and recomputes, without `images_until`, which depends on how fast images are read."""
+    return report.figures | {"teacher_recomputes": report.recomputes}
 
 
 def local_end(config: Config, folder: Path, steps: int = STEPS) -> tuple[Weights, list[Figures]]:

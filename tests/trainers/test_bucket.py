@@ -16,11 +16,11 @@ import safetensors.torch
 from click.testing import CliRunner
 from upath import UPath
 
-from raysid.actors.placement import Roles
 from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
+from raysid.roles.protocols import Roles
 from raysid.roles.step import Share, StepResult, take_step
 from raysid.run.checkpoint import MANIFEST
 from raysid.run.metrics import read_metrics
@@ -197,7 +197,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
             wait_until(lambda: taken[-1] >= 5, 60, "two more steps")
             held.append(found[1].decode())
 
-    monkeypatch.setattr("raysid.actors.placement.take_step", noted)
+    monkeypatch.setattr("raysid.actors.local.take_step", noted)
     connection.before = hold
     config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, "held", placement="local")
     result = distill(config.model_copy(update={"storage": f"gs://{BUCKET}/held"}))

@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from raysid.actors.placement import LocalPlacement
+from raysid.actors.local import LocalPlacement
 from raysid.actors.split import SplitPlacement
 from raysid.config import ComputeSettings, Config, TeacherCompute
 from raysid.errors import UserError

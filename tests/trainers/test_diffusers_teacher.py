@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from diffusers import DDPMScheduler, UNet2DModel
 
-from raysid.actors.placement import LocalPlacement
+from raysid.actors.local import LocalPlacement
 from raysid.actors.split import SplitPlacement
 from raysid.cli.main import cli
 from raysid.config import Config, LearnerSettings

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from raysid import Generator, UserError, load_generator
-from raysid.actors.placement import LocalPlacement
+from raysid.actors.local import LocalPlacement
 from raysid.actors.split import SplitPlacement
 from raysid.cli.main import cli
 from raysid.config import Config, LearnerSettings

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from raysid.actors.placement import Roles
 from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.errors import RunFailed
+from raysid.roles.protocols import Roles
 from raysid.roles.step import Share, StepResult, take_step
 from raysid.run.metrics import METRICS, read_metrics
 from raysid.trainers.distill import distill
@@ -159,7 +159,7 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
         return take_step(roles, config, step, share)
 
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
-        patch.setattr("raysid.actors.placement.take_step", then_gone)
+        patch.setattr("raysid.actors.local.take_step", then_gone)
         end(teacher, tmp_path, source, "cut", **settings)
     assert "run the same command to resume; checkpoint of step 4 written" in str(caught.value)
     (tmp_path / "elsewhere").rename(tmp_path / "tars")

@@ -11,7 +11,8 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from raysid.actors.placement import LocalPlacement, Placement
+from raysid.actors.local import LocalPlacement
+from raysid.actors.placement import Placement
 from raysid.actors.pool import TeacherPool
 from raysid.actors.remote_learners import RemoteFakeScore, RemoteGenerator, learner_actor
 from raysid.actors.results import get
@@ -24,7 +25,7 @@ from raysid.networks.files import NetworkCard, load_network, save_network
 from raysid.recipes import override
 from raysid.roles.build import RunInputs
 from raysid.roles.messages import Slice, Token, check_tokens
-from raysid.roles.protocols import Roles
+from raysid.roles.protocols import Reports, Roles
 from raysid.roles.state_files import read_state
 from raysid.roles.step import StepResult, take_step
 from tests.support.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
@@ -207,8 +208,8 @@ def test_reference_training_on_actors(
         roles = Roles(pool, fake_score, generator)
         results = [take_step(roles, config, step) for step in range(len(settings["losses"]))]
         for result, expected in zip(results, settings["losses"], strict=True):
-            for said in zip(get(result.fake_score), get(result.generator), strict=True):
-                check_losses(StepResult(*said), expected)
+            for reports in zip(get(result.fake_score), get(result.generator), strict=True):
+                check_losses(StepResult(*reports), expected)
         for actor in everyone:
             folder = str(tmp_path / f"end-{everyone.index(actor) % ranks}")
             get(actor.write.remote(actor.save.remote(folder)))
@@ -270,21 +271,26 @@ def test_a_step_whose_token_is_lost_does_not_run(
         if split:
             failed = fake.accumulate(second, lost())
             with pytest.raises(RunFailed, match="the machine that made it is gone"):
-                placement.collect(fake.step(0, token, failed))
+                collect(placement, fake.step(0, token, failed))
         with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
-            placement.collect(fake.step(0, token))
+            collect(placement, fake.step(0, token))
         with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
-            placement.collect(generator.step(0))
+            collect(placement, generator.step(0))
         save_whole(placement, str(tmp_path / "after"))
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
 
         # Once the other microbatch arrives, the step runs.
-        placement.collect(fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
+        collect(placement, fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
         save_whole(placement, str(tmp_path / "stepped"))
         with pytest.raises(AssertionError, match="differ"):
             assert_same(learner_states(tmp_path / "stepped"), learner_states(tmp_path / "before"))
     finally:
         placement.close()
+
+
+def collect(placement: Placement, reports: Reports) -> None:
+    """Wait for one learner's step."""
+    placement.collect(StepResult(reports, None).reports)
 
 
 def test_psi_is_as_it_was_until_the_step_ends_where_scorers_may_be_waited_for(

@@ -46,7 +46,7 @@ def test_reference_training_in_one_process(name: str, settings: dict[str, Any]) 
 
 def check_losses(result: StepResult, expected: dict[str, float]) -> None:
     """The losses of one step, to 1e-3."""
-    fake, generator = result.fake_score, result.generator
+    fake, generator = (report.figures for report in result.reports)
     assert fake["loss/fake_score"] == pytest.approx(expected["fake"], rel=1e-3)
     assert fake.get("loss/discriminator", 0.0) == pytest.approx(expected["disc"], rel=1e-3)
     assert generator["loss/sid"] == pytest.approx(expected["sid"], rel=1e-3)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from raysid.actors.placement import LocalPlacement
+from raysid.actors.local import LocalPlacement
 from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from raysid.actors.placing import NOTICE_SECONDS, report_missing
+from raysid.actors.capacity import NOTICE_SECONDS, report_shortage
 from raysid.config import RoleResources
 
 
@@ -59,7 +59,7 @@ class Reporter(Callback):
         waited = now - self.idle_since
         if waited >= self.timeout or now - self.printed >= NOTICE_SECONDS:
             self.printed = now
-            report_missing("a trial's learners", self.learners, waited, self.timeout, log)
+            report_shortage("a trial's learners", self.learners, waited, self.timeout, log)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._log(trials, trial, "starts")

@@ -23,12 +23,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.placement_group import remove_placement_group
 from upath import UPath
 
-from raysid.actors.placing import demand, learner_places, on_this_node, reserve, wait_for_room
+from raysid.actors.capacity import bundle, learner_resources, on_this_node, reserve, wait_for_capacity
 from raysid.actors.results import get
 from raysid.actors.split import FleetActor
 from raysid.cluster.connect import connect
 from raysid.config import Config, SearchDimension, TuneConfig
 from raysid.errors import LearnerLost, RunFailed, RunStopped, StorageError, UserError
+from raysid.ray_internals import actor_ready
 from raysid.recipes import config_yaml, load_recipe
 from raysid.run.events import TENSORBOARD
 from raysid.run.folder import LOCK, lock_folder
@@ -142,16 +143,16 @@ def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
 def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -> list[Trial]:
     """Have Ray Tune run the trials that are not finished yet."""
     timeout = base.failure.placement_timeout_s
-    learners = learner_places(base)
+    learners = learner_resources(base)
     remove_placement_group(reserve(learners, timeout, log))  # there are resources for one trial at least
     service: Any = (
         ray.remote(FleetActor)
         .options(name=service_name(folder), num_cpus=0, scheduling_strategy=on_this_node())
         .remote(teacher, base, base.torch_threads or 1, config.max_concurrent_trials + 1)
     )
-    ready = service.__ray_ready__.remote()
+    ready = actor_ready(service)
     scorers = [base.resources.teacher] * base.teacher.scaling.min_replicas
-    wait_for_room(
+    wait_for_capacity(
         lambda seconds: bool(ray.wait([ready], timeout=seconds)[0]),
         "the teacher service",
         scorers,
@@ -163,7 +164,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
     except LearnerLost as lost:
         raise RunFailed(f"the teacher service ended while it started ({lost})") from lost
     places = tune.PlacementGroupFactory(
-        [{"CPU": DRIVER_CPUS}, *map(demand, learners)],
+        [{"CPU": DRIVER_CPUS}, *map(bundle, learners)],
         bundle_label_selector=[{}, *(role.label_selector for role in learners)],
     )
     shared = uuid.uuid4().hex

@@ -1,0 +1,97 @@
+"""Ray's undocumented names that raysid uses, each with its purpose. Check every one when Ray is upgraded.
+
+Written against Ray 2.60. Ray is imported inside the functions, so that importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+
+def actor_ready(actor: Any) -> Any:
+    """Return a reference that is ready once the actor has started, again after a restart, or cannot start.
+
+    Every actor has the method `__ray_ready__`; Ray's own libraries use it too. Watch: a rename.
+    """
+    return actor.__ray_ready__.remote()
+
+
+def actor_state(actor: Any) -> str | None:
+    """Return the state of an actor (`ALIVE`, `RESTARTING`, `PENDING_CREATION`, ...) without calling it.
+
+    The documented `ray.util.state.get_actor` needs the dashboard, which a run may not have. Watch: the states' names.
+    """
+    import ray
+
+    return ray._private.state.actors(actor._actor_id.hex()).get("State")  # type: ignore[attr-defined]
+
+
+def task_attempt() -> int:
+    """Return how often Ray has run the current call before, because its process died.
+
+    It lets a scorer count work that is done again. No documented name has it. Watch: a move of the core worker.
+    """
+    import ray
+
+    worker: Any = ray._private.worker.global_worker  # type: ignore[attr-defined]
+    return worker.core_worker.get_current_task_attempt_number()
+
+
+def controller_callback() -> Any:
+    """Return Ray Train's base class for callbacks that run in its controller.
+
+    The documented `UserCallback` does not tell of a change of the workers' number before it happens; without that
+    news a driver takes an elastic resize for a failure. Watch: the names of the two methods that `train_workers` has.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    return ControllerCallback
+
+
+def cluster_address(address: str) -> str:
+    """Return `host:port` of a cluster's head for an address that `ray.init` takes (`auto`, a host, ...).
+
+    Raises:
+        ConnectionError: there is no cluster to join.
+    """
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    return canonicalize_bootstrap_address_or_die(address)
+
+
+def requires_token(address: str, timeout: float) -> bool:
+    """Return True if the cluster at `host:port` refuses a call without a token.
+
+    Calls the head's `CheckAlive` by gRPC; Ray 2.60 has no documented way to ask. Watch: the generated modules' paths.
+    """
+    import grpc
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def enable_token() -> None:
+    """Send the user's token for Ray clusters, if there is one, as `ray start` does. Watch: a documented setting."""
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def quieten(*names: str, level: int = logging.ERROR) -> None:
+    """Silence Ray's own loggers below a level. Watch: a logger whose module has moved is loud again, nothing worse."""
+    for name in names:
+        logging.getLogger(name).setLevel(level)
+
+
+AUTHENTICATION_LOG = "ray._private.authentication"  # announces on every start that tokens are on
+PROGRESS_LOG = "ray.data._internal.progress"  # announces that progress bars are off
+PACKAGING_LOG = "ray._private.runtime_env.packaging"  # reports every upload of a job
