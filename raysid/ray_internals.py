@@ -5,8 +5,12 @@ Written against Ray 2.60. Ray is imported inside the functions, so that importin
 
 from __future__ import annotations
 
-import logging
 from typing import Any
+
+# Loggers of notices that no user of raysid needs. Watch: one whose module has moved is loud again.
+AUTHENTICATION_LOG = "ray._private.authentication"  # tokens are on, at every start
+PROGRESS_LOG = "ray.data._internal.progress"  # progress bars are off
+PACKAGING_LOG = "ray._private.runtime_env.packaging"  # every upload of a job
 
 
 def actor_ready(actor: Any) -> Any:
@@ -84,14 +88,3 @@ def enable_token() -> None:
     )
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
-def quieten(*names: str, level: int = logging.ERROR) -> None:
-    """Silence Ray's own loggers below a level. Watch: a logger whose module has moved is loud again, nothing worse."""
-    for name in names:
-        logging.getLogger(name).setLevel(level)
-
-
-AUTHENTICATION_LOG = "ray._private.authentication"  # announces on every start that tokens are on
-PROGRESS_LOG = "ray.data._internal.progress"  # announces that progress bars are off
-PACKAGING_LOG = "ray._private.runtime_env.packaging"  # reports every upload of a job

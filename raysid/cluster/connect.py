@@ -6,6 +6,7 @@ import logging
 import os
 
 from raysid.errors import UserError
+from raysid.ray_internals import AUTHENTICATION_LOG, cluster_address, enable_token, requires_token
 
 ADDRESS = "RAY_ADDRESS"
 PROBE_SECONDS = 5.0
@@ -35,7 +36,7 @@ def connect() -> None:
         use_token()
     # Ray's notices (token authentication is on, a local instance was started) are not about the run.
     logging.getLogger("ray").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger(AUTHENTICATION_LOG).setLevel(logging.ERROR)
     # Ray starts its workers at niceness 15: on a machine that does anything else a run would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A lost learner fails every call in flight; Ray would print ten lines for each, and the run reports it in one.
@@ -76,21 +77,12 @@ def _asks_for_token(address: str) -> bool:
     A process in token mode refuses calls without a token: with a cluster that sends none, actors would never start,
     and no message would mention tokens.
     """
-    import grpc
-    from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
-
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return True
     try:
-        with grpc.insecure_channel(canonicalize_bootstrap_address_or_die(address)) as channel:
-            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=PROBE_SECONDS)
-    except grpc.RpcError as error:
-        return error.code() == grpc.StatusCode.UNAUTHENTICATED
+        return requires_token(cluster_address(address), PROBE_SECONDS)
     except ConnectionError:
         return True  # nothing answers there, which `connect` reports
-    return False
 
 
 def use_token() -> None:
@@ -98,9 +90,5 @@ def use_token() -> None:
 
     Otherwise Ray makes a token for a cluster that it starts here, and sends none to another cluster.
     """
-    from ray._private.authentication.authentication_token_setup import (
-        maybe_enable_token_auth_if_token_available,
-    )
-
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    logging.getLogger(AUTHENTICATION_LOG).setLevel(logging.ERROR)
+    enable_token()

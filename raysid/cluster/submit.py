@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysid.cluster.connect import DEFAULT_DASHBOARD, TOKEN_HELP, use_token
 from raysid.errors import UserError
+from raysid.ray_internals import PACKAGING_LOG
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -187,13 +188,13 @@ def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    from ray._private.runtime_env import packaging
     from ray.dashboard.modules import dashboard_sdk
     from ray.dashboard.modules.job import sdk
     from ray.job_submission import JobSubmissionClient
 
-    for quiet in (sdk, dashboard_sdk, packaging):  # of uploads and closed sockets
-        logging.getLogger(quiet.__name__).setLevel(logging.WARNING)
+    # Users need no notice of uploads and closed sockets.
+    for name in (sdk.__name__, dashboard_sdk.__name__, PACKAGING_LOG):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Ray prefers either variable to the address in the call.
     shadowed = {
         name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ

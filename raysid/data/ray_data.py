@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 
 from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
 from raysid.errors import UserError
+from raysid.ray_internals import PROGRESS_LOG
 
 # Images per read task. Ray Data polls for finished tasks ten times a second, and a core may wait 0.2 s for its next
 # task, so tasks are long. The first are short: with few long tasks, most of many cores would have nothing to do.
@@ -166,4 +167,4 @@ def quieten_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
             handler.setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger(PROGRESS_LOG).setLevel(logging.ERROR)
