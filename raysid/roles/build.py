@@ -1,4 +1,4 @@
-"""Building a role from files, in whichever process it will live."""
+"""Build a role from files, in the process where it will live."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from raysid.roles.teacher import TeacherScorer
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What the roles of a run are made from. Small: paths and settings, so that it travels to any process.
+    """The inputs of a run's roles: paths and settings alone, so that they travel to any process.
 
     Attributes:
         teacher: folder of the teacher.
-        label_frequencies: how often each class is drawn for generated images.
-        checkpoint: folder of the checkpoint to go on from; None starts from the beginning.
-        start: folder of the generator that theta begins as; None is the teacher.
+        label_frequencies: relative frequency of each class among generated images.
+        checkpoint: folder of the checkpoint to resume from; None starts from the beginning.
+        start: folder of the generator that initializes theta; None takes the teacher.
     """
 
     config: Config
@@ -41,7 +41,7 @@ class RunInputs:
 
 
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
-    """A scorer of the teacher service, from the teacher's folder."""
+    """Build a scorer of the teacher service from the teacher's folder."""
     network = load_network(teacher, "teacher", config.teacher.factory)[1]
     network.precision = config.teacher.precision or config.precision
     equip(network, config.teacher_compute, config.device_of("teacher"))
@@ -55,13 +55,13 @@ def build_fake_score(
     ranks: Ranks | None = None,
     parts: Sequence[tuple[int, int]] | None = None,
 ) -> FakeScoreLearner:
-    """The fake-score learner, from the teacher or from a checkpoint.
+    """Build the fake-score learner from the teacher or from a checkpoint.
 
     Args:
-        source: the real images; None when the method needs none.
-        read_blocks: reads them otherwise than in this process.
-        ranks: the learner's other ranks, where it has any.
-        parts: of every batch, from offset to offset, that are this rank's; all of it where not given.
+        source: the real images; None if the method needs none.
+        read_blocks: reads the real images; None reads them in this process.
+        ranks: all ranks of the learner; None if it has one.
+        parts: this rank's parts of every batch, from offset to offset; None is the whole batch.
     """
     config = inputs.config
     stream = None
@@ -77,13 +77,13 @@ def build_fake_score(
 
 
 def parts_of_rank(config: Config, rank: int) -> list[tuple[int, int]]:
-    """The parts of every batch, from offset to offset, that a rank of the fake-score learner has (`RemoteLearner`)."""
+    """A fake-score rank's parts of every batch, from offset to offset, as `RemoteLearner` hands them out."""
     own = microbatches(config, 0)[rank :: config.fake_score.num_workers]
     return [(at.start, at.start + at.count) for at in own]
 
 
 def read_by_several(config: Config, source: ImageSource) -> str | None:
-    """A note where the fake-score learner's ranks read real images that are another one's; None where they do not."""
+    """Return a warning if several fake-score ranks read the same real images, otherwise None."""
     ranks, data = config.fake_score.num_workers, config.data
     order = Order(source.shard_sizes, 0, data.shuffle_window, config.batch_size, data.lanes)
     lanes = [order.lanes_of(parts_of_rank(config, rank)) for rank in range(ranks)]
@@ -93,7 +93,7 @@ def read_by_several(config: Config, source: ImageSource) -> str | None:
     window = count * int(source.shard_sizes.max())
     return (
         f"the {ranks} fake-score workers each read real images of the others too: a step's {count} microbatches are in "
-        f"{order.lanes} lanes; --data.lanes {count} --data.shuffle_window {window} would keep them apart"
+        f"{order.lanes} lanes; --data.lanes {count} --data.shuffle_window {window} would separate them"
     )
 
 
@@ -103,7 +103,7 @@ def image_stream(
     read_blocks: ReadBlocks,
     parts: Sequence[tuple[int, int]] | None = None,
 ) -> ImageStream:
-    """The stream of a run's real images, or of some parts of every batch."""
+    """Open the stream of a run's real images, or of some parts of every batch."""
     data = config.data
     return ImageStream(
         read_blocks,
@@ -115,16 +115,16 @@ def image_stream(
         parts=parts,
         xflip=data.xflip,
         max_bad_fraction=data.max_bad_fraction,
-        # A set that fits the window is held: nothing is ahead of it.
+        # A set that fits the window stays in memory: there is nothing to prefetch.
         prefetch=source.num_images > data.shuffle_window,
     )
 
 
 def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorLearner:
-    """The generator learner, from the teacher, from a generator (SiD²A) or from a checkpoint.
+    """Build the generator learner from the teacher, from a generator (SiD²A) or from a checkpoint.
 
     Args:
-        ranks: the learner's other ranks, where it has any.
+        ranks: all ranks of the learner; None if it has one.
     """
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
@@ -140,12 +140,12 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
 
 
 def learner_network(teacher: str, settings: LearnerSettings, factory: str | None = None) -> Network:
-    """A copy of the teacher for a learner: its own dropout, and no label dropout inside the network.
+    """Copy the teacher for a learner, with the learner's dropout and without label dropout inside the network.
 
-    A module of the user's own is as its function makes it; `factory` as in `load_network`.
+    A module of the user's own stays as its function makes it; `factory` as in `load_network`.
 
     Only guidance's rule drops conditions (docs/method.md, "Names"); a copy that dropped labels by itself would
-    learn another distribution than the generator's.
+    learn a distribution other than the generator's.
     """
     card, original = load_network(teacher, "teacher", factory)
     network = card.network
@@ -153,7 +153,7 @@ def learner_network(teacher: str, settings: LearnerSettings, factory: str | None
         return original
     dropout = network.dropout if settings.dropout is None else settings.dropout
     changes = (
-        {"unet": network.unet | {"dropout": dropout}}  # it drops no labels by itself
+        {"unet": network.unet | {"dropout": dropout}}  # diffusers' networks drop no labels
         if isinstance(network, DiffusersSettings)
         else {"label_dropout": 0.0, "dropout": dropout}
     )

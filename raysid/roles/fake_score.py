@@ -40,16 +40,17 @@ BAD_IMAGES = "bad_images"
 class FakeScoreLearner:
     """psi: scores generated images for theta's loss, and learns from them; with SiDA it also discriminates.
 
-    It scores in eval mode with its parameters frozen, and trains in train mode, in its own update alone.
-    A graph kept by `score` must be pulled back before the next `step`: psi has one version a step.
+    Implements `raysid.roles.protocols.FakeScoreRole`. It scores in eval mode with its parameters frozen, and trains in
+    train mode, in its own update alone.
 
     Args:
         config: the run's settings.
         network: psi's denoiser, a copy of the teacher's at the start of a run.
         real_images: the stream of real images, which the adversarial term needs.
         pixel_max: the stored pixel value that stands for +1 in `real_images`.
-        ranks: the learner's other ranks; None where this is all of it. Each rank holds all weights, and has
-            some of the step's microbatches.
+        draws: makes the random draws; None draws from the run's seed.
+        ranks: all ranks of the learner, each of which holds all weights and accumulates some of the step's
+            microbatches; None if there is one.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class FakeScoreLearner:
         self.pixel_max = pixel_max
         self.draws = draws or partial(Draws, config.seed)
         self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
-        self.learning: bool | None = None  # not known before the first call
+        self.learning: bool | None = None  # unknown before the first call
         self.prepared: dict[Slice, StoredImages] = {}
         self.stopwatch = Stopwatch()
 
     @busy
     def score(self, at: Slice, noised: Noised) -> Prediction:
-        """Predict the clean image of x_t and, with the adversarial term, the encoder's logits."""
+        """Predict the clean images of x_t and, with the adversarial term, the encoder's logits; keep the graph."""
         noised = noised.to(self.device)
         self._learn(False)
         x_t = noised.x_t.detach().requires_grad_()
@@ -92,9 +93,9 @@ class FakeScoreLearner:
 
     @busy
     def pullback(self, at: Slice, noised: Noised, cotangent: Cotangent) -> Pull:
-        """J^T cotangent at x_t, through the prediction and, where the cotangent has them, through the logits."""
+        """Return J^T cotangent at x_t, through the prediction and, if the cotangent has them, through the logits."""
         cotangent = cotangent.to(self.device)
-        self._learn(False)  # as it scored: a checkpointed network computes anew
+        self._learn(False)  # the mode of `score`: a network with activation checkpointing computes again
         x_t, x_hat, logits = self.graphs.pop(at)
         outputs, cotangents = [x_hat], [cotangent.x_hat]
         if cotangent.logits is not None:
@@ -105,7 +106,7 @@ class FakeScoreLearner:
     def prepare(self, *slices: Slice) -> None:
         """Read the real images of a step's microbatches before any of it is computed.
 
-        Where they cannot be read the learners are still at the same step, and can be saved.
+        If they cannot be read, both learners are still at the same step, and can be saved.
         """
         assert self.real_images is not None
         size = self.config.batch_size
@@ -113,11 +114,11 @@ class FakeScoreLearner:
 
     @busy
     def accumulate(self, at: Slice, images: Images) -> Token:
-        """Add the gradient of one microbatch of generated images (and as many real ones) to psi's.
+        """Add the gradient of one microbatch of generated images, and of as many real ones, to psi's.
 
         Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (docs/method.md, "Fake-score loss",
-        "SiDA"). x is x_g or, where augmentation is on, x_g transformed, of which psi is told; real images
-        have transforms of their own. Images with a NaN leave the loss.
+        "SiDA"). x is x_g or, with augmentation, x_g transformed, with the transform as psi's input; real images
+        have transforms of their own. Images with a NaN are left out of the loss.
         """
         images = images.to(self.device)
         guidance = self.config.method.guidance
@@ -125,8 +126,8 @@ class FakeScoreLearner:
         good = finite_samples(images.x_g)
         x_g, cond = where_good(good, images.x_g), images.cond
         if cond is not None and guidance.drops_conditions and self.config.schedule == "overlapped":
-            # The images were already made with their condition: psi's unconditional branch learns the
-            # marginal. In the alternating order the generator drops it before generating.
+            # The images were made with their condition, so psi's unconditional branch learns the marginal. In the
+            # alternating order the generator drops the condition before it makes them.
             drops = draws.uniform("fake/condition_drop").to(self.device)
             unconditional = self.network.unconditional(cond)
             cond = drop_conditions(cond, drops, guidance.condition_drop, unconditional)
@@ -166,9 +167,14 @@ class FakeScoreLearner:
 
     @busy
     def step(self, step: int, *tokens: Token) -> StepReport:
-        """psi's update, from a token of every microbatch of the step, whichever rank has it.
+        """Update psi.
 
-        Returns losses per image and rates. Raises PeerLost.
+        Args:
+            tokens: one of every microbatch of the step, of all ranks.
+
+        Raises:
+            RuntimeError: a microbatch is missing or doubled; psi is unchanged.
+            PeerLost: another rank is gone.
         """
         size = self.config.batch_size
         sums = check_tokens(step, size, tokens)
@@ -179,7 +185,7 @@ class FakeScoreLearner:
         return StepReport(losses | rates, images_until=self.images_until(step + 1))
 
     def state(self) -> dict[str, Any]:
-        """Everything a checkpoint needs of this learner."""
+        """This learner's part of a checkpoint."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -187,7 +193,7 @@ class FakeScoreLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> dict[str, float]:
-        """Figures since this learner started: busy seconds, seconds spent waiting for real images, bad ones met."""
+        """Figures since this learner started: busy seconds, seconds of waiting for real images, bad images skipped."""
         waited = self.real_images.wait_seconds if self.real_images else 0.0
         figures = {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
         if self.real_images:
@@ -195,11 +201,11 @@ class FakeScoreLearner:
         return figures
 
     def images_until(self, step: int) -> float:
-        """Up to which place of the stream a step's real images, and what follows, can be read without waiting."""
+        """Position of the stream up to which images can be read without waiting, from the images of `step` on."""
         return self.real_images.loaded_until(step * self.config.batch_size) if self.real_images else math.inf
 
     def bad_images(self) -> dict[int, str]:
-        """What is wrong with each real image that was skipped so far, after its name; by its place in their list."""
+        """The real images skipped so far: name and fault of each, by its index in the source."""
         return dict(self.real_images.faults) if self.real_images else {}
 
     @property
@@ -207,7 +213,7 @@ class FakeScoreLearner:
         return next(self.network.parameters()).device
 
     def _learn(self, learning: bool) -> None:
-        """Put psi in train mode, its parameters taking gradients; or in eval mode, frozen."""
+        """Put psi in train mode with gradients, or in eval mode, frozen."""
         if self.learning is learning:
             return  # a walk over all modules takes a millisecond
         self.learning = learning
@@ -216,13 +222,13 @@ class FakeScoreLearner:
             parameter.requires_grad_(learning)
 
     def _augmented(self, images: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor | None]:
-        """Images and their augmentation labels; the images as they are, and None, where augmentation is off."""
+        """Augment images; returns them with their augmentation labels, or unchanged with None without augmentation."""
         if not self.config.fake_score.augment:
             return images, None
         return augment(images, draw_transforms(draws, purpose, self.config.fake_score.augment))
 
     def _real(self, at: Slice) -> tuple[Tensor, Tensor | None]:
-        """The real images of a microbatch, each with its own label: their place in the stream is the step's."""
+        """Read a microbatch's real images, each with its own label, at the step's position in the stream."""
         assert self.real_images is not None
         if at not in self.prepared:
             self.prepare(at)

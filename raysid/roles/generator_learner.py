@@ -1,4 +1,4 @@
-"""The generator learner: theta, and the moving average of it that is the product."""
+"""The generator learner: theta, and its moving average, which is the product."""
 
 from __future__ import annotations
 
@@ -40,7 +40,15 @@ RECOMPUTED = "teacher_recomputes"
 
 @dataclass
 class _Pending:
-    """A microbatch between `generate` and `accumulate`: its images with their graph, and what is known so far."""
+    """A microbatch between `generate` and `accumulate`.
+
+    Attributes:
+        x_g: generated images with their graph.
+        a_t: the noise process's scale of x_g in x_t.
+        good: True for samples without a NaN or infinity so far.
+        direct: the direct part of the loss's gradient at x_g, once `cotangents` has it.
+        sums: the microbatch's terms of the step's sums.
+    """
 
     x_g: Tensor
     a_t: Tensor
@@ -52,12 +60,15 @@ class _Pending:
 class GeneratorLearner:
     """theta: makes images, turns the scorers' predictions into cotangents and their pulls into its gradient.
 
+    Implements `raysid.roles.protocols.GeneratorRole`.
+
     Args:
         config: the run's settings.
         network: theta's denoiser, a copy of the teacher's at the start of a run.
-        label_frequencies: how often each class is drawn; proportional, need not sum to 1.
-        ranks: the learner's other ranks; None where this is all of it. Each rank holds all weights and the
-            average, and has some of the step's microbatches.
+        label_frequencies: relative frequency of each class; need not sum to 1.
+        draws: makes the random draws; None draws from the run's seed.
+        ranks: all ranks of the learner, each of which holds all weights and the average and accumulates some of the
+            step's microbatches; None if there is one.
     """
 
     def __init__(
@@ -84,14 +95,14 @@ class GeneratorLearner:
 
     @busy
     def images(self, at: Slice) -> Images:
-        """Fresh images for psi's update (the alternating order): eval mode, no graph."""
+        """Make images for psi's update in the alternating order: eval mode, no graph."""
         self._train(False)
         with torch.no_grad():
             return Images(*self._make(at, "fake"))
 
     @busy
     def generate(self, at: Slice) -> tuple[Noised, Images]:
-        """Images in train mode, their graph kept for `accumulate`, and their noised version for the scorers."""
+        """Make images in train mode, keep their graph for `accumulate`, and noise them for the scorers."""
         self._train(True)
         x_g, cond = self._make(at, "generator")
         good = finite_samples(x_g)
@@ -105,9 +116,9 @@ class GeneratorLearner:
 
     @busy
     def cotangents(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Cotangent, Cotangent]:
-        """The loss's gradients at the two predictions (and the logits): what the pullbacks start from.
+        """Return the loss's gradients at the two predictions and the logits, from which the pullbacks start.
 
-        The direct part of the gradient, at x_g itself, stays here.
+        The direct part of the gradient, at x_g itself, stays in this role.
         """
         teacher, fake = teacher.to(self.device), fake.to(self.device)
         entry, method = self.pending[at], self.config.method
@@ -141,27 +152,24 @@ class GeneratorLearner:
 
     @busy
     def accumulate(self, at: Slice, teacher: Pull, fake: Pull) -> Token:
-        """Add one microbatch to theta's gradient: the direct part, and a_t times the sum of the pulls."""
+        """Add one microbatch to theta's gradient: the direct part plus a_t times the sum of the pulls."""
         teacher, fake = teacher.to(self.device), fake.to(self.device)
         entry = self.pending.pop(at)
         assert entry.direct is not None and entry.sums is not None
         gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
-        self._train(True)  # as it made the images: a checkpointed network computes anew
-        # A pull can be bad where the predictions were not: in the backward pass alone something overflowed.
+        self._train(True)  # the mode of `generate`: a network with activation checkpointing computes again
+        # A pull can be bad although the predictions were good: the backward pass alone may overflow.
         entry.x_g.backward(where_good(entry.good & finite_samples(gradient), gradient))
         entry.sums[RECOMPUTED] += teacher.recomputed
         return Token(at, entry.sums)
 
     def discard(self, at: Slice) -> None:
-        """Forget a microbatch that theta does not learn from (an opening step, a start-up phase)."""
+        """Free a microbatch that theta does not learn from: in an opening step or a start-up phase."""
         del self.pending[at]
 
     @busy
     def step(self, step: int, *tokens: Token) -> StepReport:
-        """theta's update and the average's, from a token of every microbatch, whichever rank has it.
-
-        Returns losses per image. Raises PeerLost.
-        """
+        """Update theta and its average. As `FakeScoreLearner.step`."""
         size = self.config.batch_size
         sums = check_tokens(step, size, tokens)
         recomputed = sums.pop(RECOMPUTED)
@@ -173,12 +181,12 @@ class GeneratorLearner:
         return StepReport(losses | rates, recomputes=recomputed)
 
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
-        """The averaged generator as it is now, as the files of its folder; `trained` says how it came to be."""
+        """Serialize the averaged generator as the files of its folder; `trained` is an entry of its card."""
         card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained)
         return network_files(card, self.ema)
 
     def state(self) -> dict[str, Any]:
-        """Everything a checkpoint needs of this learner."""
+        """This learner's part of a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -203,7 +211,7 @@ class GeneratorLearner:
             self.network.train(training)
 
     def _make(self, at: Slice, purpose: str) -> tuple[Tensor, Tensor | None]:
-        """x_g (with its graph when gradients are on) and its conditions, from the draws of `purpose`."""
+        """Make x_g and its conditions from the draws of `purpose`, with a graph if gradients are enabled."""
         settings, guidance = self.network.settings, self.config.method.guidance
         draws = self.draws(at.step, at.start, at.count)
         z = draws.normal(f"{purpose}/z", settings.sample_shape).to(self.device)
@@ -220,8 +228,8 @@ class GeneratorLearner:
         x_g = one_step_from(self.network, self.noise, self.level, z, cond)
         good = finite_samples(x_g)
         if not good.all():
-            # NaN activations of one sample would make the weights' gradient NaN for all. Run again with
-            # that sample's noise at zero: its image stays marked bad, and its cotangents and pulls are zero.
+            # NaN activations of one sample would make the weights' gradient NaN for all. Run again with that sample's
+            # noise set to zero: its image stays marked bad, and its cotangents and pulls are zero.
             seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
             x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
             x_g = torch.where(per_sample(good, x_g).bool(), x_g, torch.nan)

@@ -1,8 +1,7 @@
-"""What the roles say to each other: small frozen records of tensors.
+"""The messages between the roles: small frozen records of tensors.
 
-Between processes a tensor travels as a numpy array, which Ray puts into shared memory once and reads
-without a copy (a torch tensor is copied several times on the way). What arrives is therefore read-only:
-a role may not write into a message.
+Between processes a tensor travels as a numpy array, which Ray puts into shared memory once and reads without a copy (a
+torch tensor is copied several times). Its memory is read-only on arrival: a role must not write into a message.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 class Message:
-    """Base of the records: pickles with its tensors as numpy arrays, so that they travel out of band.
+    """Base of the messages: pickles its tensors as numpy arrays, which travel out of band.
 
-    Tensors are contiguous, in a process as between processes: in which order a sum is taken depends on it.
+    Tensors are contiguous, inside one process too, because the order of summation depends on it.
     """
 
     def __post_init__(self) -> None:
@@ -42,7 +41,7 @@ class Message:
             object.__setattr__(self, name, arrived)
 
     def to(self, device: torch.device) -> Self:
-        """The same record with its tensors on `device`; itself when they are there already."""
+        """Return the message with its tensors on `device`: itself if they are there already."""
         tensors = {k: v for k, v in self.__dict__.items() if isinstance(v, Tensor) and v.device != device}
         moved = {name: value.to(device) for name, value in tensors.items()}
         return dataclasses.replace(self, **moved) if moved else self  # type: ignore[type-var]
@@ -54,7 +53,7 @@ def _to_wire(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a microbatch stands: samples `start` to `start + count` of the whole batch of `step`."""
+    """The address of a microbatch: samples `start` to `start + count` of the batch of `step`."""
 
     step: int
     start: int
@@ -62,7 +61,7 @@ class Slice:
 
     @property
     def index(self) -> int:
-        """Its number among the microbatches of its step, all of which are of one size."""
+        """The microbatch's number in its step, whose microbatches all have one size."""
         return self.start // self.count
 
     def __str__(self) -> str:
@@ -71,7 +70,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Noised(Message):
-    """Noised generated images, for the two scorers: x_t (B, ...), t (B,), cond (B, label_dim) or None."""
+    """Noised generated images, for the two scorers: x_t (B, ...), noise level t (B,), cond (B, label_dim) or None."""
 
     at: Slice
     x_t: Tensor
@@ -89,9 +88,9 @@ class Images(Message):
 
 @dataclass(frozen=True)
 class Prediction(Message):
-    """A scorer's clean image x_hat, like x_t; the fake score adds its encoder's logits (B, 1, h, w).
+    """A scorer's prediction of the clean images: x_hat (B, ...). The fake score adds its encoder's logits (B, 1, h, w).
 
-    `recomputed` is 1 where a lost scorer's work had to be done again, so that a run can count it.
+    `recomputed` is 1 if the work of a lost scorer was done again.
     """
 
     x_hat: Tensor
@@ -101,7 +100,7 @@ class Prediction(Message):
 
 @dataclass(frozen=True)
 class Cotangent(Message):
-    """The generator loss's gradient at a scorer's outputs: what its pullback starts from."""
+    """The gradient of theta's loss at a scorer's outputs, from which its pullback starts: x_hat (B, ...), logits."""
 
     x_hat: Tensor
     logits: Tensor | None = None
@@ -109,9 +108,9 @@ class Cotangent(Message):
 
 @dataclass(frozen=True)
 class Pull(Message):
-    """A scorer's vector-Jacobian product: the loss's gradient at x_t through that scorer, like x_t.
+    """A scorer's vector-Jacobian product: the loss's gradient at x_t (B, ...) through that scorer.
 
-    `recomputed` is 1 where the graph of the `score` before was gone and had to be made again.
+    `recomputed` is 1 if the graph of the `score` was gone and the prediction was computed again.
     """
 
     x_t: Tensor
@@ -120,7 +119,7 @@ class Pull(Message):
 
 @dataclass(frozen=True)
 class Token:
-    """Proof that one microbatch is in a learner's gradients, with what is summed over a step: losses, counts."""
+    """Proof that one microbatch is in a learner's gradients, with its terms of a step's sums: losses, counts."""
 
     at: Slice
     sums: dict[str, float]
@@ -153,14 +152,16 @@ def merge_step_reports(reports: Iterable[StepReport]) -> StepReport:
 
 
 def check_tokens(step: int, batch_size: int, tokens: tuple[Token, ...]) -> dict[str, float]:
-    """Add up the sums of a step's tokens, or refuse the step when a microbatch is missing or doubled.
+    """Check that every microbatch of a step arrived exactly once, and return the totals of its tokens.
 
-    Ray runs a later call on an actor even when an earlier one failed, so an optimizer step must see for
-    itself that every microbatch of its batch arrived.
+    Ray runs a later call on an actor even if an earlier one failed, so a learner's step must check by itself.
+
+    Raises:
+        RuntimeError: a microbatch is missing or doubled.
     """
     covered = sorted((token.at.start, token.at.count) for token in tokens if token.at.step == step)
     ends = [start + count for start, count in covered]
-    # Each begins where the one before ended, the first at 0, the last ends the batch.
+    # Each microbatch begins at the end of the one before, the first at 0; the last ends the batch.
     if [0, *ends] != [*(start for start, _ in covered), batch_size] or len(covered) != len(tokens):
         raise RuntimeError(
             f"step {step} has microbatches {covered} of a batch of {batch_size} images: one was lost"

@@ -1,4 +1,4 @@
-"""What a role's process has used: for a bench, which takes differences of it."""
+"""Resources that a role's process has used, for benchmarks, which take differences."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one process, since it started.
+    """The resources of one process since its start.
 
     Attributes:
         parts: busy seconds by method.
-        process_seconds: CPU seconds of the whole process, beyond the parts transport; the parts' own on a GPU.
-        received_bytes, sent_bytes: of tensors in messages.
-        peak_bytes: the most memory it has had: the GPU's where it computes there, resident otherwise.
-        spans: its last calls.
+        process_seconds: CPU seconds of the whole process, which are the parts' and transport's; on a GPU the parts'.
+        received_bytes, sent_bytes: size of the tensors in messages.
+        peak_bytes: peak memory: of the GPU if the role computes there, otherwise resident.
+        spans: the last calls.
     """
 
     parts: dict[str, float]
@@ -39,7 +39,7 @@ class Profile:
 
 
 class Traffic:
-    """Counts the tensors that pass through an actor."""
+    """Counts the bytes of tensors that an actor receives and sends."""
 
     def __init__(self) -> None:
         self.received_bytes = 0
@@ -54,11 +54,11 @@ class Traffic:
 
 
 def profile_of(role: Any, traffic: Traffic | None = None) -> Profile:
-    """A role's profile in its own process; without `traffic` it has no process for itself, and nothing travels."""
+    """The profile of a role's process. Without `traffic` the role shares its process, and no message travels."""
     parts = role.stopwatch.parts
     return Profile(
         parts=parts,
-        # Beside a GPU's time its process's says nothing.
+        # On a GPU the process's CPU time is no measure of its work.
         process_seconds=time.process_time() if traffic and role.device.type == "cpu" else sum(parts.values()),
         received_bytes=traffic.received_bytes if traffic else 0,
         sent_bytes=traffic.sent_bytes if traffic else 0,

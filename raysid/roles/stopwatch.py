@@ -1,4 +1,4 @@
-"""How long a role computes, and with what: the busy share that TensorBoard shows, and the parts that a bench shows."""
+"""Busy seconds of a role by method, for TensorBoard's busy shares and for benchmarks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-SPANS_KEPT = 2_000  # calls whose place in time is kept, for a trace
+SPANS_KEPT = 2_000  # calls whose begin and end are kept, for a trace
 
 
 @dataclass(frozen=True)
 class Span:
-    """One call of a role: its method, and when it began and ended, in seconds since the epoch."""
+    """One call of a role: method, begin and end in seconds since the epoch."""
 
     name: str
     began: float
@@ -28,9 +28,9 @@ class Span:
 class Stopwatch:
     """Busy seconds of a role by method.
 
-    On a CPU that is the CPU time of the calling thread, not wall time: on a machine with fewer cores than processes
-    a call that was merely waiting for a core is not busy, and torch's other threads spin with the calling one. On a
-    GPU it is the time between two events in the stream, for the call itself returns before the work is done.
+    On a CPU this is the CPU time of the calling thread, not wall time: with fewer cores than processes a call that
+    waits for a core is not busy, and torch's other threads spin along with the calling one. On a GPU it is the time
+    between two events in the stream, because the call itself returns before the work is done.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Stopwatch:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Busy seconds since the start, by method; waits for a GPU to finish what it was given."""
+        """Busy seconds since the start, by method; waits until a GPU has finished its queue."""
         for name, began, ended in self._pending:
             ended.synchronize()
             self._add(name, began.elapsed_time(ended) / 1000)
@@ -53,7 +53,7 @@ class Stopwatch:
         return sum(self.parts.values())
 
     def time(self, name: str, device: torch.device, call: Callable[[], Any]) -> Any:
-        """What `call` returns, its time counted under `name`."""
+        """Return the result of `call`, counting its time under `name`."""
         began, cpu = time.time(), time.thread_time()
         events = None
         if device.type == "cuda":
@@ -74,7 +74,7 @@ class Stopwatch:
 
 
 def busy(method: Method) -> Method:
-    """Count the calls of a role's method: the role has a `stopwatch` and a `device`."""
+    """Decorate a method to count its time. Its role has a `stopwatch` and a `device`."""
     name = method.__name__
 
     @functools.wraps(method)

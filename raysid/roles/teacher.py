@@ -1,4 +1,4 @@
-"""The teacher-scoring service's worker: a frozen network that scores and pulls back."""
+"""A scorer of the teacher-scoring service: a frozen network that scores and pulls back."""
 
 from __future__ import annotations
 
@@ -13,45 +13,44 @@ from raysid.networks.denoiser import Network
 from raysid.roles.messages import Cotangent, Noised, Prediction, Pull, Slice
 from raysid.roles.stopwatch import Stopwatch, busy
 
-ABSENT_SECONDS = 60.0  # a run that has not called for so long has ended, or been killed
+ABSENT_SECONDS = 60.0  # a run that has not called for so long has ended
 
 Graphs = OrderedDict[tuple[Slice, float], tuple[Tensor, Tensor]]
 
 
 class TeacherScorer:
-    """phi: predicts the clean image, and returns the vector-Jacobian product of that prediction.
+    """phi: predicts clean images, and returns vector-Jacobian products of its predictions.
 
-    It serves one run or many, each call saying whose it is and at which guidance scale. It holds no state
-    that a run could miss. The graph of a `score` may be kept for the `pullback` that follows; where it is
-    gone (evicted, or the scorer died in between) the pullback recomputes it from the same noised images and
-    gives the same numbers. What is kept is bounded for each run and in all, and a run that stops calling
-    loses its graphs.
+    Implements `raysid.roles.protocols.TeacherService` for one run or many: each call names its run and its guidance
+    scale. It holds no state that a run could miss. The graph of a `score` may be kept for the following `pullback`; if
+    it is gone (evicted, or the scorer died in between), the pullback computes it again from the same noised images and
+    returns the same numbers. The number of graphs is bounded for each run and in total, and a silent run loses its own.
 
     Args:
-        network: the teacher's denoiser; frozen and put in eval mode here.
+        network: the teacher's denoiser, which is frozen and put in eval mode.
         graphs_kept: microbatches of a run whose graph is kept, oldest evicted; 0 recomputes every pullback.
-        runs_kept: runs that graphs are kept for, the longest silent evicted.
+        runs_kept: number of runs that graphs are kept for, the longest silent evicted.
     """
 
     def __init__(self, network: Network, graphs_kept: int = 2, runs_kept: int = 1) -> None:
         self.network = network.eval().requires_grad_(False)
         self.graphs_kept = graphs_kept
         self.runs_kept = runs_kept
-        self.graphs: OrderedDict[str, Graphs] = OrderedDict()  # by run, the one that called last at the end
-        self.called: dict[str, float] = {}
+        self.graphs: OrderedDict[str, Graphs] = OrderedDict()  # by run, in order of their last calls
+        self.called: dict[str, float] = {}  # time of the last call, by run
         self.stopwatch = Stopwatch()
         self.microbatches = 0
 
     @busy
     def score(self, noised: Noised, guidance_scale: float = 1.0, run: str = "") -> Prediction:
-        """Predict the clean image of x_t for a run, at its guidance scale (docs/method.md, k4)."""
+        """Predict the clean images of x_t (B, ...) at a run's guidance scale (docs/method.md, k4)."""
         noised = noised.to(self.device)
         self.microbatches += 1
         if self.graphs_kept == 0:
             with torch.no_grad():
                 return Prediction(self._predict(noised, guidance_scale)[1])
         graphs, key = self._graphs_of(run), (noised.at, guidance_scale)
-        graphs.pop(key, None)  # a repeated call takes no second place
+        graphs.pop(key, None)  # a repeated call is kept once
         x_t, x_hat = self._predict(noised, guidance_scale)
         while len(graphs) >= self.graphs_kept:
             graphs.popitem(last=False)
@@ -62,7 +61,7 @@ class TeacherScorer:
     def pullback(
         self, noised: Noised, cotangent: Cotangent, guidance_scale: float = 1.0, run: str = ""
     ) -> Pull:
-        """J^T cotangent: the loss's gradient at x_t through this network, exactly."""
+        """Return J^T cotangent, the loss's exact gradient at x_t through this network."""
         noised, cotangent = noised.to(self.device), cotangent.to(self.device)
         kept = self._graphs_of(run).pop((noised.at, guidance_scale), None)
         x_t, x_hat = kept if kept is not None else self._predict(noised, guidance_scale)
@@ -75,7 +74,7 @@ class TeacherScorer:
         self.called.pop(run, None)
 
     def report(self) -> dict[str, float]:
-        """Figures since this scorer started: busy seconds, microbatches scored, graphs kept now."""
+        """Figures since this scorer started: busy seconds, microbatches scored; and the graphs kept now."""
         return {
             "busy_seconds": self.stopwatch.seconds,
             "microbatches": self.microbatches,
@@ -92,7 +91,7 @@ class TeacherScorer:
         return next(self.network.parameters()).device
 
     def _graphs_of(self, run: str) -> Graphs:
-        """A run's graphs, the run noted as alive; those of runs that are not are dropped."""
+        """Return a run's graphs and note its call; drop the graphs of silent runs."""
         now = time.monotonic()
         self.called[run] = now
         graphs = self.graphs.setdefault(run, OrderedDict())
