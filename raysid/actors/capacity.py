@@ -50,7 +50,7 @@ def reserve(learners: list[RoleResources], seconds: float, notify: Notify) -> Pl
     )
     try:
         wait_for_capacity(lambda timeout: group.wait(timeout), "the learners", learners, seconds, notify)
-    except BaseException:
+    except BaseException:  # an interrupt, too, releases the resources
         remove_placement_group(group)
         raise
     return group

@@ -136,7 +136,7 @@ class ScorerFleet:
                 timeout,
                 notify,
             )
-        except BaseException:
+        except BaseException:  # an interrupt, too, ends the scorers
             self.close()
             raise
 

@@ -27,7 +27,8 @@ RETRY_SECONDS = 0.1
 REPORT_SECONDS = 5.0
 
 Submit = Callable[[Any, bool], tuple[Any, Any]]
-"""Submits a call to an actor, told whether it was another scorer's before: references of its result and its end."""
+"""Submits a call to an actor; the flag is True if the call moves from another scorer. Returns references of the call's
+result and of its end."""
 
 
 class TeacherActor:

@@ -10,7 +10,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import torch
@@ -40,8 +40,6 @@ from raysid.roles.ranks import Ranks
 from raysid.roles.state_files import StateFile, state_bytes, write_state
 
 WRITING = "writing"
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def learner_actor(actor: type[LearnerActor], **options: Any) -> Any:
@@ -73,7 +71,7 @@ def role_call(method: Any) -> Any:
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
             raise RunFailed(f"the {self.name} learner failed in `{method.__name__}`{at}: {error}") from error
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 class LearnerActor:

@@ -141,7 +141,7 @@ class SplitPlacement:
                 wait_for_reading(timeout, notify)
                 if (note := read_by_several(config, source)) is not None:
                     notify(note)
-        except BaseException:
+        except BaseException:  # an interrupt, too, releases the resources
             self.close()
             raise
         self.config = config

@@ -41,7 +41,7 @@ class Share:
     ranks: int
 
     def bounds(self, config: Config) -> tuple[int, int]:
-        """Where it begins and ends in the batch. Groups that are judged together are not cut."""
+        """First and last offset in the batch. Groups that SiDA's discriminator judges together are not divided."""
         adversarial = config.method.adversarial
         unit = adversarial.group_size if adversarial else 1
         units = config.batch_size // unit

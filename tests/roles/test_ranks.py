@@ -25,10 +25,10 @@ T = TypeVar("T")
 def on_every_rank(size: int, work: Callable[[Ranks], T]) -> list[T]:
     """The results of `work` on each of `count` connected ranks."""
     ranks = [Ranks(rank, size) for rank in range(size)]
-    place = ranks[0].open(HERE)
+    address = ranks[0].open(HERE)
 
     def joined(rank: Ranks) -> T:
-        rank.join(place, HERE)
+        rank.join(address, HERE)
         return work(rank)
 
     with ThreadPoolExecutor(size) as pool:

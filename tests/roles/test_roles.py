@@ -174,7 +174,7 @@ def test_every_part_of_the_gradient_counts(part: str) -> None:
             return Pull(torch.zeros_like(self.scorer.pullback(*args).x_t))
 
     class Undirected:
-        """A generator that forgets the direct part."""
+        """A generator without the direct part of its gradient."""
 
         def cotangents(self, *args: Any) -> tuple[Cotangent, Cotangent]:
             cotangents = tiny.generator.cotangents(*args)
