@@ -172,9 +172,7 @@ def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: li
             with storage_errors(made, "written"):
                 _write(made, source, _rows(source, pieces, bad))
                 with open(made, "rb") as file:
-                    os.fsync(
-                        file.fileno()
-                    )  # before it gets its name: some disks report only now that they are full
+                    os.fsync(file.fileno())  # some disks report only now that they are full
             upload(made, path)
     with open_file(path) as file:
         return pq.ParquetFile(file).metadata.num_rows

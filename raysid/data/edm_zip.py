@@ -25,10 +25,7 @@ from raysid.storage import open_file
 
 LABELS = "dataset.json"
 MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
-HEADER, SIGNATURE = (
-    30,
-    b"PK\x03\x04",
-)  # bytes of a member's header before its name (PKWARE's APPNOTE, section 4.3.7)
+HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name (PKWARE's APPNOTE, section 4.3.7)
 ENCRYPTED = 1  # of a member's flags
 SPARE = 32  # bytes by which the extra field may be longer there than in the directory
 
@@ -90,9 +87,8 @@ class EDMZipSource(ListedSource):
         """The content of a member, from the bytes of the zip that begin at its header."""
         if not part.startswith(SIGNATURE) or len(part) < HEADER:
             return BadPicture("cannot be read: its header in the zip is damaged")
-        begin = HEADER + sum(
-            struct.unpack_from("<HH", part, HEADER - 4)
-        )  # after its name and its extra field
+        # Its content begins after its name and its extra field, whose lengths end the header.
+        begin = HEADER + sum(struct.unpack_from("<HH", part, HEADER - 4))
         end = begin + int(self.packed[entry])
         if len(part) < end:
             (part,) = ranges_of(self.path, self.offsets[[entry]], np.array([end]))

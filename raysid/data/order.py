@@ -72,7 +72,7 @@ class _Epoch:
         shards: the shards' numbers, in this epoch's order.
         ends: the end of each shard in the epoch's order of images.
         before: images of each lane in all earlier epochs.
-        cuts: for each lane, the begin of its windows in the epoch's order of images, and the end of the last.
+        cuts: for each lane, the starts of its windows in the epoch's order of images, and the end of the last.
     """
 
     shards: NDArray[np.intp]
@@ -234,7 +234,7 @@ class Order:
 
 
 def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The begin of each window of about `window` images in start to stop, and the end of the last.
+    """The start of each window of about `window` images in start to stop, and the end of the last.
 
     Args:
         ends: ends of shards, at which windows are cut if possible; None if what follows is read anyway.

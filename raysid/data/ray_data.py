@@ -61,9 +61,8 @@ def shard_dataset(
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=min(max(AHEAD[0], 2 * tasks * datasource.task_bytes), AHEAD[1])
     )
-    dataset.context.execution_options.preserve_order = (
-        True  # off by default, where blocks are ordered by completion
-    )
+    # Off by default: blocks are then ordered by completion.
+    dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     return dataset
@@ -97,7 +96,7 @@ class _ShardDatasource(Datasource):
                 self.tasks.append([])
             self.tasks[-1].append(piece)
             room -= piece.size
-        # once for all tasks: its list may be long
+        # Once for all tasks: its list may be long.
         self.source = ray.put(source)
 
     def get_name(self) -> str:

@@ -38,13 +38,11 @@ class Reader:
         self.lanes = lanes
         self.max_bad_fraction = max_bad_fraction
         self.faults: dict[int, str] = {}
-        self._news = threading.Condition()  # guards the attributes below
+        self._changed = threading.Condition()  # guards the attributes below
         self._loaded: dict[Window, Loaded] = {}
         self._floor = 0  # no window before this position is kept or read
         self._passes: Passes | None = None
-        self._failed: tuple[Window, BaseException] | None = (
-            None  # the window whose reading failed, and the error
-        )
+        self._failed: tuple[Window, BaseException] | None = None  # what failed, and how
         self._went_back = False  # since the pass began
         self._wanted: Window | None = None  # a caller waits for it
         self._stopping = False
@@ -64,7 +62,7 @@ class Reader:
             RuntimeError: closed during the call.
             Exception: whatever `read_blocks` raises; the next call reads again.
         """
-        with self._news:
+        with self._changed:
             self._move_to(floor)
             if window in self._loaded:
                 return self._loaded[window]
@@ -73,7 +71,7 @@ class Reader:
                 self.lanes.add(window.lane)
                 self._passes_from(floor)
             self._wanted = window
-            self._news.notify_all()
+            self._changed.notify_all()
             try:
                 while window not in self._loaded:
                     self._raise_error(window)
@@ -82,7 +80,7 @@ class Reader:
                     if self._passes is None:  # it failed at a window that nobody waits for any more
                         self._passes_from(floor)
                     if self._thread is not None:
-                        self._news.wait()
+                        self._changed.wait()
                     else:
                         assert self._passes is not None
                         self._read_next(self._passes)
@@ -92,7 +90,7 @@ class Reader:
 
     def loaded_until(self, position: int) -> int | None:
         """The end of the consecutive positions, from one on, whose images are loaded; None if all are, for ever."""
-        with self._news:
+        with self._changed:
             for window in self.order.windows_from(position, self.lanes):
                 if window not in self._loaded:
                     return max(position, window.begin)
@@ -103,8 +101,8 @@ class Reader:
         self._stopping = True
         if (passes := self._passes) is not None:  # before the lock, which a read without a thread holds
             passes.abandoned = True
-        with self._news:
-            self._news.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop, and wait up to `CLOSE_SECONDS` for the thread."""
@@ -122,7 +120,7 @@ class Reader:
         if not self.order.held:
             for window in [window for window in self._loaded if window.end <= floor]:
                 del self._loaded[window]
-        self._news.notify_all()
+        self._changed.notify_all()
 
     def _will_reach(self, window: Window) -> bool:
         """True if the current pass reaches a window, through windows that are needed anyway."""
@@ -153,7 +151,7 @@ class Reader:
             self.read_blocks, self.order, (window for window in coming if window not in held)
         )
         self._went_back = False
-        self._news.notify_all()
+        self._changed.notify_all()
 
     def _raise_error(self, window: Window) -> None:
         """Raise the error that stopped the reading before a window."""
@@ -165,8 +163,8 @@ class Reader:
         """The thread: read the next window while there is room for it or a caller waits."""
         passes: Passes | None = None
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._stopping or self._has_room())
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._has_room())
                 before, passes = passes, self._passes
                 stopping = self._stopping
             if before is not None and (stopping or before is not passes):
@@ -203,7 +201,7 @@ class Reader:
             error = raised
         if error is not None:
             _close(passes)
-        with self._news:
+        with self._changed:
             if self._passes is passes:
                 self.faults = faults
                 if error is not None:
@@ -211,7 +209,7 @@ class Reader:
                 elif loaded is not None:
                     self._loaded[window] = loaded
                     passes.advance()
-                self._news.notify_all()
+                self._changed.notify_all()
 
 
 def _close(passes: Passes) -> None:

@@ -150,11 +150,11 @@ class ImageStream:
             taken = min(run, count - filled)
             permutation, flips = self._permutation(window, epoch, floor)
             rows = listed[permutation[row : row + taken]]
-            of_window = all_images[filled : filled + taken]
-            np.take(images, rows, axis=0, out=of_window, mode="clip")  # other modes copy first
+            part = all_images[filled : filled + taken]
+            np.take(images, rows, axis=0, out=part, mode="clip")  # other modes copy first
             if flips is not None:
                 mirrored = flips[row : row + taken]
-                of_window[mirrored] = of_window[mirrored][..., ::-1]
+                part[mirrored] = part[mirrored][..., ::-1]
             all_labels[filled : filled + taken] = labels[rows]
             start += taken
             filled += taken
@@ -167,9 +167,10 @@ class ImageStream:
         """The permutation of a window in an epoch, and which of its rows are mirrored."""
         if (window, epoch) not in self._permuted:
             soon = floor + self._order.batch_size
-            for other, of_epoch in list(self._permuted):
-                if of_epoch != epoch if self._order.held else other.begin >= soon or other.end < floor:
-                    del self._permuted[other, of_epoch]
+            for key in list(self._permuted):
+                other, its_epoch = key
+                if its_epoch != epoch if self._order.held else other.begin >= soon or other.end < floor:
+                    del self._permuted[key]
             flips = self._order.flips(window, epoch) if self.xflip else None
             self._permuted[window, epoch] = self._order.permutation(window, epoch), flips
         return self._permuted[window, epoch]

@@ -14,9 +14,9 @@ from raysid.data.order import Order, Window
 from raysid.data.source import Block, Piece
 from raysid.errors import RunFailed
 
-# Pieces of a pass over the source, about. Ray Data takes seconds to begin a pass, so passes grow as reading continues
-# in order, until those seconds are negligible. Planning a pass takes time, too, for which a reader that moves must
-# wait.
+# Approximate number of pieces in a pass over the source. Ray Data takes seconds to begin a pass, so passes grow while
+# reading continues in order, until those seconds are negligible. They stay limited because planning one takes time,
+# too.
 FIRST_PASS = 512
 LONGEST_PASS = 4096
 LONG_BYTES = 1 << 33
