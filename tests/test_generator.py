@@ -56,7 +56,7 @@ def test_samples_with_a_torch_generator_are_reproducible() -> None:
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
-def test_a_torch_generator_leaves_the_global_one_alone_and_goes_on_from_where_it_was() -> None:
+def test_a_torch_generator_leaves_the_global_one_alone_and_keeps_its_state() -> None:
     generator, source = tiny_generator(), torch.Generator().manual_seed(3)
     before = torch.get_rng_state()
     first, second = generator.sample(2, generator=source), generator.sample(2, generator=source)
@@ -158,7 +158,7 @@ def test_a_runs_generators_are_found_by_name(tmp_path: Path) -> None:
         assert all(torch.equal(weights[k], v) for k, v in tiny_network(seed).state_dict().items())
 
 
-def test_where_there_is_none_one_line_says_so(tmp_path: Path) -> None:
+def test_a_missing_generator_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no run and no generator at {tmp_path / 'nowhere'}"):
         load_generator(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no generator: give a run's folder"):

@@ -88,7 +88,7 @@ def test_two_sides_take_turns_and_their_parts_add_up(
     assert not runs.exists() or not list(runs.iterdir())
 
 
-def test_what_travels_is_counted_in_bytes(found: Comparison, config: Config) -> None:
+def test_transfers_are_counted_in_bytes(found: Comparison, config: Config) -> None:
     """Images, never weights: x_t, t and labels to the teacher, a prediction back; a cotangent there, a pull back."""
     tree = as_json(found)
     image, labels = 8 * 8 * FLOAT, 10 * FLOAT
@@ -181,7 +181,7 @@ def test_against_local_alone_is_the_authors_way() -> None:
         (["--batch_size", "64", "--against", "local", "--against.microbatch_size", "48"], "microbatch_size"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_a_request_that_cannot_be_measured_is_one_line(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -173,7 +173,7 @@ def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch
         (["--data", "digits.zip", "--json", "no/such/found.json"], "there is no folder no/such"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_a_request_that_cannot_be_measured_is_one_line(
     arguments: list[str], words: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -188,7 +188,7 @@ def test_recipes_lists_each_with_its_command_and_description() -> None:
     assert not any(found.values())
 
 
-def test_config_prints_what_a_recipe_comes_to_with_overrides(tmp_path: Path) -> None:
+def test_config_prints_a_recipe_with_overrides(tmp_path: Path) -> None:
     result = raysid(
         "config",
         "digits-sida",
@@ -371,7 +371,7 @@ def test_errors_become_one_line_and_an_exit_code(command_that_raises, error, cod
     assert (result.exit_code, result.stderr, result.stdout) == (code, stderr, "")
 
 
-def test_an_actors_error_is_told_without_its_remote_traceback(command_that_raises) -> None:
+def test_an_actors_error_is_shown_without_its_remote_traceback(command_that_raises) -> None:
     from ray.exceptions import RayTaskError
 
     task_error = RayTaskError(

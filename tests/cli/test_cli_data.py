@@ -37,7 +37,7 @@ def refused(*arguments: Any) -> str:
     return last
 
 
-def test_check_says_what_there_is_and_shows_it(tmp_path: Path) -> None:
+def test_check_describes_the_images_and_shows_them(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "digits", digit_pictures(100))
     result = data("check", folder, "--recipe", "digits-teacher")
     assert result.exit_code == 0, result.stderr
@@ -68,7 +68,7 @@ def test_check_names_bad_pictures_and_refuses_too_many(tmp_path: Path) -> None:
     assert data("check", folder, "--data.max_bad_fraction", "0.05").exit_code == 0
 
 
-def test_check_refuses_what_cannot_be_trained_on(tmp_path: Path) -> None:
+def test_check_refuses_images_that_cannot_be_trained_on(tmp_path: Path) -> None:
     pictures = digit_pictures(60)
     assert "there is no file or folder" in refused("check", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -93,7 +93,7 @@ def test_check_refuses_what_cannot_be_trained_on(tmp_path: Path) -> None:
     )
 
 
-def test_convert_resizes_and_leaves_out_what_is_bad(ray_cluster: None, tmp_path: Path) -> None:
+def test_convert_resizes_and_omits_bad_images(ray_cluster: None, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = [
         (f"{i % 2}/{i:03d}", encoded(rng.integers(0, 256, (20 + i % 5, 30, 3), dtype=np.uint8)), i % 2)
@@ -130,7 +130,7 @@ def test_names_that_are_not_utf8_are_shown_escaped(ray_cluster: None, tmp_path: 
     assert open_source("out").num_images == 20
 
 
-def test_convert_does_not_go_on_with_other_labels(ray_cluster: None, tmp_path: Path) -> None:
+def test_convert_does_not_resume_with_other_labels(ray_cluster: None, tmp_path: Path) -> None:
     contents = [content for _, content, _ in digit_pictures(20)]
     pq.write_table(pa.table({"image": contents, "fine": range(20), "coarse": [0] * 20}), "d.parquet")
     assert data("convert", "d.parquet", "out", "--data.label_column", "fine").exit_code == 0
@@ -139,7 +139,7 @@ def test_convert_does_not_go_on_with_other_labels(ray_cluster: None, tmp_path: P
     )
 
 
-def test_convert_goes_on_with_files_that_are_missing(
+def test_convert_resumes_with_missing_files(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raysid.data.convert.FILE_BYTES", 1)
@@ -159,5 +159,5 @@ def test_convert_goes_on_with_files_that_are_missing(
     assert names == ["image", "label", "raysid_index"]
 
 
-def test_what_comes_with_a_package_is_not_converted() -> None:
+def test_optional_models_of_a_package_are_not_converted() -> None:
     assert "there is nothing to convert" in refused("convert", "digits", "out")

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_pool_follows_what_the_step_waits_for(cluster: str, tmp_path: Path) -> None:
+def test_the_pool_follows_the_waiting_of_steps(cluster: str, tmp_path: Path) -> None:
     """It grows, loses a scoring node and shrinks during the run, with the weights of a local run."""
     learner = {"resources": {"learner": 1.0}}
     config = tiny_config(

@@ -171,7 +171,7 @@ def test_a_wrong_value_is_refused(name: str, path: Path_, value: Any) -> None:
     assert problems(name, changed(name, path, path[-1], value))
 
 
-def test_what_a_user_changes_stands_on_top_and_is_used() -> None:
+def test_a_users_settings_come_first_and_are_used() -> None:
     for name in FILES:
         document = load(name)
         metadata = document.pop("metadata")
@@ -249,7 +249,7 @@ def test_firewall_rules_let_in_the_cluster_itself_and_ssh_from_the_proxy(tmp_pat
     assert ssh["source-ranges"] == "35.235.240.0/20" and ssh["allow"] == "tcp:22"
 
 
-def test_the_setup_makes_what_gcp_yaml_names_once(tmp_path: Path) -> None:
+def test_the_setup_creates_the_resources_of_gcp_yaml_once(tmp_path: Path) -> None:
     for folder in ("first", "again"):
         (tmp_path / folder).mkdir()
     first = run_setup(tmp_path / "first", exists=False)
@@ -298,7 +298,7 @@ def test_every_node_asks_for_the_token() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_autoscaler_sees_what_the_roles_ask_for(name: str) -> None:
+def test_the_autoscaler_receives_the_roles_resources(name: str) -> None:
     nodes = node_types(name)
     for role in ("learner", "teacher"):
         resources = nodes[role]["resources"]
@@ -439,7 +439,7 @@ def test_the_image_is_built_from_the_constraints_and_not_run_by_root() -> None:
     assert all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs)
 
 
-def test_the_image_gets_what_the_build_may_see() -> None:
+def test_the_image_copies_what_the_build_context_holds() -> None:
     copied = [word for name, a in instructions() if name == "COPY" for word in a.split()[1:-1]]
     seen = [line[1:] for line in (CLUSTER / "Dockerfile.dockerignore").read_text().split() if line[0] == "!"]
     assert sorted(copied) == sorted(seen)

@@ -118,7 +118,7 @@ def actors_of(cluster: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_job_running_and_reports_it(cluster: str, teacher: str, tmp_path: Path) -> None:
     config = long_config(teacher, tmp_path)
     process = raysid("submit", "distill", write_recipe(config, tmp_path / "mine.yaml"), "--address", cluster)
     wait_until(lambda: step_recorded(run_of(config)) >= 2, 120, "step 2")
@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: str, teacher: str, t
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_says_so(cluster: str, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported(cluster: str, tmp_path: Path) -> None:
     recipe = write_recipe(tiny_config(str(tmp_path / "nowhere"), tmp_path), tmp_path / "mine.yaml")
     process = raysid("submit", "distill", recipe, "--address", cluster)
     output = output_of(process)
@@ -171,14 +171,14 @@ def one_line(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def test_without_the_token_a_user_reads_where_it_goes(cluster: str, tmp_path: Path) -> None:
+def test_without_the_token_the_error_says_where_to_put_it(cluster: str, tmp_path: Path) -> None:
     for mode in ({}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": "0" * 64}):
         submit = ("submit", "evaluate", tmp_path, "--address", cluster)
         line = one_line(raysid(*submit, HOME=str(tmp_path), **mode))
         assert "this cluster asks for its token: put it into ~/.ray/auth_token" in line
 
 
-def test_what_cannot_be_submitted_is_refused(cluster: str, teacher: str, tmp_path: Path) -> None:
+def test_an_impossible_submission_is_refused(cluster: str, teacher: str, tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:1"
     evaluate = ("submit", "evaluate", tmp_path, "--address")
     assert f"no Ray cluster answers at {nobody}" in one_line(raysid(*evaluate, nobody))

@@ -110,7 +110,7 @@ def test_ray_data_reads_it_in_the_same_order(ray_cluster: None, tmp_path: Path) 
     assert ray.is_initialized()
 
 
-def test_a_zip_in_a_bucket_is_read_there_without_what_lies_beside_its_pictures(
+def test_a_zip_in_a_bucket_is_read_in_place_and_only_its_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = write_zip(tmp_path / "c.zip")
@@ -136,7 +136,7 @@ def refused(path: Any) -> str:
     return line
 
 
-def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_source_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(NotHere, match="there is no file"):
         open_source(str(tmp_path / "none.zip"))
     (tmp_path / "text.zip").write_text("no zip")
@@ -177,7 +177,7 @@ def test_a_picture_that_is_damaged_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_is_unpacked_without_a_limit_is_refused(tmp_path: Path, method: int) -> None:
+def test_unpacking_without_a_limit_is_refused(tmp_path: Path, method: int) -> None:
     path = write_zip(tmp_path / "c.zip", 2, labels="no file")
     with zipfile.ZipFile(path, "a", method) as archive:
         archive.writestr("zz.png", png(colour(1)))
@@ -189,7 +189,7 @@ def test_what_is_unpacked_without_a_limit_is_refused(tmp_path: Path, method: int
     assert "it is packed by method" in refused(other)
 
 
-def test_more_than_a_file_of_a_zip_says_to_be_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_file_of_a_zip_is_not_unpacked_beyond_its_claimed_size(tmp_path: Path) -> None:
     path = tmp_path / "c.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", png(colour(1)))

@@ -121,7 +121,7 @@ def test_pngs_jpegs_and_webps_are_read(tmp_path: Path, kind: str) -> None:
     assert open_source(str(place)).num_images == 4
 
 
-def test_pictures_are_fitted_as_the_config_says(folder: str, pictures: Any) -> None:
+def test_pictures_are_fitted_as_configured(folder: str, pictures: Any) -> None:
     data = DataSettings(source=folder, resolution=5, crop="none", filter="box", channels=3)
     source = open_source(data)
     assert source.image_shape == (3, 5, 5)
@@ -139,7 +139,9 @@ def test_grey_pictures_among_coloured_ones_are_made_coloured(tmp_path: Path) -> 
     assert not any(block["fault"].any() for block in source.blocks())
 
 
-def test_coloured_pictures_found_late_among_grey_ones_are_bad_until_the_config_says(tmp_path: Path) -> None:
+def test_coloured_pictures_found_late_among_grey_ones_are_bad_unless_the_config_allows_them(
+    tmp_path: Path,
+) -> None:
     tars = [(f"{i:03d}", encoded(np.zeros((8, 8), np.uint8)), 0) for i in range(20)]
     tars.append(("zzz", encoded(np.ones((8, 8, 3), np.uint8)), 0))  # after those that are looked at first
     pattern = write_tars(tmp_path / "tars", tars, 100)
@@ -304,7 +306,7 @@ def test_globs_and_lists(tmp_path: Path, pictures: Any) -> None:
     assert_same_stream(open_source(folder), open_source(f"{folder}/*"))
 
 
-def test_a_folder_is_what_its_files_are(tmp_path: Path, pictures: Any) -> None:
+def test_a_folders_format_is_that_of_its_files(tmp_path: Path, pictures: Any) -> None:
     write_tars(tmp_path / "both", pictures, 50)
     assert open_source(str(tmp_path / "both")).num_images == COUNT
     (tmp_path / "both" / "preview.png").write_bytes(pictures[0][1])
@@ -324,7 +326,7 @@ def test_a_relative_path_and_a_link(tmp_path: Path, folder: str, monkeypatch: py
     assert_same_stream(relative, open_source(folder))
 
 
-def test_what_cannot_be_read_is_one_line(tmp_path: Path, pictures: Any) -> None:
+def test_an_unreadable_source_is_one_line(tmp_path: Path, pictures: Any) -> None:
     with pytest.raises(NotHere, match="there is no file or folder /no/such/folder"):
         open_source("/no/such/folder")
     with pytest.raises(NotHere, match="nothing matches"):
@@ -455,7 +457,7 @@ def test_sparse_members_and_endless_numbers_in_tars_are_passed_over(tmp_path: Pa
     assert (source.num_images, source.num_classes) == (1, 1)
 
 
-def test_columns_of_parquet_are_asked_for_where_they_are_not_clear(tmp_path: Path, pictures: Any) -> None:
+def test_ambiguous_columns_of_parquet_must_be_named(tmp_path: Path, pictures: Any) -> None:
     path = str(tmp_path / "d.parquet")
     contents = [content for _, content, _ in pictures]
     numbers = [number for _, _, number in pictures]
@@ -534,7 +536,7 @@ def test_files_in_a_bucket_are_read_there(
             open_source(f"gs://{BUCKET}/nothing")
 
 
-def test_a_bucket_that_does_not_answer_is_asked_again(
+def test_an_unanswered_request_to_a_bucket_is_retried(
     tmp_path: Path, folder: str, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(conf["gs"], "requests_timeout", aiohttp.ClientTimeout(total=None, sock_read=0.5))
@@ -665,7 +667,7 @@ def test_rows_without_a_label_are_refused(tmp_path: Path, pictures: Any) -> None
 
 
 @pytest.mark.parametrize("said", [120, 80])
-def test_a_row_group_has_the_rows_that_it_says_to_have(tmp_path: Path, pictures: Any, said: int) -> None:
+def test_a_row_group_has_the_rows_that_its_footer_claims(tmp_path: Path, pictures: Any, said: int) -> None:
     """Missing rows are bad images and surplus rows are ignored: every image keeps its position."""
     path = write_parquet(tmp_path / "d.parquet", pictures[:100])
     pq.write_table(pq.read_table(path).drop(["label"]), path, use_dictionary=False)
@@ -677,7 +679,7 @@ def test_a_row_group_has_the_rows_that_it_says_to_have(tmp_path: Path, pictures:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
-def test_a_bucket_that_answers_badly_is_asked_again(
+def test_a_failed_request_to_a_bucket_is_retried(
     tmp_path: Path, folder: str, pictures: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(tmp_path / "parquet" / "d.parquet", pictures, group=20)

@@ -33,7 +33,7 @@ def test_a_jpeg_is_read_as_pillow_reads_it() -> None:
     np.testing.assert_array_equal(decoded(content, Fit()), expected.transpose(2, 0, 1))
 
 
-def test_grey_is_one_channel_or_what_the_set_has() -> None:
+def test_grey_has_one_channel_or_the_sets_number() -> None:
     content = saved(Image.fromarray(GREYS))
     np.testing.assert_array_equal(decoded(content, Fit()), GREYS[None])
     np.testing.assert_array_equal(decoded(content, Fit(channels=3)), np.stack([GREYS] * 3))
@@ -53,7 +53,7 @@ def test_other_modes() -> None:
     assert decoded(saved(Image.fromarray(COLOURS).convert("CMYK"), "JPEG"), Fit()).shape == (3, 6, 6)
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+def test_transparent_pixels_are_drawn_on_white() -> None:
     alpha = np.full((6, 6), 255, np.uint8)
     alpha[0], alpha[1] = 0, 128
     image = decoded(saved(Image.fromarray(np.dstack([COLOURS, alpha]))), Fit())
@@ -100,6 +100,6 @@ def test_a_picture_of_the_wanted_size_is_not_touched() -> None:
     ],
     ids=["empty", "another kind", "a program", "cut PNG", "cut JPEG", "large", "bomb"],
 )
-def test_what_is_no_picture_says_why(content: bytes, words: str) -> None:
+def test_a_file_that_is_no_picture_is_reported_with_a_reason(content: bytes, words: str) -> None:
     with pytest.raises(BadPicture, match=words):
         decoded(content, Fit())

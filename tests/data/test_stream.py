@@ -88,7 +88,7 @@ def test_the_order_is_the_same_on_every_platform_and_version():
 
 
 @pytest.mark.parametrize("block", [1, 7, 40])
-def test_where_the_window_holds_all_it_does_not_matter_how_they_lie_in_shards(block):
+def test_with_a_window_of_the_whole_set_the_shards_do_not_matter(block):
     expected = stream_of(Numbers(40), window=40).read(0, 80)[1]
     np.testing.assert_array_equal(stream_of(Numbers(40, block), window=99).read(0, 80)[1], expected)
 
@@ -136,7 +136,7 @@ def test_lanes_lose_and_repeat_no_image_of_an_epoch(images, block, window, batch
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("prefetch", [False, True])
-def test_ranks_read_one_stream_and_none_what_is_for_the_others(ranks, prefetch):
+def test_ranks_read_one_stream_each_only_its_share(ranks, prefetch):
     images, batch, steps = 960, 32, 60
     order = {"window": 128, "batch_size": batch, "lanes": 8}
     whole = stream_of(Numbers(images, 16), **order).read(0, batch * steps)[1]
@@ -153,7 +153,7 @@ def test_ranks_read_one_stream_and_none_what_is_for_the_others(ranks, prefetch):
     assert batch * steps <= read <= 1.2 * batch * steps + ahead  # a shard in which a lane ends is read twice
 
 
-def test_what_is_read_ahead_is_bounded_and_starts_where_the_reader_goes():
+def test_reading_ahead_is_bounded_and_follows_the_reader():
     source = Numbers(4000, block=10)
     with stream_of(source, window=200, batch_size=20, lanes=4, prefetch=True) as stream:
         stream.read(0, 20)
@@ -236,7 +236,7 @@ def test_sequential_reads_make_one_pass_and_read_nothing_that_is_not_needed_yet(
 
 
 @pytest.mark.parametrize("start", [90, 95, 190, 290])
-def test_a_resume_reads_the_window_that_it_goes_on_in_and_no_more(start):
+def test_a_resume_reads_the_window_of_its_position_and_no_more(start):
     source = Numbers(100, block=7)
     labels = stream_of(source, window=20).read(start, 4)[1]
     assert source.images_read <= 20 + 6  # a shard may extend past the window's end
@@ -305,7 +305,7 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
 @pytest.mark.parametrize(
     ("rows", "words"), [([0, 1], "yielded 2 images"), ([0, 1, 2, 2], "yielded more images")]
 )
-def test_a_piece_with_another_number_of_images_is_refused_where_it_is_read(rows, words):
+def test_a_piece_with_a_wrong_number_of_images_is_refused_when_read(rows, words):
     """Otherwise every later image of the pass would be at a wrong position."""
 
     class Damaged(Numbers):

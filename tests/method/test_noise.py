@@ -115,7 +115,7 @@ def test_ddpms_loss_weight_is_the_signal_to_noise_ratio() -> None:
     torch.testing.assert_close(DDPM.loss_weight(t).double(), expected, rtol=1e-4, atol=0)
 
 
-def test_what_is_no_schedule_is_refused() -> None:
+def test_an_invalid_schedule_is_refused() -> None:
     abar = ABAR.float()
     for wrong in (abar.flip(0), abar[None], abar + 0.5, abar - 0.5, abar.where(abar > 0.5, torch.nan)):
         with pytest.raises(ValueError, match="decreasing and in"):

@@ -96,7 +96,7 @@ def test_the_fake_scores_loss(case: Case) -> None:
     assert loss.item() == pytest.approx(float(case.numbers["fake_loss_sum"]), rel=1e-3)
 
 
-def test_the_fake_scores_loss_as_the_error_in_what_the_network_predicts(case: Case) -> None:
+def test_the_fake_scores_loss_as_the_error_of_the_networks_prediction(case: Case) -> None:
     """The paper's form: epsilon with weight 1, v with weight snr / (snr + 1)."""
     t, x_g = case["timesteps"], case["x_g"]
     a_t, s_t = case.noise.scales(t)

@@ -81,7 +81,7 @@ def test_figures_do_not_depend_on_the_batch_size(evaluator, digits) -> None:
     assert small["label_accuracy"] == large["label_accuracy"]
 
 
-def test_every_sample_is_asked_for_once_after_one_warm_up(evaluator, digits) -> None:
+def test_every_sample_is_drawn_once_after_one_warm_up(evaluator, digits) -> None:
     calls = []
 
     def generate(start: int, count: int) -> tuple[Tensor, None]:

@@ -87,7 +87,7 @@ def test_a_perfect_predictor_gives_the_clean_image(kind: PredictionType) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_x_hat_is_what_the_networks_own_prediction_says(kind: PredictionType) -> None:
+def test_x_hat_agrees_with_the_networks_own_prediction(kind: PredictionType) -> None:
     network, x_t, labels = labelled(kind), images(), torch.tensor([2, 0, 1])
     prediction = unet()(x_t, T, class_labels=labels).sample
     assert prediction.std() > 0.01
@@ -165,7 +165,7 @@ def test_text_of_a_wrong_shape_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.5, 4.0])
-def test_guidance_is_in_what_the_network_predicts(kind: PredictionType, scale: float) -> None:
+def test_guidance_combines_the_networks_own_predictions(kind: PredictionType, scale: float) -> None:
     network, x_t, cond = labelled(kind), images(), torch.eye(CLASSES)
     model = unet()
     conditional = model(x_t, T, class_labels=torch.arange(3)).sample
@@ -187,7 +187,7 @@ def test_with_nothing_to_guide_the_network_runs_once(cond: Tensor | None) -> Non
     assert torch.equal(x_hat, network(images(), T, cond))
 
 
-def test_guidance_refuses_what_such_a_network_does_not_have() -> None:
+def test_guidance_refuses_networks_without_conditions() -> None:
     with pytest.raises(ValueError, match="no encoder logits"):
         guided(labelled(), images(), T, None, 1.0, with_logits=True)
     with pytest.raises(ValueError, match="no augmentation labels"):
@@ -255,7 +255,7 @@ def test_a_schedulers_betas_give_the_noise() -> None:
     torch.testing.assert_close(trained.alphas_cumprod.double(), expected, rtol=1e-4, atol=0)
 
 
-def test_a_scheduler_config_says_what_its_network_predicts() -> None:
+def test_a_scheduler_config_names_its_networks_prediction() -> None:
     # As in Stable Diffusion's files: another scheduler's name, and settings beside the schedule.
     config = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False}
     assert read_scheduler(config | STABLE_DIFFUSION)[1] == "epsilon"
@@ -279,7 +279,7 @@ def test_other_configs_are_refused_in_one_line(config: dict[str, Any], words: st
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     model = unet()
     monkeypatch.setitem(sys.modules, "diffusers", None)
     for call in (

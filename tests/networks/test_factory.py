@@ -90,7 +90,7 @@ def test_a_module_in_the_working_folder_is_found_and_hides_nothing_that_is_insta
     assert "has no function make" in complaint("colorsys:make")
 
 
-def test_what_it_froze_stays_frozen(here: Path) -> None:
+def test_frozen_parameters_stay_frozen(here: Path) -> None:
     text = MODULE.replace("nn.Linear(2, 2)", "nn.Linear(2, 2); self.layer.bias.requires_grad_(False)")
     network = build_factory(f"{module(here, HEAD + text + MAKE)}:make")
     for flag in (True, False, True):
@@ -221,7 +221,7 @@ def test_a_noise_process_that_is_none(here: Path, noise: str, words: str) -> Non
     assert words in complaint(f"{name}:make")
 
 
-def test_a_short_schedule_is_drawn_from_as_it_says(here: Path) -> None:
+def test_a_short_schedule_is_drawn_from_its_own_levels(here: Path) -> None:
     noise = "raysid.DDPMNoise(torch.linspace(0.99, 0.01, 400), tmax=380, tau=200)"
     name = module(here, HEAD + MODULE + MAKE.replace("raysid.EDMNoise()", noise))
     network = build_factory(f"{name}:make")

@@ -67,7 +67,7 @@ def test_settings_and_weights_are_read_exactly(changes: dict[str, Any], tmp_path
     assert not weights
 
 
-def test_what_a_file_leaves_out_is_as_edm_has_it(tmp_path: Path) -> None:
+def test_settings_missing_from_a_file_have_edms_defaults(tmp_path: Path) -> None:
     """The constructor's defaults depend on the kind of network; the first arguments may be positional."""
     network = tiny_network(0, model_type="DhariwalUNet", model_channels=32)
     content = published(network)
@@ -149,7 +149,7 @@ def test_another_network_is_named(tmp_path: Path) -> None:
         )
 
 
-def test_what_is_no_pickle_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_pickle_is_one_line(tmp_path: Path) -> None:
     for content in (
         b"",
         b"\0",

@@ -48,7 +48,7 @@ def test_a_network_of_two_layers_by_hand(line: NetworkCosts) -> None:
     assert (line.image_bytes, line.classes) == (8, 0)
 
 
-def test_what_a_graph_holds_by_hand(line: NetworkCosts) -> None:
+def test_a_graphs_memory_by_hand(line: NetworkCosts) -> None:
     # Each layer's input; the second's is also what relu saves.
     assert line.graph("float32").learn == 4 * (2 + WIDTH)
     assert line.copies("float32") == 0

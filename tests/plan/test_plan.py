@@ -93,7 +93,7 @@ def test_a_device_for_each_role_takes_five_passes_when_nothing_else_costs() -> N
     assert images_per_second(config(schedule="alternating")) < 0.75 * speed
 
 
-def test_guidance_doubles_what_it_guides() -> None:
+def test_guidance_doubles_the_guided_passes() -> None:
     """Guidance: psi scores, pulls back and trains with two passes, the teacher scores and pulls back with two."""
     local = config(placement="local", method=GUIDED)
     assert images_per_second(local) == pytest.approx(RATE / ((3 + 4 + 10) * GIGA), rel=1e-3)
@@ -163,7 +163,7 @@ def test_memory_of_one_process_by_hand() -> None:
     assert whole_memory(adversarial, costs()).graphs == 32 * (10 + max(16 + 16, 2 * 10 + 4)) * MILLION
 
 
-def test_what_does_not_fit_says_what_is_too_much_where() -> None:
+def test_a_placement_that_does_not_fit_names_the_role_and_the_memory() -> None:
     large = costs(parameters=2000 * MILLION)
     found = predict(config(placement="local"), hardware("1xmine:1:80", network=large))
     assert found.images_per_second is None
@@ -173,7 +173,7 @@ def test_what_does_not_fit_says_what_is_too_much_where() -> None:
     assert usable(80 * GB, 1) == pytest.approx(71.4 * GB)
 
 
-def test_a_placement_that_asks_for_too_many_devices_says_so() -> None:
+def test_a_placement_on_too_many_devices_is_refused() -> None:
     assert predict(config(), hardware("2xmine:1:80")).why_not == "asks for 3 devices, there are 2"
     cpu = {"teacher": {"num_gpus": 1.0}, "generator": {"num_gpus": 1.0}}
     why_not = predict(config(resources=cpu), hardware()).why_not
@@ -193,7 +193,7 @@ def test_equal_devices_that_hold_all_networks_are_best_used_by_all_roles_at_once
     assert best(make_plan(config(), hardware("8xmine:1:80"))) == "colocated"
 
 
-def test_the_recommendation_flips_where_the_networks_do_not_fit_together() -> None:
+def test_the_recommendation_changes_if_the_networks_do_not_fit_together() -> None:
     """40 bytes a weight in one process, 20 in the largest of three processes."""
     plan = make_plan(config(), hardware("8xmine:1:80", network=costs(parameters=2000 * MILLION)))
     assert best(plan) == "split"
@@ -202,7 +202,7 @@ def test_the_recommendation_flips_where_the_networks_do_not_fit_together() -> No
     assert all(reason and "all three roles" in reason for reason in reasons.values())
 
 
-def test_a_microbatch_that_fits_is_found_and_said() -> None:
+def test_a_microbatch_that_fits_is_found_and_reported() -> None:
     plan = make_plan(config(placement="local"), hardware("1xmine:1:8"))
     way = next(way for way in plan.ways if way.prediction.placement == "local" and way.fits)
     size = plan.overrides(way)["microbatch_size"]
@@ -271,7 +271,7 @@ def test_known_devices(text: str, count: int, name: str) -> None:
     assert (found.count, found.device.name) == (count, name)
 
 
-def test_a_device_of_ones_own() -> None:
+def test_a_user_defined_device() -> None:
     found = parse_devices("2xnew:40:24", "--devices")
     assert (found.count, found.device.memory, found.device.peak("bf16")) == (2, 24 * GB, 40e12)
     assert str(found) == "2xnew"
@@ -298,7 +298,7 @@ def run(*arguments: str) -> Result:
         (["--devices", "2xL4", "--json", "no/such/plan.json"], "there is no folder no/such"),
     ],
 )
-def test_what_cannot_be_planned_for_is_one_line(arguments: list[str], words: str) -> None:
+def test_a_config_that_cannot_be_planned_is_one_line(arguments: list[str], words: str) -> None:
     result = run("digits-sid", *arguments)
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert result.stderr.startswith("Usage") or result.stderr.count("\n") == 1
@@ -326,7 +326,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert recommended["hours"] == pytest.approx(500e6 / recommended["images_per_second"] / 3600)
 
 
-def test_a_stated_efficiency_is_used_and_said() -> None:
+def test_a_stated_efficiency_is_used_and_printed() -> None:
     local = config(placement="local")
     devices = parse_devices("1xL40S", "--devices")
     for share in (0.2, 0.4):

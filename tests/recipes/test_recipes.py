@@ -41,7 +41,7 @@ def test_the_packaged_recipes_are_described_and_load() -> None:
         assert type(load_recipe(name, kind=summary.kind)) is config_model(summary.kind)
 
 
-def test_digits_recipes_are_what_their_names_say() -> None:
+def test_digits_recipes_match_their_names() -> None:
     sid, sida = load_recipe("digits-sid", kind="distill"), load_recipe("digits-sida", kind="distill")
     assert sid.method.adversarial is None
     assert sida.method.adversarial is not None
@@ -203,7 +203,7 @@ def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
         ("extends: " + "x" * 5000, "cannot be read: File name too long"),
     ],
 )
-def test_a_bad_base_is_told(text: str, words: str, tmp_path: Path) -> None:
+def test_a_bad_base_is_reported(text: str, words: str, tmp_path: Path) -> None:
     path = write(tmp_path, "top.yaml", text)
     line = complaint(path)
     assert words in line and path in line
@@ -221,7 +221,7 @@ def test_an_unknown_recipe_gets_the_closest_names_and_all_of_them() -> None:
     assert complaint("no/such/file.yaml").startswith("no file no/such/file.yaml")
 
 
-def test_a_recipe_of_another_kind_is_told_its_command() -> None:
+def test_a_recipe_of_another_kind_is_refused_with_its_command() -> None:
     line = complaint("digits-teacher", kind="distill")
     assert line.startswith("digits-teacher is a recipe for `raysid pretrain`, not for `raysid distill`")
     assert "digits-sida" in line
@@ -251,7 +251,9 @@ def test_a_recipe_of_another_kind_is_told_its_command() -> None:
         (b"a: \x80", "is not a recipe in YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_told_where(text: str | bytes, words: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_recipe_is_reported_with_its_line(
+    text: str | bytes, words: str, tmp_path: Path
+) -> None:
     path = write(tmp_path, "bad.yaml", text)
     line = complaint(path)
     assert line.startswith(path) and words in line
@@ -323,7 +325,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"kind": "pretrain"}, "kind is 'pretrain'; allowed: distill"),
     ],
 )
-def test_a_bad_override_is_told(overrides: dict[str, Any], words: str) -> None:
+def test_a_bad_override_is_reported(overrides: dict[str, Any], words: str) -> None:
     line = complaint("digits-sid", overrides)
     assert words in line
     assert len(line) < 500
@@ -382,12 +384,12 @@ def test_all_problems_of_a_file_are_reported_with_its_name(tmp_path: Path) -> No
     ]
 
 
-def test_a_network_that_does_not_fit_together_is_told() -> None:
+def test_an_inconsistent_network_is_reported() -> None:
     line = complaint("digits-teacher", {"network.img_resolution": "9"})
     assert line.startswith("network: img_resolution 9 cannot be halved")
 
 
-def test_a_bad_value_is_told_with_the_file_that_has_it(tmp_path: Path) -> None:
+def test_a_bad_value_is_reported_with_its_file(tmp_path: Path) -> None:
     base = write(tmp_path, "base.yaml", DISTILL + "seed: -1\n")
     top = write(tmp_path, "top.yaml", "extends: base.yaml\nbatch_size: 64\n")
     assert complaint(top).startswith(f"{base}: seed is -1")
@@ -395,7 +397,7 @@ def test_a_bad_value_is_told_with_the_file_that_has_it(tmp_path: Path) -> None:
     assert complaint(top, {"seed": "-2"}).startswith("seed is -2")
 
 
-def test_a_missing_value_is_told_with_its_meaning(tmp_path: Path) -> None:
+def test_a_missing_value_is_reported_with_its_meaning(tmp_path: Path) -> None:
     path = write(tmp_path, "short.yaml", "kind: distill\nteacher: {path: t}\n")
     line = complaint(path)
     assert line == f"{path}: total_images is missing; give it a value (Length of the distillation, in images)"

@@ -51,7 +51,7 @@ def parts(rank: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_come_to_the_same_sums(small_buckets: None, size: int) -> None:
+def test_ranks_give_the_same_sums(small_buckets: None, size: int) -> None:
     """Each rank holds the sum in place; for two ranks, with the bits of one addition."""
 
     def work(ranks: Ranks) -> list[Tensor]:
@@ -68,7 +68,7 @@ def test_ranks_come_to_the_same_sums(small_buckets: None, size: int) -> None:
             assert size > 2 or torch.equal(here, total)
 
 
-def test_what_is_summed_at_a_time_is_bounded(small_buckets: None) -> None:
+def test_the_size_of_one_sum_is_bounded(small_buckets: None) -> None:
     tensors = parts(0)
     cut = list(buckets(tensors))
     assert [[tensor.numel() for tensor in bucket] for bucket in cut] == [[6, 1], [12], [12], [1], [5]]

@@ -733,7 +733,7 @@ def test_generated_labels_are_drawn_as_the_data_is() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["alternating", "overlapped"])
-def test_psi_learns_without_a_condition_where_guidance_asks_for_it(schedule: str) -> None:
+def test_psi_learns_without_a_condition_if_guidance_needs_it(schedule: str) -> None:
     """The alternating schedule drops the condition before the image is made, the overlapped one after."""
     guidance = {"train_fake": 1.5, "condition_drop": 0.5}
     config = tiny_config(schedule=schedule, batch_size=64, method={"guidance": guidance})
@@ -775,7 +775,9 @@ def augmenting_roles(adversarial: dict[str, Any] | None = None, **changes: Any) 
 
 
 @pytest.mark.parametrize("adversarial", [None, {}], ids=["sid", "sida"])
-def test_psi_learns_transformed_images_and_is_told_how(adversarial: dict[str, Any] | None) -> None:
+def test_psi_learns_transformed_images_with_their_augmentation_labels(
+    adversarial: dict[str, Any] | None,
+) -> None:
     """Real images have their own transforms; a bad image affects no other image here either."""
     for keep in ([0, 1, 2, 3], GOOD):
         tiny = augmenting_roles(adversarial)
@@ -797,7 +799,7 @@ def test_psis_gradient_follows_the_probability() -> None:
         assert (one - other).norm() > 1e-2 * one.norm()
 
 
-def test_without_augmentation_psi_is_told_nothing_and_nothing_is_drawn() -> None:
+def test_without_augmentation_psi_gets_no_labels_and_nothing_is_drawn() -> None:
     tiny = augmenting_roles({}, fake_score={"augment": 0.0})
     drawn: list[str] = []
 

@@ -152,7 +152,7 @@ def test_an_update_that_draws_nothing_is_cheap() -> None:
         assert (time.process_time() - started) / 10_000 < 50e-6
 
 
-def test_a_stream_of_few_letters_gets_plain_ones() -> None:
+def test_a_stream_with_a_narrow_encoding_gets_plain_characters() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     with ProgressLine("distill", 100, stream=stream) as line:

@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_or_runs_elsewhere(folder: RunFolder, config: Conf
         assert status(config).startswith(text)
 
 
-def test_a_lease_says_whether_its_owner_runs() -> None:
+def test_a_lease_tells_if_its_owner_is_running() -> None:
     held = this_process() | {"id": "1", "machine": "another", "renewed": time.time()}
     assert is_running(held)
     assert is_running(held | {"renewed": time.time() - 61}) is False

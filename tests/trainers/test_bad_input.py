@@ -243,7 +243,7 @@ def test_augmentation_with_a_teacher_yet_to_be_trained(desk: Desk) -> None:
     assert "but teacher.recipe digits-teacher has augment_dim 0" in line
 
 
-def test_a_teacher_that_says_nonsense_of_its_sampler(desk: Desk) -> None:
+def test_a_teacher_with_nonsense_about_its_sampler(desk: Desk) -> None:
     """Otherwise the run would fail at its end, when the teacher is evaluated."""
     save_teacher(desk.teacher, digits_network(0), sampler_steps="many")
     assert "trained.sampler_steps is 'many'" in desk.refuses_distilling()
@@ -352,7 +352,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("field", "value", "words"), FORBIDDEN[:1], ids=["method.alpha"])
-def test_a_resume_with_what_may_not_change(desk: Desk, field: str, value: str, words: str) -> None:
+def test_a_resume_with_settings_that_may_not_change(desk: Desk, field: str, value: str, words: str) -> None:
     desk.begin_run()
     line = desk.refuses_distilling(f"--{field}={value}")
     assert f"{desk.run} was started with {words}" in line
@@ -371,7 +371,7 @@ def test_every_setting_that_may_not_change_is_named(desk: Desk, field: str, valu
 
 
 @pytest.mark.parametrize("field", ALLOWED)
-def test_a_resume_with_what_may_change(desk: Desk, field: str) -> None:
+def test_a_resume_with_settings_that_may_change(desk: Desk, field: str) -> None:
     desk.begin_run()
     folder = desk.run_folder(**{field: ALLOWED[field]})
     folder.begin(weights_digest(desk.teacher))
@@ -478,7 +478,7 @@ def test_a_branch_from_a_damaged_checkpoint(desk: Desk) -> None:
 # Generators.
 
 
-def test_what_is_no_generator(desk: Desk) -> None:
+def test_a_path_that_is_no_generator(desk: Desk) -> None:
     for command in (["evaluate"], ["sample", "--out", "grid.png"]):
         assert "no run and no generator at" in desk.refused(*command, "nowhere")
         assert "holds a teacher, where a generator is needed" in desk.refused(*command, desk.teacher)
@@ -500,6 +500,6 @@ def test_a_generator_that_cannot_be_measured(desk: Desk, trained: dict[str, Any]
     assert words in desk.refused("evaluate", generator)
 
 
-def test_a_generator_of_other_images_than_it_says(desk: Desk) -> None:
+def test_a_generator_of_other_images_than_its_card_says(desk: Desk) -> None:
     generator = save_generator(desk.root / "generator", tiny_network(1), data="digits")
     assert "digits" in desk.refused("evaluate", generator)

@@ -166,7 +166,7 @@ def test_the_commands_read_a_run_in_a_bucket(
     assert_same(safetensors.torch.load_file(tmp_path / "exported" / WEIGHTS), theirs)
 
 
-def test_tensorboard_reads_it_where_it_lies(finished: BucketRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_reads_a_run_in_a_bucket(finished: BucketRun, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(finished.server, finished.run.protocol).items():
         monkeypatch.setenv(name, value)
     recorded = [
@@ -179,7 +179,7 @@ def test_tensorboard_reads_it_where_it_lies(finished: BucketRun, monkeypatch: py
         assert "eval/samples" in board.get("images/tags")["tensorboard"]
 
 
-def test_the_training_goes_on_while_a_checkpoint_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint's files are held back until two more steps are done."""
@@ -206,7 +206,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
     connection.close()
 
 
-def test_a_longer_run_goes_on_in_a_bucket_where_it_ended(
+def test_a_longer_run_resumes_in_a_bucket(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
@@ -288,7 +288,7 @@ LITTLE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["split", "colocated"])
-def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_are_back(
+def test_a_run_that_loses_its_images_writes_a_checkpoint_and_resumes_when_they_are_back(
     placement: str,
     going: tuple[Connection, str, str],
     server: str,
@@ -321,7 +321,7 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
 
 
 @pytest.mark.slow
-def test_a_teacher_whose_images_go_away_goes_on_from_where_it_was(
+def test_a_teacher_that_loses_its_images_resumes(
     going: tuple[Connection, str, str], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection, images, _ = going

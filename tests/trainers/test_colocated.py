@@ -40,7 +40,7 @@ def colocated(teacher: str, storage: Path, workers: int = 2, **changes: Any) -> 
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW)])
-def test_workers_come_to_what_three_actors_come_to(
+def test_workers_give_the_results_of_three_actors(
     whole_run: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     """A whole SiDA run, two microbatches a step: same bits and same record; no files of Ray Train are left."""
@@ -55,7 +55,7 @@ def test_workers_come_to_what_three_actors_come_to(
 
 @SLOW
 @pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
-def test_three_workers_come_to_the_same_but_for_rounding(
+def test_three_workers_give_the_same_results_but_for_rounding(
     ray_cluster: None, teacher: str, tmp_path: Path, schedule: str
 ) -> None:
     """Shares of 8, 8 and 16 images: the batch need not divide evenly."""
@@ -121,7 +121,7 @@ def test_a_run_moves_between_placements(
 
 
 @SLOW
-def test_workers_grow_with_the_cluster_and_go_on_with_fewer(teacher: str, tmp_path: Path) -> None:
+def test_workers_grow_with_the_cluster_and_continue_with_fewer(teacher: str, tmp_path: Path) -> None:
     """A node joins and leaves during training: 1, 2 and 1 workers, and the weights of one process."""
     changes = {"total_images": 600 * BATCH, "checkpoint__every_images": 50 * BATCH}
     changes |= {"tracking__log_every_images": 20 * BATCH, "evaluation__every_images": 600 * BATCH}

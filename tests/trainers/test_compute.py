@@ -146,7 +146,7 @@ def test_checkpointed_networks_give_the_same_bits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["overlapped", "alternating"])
-def test_a_checkpointed_run_comes_to_the_same_bits(teacher: str, tmp_path: Path, schedule: str) -> None:
+def test_a_checkpointed_run_gives_the_same_bits(teacher: str, tmp_path: Path, schedule: str) -> None:
     """SiDA with dropout and two microbatches in flight, one of them recomputed because its graph was evicted."""
     changes = {"microbatches_in_flight": 2, "teacher__graphs_kept": 1, "schedule": schedule}
     plain = tiny_config(teacher, tmp_path, **changes)
@@ -156,7 +156,7 @@ def test_a_checkpointed_run_comes_to_the_same_bits(teacher: str, tmp_path: Path,
     assert ends[1][1] == ends[0][1]
 
 
-def test_what_a_role_does_between_does_not_reach_a_kept_graph(teacher: str, tmp_path: Path) -> None:
+def test_mode_changes_in_between_do_not_affect_a_kept_graph(teacher: str, tmp_path: Path) -> None:
     """Recomputation uses the mode (train or eval) of the first computation."""
     found = []
     for changes in ({}, CHECKPOINTED):
@@ -205,9 +205,7 @@ def test_a_checkpointed_scorer_keeps_a_third(teacher: str, tmp_path: Path) -> No
     assert kept_bytes(teacher, tmp_path, teacher__compute__activation_checkpointing=True) < plain / 3
 
 
-def test_a_module_of_ones_own_needs_a_way_to_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_module_must_support_checkpointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = CHECKPOINTED | {
         "teacher__factory": "tests.support.points:make",
         "teacher__path": None,
@@ -259,7 +257,7 @@ def test_channels_last_is_the_same_up_to_rounding(kind: str) -> None:
     ],
     ids=["channels last to contiguous", "contiguous to channels last", "to fused", "from fused"],
 )
-def test_a_run_goes_on_with_other_options(
+def test_a_run_resumes_with_other_options(
     teacher: str, tmp_path: Path, first: dict[str, bool], then: dict[str, bool]
 ) -> None:
     """Checkpoints are interchangeable: weights, Adam's moments and the average mean the same either way."""
@@ -303,7 +301,7 @@ def test_the_averages_two_ways_are_the_same_bits(teacher: str, tmp_path: Path) -
 
 @SLOW
 @pytest.mark.parametrize("changes", [LAID_OUT, CHECKPOINTED], ids=["channels last", "checkpointed"])
-def test_actors_come_to_the_same_as_one_process(
+def test_actors_give_the_results_of_one_process(
     ray_cluster: None, teacher: str, tmp_path: Path, changes: dict[str, bool]
 ) -> None:
     check_local_and_split(tiny_config(teacher, tmp_path, **changes), tmp_path)
@@ -321,7 +319,7 @@ def check_local_and_split(config: Config, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_what_every_role_says(teacher: str, tmp_path: Path, allowed: bool) -> None:
+def test_tf32_is_set_for_every_role(teacher: str, tmp_path: Path, allowed: bool) -> None:
     config = tiny_config(teacher, tmp_path, compute__tf32=allowed)
     try:
         set_tf32(not allowed)
@@ -348,7 +346,7 @@ def test_the_teachers_options_are_its_own(teacher: str, tmp_path: Path) -> None:
 
 @SLOW
 @COMPILING
-def test_without_a_compiler_a_run_says_so(teacher: str, tmp_path: Path) -> None:
+def test_a_run_without_a_compiler_is_refused(teacher: str, tmp_path: Path) -> None:
     recipe = write_recipe(
         tiny_config(teacher, tmp_path, placement="local", **COMPILED), tmp_path / "recipe.yaml"
     )
@@ -410,7 +408,7 @@ def test_a_compiled_run_is_the_same_up_to_rounding(tmp_path: Path, precision: st
 
 @SLOW
 @COMPILING
-def test_compiled_actors_come_to_the_same_as_one_compiled_process(ray_cluster: None, tmp_path: Path) -> None:
+def test_compiled_actors_give_the_results_of_one_compiled_process(ray_cluster: None, tmp_path: Path) -> None:
     """With dropout; an uncompiled run can resume from the checkpoint."""
     teacher = save_teacher(tmp_path / "teacher", network("SongUNet", **SMALLEST))
     config = tiny_config(teacher, tmp_path, **COMPILED)

@@ -139,7 +139,7 @@ def test_ranks_cuts_and_scorers_do_not_matter(
 
 
 @SLOW
-def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
+def test_a_run_resumes_with_other_ranks(whole_run: Path, whole_config: Config, tmp_path: Path) -> None:
     """A checkpoint does not depend on ranks: begun with one of each learner, resumed with two, then two others."""
     config = continued(whole_run, whole_config, tmp_path, before=9, placement="split")
     for generator, fake_score, steps in ((2, 2, 16), (1, 2, STEPS)):
@@ -149,7 +149,7 @@ def test_a_run_goes_on_with_other_ranks(whole_run: Path, whole_config: Config, t
 
 
 @SLOW
-def test_ranks_that_leave_no_cpu_to_read_with_are_told(
+def test_ranks_that_leave_no_cpu_for_reading_are_refused(
     ray_cluster: None, teacher: str, tmp_path: Path
 ) -> None:
     """Three ranks and a scorer leave 0.2 of 2 CPUs, with which Ray Data would wait for ever."""

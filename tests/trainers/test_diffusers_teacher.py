@@ -133,7 +133,7 @@ def find(config: Config) -> Teacher:
 
 
 @pytest.mark.parametrize("network", [NETWORKS[0], *(pytest.param(NETWORKS[i], marks=SLOW) for i in (1, 3))])
-def test_three_actors_come_to_the_same(ray_cluster: None, tmp_path: Path, network: Any) -> None:
+def test_three_actors_give_the_same_results(ray_cluster: None, tmp_path: Path, network: Any) -> None:
     """Bit for bit at equal cut and threads: every weight, every optimizer state, every loss."""
     given, changes = teacher_and_changes(tmp_path / "given", *network)
     source = open_source("digits")
@@ -154,7 +154,7 @@ def test_three_actors_come_to_the_same(ray_cluster: None, tmp_path: Path, networ
 
 
 @SLOW
-def test_whole_runs_come_to_the_same(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
+def test_whole_runs_give_the_same_results(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
     """With evaluations, checkpoints, and both generators' folders."""
     local, split = (sid(folder, tmp_path / where, placement=where) for where in ("local", "split"))
     distill(local)
@@ -162,7 +162,7 @@ def test_whole_runs_come_to_the_same(ray_cluster: None, folder: Path, tmp_path: 
     assert_same(end_of(run_of(split)), end_of(run_of(local)))
 
 
-def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_ended(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
     whole = sid(folder, tmp_path / "whole", placement="local")
     distill(whole)
     half = sid(folder, tmp_path / "halves", placement="local", total_images=STEPS * BATCH // 2)
@@ -179,7 +179,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_ended(folder: Path, tm
     assert_same(*ends)
 
 
-def test_a_run_says_what_it_did_and_its_generator_is_sampled_by_the_command(
+def test_a_run_records_its_settings_and_the_command_samples_its_generator(
     folder: Path, tmp_path: Path
 ) -> None:
     config = sid(folder, tmp_path / "runs", placement="local", total_images=BATCH)
@@ -345,7 +345,7 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
         file.write_bytes(whole)
 
 
-def test_what_the_network_cannot_do_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_settings_that_the_network_does_not_support_are_refused(folder: Path, tmp_path: Path) -> None:
     for tmax in (20, 5):
         assert "allowed for teacher" in refused(folder, tmp_path, method__tmax=tmax)
     assert "augment_dim 0" in refused(folder, tmp_path, fake_score__augment=0.1)
@@ -354,7 +354,7 @@ def test_what_the_network_cannot_do_is_refused(folder: Path, tmp_path: Path) -> 
     assert "no class for unconditional images" in line
 
 
-def test_a_card_says_where_its_generator_runs_and_nothing_unknown(folder: Path, tmp_path: Path) -> None:
+def test_a_card_holds_its_generators_level_and_no_unknown_fields(folder: Path, tmp_path: Path) -> None:
     config = sid(folder, tmp_path / "runs", placement="local", total_images=BATCH)
     distill(config)
     generator = run_of(config) / "generator"

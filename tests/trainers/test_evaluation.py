@@ -77,7 +77,7 @@ def test_evaluation_beside_training_gives_the_figures_of_evaluate(generator_path
     assert known(figures) == known(evaluate_generator_path(generator_path, "last", SAMPLES, 2))
 
 
-def test_figures_come_with_what_two_halves_of_the_real_images_score(generator_path: str) -> None:
+def test_figures_include_the_score_of_two_halves_of_the_real_images(generator_path: str) -> None:
     figures = evaluate_generator_path(generator_path, "last", SAMPLES, 2)
     assert 0 < figures["halves_distance"] < figures["frechet_distance"]
     other = evaluate_generator_path(generator_path, "last", SAMPLES, 5)
@@ -173,7 +173,7 @@ def test_a_generator_of_unknown_images_cannot_be_measured(
 # The evaluations of a run.
 
 
-def test_a_run_whose_evaluation_fails_writes_a_checkpoint_and_goes_on_with_it(
+def test_a_run_whose_evaluation_fails_writes_a_checkpoint_and_resumes_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seldom = {"checkpoint__every_images": 10_000, "evaluation__every_images": 10_000}

@@ -132,7 +132,7 @@ def test_points_are_distilled(trained: Callable[[str], None], tmp_path: Path, na
 @pytest.mark.parametrize(
     "name", ["make", *(pytest.param(name, marks=SLOW) for name in ("make_conditional", "make_discrete"))]
 )
-def test_three_actors_come_to_the_same(
+def test_three_actors_give_the_same_results(
     ray_cluster: None, trained: Callable[[str], None], tmp_path: Path, name: str
 ) -> None:
     """Bit for bit at equal cut and threads, although in the actors the factory returns random weights."""
@@ -178,7 +178,7 @@ def test_a_run_begins_from_a_generator_that_the_same_function_builds(
         distill(sid("make_discrete", tmp_path, run__name="third", generator__path=str(run_of(first))))
 
 
-def test_its_layers_run_in_half_precision_where_asked(trained: Callable[[str], None], tmp_path: Path) -> None:
+def test_its_layers_run_in_half_precision_if_set(trained: Callable[[str], None], tmp_path: Path) -> None:
     trained("make")
     config = sid("make", tmp_path, steps=2, precision="bf16")
     teacher = trained_teacher(config, find_inputs(config).teacher, None)
@@ -208,7 +208,7 @@ def test_weights_that_changed_are_another_teacher(
 
 
 @SLOW
-def test_an_actor_that_cannot_import_the_module_says_so(
+def test_an_actor_that_cannot_import_the_module_reports_it(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here_alone.py").write_text("from tests.support.points import make\n")
@@ -320,7 +320,9 @@ SIDA = {
         ({"teacher__network": {"img_resolution": 8, "img_channels": 1}}, "teacher.network describes a network of"),
     ],
 )  # fmt: skip
-def test_what_a_module_of_ones_own_cannot_do(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_features_that_a_users_module_does_not_have(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError) as caught:
         distill(sid("make", tmp_path / "runs", **changes))
     assert words in str(caught.value) and "\n" not in str(caught.value)

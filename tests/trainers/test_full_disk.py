@@ -72,7 +72,7 @@ def is_full(error: BaseException | None) -> bool:
 # -- a full disk -------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
+def test_a_run_on_a_full_disk_ends_in_a_line_and_resumes_when_there_is_room(
     teacher: str, tmp_path: Path, disk: Disk
 ) -> None:
     """The disk is full at the first checkpoint; then, enlarged, at a later one; then it suffices."""
@@ -149,7 +149,7 @@ def test_a_signal_on_a_full_disk_leaves_nothing_half_written(
     assert remains(run_of(config)) == []
 
 
-def test_who_has_lost_a_run_removes_nothing_of_its_new_owner(
+def test_a_process_that_lost_a_run_removes_nothing_of_its_new_owner(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost() -> None:
@@ -205,7 +205,7 @@ def test_a_line_that_fits_in_part_is_not_there(disk: Disk) -> None:
     assert list((disk.folder / "samples").iterdir()) == []
 
 
-def test_a_conversion_on_a_full_disk_goes_on_when_there_is_room(
+def test_a_conversion_on_a_full_disk_resumes_when_there_is_room(
     ray_cluster: None, tmp_path: Path, disk: Disk
 ) -> None:
     source, target = write_folder(tmp_path / "pictures", digit_pictures(300)), disk.folder / "out"
@@ -266,7 +266,7 @@ def connected() -> Iterator[Connection]:
         connection.close()
 
 
-def test_a_buckets_quota_is_told_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_buckets_quota_is_distinguished_from_a_lack_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     from gcsfs.retry import HttpError  # which reads that message
 
     with connected() as connection:

@@ -48,7 +48,7 @@ def from_folder(teacher: str, folder: str, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tars"])
-def test_the_same_images_in_other_files_come_to_the_same_weights(
+def test_the_same_images_in_other_files_give_the_same_weights(
     teacher: str, from_folder: Weights, pictures: Any, tmp_path: Path, kind: str
 ) -> None:
     source = (
@@ -59,7 +59,7 @@ def test_the_same_images_in_other_files_come_to_the_same_weights(
     assert_same(end(teacher, tmp_path, source, kind), from_folder)
 
 
-def test_converted_images_come_to_the_same_weights_where_a_window_holds_a_part(
+def test_converted_images_give_the_same_weights_with_a_window_smaller_than_the_set(
     ray_cluster: None, teacher: str, folder: str, tmp_path: Path
 ) -> None:
     ran = CliRunner().invoke(cli, ["data", "convert", folder, str(tmp_path / "converted")])
@@ -69,7 +69,7 @@ def test_converted_images_come_to_the_same_weights_where_a_window_holds_a_part(
     assert_same(ours, end(teacher, tmp_path, folder, "folder", **small))
 
 
-def test_converted_images_in_a_bucket_come_to_the_same_weights(
+def test_converted_images_in_a_bucket_give_the_same_weights(
     ray_cluster: None,
     cluster_bucket: str,
     teacher: str,
@@ -87,7 +87,7 @@ def test_converted_images_in_a_bucket_come_to_the_same_weights(
     assert_same({name: ours[name] for name in theirs}, theirs)
 
 
-def test_a_run_that_goes_on_in_the_midst_of_an_epoch_is_the_whole_one(
+def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(
     teacher: str, folder: str, tmp_path: Path
 ) -> None:
     small = {"data__shuffle_window": 40, "data__xflip": True, "lr_schedule__decay": "constant"}
@@ -145,7 +145,7 @@ def test_too_many_bad_images_stop_the_run_with_their_names(
         assert sorted(named) == sorted(["0/empty.png", *zeros, "1/text.jpg", "beside.png"])
 
 
-def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_are_back(
+def test_a_run_that_loses_its_images_writes_a_checkpoint_and_resumes_when_they_are_back(
     teacher: str, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_tars(tmp_path / "tars", pictures, 50)
@@ -167,7 +167,7 @@ def test_a_run_whose_images_go_away_writes_a_checkpoint_and_goes_on_when_they_ar
 
 
 @pytest.mark.slow
-def test_actors_that_read_by_ray_data_come_to_the_same_weights(
+def test_actors_that_read_by_ray_data_give_the_same_weights(
     ray_cluster: None, teacher: str, folder: str, from_folder: Weights, tmp_path: Path
 ) -> None:
     assert_same(end(teacher, tmp_path, folder, "split", placement="split"), from_folder)

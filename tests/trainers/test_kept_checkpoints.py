@@ -103,7 +103,7 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
     assert [entry["step"] for entry in lines_of(run_of(branch), "train")][0] == 3
 
 
-def test_the_best_goes_with_the_old_ones_where_none_is_asked_for(
+def test_the_best_checkpoint_is_removed_without_keep_best(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated(monkeypatch, BEST_AT_2)

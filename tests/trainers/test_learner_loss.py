@@ -76,7 +76,7 @@ def test_learners_lost_again_and_again_are_restored_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_too_many_losses_end_the_run_and_the_same_command_goes_on(
+def test_too_many_losses_end_the_run_and_the_same_command_resumes(
     whole_run: Path, teacher: str, tmp_path: Path
 ) -> None:
     """One loss more than allowed: one line, exit code 1, no work lost; then the same command finishes."""

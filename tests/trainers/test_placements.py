@@ -293,7 +293,7 @@ def collect(placement: Placement, reports: Reports) -> None:
     placement.collect(StepResult(reports, None).reports)
 
 
-def test_psi_is_as_it_was_until_the_step_ends_where_scorers_may_be_waited_for(
+def test_psi_changes_only_at_the_end_of_a_step_that_may_wait_for_scorers(
     ray_cluster: None, teacher: str, tmp_path: Path
 ) -> None:
     """A run may have to stop while it waits for a lost scorer: its checkpoint holds both learners at one step."""

@@ -170,7 +170,7 @@ def test_a_kept_teacher_is_not_trained_again(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_how_the_work_is_done_makes_no_other_teacher(change: dict[str, Any]) -> None:
+def test_settings_of_how_it_is_computed_make_no_other_teacher(change: dict[str, Any]) -> None:
     config = tiny_pretrain(Path("storage"))
     changed = PretrainConfig.model_validate(config.model_dump() | change)
     assert changed != config and teacher_folder(changed).name == teacher_folder(config).name
@@ -191,7 +191,7 @@ def test_how_the_work_is_done_makes_no_other_teacher(change: dict[str, Any]) -> 
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_trained_makes_another_teacher(change: dict[str, Any]) -> None:
+def test_settings_that_change_the_training_make_another_teacher(change: dict[str, Any]) -> None:
     config = tiny_pretrain(Path("storage"))
     changed = PretrainConfig.model_validate(config.model_dump() | change)
     assert teacher_folder(changed).parent == teacher_folder(config).parent
@@ -260,7 +260,7 @@ def steps_so_far(training: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_teacher(trained: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_teacher(trained: Path, tmp_path: Path) -> None:
     """The same settings resume from the newest checkpoint."""
     config = tiny_pretrain(tmp_path / "storage")
     recipe = tmp_path / "tiny.yaml"
@@ -331,7 +331,7 @@ def test_a_training_begun_under_an_earlier_version_is_resumed(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
+def test_a_training_on_a_full_disk_resumes_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
     """The second checkpoint does not fit."""
     config = tiny_pretrain(
         disk.folder,

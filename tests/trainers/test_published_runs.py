@@ -59,7 +59,7 @@ def small(folder: Path, **overrides: Any) -> dict[str, Any]:
     } | overrides
 
 
-def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
+def test_missing_inputs_are_named_with_their_sources_and_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_what_is_missing_is_said_with_where_to_get_it_and_how_to_go_on(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_same_command_goes_on_with_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_runs_once_the_files_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A minimal SiD²A run with its published recipe, then the same command again."""
     monkeypatch.chdir(tmp_path)
     overrides = {

@@ -44,7 +44,7 @@ RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 # -- kill -9 -----------------------------------------------------------------------------------------------
 
 
-def test_a_driver_killed_in_a_checkpoint_goes_on_bit_for_bit(
+def test_a_driver_killed_in_a_checkpoint_resumes_bit_for_bit(
     whole_run: Path, teacher: str, tmp_path: Path
 ) -> None:
     config = tiny_config(teacher, tmp_path)
@@ -55,7 +55,7 @@ def test_a_driver_killed_in_a_checkpoint_goes_on_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_driver_killed_again_and_again_goes_on_bit_for_bit(
+def test_a_driver_killed_repeatedly_resumes_bit_for_bit(
     whole_run: Path, teacher: str, tmp_path: Path, seed: int
 ) -> None:
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=1 + seed % 2)
@@ -245,7 +245,7 @@ def interrupted_at(last: int) -> Callable[..., None]:
     return evaluation
 
 
-def test_a_longer_run_goes_on(whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path) -> None:
+def test_a_longer_run_resumes(whole_run: Path, whole_config: Config, teacher: str, tmp_path: Path) -> None:
     """24 steps in two parts equal 24 steps at once, except for the first part's final evaluation."""
     longer = (STEPS + CHECKPOINT_STEPS) * BATCH
     config = continued(whole_run, whole_config, tmp_path, total_images=longer, placement="local")
@@ -316,7 +316,7 @@ def test_a_branch_from_another_network_is_refused(
 
 
 @pytest.mark.parametrize("start", [8, 12])
-def test_a_split_run_goes_on_in_one_process(
+def test_a_split_run_resumes_in_one_process(
     whole_run: Path, whole_config: Config, tmp_path: Path, start: int
 ) -> None:
     config = continued(whole_run, whole_config, tmp_path, before=start + 1, placement="local")
@@ -326,7 +326,7 @@ def test_a_split_run_goes_on_in_one_process(
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_split(whole_run: Path, teacher: str, tmp_path: Path) -> None:
+def test_a_run_of_one_process_resumes_split(whole_run: Path, teacher: str, tmp_path: Path) -> None:
     """Interrupted in one process (by an error instead of a kill), finished on three actors."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(LocalPlacement, "collect", interrupted_after(27))

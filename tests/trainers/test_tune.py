@@ -120,7 +120,7 @@ def test_trials_have_places_for_every_rank(ray_cluster: None, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_is_marked_and_the_search_continues(ray_cluster: None, tmp_path: Path) -> None:
     search = search_of(
         tmp_path, {"fields": ["generator.lr"], "grid": [1000.0, 1e-3]}, max_concurrent_trials=1
     )
@@ -161,7 +161,7 @@ def test_a_killed_search_is_finished_by_the_same_command(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_search_that_loses_its_learners_node_says_what_is_missing_and_goes_on_when_it_is_back(
+def test_a_search_that_loses_its_learners_node_names_what_is_missing_and_resumes(
     tmp_path: Path,
 ) -> None:
     places = {f"resources.{role}.resources": {"learner": 1} for role in ("fake_score", "generator")}
@@ -193,7 +193,7 @@ def test_a_search_that_loses_its_learners_node_says_what_is_missing_and_goes_on_
     assert "finished" in {trial["status"] for trial in table}
 
 
-def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="method.alfa"):
         run_search(search_of(tmp_path, {"fields": ["method.alfa"], "grid": [1.0]}))
     with pytest.raises(UserError, match="sigma_init is -1"):
