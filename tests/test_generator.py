@@ -150,7 +150,7 @@ def test_keeping_it_again_changes_no_byte(tmp_path: Path) -> None:
 
 def test_a_runs_generators_are_found_by_name(tmp_path: Path) -> None:
     save_generator(tmp_path / "generator", tiny_network(1))
-    with pytest.raises(UserError, match="no evaluated generator yet: take --which last"):
+    with pytest.raises(UserError, match="no evaluated generator yet: give --which last"):
         load_generator(tmp_path, which="best")
     save_generator(tmp_path / "generator-best", tiny_network(2))
     for which, seed in (("last", 1), ("best", 2)):

@@ -149,7 +149,9 @@ def test_convert_resumes_with_missing_files(
     made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert list(sorted(made)) == [f"part-0000{i}-of-00002.parquet" for i in range(2)]
     (tmp_path / "out" / "part-00001-of-00002.parquet").unlink()
-    assert "of 2 files 1 are there" in refused("check", "out")
+    assert "1 of 2 files are there; run the same `raysid data convert` to write the others" in refused(
+        "check", "out"
+    )
     assert "1,797 images in 2 files" in data("convert", tars, "out").stdout
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == made
     (tmp_path / "out" / "part-00001-of-00002.parquet").write_bytes(b"PAR1")
