@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from raysid.actors.capacity import Notify, wait_for_capacity
-from raysid.actors.results import is_ready, why_not_started
+from raysid.actors.results import describe_failed_start, is_ready
 from raysid.config import RoleResources, TeacherAutoscaling
 from raysid.errors import RunFailed
 from raysid.ray_internals import actor_ready
@@ -202,7 +202,7 @@ class ScorerFleet:
                 ray.get(ready)
             except RayActorError as error:
                 if error.actor_init_failed:
-                    self._stop_growing(why_not_started(error))
+                    self._stop_growing(describe_failed_start(error))
                 continue  # lost for good before it had joined
             self.members.append(scorer)
             self._changed()

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raysid.actors.capacity import NOTICE_SECONDS, Notify, describe_shortage
 from raysid.actors.fleet import Members, RunStatus, Scorer
-from raysid.actors.results import is_ready, why_not_started
+from raysid.actors.results import describe_failed_start, is_ready
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 from raysid.ray_internals import actor_ready, actor_state, task_attempt
@@ -193,7 +193,7 @@ class TeacherPool:
     def replace(self, lost: Scorer, error: RayActorError) -> Scorer:
         """Choose the scorer that takes over a call of a lost one; waits while there is none."""
         if error.actor_init_failed:
-            raise RunFailed(why_not_started(error)) from error
+            raise RunFailed(describe_failed_start(error)) from error
         if lost not in self._away:
             self._away[lost] = actor_ready(lost.actor)
         self.refresh()
@@ -268,7 +268,7 @@ class TeacherPool:
                 ray.get(self._away[scorer])
             except RayActorError as error:
                 if error.actor_init_failed:
-                    raise RunFailed(why_not_started(error)) from error
+                    raise RunFailed(describe_failed_start(error)) from error
                 dead.add(scorer.number)
             else:
                 del self._away[scorer]

@@ -15,7 +15,7 @@ from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 NAMING_SECONDS = 5.0
 
 
@@ -47,8 +47,8 @@ def get(references: Any) -> Any:
         return ray.get(references)
     except (RayActorError, ObjectLostError, WorkerCrashedError) as error:
         if isinstance(error, RayActorError) and error.actor_init_failed:
-            raise RunFailed(why_not_started(error)) from error
-        raise LearnerLost(what_died(error)) from error
+            raise RunFailed(describe_failed_start(error)) from error
+        raise LearnerLost(describe_death(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, StorageError):
             raise error.cause from error
@@ -71,7 +71,7 @@ def get_ranks(references: list[Any], meanwhile: Callable[[], None]) -> list[Any]
     """
     pending = list(references)
     while pending:
-        done, pending = ray.wait(pending, timeout=LOOK_SECONDS, fetch_local=False)
+        done, pending = ray.wait(pending, timeout=POLL_SECONDS, fetch_local=False)
         if not done:
             meanwhile()
         try:
@@ -97,13 +97,13 @@ def is_ready(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
-def why_not_started(error: RayActorError) -> str:
+def describe_failed_start(error: RayActorError) -> str:
     """Name the role that could not start, with the last line of its trace, which is the reason."""
     role = re.search(r"ray::(\w+)\.__init__", str(error))
     return f"{role[1] if role else 'a role'} could not start: {str(error).strip().splitlines()[-1].strip()}"
 
 
-def what_died(error: BaseException) -> str:
+def describe_death(error: BaseException) -> str:
     """Name the role's process that died and its node, from Ray's error, which may lie deep in a trace."""
     fields = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(error), re.MULTILINE))
     if "class_name" not in fields:

@@ -40,7 +40,7 @@ from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
 from raysid.data.faults import all_faults
 from raysid.errors import LearnerLost, RunFailed
-from raysid.roles.build import RunInputs, read_by_several
+from raysid.roles.build import RunInputs, shared_reading_warning
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile
@@ -139,7 +139,7 @@ class SplitPlacement:
             get_ranks(joined, self.pool.check_alone)
             if source is not None:  # last: reading takes what the roles leave
                 wait_for_reading(timeout, notify)
-                if (note := read_by_several(config, source)) is not None:
+                if (note := shared_reading_warning(config, source)) is not None:
                     notify(note)
         except BaseException:  # an interrupt, too, releases the resources
             self.close()

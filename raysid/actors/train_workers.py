@@ -23,7 +23,7 @@ from upath import UPath
 
 from raysid.actors.capacity import Notify, bundle, on_this_node, wait_for_capacity
 from raysid.actors.mailbox import Group, Mailbox
-from raysid.actors.results import get, what_died
+from raysid.actors.results import describe_death, get
 from raysid.actors.worker import Worker
 from raysid.config import Config
 from raysid.errors import PeerLost, RunFailed
@@ -158,7 +158,7 @@ class _GroupCallback(UserCallback, controller_callback()):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See `UserCallback`."""
-        reasons = {rank: what_died(error) for rank, error in worker_exceptions.items()}
+        reasons = {rank: describe_death(error) for rank, error in worker_exceptions.items()}
         # The other workers fail because they have lost these.
         died = {rank: line for rank, line in reasons.items() if line.endswith(" died")}
         lines = [f"worker {rank}: {line}" for rank, line in (died or reasons).items()]

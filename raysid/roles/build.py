@@ -82,7 +82,7 @@ def parts_of_rank(config: Config, rank: int) -> list[tuple[int, int]]:
     return [(at.start, at.start + at.count) for at in own]
 
 
-def read_by_several(config: Config, source: ImageSource) -> str | None:
+def shared_reading_warning(config: Config, source: ImageSource) -> str | None:
     """Return a warning if several fake-score ranks read the same real images, otherwise None."""
     ranks, data = config.fake_score.num_workers, config.data
     order = Order(source.shard_sizes, 0, data.shuffle_window, config.batch_size, data.lanes)
