@@ -23,7 +23,8 @@ from raysid.generator import FOLDERS, Generator, Which, load_generator
 from raysid.method.draws import Draws
 from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.method.sampling import ddim, heun
-from raysid.metrics import Evaluator, load_digits_classifier
+from raysid.metrics.classifier import load_digits_classifier
+from raysid.metrics.evaluate import Evaluator
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, load_network

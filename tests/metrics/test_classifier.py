@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from raysid.metrics import load_digits_classifier
-from raysid.metrics.classifier import WEIGHTS_FILE
+from raysid.metrics.classifier import WEIGHTS_FILE, load_digits_classifier
 from tests.support import train_digits_classifier as script
 
 

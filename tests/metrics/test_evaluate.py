@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysid.metrics import Evaluator, load_digits_classifier
+from raysid.metrics.classifier import load_digits_classifier
+from raysid.metrics.evaluate import Evaluator
 from tests.support.train_digits_classifier import digits_split
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import linalg  # type: ignore[import-untyped]
 
-from raysid.metrics import FeatureAccumulator, FeatureStatistics, frechet_distance, halves_distance
+from raysid.metrics.frechet import FeatureAccumulator, FeatureStatistics, frechet_distance, halves_distance
 
 
 def gaussian(count: int = 500, dimensions: int = 6, seed: int = 0) -> np.ndarray:
