@@ -11,6 +11,7 @@ from typing import Any
 from upath import UPath
 
 from raysid.config import Config
+from raysid.data import ImageSource
 from raysid.generator import FOLDERS, load_generator
 from raysid.roles.generator_learner import RECOMPUTED
 from raysid.run.metrics import read_metrics
@@ -21,6 +22,37 @@ from raysid.trainers.teachers import Teacher
 
 TEACHER, BEFORE = "teacher", "generator before"
 LAST, BEST = "generator, last EMA", "generator, best evaluated EMA"
+
+
+def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> str:
+    """Describe a run in one line: the method, the images, the processes, the teacher."""
+    method, data = "SiD", "no real images"
+    if config.method.adversarial:
+        assert source is not None
+        method, data = "SiDA", f"{source.num_images:,} real images of {source.name}"
+        if config.generator.path:
+            method = f"SiD²A from {config.generator.path}"
+    scaling = config.teacher.scaling
+    scorers = f"{scaling.min_replicas}"
+    if scaling.max_replicas > scaling.min_replicas:
+        scorers += f" to {scaling.max_replicas}"
+    workers = config.learner_workers
+    learners = ", ".join(
+        f"a {name} learner" + f" of {workers[role]} workers" * (workers[role] > 1)
+        for role, name in (("fake_score", "fake-score"), ("generator", "generator"))
+    )
+    colocated = config.colocated
+    most, fewest = colocated.num_workers, colocated.min_workers
+    number = f"{fewest} to {most} workers" if fewest else f"{most} worker{'s' * (most > 1)}"
+    where = {
+        "local": "one process",
+        "colocated": f"{number} of Ray Train, all networks in each",
+        "split": f"{scorers} teacher scorer{'s' * (scaling.max_replicas > 1)}, {learners} as Ray actors",
+    }[config.placement]
+    return (
+        f"{method}, {config.schedule}: {config.total_images:,} generated images and {data}; {where}; "
+        f"teacher {teacher.path.name}"
+    )
 
 
 def finished_rows(run: Path) -> list[dict[str, Any]] | None:

@@ -25,7 +25,7 @@ from raysid.run.tracking import Tracker
 from raysid.storage import PARTIAL, write_whole
 from raysid.storage.failures import storage_error
 from raysid.trainers.distill import distill
-from raysid.trainers.saving import remove_unfinished
+from raysid.trainers.distill.keeper import remove_unfinished
 from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
 from tests.support.picture_files import digit_pictures, write_folder
 from tests.support.processes import Command, Moment

@@ -1,0 +1,207 @@
+"""The training loop of a distillation: from a checkpoint to the end of the run, through one placement of the roles."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from raysid.actors.placement import Placement, lacks_images, start_placement
+from raysid.errors import LearnerLost, RunFailed, RunStopped
+from raysid.roles.messages import StepReport
+from raysid.roles.protocols import Ref
+from raysid.roles.step import STEPS_IN_FLIGHT
+from raysid.run.checkpoint import Checkpoint
+from raysid.trainers.distill.keeper import Keeper, every
+from raysid.trainers.distill.recorder import Recorder
+from raysid.trainers.distill.session import Session
+from raysid.trainers.evaluation import EvaluationFailed
+from raysid.trainers.inputs import run_inputs
+from raysid.trainers.stopping import StopSignals
+
+if TYPE_CHECKING:
+    from raysid.actors.train_workers import TrainWorkers
+
+
+def train(
+    session: Session,
+    start: Checkpoint | None,
+    recorder: Recorder,
+    workers: TrainWorkers | None,
+    stop: StopSignals,
+) -> None:
+    """Start the roles, and train from a checkpoint, or the beginning, to the end of the run.
+
+    Args:
+        workers: Ray Train's workers, for `placement: colocated`.
+        stop: notes signals while the loop runs.
+
+    Raises:
+        LearnerLost: a learner's process died; the run can resume from its newest checkpoint.
+        RunFailed: the run cannot continue; its checkpoints are whole.
+        RunStopped: a signal asked for it; a checkpoint of that step is written.
+    """
+    step = start.step if start else 0
+    session.folder.checkpoints.remove_unfinished(after_step=step)
+    newest = session.folder.checkpoints.newest_step()  # None in a run that branches from another's checkpoint
+    placement = _start_roles(session, start, recorder, workers, stop)
+    # Not before: while the roles wait for resources there is nothing to save, and a signal acts at once.
+    stop.enter()
+    keeper = Keeper(session, placement, recorder, newest)
+    try:
+        TrainingLoop(session, placement, keeper, recorder, stop, step).run()
+    finally:
+        stop.leave()
+        placement.close()
+        keeper.close()
+
+
+def _start_roles(
+    session: Session,
+    start: Checkpoint | None,
+    recorder: Recorder,
+    workers: TrainWorkers | None,
+    stop: StopSignals,
+) -> Placement:
+    config = session.config
+    source = session.source if config.method.adversarial is not None else None
+    checkpoint = str(start.path) if start else None
+    inputs = run_inputs(config, str(session.teacher.path), source, checkpoint=checkpoint, start=session.start)
+    placement = start_placement(inputs, source, recorder.message, session.within, workers, stop.asked)
+    try:
+        placement.check_shared(str(session.folder.path))
+    except BaseException:
+        placement.close()
+        raise
+    return placement
+
+
+class TrainingLoop:
+    """Submits the steps, a few ahead of the roles, and stops with a checkpoint where it can.
+
+    Args:
+        step: steps taken so far.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        placement: Placement,
+        keeper: Keeper,
+        recorder: Recorder,
+        stop: StopSignals,
+        step: int,
+    ) -> None:
+        self.config = session.config
+        self.placement, self.keeper, self.recorder, self.stop = placement, keeper, recorder, stop
+        self.step = step
+        self.in_flight: deque[tuple[int, list[Ref[StepReport]]]] = deque()
+
+    def run(self) -> None:
+        """Train to the end of the run. Raises as `train`."""
+        try:
+            self._keep()
+            self.recorder.begin(self.step, self.placement.report())
+            while self.step < self.config.total_steps:
+                self._stop_if_asked()
+                self._wait_for_images()
+                self._submit()
+                if every(self.config, self.config.tracking.log_every_images, self.step):
+                    self._collect()
+                    self._log()
+                else:
+                    self._collect(but=STEPS_IN_FLIGHT)
+                self._keep()
+                self.keeper.poll()
+            self.keeper.finish()
+            self.keeper.remove_old()
+        except EvaluationFailed as error:
+            self._stop_for(error)
+
+    def _submit(self) -> None:
+        try:
+            reports = self.placement.step(self.step)
+        except RunFailed:  # there is no teacher scorer
+            if self.config.schedule == "overlapped":  # in the other schedule psi has taken this step already
+                self._last_checkpoint()
+                self._stop_if_asked()
+            raise
+        self.in_flight.append((self.step, reports))
+        self.step += 1
+
+    def _collect(self, but: int = 0) -> None:
+        """Wait for the steps in flight, except the last `but`, and record the learners' figures."""
+        while len(self.in_flight) > but:
+            step, reports = self.in_flight.popleft()
+            self.recorder.add(step + 1, self.placement.collect(reports))
+
+    def _log(self) -> None:
+        reports = self.placement.report()
+        self.recorder.log(self.step, reports)
+        if not self.recorder.found_bad_images(reports):
+            return
+        faults = self.placement.bad_images()
+        self.recorder.bad_images(self.step, faults)
+        try:
+            self.recorder.warn_of_bad_images(faults)
+        except RunFailed as error:
+            self._stop_for(error)
+
+    def _keep(self) -> None:
+        if self.keeper.is_due(self.step):
+            self._collect()
+            self.keeper.keep(self.step)
+
+    def _wait_for_images(self) -> None:
+        """Wait for the next step's real images.
+
+        Raises:
+            RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
+        """
+        if lacks_images(self.placement, self.config, self.step, self._collect):
+            try:
+                self.placement.prepare(self.step)
+            except RunFailed as error:
+                self._stop_for(error)
+
+    def _stop_if_asked(self) -> None:
+        """Stop at a signal, with a checkpoint of this step. Raises RunStopped."""
+        if self.stop.received is None:
+            return
+        name, step = self.stop.received.name, self.step
+        self.recorder.message(
+            f"{name}: writing a checkpoint of step {step:,}; send it once more to stop at once"
+        )
+        failed = self._last_checkpoint()
+        newest = self.keeper.newest
+        kept = "before its first checkpoint" if newest is None else f"checkpoint of step {newest:,} written"
+        if failed:
+            kept += f", none of step {step:,} ({failed})"
+        raise RunStopped(
+            f"stopped by {name}, {kept}; run the same command to resume", signal=self.stop.received.value
+        )
+
+    def _stop_for(self, error: RunFailed) -> NoReturn:
+        """Stop for an error that did not harm the learners, with a checkpoint of this step. Raises RunFailed."""
+        # Bad images may be the reason, most of them found since the last report.
+        with suppress(LearnerLost, RunFailed):
+            self.recorder.bad_images(self.step, self.placement.bad_images())
+        failed = self._last_checkpoint()
+        kept = f"none written ({failed})" if failed else "written"
+        raise RunFailed(f"{error}; checkpoint of step {self.step:,} {kept}") from error
+
+    def _last_checkpoint(self) -> str | None:
+        """Write a checkpoint of this step if the learners still can; return the reason if they cannot.
+
+        An evaluation that is due before is finished first: a run that resumes here does not repeat it.
+        """
+        try:
+            self._collect()
+            try:
+                self.keeper.finish()
+            except EvaluationFailed as error:
+                self.recorder.message(str(error))
+            self.keeper.checkpoint(self.step)
+        except (LearnerLost, RunFailed) as error:
+            return str(error)
+        return None

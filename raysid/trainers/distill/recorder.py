@@ -1,0 +1,106 @@
+"""The record of a distillation: lines of metrics, the progress line, pictures, the list of bad images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raysid.config import Config
+from raysid.data import ImageSource
+from raysid.data.faults import check_faults
+from raysid.roles.fake_score import BAD_IMAGES
+from raysid.roles.messages import StepReport
+from raysid.run.metrics import METRICS
+from raysid.run.progress import ProgressLine
+from raysid.run.tracking import Tracker
+from raysid.trainers.evaluation import GRID_COLUMNS, Grids
+from raysid.trainers.meter import Meter
+from raysid.trainers.summary import recomputes_so_far
+
+Reports = Mapping[str, Mapping[str, float]]
+
+
+class Recorder:
+    """Records what happens from one checkpoint on, until the run ends or goes back to a checkpoint.
+
+    Args:
+        tracker: writes metrics.jsonl, TensorBoard's events and sample grids.
+        progress: the line on the terminal.
+        source: the real images, if the config names any.
+    """
+
+    def __init__(
+        self, config: Config, tracker: Tracker, progress: ProgressLine, source: ImageSource | None
+    ) -> None:
+        self.config = config
+        self.tracker = tracker
+        self.progress = progress
+        self.source = source
+        self.meter = Meter(recomputes=recomputes_so_far(tracker.folder))
+        self.note = ""  # the last evaluation, in a few words
+        self.bad_count = 0  # bad images, as last reported; an image that several ranks found counts for each
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self.progress.message(text)
+
+    def begin(self, step: int, reports: Reports) -> None:
+        """Measure speed and busy shares from here; `reports` are the roles' present figures."""
+        self.meter.begin(self._images(step), reports)
+
+    def add(self, step: int, report: StepReport) -> None:
+        """Add the learners' report of a step that is complete, and show its losses.
+
+        Args:
+            step: steps taken, that one included.
+        """
+        self.meter.add(report)
+        self.progress.update(self._images(step), self.meter.losses, self.note)
+
+    def log(self, step: int, reports: Reports) -> None:
+        """Write a line of metrics: the means since the last one, speed, each role's busy share."""
+        images = self._images(step)
+        self.tracker.train(step, images, self.meter.means())
+        self.tracker.perf(step, images, self.meter.performance(images, reports))
+
+    def found_bad_images(self, reports: Reports) -> bool:
+        """Return True if the roles report more bad images than at the last call."""
+        before, self.bad_count = self.bad_count, int(reports["fake_score"].get(BAD_IMAGES, 0))
+        return self.bad_count > before
+
+    def bad_images(self, step: int, faults: Mapping[int, str]) -> None:
+        """Record the names and faults of the real images skipped so far; one that is recorded is not repeated.
+
+        Args:
+            faults: by the image's position in the source's list.
+        """
+        if faults:
+            self.tracker.bad_images(step, self._images(step), [faults[at] for at in sorted(faults)])
+
+    def warn_of_bad_images(self, faults: dict[int, str]) -> None:
+        """Print how many real images were skipped so far.
+
+        Raises:
+            RunFailed: all ranks' bad images together exceed `data.max_bad_fraction`.
+        """
+        assert self.source is not None
+        count = len(faults)
+        self.message(
+            f"{count:,} real image{'s' * (count > 1)} skipped so far ({next(iter(faults.values()))}); {METRICS} names "
+            "all"
+        )
+        check_faults(faults, self.config.data.max_bad_fraction, self.source.num_images)
+
+    def grids(self, step: int, grids: Grids) -> None:
+        """Write the picture of generated images beside real ones."""
+        self.tracker.sample_grid(step, self._images(step), grids.generated, grids.real, GRID_COLUMNS)
+
+    def evaluation(self, step: int, figures: dict[str, Any]) -> None:
+        """Record an evaluation's figures, and note them on the progress line."""
+        self.tracker.evaluation(step, self._images(step), figures)
+        self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
+        if figures["label_accuracy"] is not None:
+            self.note += f", accuracy {figures['label_accuracy']:.1%}"
+
+    def _images(self, step: int) -> int:
+        return step * self.config.batch_size

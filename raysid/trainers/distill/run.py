@@ -1,0 +1,194 @@
+"""`distill`: check the inputs, own the run's folder, train until the end, measure the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysid.actors.placement import workers_for
+from raysid.cluster.connect import connect
+from raysid.config import Config
+from raysid.errors import LearnerLost, RunFailed, StorageError, UserError, WorkersChanged
+from raysid.networks.files import weights_digest
+from raysid.run.checkpoint import Checkpoint
+from raysid.run.folder import RunFolder
+from raysid.run.metrics import read_metrics
+from raysid.run.progress import ProgressLine
+from raysid.run.tracking import Tracker
+from raysid.trainers.branching import check_branch, check_network, find_branch
+from raysid.trainers.distill.keeper import how_to_resume, remove_unfinished
+from raysid.trainers.distill.loop import train
+from raysid.trainers.distill.recorder import Recorder
+from raysid.trainers.distill.session import OnEvaluation, Session
+from raysid.trainers.inputs import find_inputs
+from raysid.trainers.stopping import StopSignals
+from raysid.trainers.summary import (
+    evaluated_distances,
+    finished_rows,
+    headline,
+    print_summary,
+    summary_rows,
+)
+from raysid.trainers.teachers import Found, network_settings, trained_teacher
+
+if TYPE_CHECKING:
+    from raysid.actors.split import Within
+    from raysid.actors.train_workers import TrainWorkers
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """The outcome of a distillation.
+
+    Attributes:
+        path: the run's folder; `load_generator(path)` loads its product.
+        checkpoint: folder of the last training state.
+        best_checkpoint: folder of the training state whose generator was evaluated best, if it is kept.
+        metrics: the last evaluation's figures and the best distance, if there are any, and the final table's rows.
+    """
+
+    path: str
+    checkpoint: str | None
+    best_checkpoint: str | None
+    metrics: dict[str, Any]
+
+
+def distill(
+    config: Config,
+    fresh: bool = False,
+    resume_from: str | None = None,
+    *,
+    within: Within | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> DistillResult:
+    """Distil the teacher that `config` names; the same call again resumes from the newest checkpoint.
+
+    Trains the teacher first if it comes by recipe and the storage has none. Prints progress, and at the end a
+    table and the paths.
+
+    Args:
+        fresh: start over, emptying the run's folder.
+        resume_from: folder of a checkpoint, or of a run, to branch from; only for a run that has not begun, or
+            began so.
+        within: the placement group and the teacher service of a search that the run is a trial of.
+        on_evaluation: called with each evaluation's figures, `step` and `images` among them.
+
+    Raises:
+        NotHere: the teacher or the real images are missing; says where to get them.
+        UserError: something given cannot be used; nothing was started.
+        StorageError: the storage cannot be used; nothing was started.
+        RunFailed: the run stopped; its checkpoints are whole, and the same call resumes from the newest.
+        RunStopped: SIGTERM or SIGINT asked for it; a checkpoint of that step is written.
+    """
+    if config.run.name is None:
+        raise UserError("run.name is missing: a config that is no recipe's must name its run")
+    branch = find_branch(config, resume_from, fresh) if resume_from else None
+    inputs = find_inputs(config)
+    config = _with_tmax(config, inputs.teacher)
+    with RunFolder(config, fresh) as folder:
+        if resume_from is not None:
+            check_branch(folder, branch, fresh, resume_from)
+        teacher = trained_teacher(config, inputs.teacher, inputs.source)
+        if branch is not None:
+            check_network(branch, teacher)
+        folder.begin(weights_digest(teacher.path), resume_from)
+        session = Session(config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation)
+        try:
+            return _run(session)
+        except StorageError as error:
+            if error.full:
+                newest = remove_unfinished(folder)
+                raise RunFailed(f"{error}; {how_to_resume(folder, newest, full=True)}") from error
+            raise RunFailed(f"{error}; run the same command to resume from the newest checkpoint") from error
+
+
+def _with_tmax(config: Config, found: Found) -> Config:
+    """Set `method.tmax` to that of the teacher's noise process if it is not given, so that the run records it."""
+    tmax = config.method.tmax or network_settings(found).default_tmax
+    return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
+
+
+def _run(session: Session) -> DistillResult:
+    """Train to the end of the run, measure the generator, and print the summary."""
+    config, folder = session.config, session.folder
+    start = session.newest_checkpoint()
+    rows = finished_rows(folder.record) if start is not None and start.step >= config.total_steps else None
+    if rows is not None:
+        print(f"{folder.path} is finished already; --fresh starts it over")
+    else:
+        print(headline(config, session.teacher, session.source), flush=True)
+        settings, step = config.model_dump(mode="json"), start.step if start else None
+        with Tracker(folder.record, settings, step, str(folder.path)) as tracker:
+            _train(session, start, tracker)
+            rows = summary_rows(config, folder.path, session.teacher, session.start)
+            tracker.table(rows)
+    folder.sync()
+    result = _result(folder, rows)
+    print_summary(folder.path, rows, result.best_checkpoint or result.checkpoint)
+    return result
+
+
+def _train(session: Session, start: Checkpoint | None, tracker: Tracker) -> None:
+    """Connect to Ray if need be, and train to the end of the run, showing the progress."""
+    config = session.config
+    size, images = config.batch_size, start.images if start else 0
+    with ProgressLine("distill", config.total_steps * size, images, size) as progress:
+        session.folder.report = progress.message
+        if config.placement != "local":
+            progress.message("connecting to Ray and starting the roles")
+            connect()  # before the loop notes signals: Ray takes SIGTERM for itself
+        if start is not None:
+            progress.message(f"resuming from {start.path}, step {start.step:,}")
+        with workers_for(config, str(session.folder.path / ".ray-train")) as workers:
+            _train_restoring(session, start, tracker, progress, workers)
+
+
+def _train_restoring(
+    session: Session,
+    start: Checkpoint | None,
+    tracker: Tracker,
+    progress: ProgressLine,
+    workers: TrainWorkers | None,
+) -> None:
+    """Train; when a learner is lost, restore all of them from the newest checkpoint."""
+    stop = StopSignals()
+    limit, failures = session.config.failure.max_failures, 0
+    while True:
+        try:
+            recorder = Recorder(session.config, tracker, progress, session.source)
+            return train(session, start, recorder, workers, stop)
+        except WorkersChanged as changed:
+            why, count = f"{changed}; restoring them", ""
+        except LearnerLost as lost:
+            failures += 1
+            if failures > limit:
+                raise RunFailed(
+                    f"a learner was lost more than failure.max_failures = {limit} times ({lost}); "
+                    "run the same command to resume from the newest checkpoint"
+                ) from lost
+            why, count = f"lost a learner ({lost}); restoring all", f", failure {failures} of {limit}"
+        start = session.newest_checkpoint()
+        step = start.step if start else 0
+        progress.message(f"{why} from step {step:,}{count}")
+        tracker.cut_back(step)
+
+
+def _result(folder: RunFolder, rows: list[dict[str, Any]]) -> DistillResult:
+    newest = folder.checkpoints.newest()
+    distances = evaluated_distances(folder.record)
+    best = folder.checkpoints.best(distances)
+    if best is not None and distances[best.step] > min(distances.values()):
+        best = None  # the best one's checkpoint is gone
+    evaluations = [entry for entry in read_metrics(folder.record) if entry["kind"] == "evaluation"]
+    metrics: dict[str, Any] = {"table": rows}
+    if evaluations:
+        last = evaluations[-1]
+        metrics |= {key: last[key] for key in ("frechet_distance", "label_accuracy", "step", "images")}
+        metrics["best_frechet_distance"] = min(distances.values(), default=math.inf)
+    return DistillResult(
+        path=str(folder.path),
+        checkpoint=str(newest.path) if newest else None,
+        best_checkpoint=str(best.path) if best else None,
+        metrics=metrics,
+    )

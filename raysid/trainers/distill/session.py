@@ -1,0 +1,45 @@
+"""The inputs of a distillation, which its parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysid.config import Config
+from raysid.data import ImageSource
+from raysid.run.checkpoint import Checkpoint
+from raysid.run.folder import RunFolder
+from raysid.trainers.teachers import Teacher
+
+if TYPE_CHECKING:
+    from raysid.actors.split import Within
+
+OnEvaluation = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's part of a run: from its newest checkpoint to its end, or until it stops.
+
+    Attributes:
+        folder: the run's folder, owned by this process.
+        source: the real images, if the config names any.
+        start: folder of the generator that theta begins as; None is the teacher.
+        branch: the checkpoint of another run to begin at, if the run has none of its own.
+        within: the placement group and the teacher service of a search, if the run is one of its trials.
+        on_evaluation: called with each evaluation's figures, `step` and `images` among them.
+    """
+
+    config: Config
+    folder: RunFolder
+    teacher: Teacher
+    source: ImageSource | None
+    start: str | None = None
+    branch: Checkpoint | None = None
+    within: Within | None = None
+    on_evaluation: OnEvaluation | None = None
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the checkpoint to resume from; None starts from the beginning."""
+        return self.folder.checkpoints.newest() or self.branch
