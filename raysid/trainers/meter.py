@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from raysid.roles.generator_learner import RECOMPUTED
 from raysid.roles.messages import StepReport
 
+Report = Mapping[str, Mapping[str, float]]
+"""Each role's present figures, by role and name."""
+
 
 class Meter:
     """Averages the figures of the steps between two lines of metrics.
@@ -19,9 +22,11 @@ class Meter:
     def __init__(self, recomputes: float = 0) -> None:
         self.recomputes = recomputes
         self.losses: dict[str, float] = {}
+        self._images, self._time = 0, time.perf_counter()
+        self._report: Report = {}
         self._sums: dict[str, tuple[float, int]] = {}
 
-    def begin(self, images: int, report: Mapping[str, Mapping[str, float]]) -> None:
+    def begin(self, images: int, report: Report) -> None:
         """Measure speed and busy shares from now, after `images` images."""
         self._images, self._time, self._report = images, time.perf_counter(), report
 
@@ -40,7 +45,7 @@ class Meter:
         self._sums = {}
         return means
 
-    def performance(self, images: int, report: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    def performance(self, images: int, report: Report) -> dict[str, float]:
         """Return images per second and each role's shares of the time since the last call, and recomputes so far.
 
         Args:

@@ -14,10 +14,8 @@ from raysid.run.metrics import METRICS
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.trainers.evaluation import GRID_COLUMNS, Grids
-from raysid.trainers.meter import Meter
+from raysid.trainers.meter import Meter, Report
 from raysid.trainers.summary import recomputes_so_far
-
-Reports = Mapping[str, Mapping[str, float]]
 
 
 class Recorder:
@@ -44,9 +42,9 @@ class Recorder:
         """Print a line."""
         self.progress.message(text)
 
-    def begin(self, step: int, reports: Reports) -> None:
-        """Measure speed and busy shares from here; `reports` are the roles' present figures."""
-        self.meter.begin(self._images(step), reports)
+    def begin(self, step: int, report: Report) -> None:
+        """Measure speed and busy shares from here; `report` has the roles' present figures."""
+        self.meter.begin(self._images(step), report)
 
     def add(self, step: int, report: StepReport) -> None:
         """Add the learners' report of a step that is complete, and show its losses.
@@ -57,15 +55,15 @@ class Recorder:
         self.meter.add(report)
         self.progress.update(self._images(step), self.meter.losses, self.note)
 
-    def log(self, step: int, reports: Reports) -> None:
+    def log(self, step: int, report: Report) -> None:
         """Write a line of metrics: the means since the last one, speed, each role's busy share."""
         images = self._images(step)
         self.tracker.train(step, images, self.meter.means())
-        self.tracker.perf(step, images, self.meter.performance(images, reports))
+        self.tracker.perf(step, images, self.meter.performance(images, report))
 
-    def found_bad_images(self, reports: Reports) -> bool:
+    def found_bad_images(self, report: Report) -> bool:
         """Return True if the roles report more bad images than at the last call."""
-        before, self.bad_count = self.bad_count, int(reports["fake_score"].get(BAD_IMAGES, 0))
+        before, self.bad_count = self.bad_count, int(report["fake_score"].get(BAD_IMAGES, 0))
         return self.bad_count > before
 
     def bad_images(self, step: int, faults: Mapping[int, str]) -> None:
