@@ -53,6 +53,23 @@ def controller_callback() -> Any:
     return ControllerCallback
 
 
+def worker_errors(error: Exception) -> list[Exception]:
+    """Return what the workers of Ray Train raised, from the error that its `fit` raised.
+
+    The documented `worker_failures` holds wrappers whose text is the whole traceback. Watch: the wrapper's attribute.
+    """
+    wrapped = getattr(error, "worker_failures", {}).values()
+    return [getattr(failure, "_base_exc", failure) for failure in wrapped]
+
+
+def search_trials(results: Any) -> list[Any]:
+    """Return the trials of Ray Tune's `ResultGrid`.
+
+    The documented results lack the values of a trial that never reported. Watch: the attribute's name.
+    """
+    return list(results._experiment_analysis.trials)
+
+
 def cluster_address(address: str) -> str:
     """Return `host:port` of a cluster's head for an address that `ray.init` takes (`auto`, a host, ...).
 

@@ -19,6 +19,7 @@ from raysid.data import ImageSource, open_source
 from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
+from raysid.ray_internals import worker_errors
 from raysid.run.checkpoint import Checkpoints
 from raysid.run.progress import ProgressLine
 from raysid.storage import exists, make_folder, remove_folder, storage_errors, storage_folder
@@ -184,9 +185,7 @@ def _run_workers(
 
 def _failure(error: Exception, checkpoints: Checkpoints, held: filelock.BaseFileLock | Lease) -> RunFailed:
     """Turn Ray Train's error into one line. If the storage is full, remove what is not a whole checkpoint."""
-    # A worker's error arrives wrapped, and the wrapper's text is the whole traceback.
-    wrapped = getattr(error, "worker_failures", {}).values()
-    failures = [getattr(failure, "_base_exc", failure) for failure in wrapped]
+    failures = worker_errors(error)
     for failure in failures:
         if isinstance(failure, StorageError) and failure.full:
             with suppress(RaysidError):  # the storage may fail again, and another process may own it by now

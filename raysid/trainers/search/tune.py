@@ -29,7 +29,7 @@ from raysid.actors.split import FleetActor
 from raysid.cluster.connect import connect
 from raysid.config import Config, SearchDimension, TuneConfig
 from raysid.errors import LearnerLost, RunFailed, RunStopped, StorageError, UserError
-from raysid.ray_internals import actor_ready
+from raysid.ray_internals import actor_ready, search_trials
 from raysid.recipes import config_yaml, load_recipe
 from raysid.run.events import TENSORBOARD
 from raysid.run.folder import LOCK, lock_folder
@@ -217,8 +217,7 @@ def _run_trials(config: TuneConfig, base: Config, folder: UPath, teacher: str) -
             ),
         )
     try:
-        # Ray Tune's own results lack the values of a trial that never reported.
-        trials: list[Trial] = list(tuner.fit()._experiment_analysis.trials)
+        trials: list[Trial] = search_trials(tuner.fit())
     finally:
         ray.kill(service)
         _wait_until_gone(service_name(folder))
