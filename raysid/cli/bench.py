@@ -107,7 +107,7 @@ def bench(
         check_writable(file)
     announce(ctx, recipe)
     from raysid.bench.compare import compare
-    from raysid.bench.show import as_json, show, trace
+    from raysid.bench.report import as_json, show, trace
 
     found = compare(config, other, rounds, seconds, say=click.echo)
     show(found)

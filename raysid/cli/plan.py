@@ -62,17 +62,18 @@ def plan(
     seconds: float,
     json_file: str | None,
 ) -> None:
-    config = load_recipe(recipe, given_overrides(ctx), kind="distill")
+    given = given_overrides(ctx)
+    config = load_recipe(recipe, given, kind="distill")
     check_writable(json_file)
     announce(ctx, recipe)
     from raysid.plan.make import make_hardware
-    from raysid.plan.placements import make_plan
-    from raysid.plan.show import as_json, show
+    from raysid.plan.placements import changed, make_plan
+    from raysid.plan.report import as_json, print_plan
 
     hardware = make_hardware(
         config, devices, teacher_devices, efficiency, network, node_devices, seconds, say=click.echo
     )
     found = make_plan(config, hardware)
-    show(found, recipe)
+    print_plan(found, recipe, changed(recipe, given, config))
     if json_file is not None:
         write_json(json_file, as_json(found))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from raysid.config import Config
+from raysid.errors import UserError
 from raysid.plan.predict import ROLES, Hardware, Prediction, predict
-from raysid.recipes import override
+from raysid.recipes import load_recipe, override
 
 SCHEDULES = ("overlapped", "alternating")
 SIMULATED = 8  # of the ways to split, those that could be fastest
@@ -89,6 +90,20 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
     else:
         as_given = predict(config, hardware)
     return Plan(config, hardware, as_given, ways)
+
+
+def changed(recipe: str, given: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Return the given overrides that change the recipe.
+
+    Args:
+        given: overrides by dotted name.
+        config: the recipe with them.
+    """
+    try:
+        plain = load_recipe(recipe, kind="distill")
+    except UserError:  # it is not complete without them
+        return dict(given)
+    return {name: value for name, value in given.items() if _setting(config, name) != _setting(plain, name)}
 
 
 def _speed(way: Way) -> float:

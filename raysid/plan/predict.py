@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raysid.bench.compare import steady
-from raysid.bench.show import ROLES as NAMES
+from raysid.bench.report import ROLE_NAMES
 from raysid.config import Config
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import GB, Devices
@@ -255,7 +255,7 @@ def _split_memory(config: Config, hardware: Hardware, seats: list[Seat]) -> tupl
         total = sum(needs[role].total for role in roles)
         fullest = max(fullest, total + len(roles) * PROCESS)
         devices = hardware.teacher_devices if apart and hardware.teacher_devices else hardware.devices
-        why_not = why_not or _too_much(total, devices, len(roles), " + ".join(NAMES[r] for r in roles))
+        why_not = why_not or _too_much(total, devices, len(roles), " + ".join(ROLE_NAMES[r] for r in roles))
     return fullest, why_not
 
 

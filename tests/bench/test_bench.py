@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from raysid.bench.compare import Comparison, compare
-from raysid.bench.show import PARTS, as_json, bound, trace
+from raysid.bench.report import PARTS, as_json, bound, trace
 from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.recipes import load_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,35 @@ def test_the_command(tmp_path: Path) -> None:
     fastest = max(one["images_per_second"] for one in fitting)
     assert recommended["images_per_second"] >= 0.98 * fastest
     assert recommended["hours"] == pytest.approx(500e6 / recommended["images_per_second"] / 3600)
+
+
+def test_the_printed_command_has_the_overrides_that_it_was_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that change the recipe, but for settings that the placement sets itself."""
+    monkeypatch.chdir(tmp_path)
+    recipe = Path("mine recipe.yaml")
+    recipe.write_text("extends: cifar10-uncond-sid\nteacher: {path: teacher}\n")
+    result = run(
+        str(recipe), "--devices", "8xH100-80GB", "--precision", "bf16", "--compute.tf32", "true",
+        "--schedule", "alternating", "--generator.num_workers", "2", "--storage", "my runs",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (line,) = [one for one in result.output.split("recommended: ")[1].split("\n  raysid distill")[1:2]]
+    printed = shlex.split(line.split("\n1.")[0].replace("\\\n", ""))
+    assert printed[0] == str(recipe)
+    options = dict(zip(printed[1::2], printed[2::2], strict=True))
+    assert options == {
+        "--precision": "bf16",
+        "--compute.tf32": "true",
+        "--storage": "my runs",
+        "--placement": "colocated",
+        "--colocated.num_workers": "8",
+        "--generator.num_workers": "1",
+        "--resources.worker.num_gpus": "1",
+    }
+    rows = [row for row in result.output.splitlines() if row.startswith("  ")]  # of tables and commands
+    assert max(map(len, rows)) <= 80
 
 
 def test_a_stated_efficiency_is_used_and_printed() -> None:

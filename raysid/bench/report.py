@@ -12,7 +12,7 @@ from raysid.roles.step import all_microbatches
 from raysid.run.table import print_table
 
 PARTS = ("generate", "score", "cotangents", "pullback", "accumulate", "step")
-ROLES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
+ROLE_NAMES = {"generator": "generator", "teacher": "teacher scorer", "fake_score": "fake score"}
 TRACED_STEPS = 3
 
 
@@ -60,7 +60,7 @@ def trace(found: Comparison) -> dict[str, Any]:
     steps = [span.began for span in spans["fake_score"][0] if span.name == "step"][-TRACED_STEPS - 1 :]
     events: list[dict[str, Any]] = []
     for number, (role, processes) in enumerate(spans.items()):
-        events.append({"ph": "M", "name": "process_name", "pid": number, "args": {"name": ROLES[role]}})
+        events.append({"ph": "M", "name": "process_name", "pid": number, "args": {"name": ROLE_NAMES[role]}})
         for rank, of_rank in enumerate(processes):
             events += [
                 {
@@ -154,7 +154,7 @@ def _busy(side: SideResult) -> float:
 
 def _show_roles(side: SideResult) -> None:
     middle = side.middle
-    uses = [middle.roles[role] for role in ROLES]
+    uses = [middle.roles[role] for role in ROLE_NAMES]
     parts = [by_part(use) for use in uses]
     rows: list[list[str | None]] = [
         [part, *(f"{1000 * busy[part]:.1f}" if busy[part] else None for busy in parts)] for part in PARTS
@@ -166,7 +166,7 @@ def _show_roles(side: SideResult) -> None:
     if side.config.placement == "split":
         rows.append(["MB moved", *(f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}" for use in uses)])
     rows.append(["peak MB", *(f"{use.peak_bytes / 1e6:,.0f}" for use in uses)])
-    print_table(f"{title(side)}: ms a step by role", ["", *ROLES.values()], rows)
+    print_table(f"{title(side)}: ms a step by role", ["", *ROLE_NAMES.values()], rows)
 
 
 def _numbers(side: SideResult) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _numbers(side: SideResult) -> dict[str, Any]:
         "seconds_per_step": middle.seconds / middle.steps,
         "overhead": overhead(side),
         "driver_seconds_per_microbatch": driver_seconds(side),
-        "roles": {role: _role_numbers(middle.roles[role]) for role in ROLES},
+        "roles": {role: _role_numbers(middle.roles[role]) for role in ROLE_NAMES},
     }
 
 
