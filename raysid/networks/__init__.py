@@ -12,31 +12,16 @@ To add a kind of network, write its settings (`raysid/config/networks.py`) and i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.errors import UserError
 
 if TYPE_CHECKING:
     from raysid.networks.denoiser import Network
-    from raysid.networks.diffusers import DiffusersDenoiser
     from raysid.networks.edm import EDMDenoiser
 
 __all__ = ["DiffusersSettings", "EDMDenoiser", "FactorySettings", "NetworkSettings", "build_denoiser"]
-
-
-@overload
-def build_denoiser(settings: NetworkSettings) -> EDMDenoiser: ...
-
-
-@overload
-def build_denoiser(settings: DiffusersSettings) -> DiffusersDenoiser: ...
-
-
-@overload
-def build_denoiser(
-    settings: NetworkSettings | DiffusersSettings | FactorySettings, factory: str | None = ...
-) -> Network: ...
 
 
 def build_denoiser(

@@ -149,7 +149,7 @@ class DiffusersDenoiser(nn.Module):
         if self.null_class:
             return torch.where(known, cond.argmax(1), self.label_dim)
         if not known.all():
-            raise ValueError("this network has no class that stands for no class")
+            raise ValueError('this network has no class for "no class": it cannot predict unconditionally')
         return cond.argmax(1)
 
 
