@@ -16,6 +16,7 @@ from raysid.bench.report import PARTS, as_json, bound, trace
 from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.recipes import load_recipe
+from tests.support.command_line import raysid
 from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 ROUND = 0.1  # the fewest steps that a round may have: seconds
@@ -185,5 +186,5 @@ def test_a_request_that_cannot_be_measured_is_one_line(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli, ["bench", "digits-sida", *arguments], prog_name="raysid")
+    result = raysid("bench", "digits-sida", *arguments)
     assert result.exit_code == 2 and words in result.stderr, result.output

@@ -20,6 +20,7 @@ from raysid.config import Config, DataSettings
 from raysid.data import ImageSource, open_source
 from raysid.data.source import good_images
 from raysid.recipes import load_recipe
+from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
 
 IMAGES, WINDOW, BATCH = 300, 100, 32
@@ -177,5 +178,5 @@ def test_a_request_that_cannot_be_measured_is_one_line(
     arguments: list[str], words: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli, ["bench", *arguments], prog_name="raysid")
+    result = raysid("bench", *arguments)
     assert result.exit_code == 2 and words in result.stderr, result.output

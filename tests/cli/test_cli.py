@@ -15,7 +15,7 @@ import click
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
 from raysid.cli.main import cli
@@ -26,6 +26,7 @@ from raysid.generator import Generator
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard
 from raysid.recipes import load_recipe, packaged_recipes
+from tests.support.command_line import raysid
 
 COMMANDS = ("pretrain", "distill", "quickstart", "evaluate", "sample", "config", "recipes")
 
@@ -38,10 +39,6 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("RAYSID_DEBUG", raising=False)
     return folder
-
-
-def raysid(*args: str) -> Result:
-    return CliRunner().invoke(cli, list(args), prog_name="raysid")
 
 
 def subprocess_raysid(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:

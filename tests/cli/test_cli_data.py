@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
-from raysid.cli.main import cli
 from raysid.config import DataSettings
 from raysid.data import ImageStream, open_source
+from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, encoded, write_folder, write_tars
 
 
@@ -25,7 +25,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def data(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli, ["data", *map(str, arguments)], prog_name="raysid")
+    return raysid("data", *arguments)
 
 
 def refused(*arguments: Any) -> str:

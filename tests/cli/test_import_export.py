@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner, Result
 
-from raysid.cli.main import cli
 from raysid.generator import load_generator
 from raysid.networks.files import load_network
+from tests.support.command_line import raysid
 from tests.support.published_files import save_published
 from tests.support.reference_folder import reference_folder
 from tests.support.tiny_networks import digits_network, save_generator, save_teacher, tiny_network
@@ -42,10 +41,6 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("RAYSID_CACHE", str(tmp_path / "cache"))
     with web_server() as web:
         yield web
-
-
-def raysid(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="raysid")
 
 
 def done(*arguments: object) -> str:

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from pydantic import ValidationError
 
 from raysid import DDPMNoise, EDMNoise, UserError, load_generator
-from raysid.cli.main import cli
 from raysid.config.networks import FactorySettings
 from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.factory_check import check_factory
 from raysid.networks.files import NetworkCard, load_card, load_network, save_network
 from tests.support import points
+from tests.support.command_line import raysid
 
 HEAD = "import torch, raysid\nfrom torch import nn\n"
 MODULE = """
@@ -264,7 +263,7 @@ def test_a_folder_alone_has_nothing_imported(here: Path) -> None:
         )
     commands = (["sample", "--out", "out.png"], ["export", "--to", "torch", "--out", "g.pt"], ["evaluate"])
     for command in commands:
-        result = CliRunner().invoke(cli, [*command, str(folder)])
+        result = raysid(*command, folder)
         assert result.exit_code == 2 and f"give --factory {name} if you trust it" in result.output
     assert not mark.exists() and name.partition(":")[0] not in sys.modules
     with pytest.raises(UserError, match="does not fit the network"):  # weights of another module

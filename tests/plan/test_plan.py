@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.plan.costs import GraphBytes, NetworkCosts
 from raysid.plan.devices import GB, parse_devices
@@ -19,6 +18,7 @@ from raysid.plan.memory import role_memory, usable, whole_memory
 from raysid.plan.placements import Plan, make_plan
 from raysid.plan.predict import Hardware, predict
 from raysid.recipes import override
+from tests.support.command_line import raysid
 from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 MILLION = 10**6
@@ -279,7 +279,7 @@ def test_a_user_defined_device() -> None:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["plan", *arguments], prog_name="raysid")
+    return raysid("plan", *arguments)
 
 
 @pytest.mark.parametrize(

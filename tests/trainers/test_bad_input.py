@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 import ray
 import torch
-from click.testing import CliRunner
 
-from raysid.cli.main import cli
 from raysid.errors import UserError
 from raysid.networks.files import weights_digest
 from raysid.recipes import load_recipe
 from raysid.roles.state_files import state_bytes, write_state
 from raysid.run.folder import RunFolder
+from tests.support.command_line import raysid
 from tests.support.tiny_networks import digits_network, save_generator, save_teacher, tiny_network
 from tests.support.tiny_run import tiny_config, write_recipe
 
@@ -82,7 +81,7 @@ class Desk:
             loading = f"raysid {arguments[0]} {arguments[1]}: loading torch and Ray\n"
             code, stdout, stderr = done.returncode, done.stdout, done.stderr.removeprefix(loading)
         else:
-            result = CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="raysid")
+            result = raysid(*arguments)
             code, stdout, stderr = result.exit_code, result.stdout, result.stderr
         assert code == 2, stderr or stdout
         assert re.fullmatch(r"raysid: error: [^\n]+\n", stderr), stderr

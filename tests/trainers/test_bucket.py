@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import safetensors.torch
-from click.testing import CliRunner
 from upath import UPath
 
-from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.networks.files import WEIGHTS
 from raysid.recipes import config_yaml
@@ -35,6 +30,7 @@ from tests.support.bucket_server import (
     s3_environment,
     s3_server,
 )
+from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet
 from tests.support.processes import Command, Moment, wait_until
 from tests.support.tensorboard_server import tensorboard
@@ -151,17 +147,17 @@ def test_the_commands_read_a_run_in_a_bucket(
     for name, value in environment(finished.server, finished.run.protocol).items():
         monkeypatch.setenv(name, value)
 
-    def raysid(*arguments: str) -> str:
-        done = CliRunner().invoke(cli, arguments, prog_name="raysid")
+    def output_of(*arguments: object) -> str:
+        done = raysid(*arguments)
         assert done.exit_code == 0, done.stderr
         return done.stdout
 
-    assert raysid("watch", run).startswith(f"{run}: finished\n")
+    assert output_of("watch", run).startswith(f"{run}: finished\n")
     picture = tmp_path / "grid.png"
-    raysid("sample", run, "--which", "best", "--out", str(picture))
+    output_of("sample", run, "--which", "best", "--out", str(picture))
     assert picture.stat().st_size > 1000
-    assert "Fréchet distance" in raysid("evaluate", run, "--num-samples", "100")
-    raysid("export", run, "--to", "safetensors", "--out", str(tmp_path / "exported"))
+    assert "Fréchet distance" in output_of("evaluate", run, "--num-samples", "100")
+    output_of("export", run, "--to", "safetensors", "--out", str(tmp_path / "exported"))
     theirs = safetensors.torch.load(read_whole(finished.run / "generator" / WEIGHTS))
     assert_same(safetensors.torch.load_file(tmp_path / "exported" / WEIGHTS), theirs)
 
@@ -344,16 +340,17 @@ def test_a_teacher_that_loses_its_images_resumes(
     assert f", step {int(said[1]):,}\n" in again.output.replace("\r", "\n")
 
 
-def test_a_bucket_that_is_not_there_is_refused_in_one_line(server: str, tmp_path: Path) -> None:
+def test_a_bucket_that_does_not_exist_is_refused_in_one_line(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
     config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path)
     storage = "gs://nobody-has-this/runs"
     recipe = write_recipe(config.model_copy(update={"storage": storage}), tmp_path / "tiny.yaml")
-    command = [sys.executable, "-m", "raysid", "distill", str(recipe)]
-    done = subprocess.run(command, env=os.environ | environment(server), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    loading, line = done.stderr.splitlines()
-    assert loading == f"raysid distill {recipe}: loading torch and Ray"
-    assert re.fullmatch(rf"raysid: error: {storage}/tiny/[^ \n]+ cannot be written: [^\n]+", line), line
+    done = raysid("distill", recipe)
+    assert (done.exit_code, done.stdout) == (2, "")
+    line = rf"raysid: error: {storage}/tiny/[^ \n]+ cannot be written: [^\n]+\n"
+    assert re.fullmatch(line, done.stderr), done.stderr
 
 
 @pytest.mark.slow

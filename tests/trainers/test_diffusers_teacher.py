@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from diffusers import DDPMScheduler, UNet2DModel
 
 from raysid.actors.local import LocalPlacement
 from raysid.actors.split import SplitPlacement
-from raysid.cli.main import cli
 from raysid.config import Config, LearnerSettings
 from raysid.data import open_source
 from raysid.errors import UserError
@@ -26,6 +24,7 @@ from raysid.networks.files import load_card, load_network
 from raysid.roles.build import learner_network
 from raysid.trainers.distill import distill
 from raysid.trainers.teachers import Teacher, find_teacher, trained_teacher
+from tests.support.command_line import raysid
 from tests.support.tiny_run import (
     BATCH,
     assert_same,
@@ -187,7 +186,7 @@ def test_a_run_records_its_settings_and_the_command_samples_its_generator(
     recorded = (run_of(config) / "config.yaml").read_text()
     assert "tmax: 980" in recorded  # the value the run used, although none was given
     out = tmp_path / "images.png"
-    result = CliRunner().invoke(cli, ["sample", str(run_of(config)), "-n", "4", "--out", str(out)])
+    result = raysid("sample", run_of(config), "-n", "4", "--out", out)
     assert result.exit_code == 0, result.output
     assert out.stat().st_size > 100
 
@@ -257,7 +256,7 @@ def change(file: Path, **values: Any) -> None:
 
 def test_sida_is_refused_with_exit_code_2(folder: Path, tmp_path: Path) -> None:
     arguments = ["distill", "digits-sida", "--storage", str(tmp_path / "runs"), "--teacher.recipe", "null"]
-    result = CliRunner().invoke(cli, [*arguments, "--teacher.path", str(folder)])
+    result = raysid(*arguments, "--teacher.path", folder)
     assert result.exit_code == 2
     assert f"method.adversarial (SiDA) is not for teacher {folder}: a network of diffusers" in result.output
     assert not (tmp_path / "runs").exists()

@@ -28,6 +28,7 @@ from raysid.trainers.evaluation import generator_before
 from raysid.trainers.inputs import find_inputs
 from raysid.trainers.teachers import Teacher, trained_teacher
 from tests.support import points
+from tests.support.command_line import raysid
 from tests.support.tiny_run import (
     assert_same,
     end_of,
@@ -244,15 +245,15 @@ def test_a_module_of_images_is_measured_sampled_and_resumed(tmp_path: Path) -> N
 
     out = tmp_path / "images.png"
     command = ["sample", str(run_of(whole)), "--labels", "0-9", "-n", "20", "--out", str(out)]
-    refused = CliRunner().invoke(cli, command)
+    refused = raysid(*command)
     assert (
         refused.exit_code == 2
         and "give --factory tests.support.points:make_digits if you trust it" in refused.output
     )
-    result = CliRunner().invoke(cli, [*command, "--factory", "tests.support.points:make_digits"])
+    result = raysid(*command, "--factory", "tests.support.points:make_digits")
     assert result.exit_code == 0 and out.stat().st_size > 100, result.output
     exported = ["export", str(run_of(whole)), "--to", "torch", "--out", str(tmp_path / "g.pt")]
-    result = CliRunner().invoke(cli, [*exported, "--factory", "tests.support.points:make_digits"])
+    result = raysid(*exported, "--factory", "tests.support.points:make_digits")
     assert result.exit_code == 0, result.output
     state = torch.load(tmp_path / "g.pt", weights_only=True)
     assert {*state} == {"model.layer.weight", "model.layer.bias", "model.bias"}
@@ -330,7 +331,7 @@ def test_features_that_a_users_module_does_not_have(
 
 
 def test_a_malformed_name_in_a_recipe(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli, ["config", "digits-sid", "--teacher.factory", "points.make"])
+    result = raysid("config", "digits-sid", "--teacher.factory", "points.make")
     assert result.exit_code == 2
     words = "'points.make' does not name a function; allowed: package.module:function, as in points:make"
     assert words in result.output

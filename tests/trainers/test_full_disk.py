@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from upath import UPath
 
-from raysid.cli.main import cli
 from raysid.errors import RunFailed, RunStopped, StorageError
 from raysid.roles.state_files import state_bytes, write_state
 from raysid.run.checkpoint import Checkpoints
@@ -27,6 +25,7 @@ from raysid.storage.failures import storage_error
 from raysid.trainers.distill import distill
 from raysid.trainers.distill.keeper import remove_unfinished
 from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder
 from tests.support.processes import Command, Moment
 from tests.support.small_disk import KB, Disk
@@ -211,7 +210,7 @@ def test_a_conversion_on_a_full_disk_resumes_when_there_is_room(
     source, target = write_folder(tmp_path / "pictures", digit_pictures(300)), disk.folder / "out"
     (target / ".part-killed").mkdir(parents=True)
     disk.fill()
-    stopped = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
+    stopped = raysid("data", "convert", source, target)
     *_, line = stopped.stderr.splitlines()
     assert stopped.exit_code == 1 and line.startswith(f"raysid: error: {target}/")
     assert line.endswith(
@@ -219,7 +218,7 @@ def test_a_conversion_on_a_full_disk_resumes_when_there_is_room(
     )
     assert list(target.iterdir()) == []
     disk.free()
-    again = CliRunner().invoke(cli, ["data", "convert", source, str(target)])
+    again = raysid("data", "convert", source, target)
     assert again.exit_code == 0 and again.stdout == f"300 images in 1 file: {target}\n"
 
 

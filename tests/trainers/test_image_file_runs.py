@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.roles.protocols import Roles
@@ -16,6 +14,7 @@ from raysid.roles.step import Share, StepResult, take_step
 from raysid.run.metrics import METRICS, read_metrics
 from raysid.trainers.distill import distill
 from tests.support.bucket_server import BUCKET
+from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars
 from tests.support.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
 from tests.trainers.test_pretrain import tiny_pretrain
@@ -62,7 +61,7 @@ def test_the_same_images_in_other_files_give_the_same_weights(
 def test_converted_images_give_the_same_weights_with_a_window_smaller_than_the_set(
     ray_cluster: None, teacher: str, folder: str, tmp_path: Path
 ) -> None:
-    ran = CliRunner().invoke(cli, ["data", "convert", folder, str(tmp_path / "converted")])
+    ran = raysid("data", "convert", folder, tmp_path / "converted")
     assert ran.exit_code == 0, ran.stderr
     small = {"data__shuffle_window": 40}
     ours = end(teacher, tmp_path, str(tmp_path / "converted"), "converted", **small)
@@ -79,7 +78,7 @@ def test_converted_images_in_a_bucket_give_the_same_weights(
 ) -> None:
     """Ray Data's workers write them to the bucket, and read them from it for the actors."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", cluster_bucket)
-    ran = CliRunner().invoke(cli, ["data", "convert", folder, url := f"gs://{BUCKET}/converted"])
+    ran = raysid("data", "convert", folder, url := f"gs://{BUCKET}/converted")
     assert ran.exit_code == 0, ran.stderr
     small = {"data__shuffle_window": 40}
     ours = end(teacher, tmp_path, url, "bucket", placement="split", **small)

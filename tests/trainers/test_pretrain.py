@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor
 from upath import UPath
 
-from raysid.cli.main import cli
 from raysid.config import PretrainConfig
 from raysid.data import open_source, to_unit
 from raysid.method.draws import Draws
@@ -33,6 +31,7 @@ from raysid.run.checkpoint import Checkpoints
 from raysid.trainers.pretrain import PretrainResult, pretrain
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_identity import teacher_folder
+from tests.support.command_line import raysid
 from tests.support.processes import Command
 from tests.support.small_disk import KB, Disk
 
@@ -360,7 +359,7 @@ def test_a_training_on_a_full_disk_resumes_when_there_is_room(tmp_path: Path, di
 def test_a_teacher_that_cannot_be_measured_ends_with_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     result = PretrainResult("/teachers/my own", {}, loss=0.12345)
     monkeypatch.setattr("raysid.trainers.pretrain.pretrain", lambda config, out: result)
-    done = CliRunner().invoke(cli, ["pretrain", "digits-teacher"])
+    done = raysid("pretrain", "digits-teacher")
     assert (done.exit_code, done.stdout) == (
         0,
         "Loss: 0.1235 per image in the last step\n"
