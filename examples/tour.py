@@ -8,7 +8,9 @@ import torch
 
 import raysid
 
-pretraining = raysid.load_recipe("digits-teacher", {"total_images": 25600, "num_workers": 1})
+pretraining = raysid.load_recipe(
+    "digits-teacher", {"total_images": 25600, "evaluation_samples": 2000, "num_workers": 1}
+)
 print(pretraining.network)
 
 # %% A teacher: a small diffusion model of 1,797 handwritten digits. 100 steps do not make it a good one.
@@ -22,8 +24,10 @@ config = raysid.load_recipe(
         "teacher.recipe": None,
         "teacher.path": teacher.path,
         "placement": "local",
+        "torch_threads": 1,
         "total_images": 12800,
         "evaluation.every_images": 6400,
+        "evaluation.num_samples": 2000,
         "run.name": "tour",
     },
 )
