@@ -112,6 +112,7 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         for candidate in candidates:
             check_method(candidate, network_settings(inputs.teacher))
         teacher = trained_teacher(base, inputs.teacher, inputs.source)
+        log("connecting to Ray")
         connect()
         try:
             ended = _run_trials(config, base, folder, str(teacher.path))
