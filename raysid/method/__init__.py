@@ -12,5 +12,6 @@ A network is used through the protocol of `denoiser.py` alone, so a new kind of 
     augment.py      EDM's augmentation
 
 To add a noise process, implement `noise.NoiseProcess`. A network's attribute `noise` is the process it was trained
-with; its settings have the default `tmax` and tell steps from real noise levels (`raysid/config/networks.py`).
+with; its settings have the default `tmax` and tell steps from real noise levels (`raysid/config/networks.py`). A
+sampler for it goes into `sampling.py`; `raysid/trainers/evaluation.py` chooses one.
 """

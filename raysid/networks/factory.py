@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import torch
@@ -109,10 +109,8 @@ def build_factory(name: str) -> FactoryDenoiser:
             `sample_shape` and a noise process.
     """
     function = _function(name)
-    try:
+    with user_code(f"factory {name} failed"):
         made = function()
-    except (Exception, SystemExit) as error:
-        raise UserError(failure(f"factory {name} failed", error)) from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         kind = (
             f"({', '.join(type(part).__name__ for part in made)})"
@@ -140,16 +138,20 @@ def _function(name: str) -> Callable[[], Any]:
             sys.path.append(here)
     importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+        with user_code(f"factory {name}: {module_name} cannot be imported"):
+            module = importlib.import_module(module_name)
+    except UserError as error:
+        missing = (
+            getattr(error.__cause__, "name", None)
+            if isinstance(error.__cause__, ModuleNotFoundError)
+            else None
+        )
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise UserError(
-                f"factory {name}: there is no module {error.name}; it must be in the folder where the command is "
+                f"factory {name}: there is no module {missing}; it must be in the folder where the command is "
                 "started, or on PYTHONPATH, on every node"
             ) from None
-        raise UserError(failure(f"factory {name}: {module_name} cannot be imported", error)) from error
-    except (Exception, SystemExit) as error:
-        raise UserError(failure(f"factory {name}: {module_name} cannot be imported", error)) from error
+        raise
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"factory {name}: the module {module_name} has no function {function_name}")
@@ -166,12 +168,8 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
             f"factory {name}: its {type(model).__name__} has no attribute sample_shape: give it one, the shape of a "
             "sample, as in (2,) or (3, 32, 32)"
         )
-    try:
+    with user_code(f"factory {name}: {type(noise).__name__}.start_level failed"):
         level = noise.start_level(1.0)
-    except Exception as error:
-        raise UserError(
-            failure(f"factory {name}: {type(noise).__name__}.start_level failed", error)
-        ) from error
     try:
         return FactorySettings(
             factory=name,
@@ -190,11 +188,15 @@ def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettin
         raise UserError(f"factory {name}: {field} is {value!r}: {problem}") from None
 
 
-def failure(what: str, error: BaseException) -> str:
-    """Describe a failure of the user's code in one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    short = text if len(text) <= MESSAGE_LENGTH else text[:MESSAGE_LENGTH] + "…"
-    return f"{what}: {short} (RAYSID_DEBUG=1 shows where)"
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Turn any error of the user's own code in the block, which may raise anything, into a UserError of one line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        short = text if len(text) <= MESSAGE_LENGTH else text[:MESSAGE_LENGTH] + "…"
+        raise UserError(f"{what}: {short} (RAYSID_DEBUG=1 shows where)") from error
 
 
 _MEMBERS = sorted(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raysid.errors import UserError
 from raysid.method.noise import DDPMNoise, NoiseProcess
-from raysid.networks.factory import FactoryDenoiser, failure
+from raysid.networks.factory import FactoryDenoiser, user_code
 
 
 def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None) -> None:
@@ -30,21 +30,16 @@ def check_factory(network: FactoryDenoiser, sigma_init: float, tmax: int | None)
             f"{what} makes a module without parameters: the fake score and the generator are copies of it that learn"
         )
     _check_weights(what, network.model)
-    try:
+    with user_code(f"{what} makes a module that copy.deepcopy cannot copy"):
         tried = copy.deepcopy(network).eval()  # state that it keeps of this call must not stay in the teacher
-    except Exception as error:
-        raise UserError(failure(f"{what} makes a module that copy.deepcopy cannot copy", error)) from error
     tmax = noise.default_tmax if tmax is None else tmax
     if isinstance(noise, DDPMNoise) and not noise.tmin < tmax <= len(noise.alphas_cumprod):
         raise UserError(
             f"method.tmax is {tmax}; allowed for {what}: integer above {noise.tmin}, at most "
             f"{len(noise.alphas_cumprod)}"
         )
-    try:
+    with user_code(f"{what}: its noise process {type(noise).__name__} failed"):
         noised = _noised(noise, sigma_init, tmax, settings.sample_shape)
-    except Exception as error:
-        name = type(noise).__name__
-        raise UserError(failure(f"{what}: its noise process {name} failed", error)) from error
     for x_t, t in noised:
         _check_gradients(what, tried, x_t, t)
     _check_buffers(what, tried, *noised[-1])
@@ -71,12 +66,10 @@ def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     x_t, t, cond = _arguments(network, x_t, t)
     x_t.requires_grad_()
-    try:
+    label = None if cond is None else tuple(cond.shape)
+    given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)} of {t.dtype}, cond {label}"
+    with user_code(f"{what}: its module failed on {given}"):
         x_hat = network(x_t, t, cond)
-    except Exception as error:
-        label = None if cond is None else tuple(cond.shape)
-        given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)} of {t.dtype}, cond {label}"
-        raise UserError(failure(f"{what}: its module failed on {given}", error)) from error
     inputs = [x_t, *parameters]
     reached = (
         torch.autograd.grad(x_hat.sum(), inputs, allow_unused=True)
