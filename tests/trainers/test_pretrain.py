@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,7 @@ from raysid.trainers.pretrain import PretrainResult, pretrain
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.command_line import raysid
-from tests.support.processes import Command
+from tests.support.processes import Command, Moment
 from tests.support.small_disk import KB, Disk
 
 STEPS, BATCH = 40, 64
@@ -212,42 +208,6 @@ def test_a_teacher_does_not_depend_on_how_many_workers_trained_it(ray_cluster: N
 # Killed in the middle.
 
 
-class Pretraining:
-    """`raysid pretrain` in a process and a Ray cluster of its own."""
-
-    def __init__(self, recipe: Path, log: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "raysid", "pretrain", str(recipe)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
-            )
-
-    def kill_once(self, condition: Callable[[], bool], seconds: float = 180) -> None:
-        """`kill -9` as soon as a condition holds."""
-        end = time.monotonic() + seconds
-        while not condition():
-            running = self.process.poll() is None and time.monotonic() < end
-            if not running:
-                self.process.kill()
-            assert running, self.log.read_text()
-            time.sleep(0.01)
-        self.process.kill()
-        self.process.wait()
-
-    def finish(self, seconds: float = 240) -> str:
-        """Wait for its end, which must be a good one; what it printed."""
-        try:
-            code = self.process.wait(seconds)
-        finally:
-            self.process.kill()
-        assert code == 0, self.log.read_text()
-        return self.log.read_text()
-
-
 def training_folder(folder: Path) -> Path:
     """The folder of a teacher's checkpoints until it is kept in `folder`."""
     return folder.with_name(f"{folder.name}-training-{folder.name[:8]}")
@@ -267,15 +227,18 @@ def test_a_killed_training_resumes_to_the_same_teacher(trained: Path, tmp_path: 
     folder = Path(str(teacher_folder(config)))
     training = training_folder(folder)
 
-    first = Pretraining(recipe, tmp_path / "killed.log")
-    first.kill_once(lambda: steps_so_far(training) > 0)
+    first = Command("pretrain", recipe, log=tmp_path / "killed.log")
+    first.wait_for_moment(Moment("a checkpoint", lambda _: steps_so_far(training) > 0), seconds=180)
+    first.process.kill()  # at once: the workers are still training
+    first.process.wait()
     done = steps_so_far(training)
     assert not folder.exists() and 0 < done < STEPS
-    said = Pretraining(recipe, tmp_path / "again.log").finish()
+    again = Command("pretrain", recipe, log=tmp_path / "again.log")
+    assert again.wait() == 0, again.output
 
     # Ray's workers outlive the killed process for a moment, in which they may write one more checkpoint.
-    begun = re.search(rf"resuming from {training}, step (\d+)\n", said)
-    assert begun and done <= int(begun[1]) <= STEPS, said
+    begun = re.search(rf"resuming from {training}, step (\d+)\n", again.output)
+    assert begun and done <= int(begun[1]) <= STEPS, again.output
     assert not training.exists()
     ours, theirs = weights(folder), weights(trained)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
