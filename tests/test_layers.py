@@ -1,4 +1,4 @@
-"""The layers of raysid's folders: each imports only what stands below it."""
+"""The layers of raysid's folders: each folder imports only the layers below it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ MAX_LINES = 400
 TOO_LONG: set[str] = set()
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
-# Modules that are imported in a fresh process, from the bottom up, and what must not have been imported by then.
-# `torch` stands for the package and all its modules.
+# Folders whose modules are imported in a fresh process, in this order, and the packages that this must not import.
+# A name stands for a package and all its modules.
 NEVER_IMPORTED = {
     "raysid.errors": ("torch", "ray"),
     "raysid.config": ("torch", "ray"),
@@ -101,14 +101,14 @@ def imports_in(code: str, importer: str, modules: set[str], is_package: bool) ->
                 continue
         for name in names:
             while name.partition(".")[0] == "raysid" and name not in modules:
-                name = name.rpartition(".")[0]  # a function or class of the module that stands before it
+                name = name.rpartition(".")[0]  # a function or class of that module
             if name in modules and name != importer:
                 yield Import(importer, name, node.lineno)
 
 
 @cache
 def imports() -> tuple[Import, ...]:
-    """The imports of all modules but `raysid` itself, which names what it exports and imports it at first use."""
+    """The imports of all modules except `raysid` itself, which imports its exports at first use."""
     modules = set(sources())
     return tuple(
         one
@@ -165,7 +165,7 @@ def assert_no_circle(graph: dict[str, set[str]]) -> None:
 
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, list[str]]:
-    """What each folder of NEVER_IMPORTED, imported whole after those before it, has loaded: sys.modules."""
+    """The contents of sys.modules after each folder of NEVER_IMPORTED and those before it are imported."""
     stages = {
         folder: [module for module in sources() if (module + ".").startswith(folder + ".")]
         for folder in NEVER_IMPORTED

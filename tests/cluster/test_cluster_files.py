@@ -35,9 +35,9 @@ RAY_SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json
 GCE_SCHEMA = yaml.safe_load((HERE / "gce-instance.schema.yaml").read_text())
 KUBERAY_SCHEMA = yaml.safe_load((HERE / "kuberay.schema.yaml").read_text())
 
-# What Ray's Google provider reads of `provider`, which Ray's schema leaves open.
+# The keys of `provider` that Ray's Google provider reads; Ray's schema leaves them open.
 PROVIDER = {"type", "project_id", "region", "availability_zone", "use_internal_ips", "cache_stopped_nodes"}
-# Keys that are ours to name: what they map to is checked elsewhere below.
+# Keys whose names are free: their values are checked below.
 OUR_NAMES = {
     "gcp.yaml": r"metadata\.|file_mounts\.|available_node_types\.(learner|teacher)$|.*\.(resources|labels)\.",
     "kuberay": r"metadata\.annotations\.|.*(groupSpec|Specs\.\d)\.(labels|resources)\.|.*\.nodeSelector\.",
@@ -91,7 +91,7 @@ def keys(value: Any, path: Path_ = ()) -> Iterator[Path_]:
 
 
 def changed(name: str, path: Path_, key: str | int, value: Any) -> Any:
-    """The file with another key, or another value, at the path."""
+    """The file with another key or value at the path."""
     document = load(name)
     parent = document
     for step in path[:-1]:
@@ -177,13 +177,13 @@ def test_a_users_settings_come_first_and_are_used() -> None:
         metadata = document.pop("metadata")
         for key, value in metadata.get("annotations", metadata).items():
             assert json.dumps(value) in json.dumps(document), f"{name}: {key} is used nowhere"
-    # And the project's name, which every name of Google's holds, is nowhere but there.
+    # The project's name, which all of Google's names hold, occurs nowhere else.
     top, _, below = (CLUSTER / "gcp.yaml").read_text().partition("\ncluster_name:")
     assert "my-project" in top and "us-central1" in top
     assert "my-project" not in below and "us-central1" not in below
 
 
-# Who can reach it.
+# Network access.
 
 
 @pytest.mark.parametrize("name", [*FILES, "Dockerfile", "gcp-setup.sh", "../docs/clusters.md"])
@@ -195,11 +195,11 @@ def test_google_machines_have_no_external_address() -> None:
     config = load("gcp.yaml")
     assert config["provider"]["use_internal_ips"] is True
     for node in config["available_node_types"].values():
-        # Without `networkInterfaces` Ray would take a subnet of its choice, with external addresses.
+        # Without `networkInterfaces` Ray chooses a subnet with external addresses.
         (interface,) = node["node_config"]["networkInterfaces"]
         assert interface.keys() == {"subnetwork"}
         assert node["node_config"]["tags"] == {"items": ["raysid"]}
-    # From outside only by way of Google's proxy, which asks for the machine's name.
+    # From outside only through Google's proxy, which needs the machine's name.
     assert "start-iap-tunnel %h 22 --listen-on-stdin" in config["auth"]["ssh_proxy_command"]
     assert config["auth"]["ssh_proxy_use_node_id"] is True
 
@@ -288,13 +288,13 @@ def test_every_node_asks_for_the_token() -> None:
         line.split(" ", 1)[1].split("=", 1) for line in config["docker"]["run_options"] if "--env" in line
     )
     assert options["RAY_AUTH_MODE"] == "token"
-    # A path that is set and cannot be read stops Ray, instead of starting it without a token.
+    # An unreadable token path stops Ray; it does not start without a token.
     assert config["file_mounts"][options["RAY_AUTH_TOKEN_PATH"]] == "~/.ray/auth_token"
     for name in KUBERAY:
         assert ray_cluster_spec(name)["authOptions"]["mode"] == "token"
 
 
-# Who runs where.
+# Placement of the roles.
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -314,7 +314,7 @@ def test_the_autoscaler_receives_the_roles_resources(name: str) -> None:
 def test_teachers_start_from_zero_on_spot_machines(name: str) -> None:
     teacher, learner = node_types(name)["teacher"], node_types(name)["learner"]
     assert teacher["min_workers"] == 0 and teacher["max_workers"] == 4
-    # A job's cluster lives for the job alone: its learners are wanted from the start.
+    # A job's cluster lives for one job: it needs the learners' nodes from the start.
     assert (
         learner["min_workers"] == (2 if name == "kuberay/rayjob.yaml" else 0) and learner["max_workers"] == 2
     )
@@ -380,7 +380,7 @@ def assert_aimed(config: Config) -> None:
 
 def test_the_job_asks_for_the_learners_and_the_teachers_nodes() -> None:
     words = shlex.split(load("kuberay/rayjob.yaml")["spec"]["entrypoint"])
-    # The submitter's shell reads it, `ray job submit` writes it anew, and the head's shell reads that.
+    # The submitter's shell parses it, `ray job submit` quotes it again, and the head's shell parses that.
     assert shlex.split(shlex.join(words)) == shlex.split(subprocess.list2cmdline(words)) == words
     assert words[:2] == ["python", "/home/ray/raysid/jobs/distill.py"]
     assert_aimed(config_of(words[2:]))

@@ -26,7 +26,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Clock:
-    """Stands in for the module's `time`."""
+    """A stand-in for the module's `time`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -60,7 +60,7 @@ def run_in_terminal(code: str, columns: int, **environment: str) -> str:
     while True:
         try:
             part = os.read(ours, 65536)
-        except OSError:  # Linux's way to say that the other end is closed
+        except OSError:  # on Linux this means that the other end is closed
             break
         if not part:
             break

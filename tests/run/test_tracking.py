@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def record(tracker: Tracker, steps: range, sign: int = 1) -> None:
-    """Steps of a run with an evaluation and samples every five."""
+    """Record steps of a run, with an evaluation and samples every five steps."""
     for step in steps:
         images = step * BATCH
         tracker.train(step, images, {"loss/sid": sign * step, "generator/gradient_norm": float("nan")})
@@ -192,7 +192,7 @@ for step in range(1, 10**9):
     steps = positions(tmp_path, "train")
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= recorded
 
-    # TensorBoard had not been given the last ones; the resumed run's has them.
+    # TensorBoard lacked the last ones; after the resume it has them.
     Tracker(tmp_path, {}, resume_step=recorded).close()
     assert [event.step for event in events(tmp_path)("train/loss/sid")] == list(range(1, recorded + 1))
 
@@ -222,7 +222,7 @@ def test_a_resumed_run_in_tensorboard(tmp_path: Path, fast: bool) -> None:
     run = tmp_path / "digits-sida"
     with Tracker(run, SETTINGS) as tracker:
         record(tracker, range(1, 16))
-    # One that looks on while the run resumes must forget what it has seen, too.
+    # A TensorBoard that is open during the resume must drop the purged events as well.
     with tensorboard(tmp_path, fast) as board:
         name = "digits-sida/tensorboard"
         board.wait_until(lambda: "train/loss/sid" in board.get("scalars/tags").get(name, {}))

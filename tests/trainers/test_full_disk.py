@@ -1,4 +1,4 @@
-"""No room: a run on a full file system, or in a bucket whose quota is used up, ends in one line and goes on later."""
+"""A run on a full file system, or in a bucket without quota, ends in one line and can be resumed later."""
 
 from __future__ import annotations
 

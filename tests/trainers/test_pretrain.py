@@ -108,7 +108,7 @@ def loss_on_digits(network: EDMDenoiser) -> float:
     return losses.mean().item()
 
 
-# What comes out.
+# The teacher.
 
 
 def test_a_teacher_is_kept_under_the_hash_of_its_settings(trained: Path, config: PretrainConfig) -> None:
@@ -150,7 +150,7 @@ def test_a_kept_teacher_is_not_trained_again(
         pretrain(config.model_copy(update={"lr": 1e-3}))
 
 
-# What makes another teacher.
+# Settings that identify a teacher.
 
 
 @pytest.mark.parametrize(
