@@ -33,13 +33,7 @@ LAYERS = (
 )
 HEIGHT = {folder: height for height, layer in enumerate(LAYERS) for folder in layer}
 
-# (importing module, imported folder): the reason. An entry whose import is gone fails the test: remove it.
-ALLOWED_UPWARD: dict[tuple[str, str], str] = {}
-# Imports that are about to go.
-EXPECTED_TO_GO: set[tuple[str, str]] = set()
-CIRCLES_TO_GO: set[tuple[str, str]] = set()
 MAX_LINES = 400
-TOO_LONG: set[str] = set()
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 # Folders whose modules are imported in a fresh process, in this order, and the packages that this must not import.
@@ -52,7 +46,6 @@ NEVER_IMPORTED = {
     "raysid.generator": ("ray", "raysid.roles"),
     "raysid.roles": ("ray", "raysid.run", "raysid.actors"),
 }
-IMPORTED_FOR_NOW: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -124,34 +117,26 @@ def test_every_folder_has_a_layer() -> None:
 
 
 def test_imports_point_down() -> None:
-    upward: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for one in imports():
-        folder = folder_of(one.imported)
-        if folder and HEIGHT[folder_of(one.importer)] < HEIGHT[folder]:
-            upward[one.importer, folder].append(str(one))
-    known = EXPECTED_TO_GO | ALLOWED_UPWARD.keys()
-    wrong = [line for key, lines in upward.items() if key not in known for line in lines]
-    assert not wrong, "imports that point upward:\n" + "\n".join(wrong)
-    assert upward.keys() == known, f"gone, remove them from the list: {sorted(known - upward.keys())}"
+    upward = [
+        str(one)
+        for one in imports()
+        if (folder := folder_of(one.imported)) and HEIGHT[folder_of(one.importer)] < HEIGHT[folder]
+    ]
+    assert not upward, "imports that point upward:\n" + "\n".join(upward)
 
 
 def test_no_circle_of_modules() -> None:
     graph: dict[str, set[str]] = defaultdict(set)
     for one in imports():
         graph[one.importer].add(one.imported)
-    gone = {(importer, imported) for importer, imported in CIRCLES_TO_GO if imported not in graph[importer]}
-    assert not gone, f"gone, remove them from CIRCLES_TO_GO: {sorted(gone)}"
-    for importer, imported in CIRCLES_TO_GO:
-        graph[importer].remove(imported)
     assert_no_circle(graph)
 
 
 def test_no_circle_of_folders() -> None:
-    known = EXPECTED_TO_GO | ALLOWED_UPWARD.keys()
     graph: dict[str, set[str]] = defaultdict(set)
     for one in imports():
         importer, imported = folder_of(one.importer), folder_of(one.imported)
-        if importer != imported and imported and (one.importer, imported) not in known:
+        if imported and importer != imported:
             graph[importer].add(imported)
     assert_no_circle(graph)
 
@@ -195,17 +180,12 @@ def fresh_process(code: str, *arguments: str) -> str:
 )
 def test_importing_a_folder_does_not_import(folder: str, package: str, loaded: dict[str, list[str]]) -> None:
     found = [module for module in loaded[folder] if (module + ".").startswith(package + ".")]
-    if (folder, package) in IMPORTED_FOR_NOW:
-        assert found, f"gone, remove it from IMPORTED_FOR_NOW: {folder}, {package}"
-    else:
-        assert not found, f"{folder} imports {found[0]}"
+    assert not found, f"{folder} imports {found[0]}"
 
 
 def test_no_file_is_too_long() -> None:
     lines = {str(file.relative_to(ROOT)): file.read_text().count("\n") for file in sources().values()}
-    long = {name for name, count in lines.items() if count >= MAX_LINES}
-    assert long <= TOO_LONG, f"{MAX_LINES} lines or more: {sorted(long - TOO_LONG)}"
-    assert long == TOO_LONG, f"short now, remove them from TOO_LONG: {sorted(TOO_LONG - long)}"
+    assert not {name: count for name, count in lines.items() if count >= MAX_LINES}
 
 
 def test_every_module_is_named_after_its_subject() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from pydantic import ValidationError
 
@@ -88,12 +85,6 @@ def test_all_conflicts_of_a_section_are_reported() -> None:
         "method.adversarial needs real images: give data.source, or null for method.adversarial",
         "batch_size 256 does not divide among generator.num_workers 3 and fake_score.num_workers 1",
     ]
-
-
-def test_the_config_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, raysid.config; sys.exit(', '.join({'torch', 'ray'} & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_noise_process_has_the_tmax_of_its_networks_settings() -> None:
