@@ -1,4 +1,4 @@
-"""Two ways of computing the same steps, in turns, so that what else a machine does falls on both."""
+"""Two ways of computing the same steps, in turns, so that other load of the machine affects both."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from raysid.storage import remove_folder, storage_folder
 from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import find_teacher, trained_teacher
 
-NO_RATE = 1e-12  # the weights of a bench's teacher are random: nothing is to be learnt from it
+NO_RATE = 1e-12  # a bench's teacher has random weights, from which nothing should be learnt
 
 
 @dataclass(frozen=True)
 class SideResult(InRounds):
-    """One side's config, as it was run, and its rounds."""
+    """The config of one side as it was run, its rounds, and the spans of its last steps."""
 
     config: Config
     rounds: list[Round]
@@ -41,14 +41,14 @@ class SideResult(InRounds):
 
     @property
     def middle(self) -> Round:
-        """The round of median speed: its parts belong together."""
+        """The round of median speed."""
         speeds = self.speeds
         return self.rounds[speeds.index(statistics.median_low(speeds))]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a bench found; `against` is None where one side was measured alone."""
+    """The results of a bench; `against` is None if one side was measured alone."""
 
     this: SideResult
     against: SideResult | None
@@ -59,21 +59,21 @@ def compare(
     against: Config | None,
     rounds: int = 5,
     seconds: float = 10.0,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Run steps of one config, or of two in turns, and take what they used.
+    """Measure steps of one config, or of two in turns.
 
-    Nothing is trained: where the recipe says the teacher's network one with random weights stands in for it, the
-    learning rates are nearly zero, and SiDA's start-up phases are left out.
+    Nothing is trained: learning rates are nearly zero, SiDA's start-up phases are skipped, and a teacher with random
+    weights replaces that of a recipe that has the teacher's network.
 
     Args:
-        rounds: of each side.
-        seconds: about how long a round of a side takes.
-        say: takes a line after every round.
+        rounds: rounds of each side.
+        seconds: approximate length of a round of one side.
+        report: called with a line after every round.
 
     Raises:
-        UserError: something given cannot be used.
-        RunFailed: the cluster has no room, or a role failed.
+        UserError: an argument cannot be used.
+        RunFailed: the cluster lacks resources, or a role failed.
     """
     if against is not None and _network(against) != _network(config):
         raise UserError(
@@ -94,20 +94,20 @@ def compare(
             for side, count, of_side in zip(sides, steps, found, strict=True):
                 of_side.append(side.round(count))
             speeds = " against ".join(f"{of_side[-1].images_per_second:,.1f}" for of_side in found)
-            say(f"round {number + 1} of {rounds}: {speeds} images/s")
+            report(f"round {number + 1} of {rounds}: {speeds} images/s")
         spans = [side.spans for side in sides]
     results = [SideResult(*parts) for parts in zip(configs, found, spans, strict=True)]
     return Comparison(results[0], results[1] if against is not None else None)
 
 
 def _network(config: Config) -> tuple[Any, ...]:
-    """What says which network the roles have."""
+    """Return the settings that determine the network of the roles."""
     teacher = config.teacher
     return teacher.path, teacher.factory, teacher.recipe, teacher.network
 
 
 def steady(config: Config) -> Config:
-    """The config in the midst of a run, at no rate."""
+    """Return a config as in the middle of a run, with learning rates of nearly zero."""
     method = config.method
     if method.adversarial is not None:
         no_phases = {"generator_start_images": 0, "adversarial_start_images": 0}
@@ -120,14 +120,14 @@ def steady(config: Config) -> Config:
 
 
 def role_inputs(config: Config, teacher: str) -> tuple[RunInputs, ImageSource | None]:
-    """What the roles are made from, around a teacher's folder; real images where the method needs them."""
+    """Return the inputs of the roles with a teacher's folder, and real images if the method uses them."""
     source = open_source(config.data) if config.method.adversarial is not None else None
     return run_inputs(config, teacher, source), source
 
 
 @contextmanager
 def stand_in_teacher(config: Config) -> Iterator[str]:
-    """A folder of a teacher as large as the recipe's, in its storage: all nodes must see it."""
+    """Yield a folder of a teacher with the recipe's network, in its storage, which all nodes can read."""
     settings, teacher = config.teacher.network, config.teacher
     if settings is None and teacher.path is None and teacher.factory is None:
         assert teacher.recipe is not None
@@ -146,6 +146,8 @@ def stand_in_teacher(config: Config) -> Iterator[str]:
 def _save_random(folder: UPath, settings: NetworkSettings) -> None:
     network = build_denoiser(settings)
     with torch.no_grad():
-        for parameter in network.parameters():  # EDM's last layers start at zero, and would pull nothing back
+        for (
+            parameter
+        ) in network.parameters():  # EDM's last layers start at zero, and their gradients would be zero
             parameter.add_(0.02 * torch.randn_like(parameter))
     save_network(folder, NetworkCard(kind="teacher", network=settings), network)

@@ -1,4 +1,4 @@
-"""What a bench found: tables for a terminal, JSON for programs, a trace for chrome://tracing or ui.perfetto.dev."""
+"""The output of a bench: tables for a terminal, JSON for programs, a trace for chrome://tracing or ui.perfetto.dev."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from raysid.bench.compare import Comparison, SideResult
 from raysid.bench.sides import RoleUse
-from raysid.bench.speeds import in_words, ratio
+from raysid.bench.speeds import format_ratio, ratio
 from raysid.config import ComputeSettings, Config
 from raysid.roles.step import all_microbatches
 from raysid.run.table import print_table
@@ -16,15 +16,15 @@ ROLE_NAMES = {"generator": "generator", "teacher": "teacher scorer", "fake_score
 TRACED_STEPS = 3
 
 
-def show(found: Comparison) -> None:
-    """Print what was found."""
+def print_comparison(found: Comparison) -> None:
+    """Print the results of a bench."""
     sides = [side for side in (found.this, found.against) if side is not None]
     print_table(
         "images a second, medians over rounds",
         ["", "images/s", "lowest", "highest", "ms a step"],
         [
             [
-                title(side),
+                describe(side),
                 *(f"{value:,.1f}" for value in (side.images_per_second, min(side.speeds), max(side.speeds))),
                 f"{1000 * side.config.batch_size / side.images_per_second:,.1f}",
             ]
@@ -32,17 +32,17 @@ def show(found: Comparison) -> None:
         ],
     )
     for side in sides:
-        _show_roles(side)
+        _print_roles(side)
     if found.against is not None:
-        print(in_words(ratio(found.this, found.against)))
-        print(f"bound {bound(found):.3f}: what the ratio would be if neither side ever waited")
+        print(format_ratio(ratio(found.this, found.against)))
+        print(f"bound {bound(found):.3f}: the ratio if neither side ever waited")
     print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
     if found.this.config.placement != "local":
         print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU a microbatch")
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """All of it, in numbers: seconds and bytes a step."""
+    """Return all results in numbers: seconds and bytes a step."""
     tree: dict[str, Any] = ratio(found.this, found.against)
     tree |= {"settings": found.this.config.model_dump(mode="json"), "this": _numbers(found.this)}
     if found.against is not None:
@@ -54,8 +54,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
     return tree
 
 
-def trace(found: Comparison) -> dict[str, Any]:
-    """The last steps of this side's last round, in Chrome's trace format: a process a role, a thread a rank."""
+def as_trace(found: Comparison) -> dict[str, Any]:
+    """Return the last steps of this side in Chrome's trace format: a process for each role, a thread for each rank."""
     spans = found.this.spans
     steps = [span.began for span in spans["fake_score"][0] if span.name == "step"][-TRACED_STEPS - 1 :]
     events: list[dict[str, Any]] = []
@@ -78,8 +78,8 @@ def trace(found: Comparison) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def title(side: SideResult) -> str:
-    """A side in words."""
+def describe(side: SideResult) -> str:
+    """Return a side in words, as in `split, overlapped, 3 actors of 1 thread`."""
     config = side.config
     threads = f"{config.torch_threads} thread{'s' * (config.torch_threads != 1)}"
     options = "".join(f", {option}" for option in _options(config))
@@ -95,7 +95,7 @@ def title(side: SideResult) -> str:
 
 
 def _options(config: Config) -> list[str]:
-    """How a side computes, where that is not by the defaults; then the teacher, where it is not as the side."""
+    """Return the options of a side that differ from the defaults, then the teacher's that differ from the side's."""
     of_side = {"precision": config.precision} | config.compute.model_dump()
     of_teacher = {
         "precision": config.teacher.precision or config.precision
@@ -106,7 +106,7 @@ def _options(config: Config) -> list[str]:
 
 
 def _changes(usual: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
-    """Options in words, as in `bf16`, `compile` and `no fused_optimizer`, where they are not the usual ones."""
+    """Return unusual options in words, as in `bf16`, `compile` and `no fused_optimizer`."""
     words = {True: "", False: "no "}
     return [
         f"{words[value]}{name}" if isinstance(value, bool) else value
@@ -116,7 +116,7 @@ def _changes(usual: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
 
 
 def bound(found: Comparison) -> float:
-    """The ratio if neither side ever waited: the other's busy time for an image over that of this one."""
+    """Return the ratio if neither side ever waited: the other side's busy time for an image over this side's."""
     assert found.against is not None
     return (
         _busy(found.against)
@@ -126,12 +126,12 @@ def bound(found: Comparison) -> float:
 
 
 def overhead(side: SideResult) -> float:
-    """The share of the wall time in which the busiest role is not busy; of a process with all roles, none of them."""
+    """Return the share of the wall time in which the busiest role is idle; in one process, in which all roles are."""
     return 1 - _busy(side) * side.middle.steps / side.middle.seconds
 
 
 def driver_seconds(side: SideResult) -> float:
-    """CPU seconds of the driver a microbatch."""
+    """Return the driver's CPU seconds for each microbatch."""
     config = side.config
     workers = config.colocated.num_workers if config.placement == "colocated" else 1
     count = len(all_microbatches(config, 0, workers))
@@ -139,7 +139,7 @@ def driver_seconds(side: SideResult) -> float:
 
 
 def by_part(use: RoleUse) -> dict[str, float]:
-    """Busy seconds by part; making images for psi's update is generating, too."""
+    """Return busy seconds by part; `images` counts as `generate`."""
     parts = dict.fromkeys(PARTS, 0.0)
     for name, seconds in use.parts.items():
         parts["generate" if name == "images" else name] += seconds
@@ -147,12 +147,12 @@ def by_part(use: RoleUse) -> dict[str, float]:
 
 
 def _busy(side: SideResult) -> float:
-    """Busy seconds of a step that nothing can hide: of one process all roles', of several the busiest role's."""
+    """Return the busy seconds that bound a step: of all roles in one process, else of the busiest role."""
     busy = [use.busy for use in side.middle.roles.values()]
     return sum(busy) if side.config.placement != "split" else max(busy)
 
 
-def _show_roles(side: SideResult) -> None:
+def _print_roles(side: SideResult) -> None:
     middle = side.middle
     uses = [middle.roles[role] for role in ROLE_NAMES]
     parts = [by_part(use) for use in uses]
@@ -166,13 +166,13 @@ def _show_roles(side: SideResult) -> None:
     if side.config.placement == "split":
         rows.append(["MB moved", *(f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}" for use in uses)])
     rows.append(["peak MB", *(f"{use.peak_bytes / 1e6:,.0f}" for use in uses)])
-    print_table(f"{title(side)}: ms a step by role", ["", *ROLE_NAMES.values()], rows)
+    print_table(f"{describe(side)}: ms a step by role", ["", *ROLE_NAMES.values()], rows)
 
 
 def _numbers(side: SideResult) -> dict[str, Any]:
     middle = side.middle
     return {
-        "title": title(side),
+        "title": describe(side),
         "images_per_second": side.images_per_second,
         "images_per_second_by_round": side.speeds,
         "seconds_per_step": middle.seconds / middle.steps,

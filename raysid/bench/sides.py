@@ -1,4 +1,4 @@
-"""One of the two things that a bench compares: a config's roles, and rounds of steps on them."""
+"""One side of a bench: the roles of a config, and rounds of steps with them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from raysid.roles.profile import Profile
 from raysid.roles.step import STEPS_IN_FLIGHT
 from raysid.roles.stopwatch import Span
 
-WARM_STEPS = 3  # the first of them updates psi alone, and allocates
-TIMED_STEPS = 3  # from whose time the length of a round follows
+WARM_STEPS = 3  # the first updates psi alone, and allocates memory
+TIMED_STEPS = 3  # which determine the number of steps of a round
 
 
 @dataclass(frozen=True)
 class RoleUse:
-    """What a role used in a round, a step; of several processes the busiest one.
+    """The use of a role's busiest process, per step of a round.
 
     Attributes:
         parts: busy seconds by method.
-        transport: CPU seconds of its process beside them: what comes and goes is taken apart and put together.
-        wait: the rest of the wall time.
-        received_bytes, sent_bytes: of tensors.
-        peak_bytes: the most memory so far.
+        transport: other CPU seconds of the process, which packs and unpacks messages.
+        wait: the rest of the wall time, in seconds.
+        received_bytes, sent_bytes: bytes of tensors.
+        peak_bytes: peak memory so far.
     """
 
     parts: dict[str, float]
@@ -46,20 +46,20 @@ class RoleUse:
 
     @property
     def busy(self) -> float:
-        """Busy seconds a step."""
+        """Busy seconds of a step."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of a side came to.
+    """The result of one round of a side.
 
     Attributes:
-        steps: how many.
-        images: made in all of them.
-        seconds: wall time of all.
-        driver_seconds: CPU time of the driver's process in it, the roles' own left out.
-        roles: by role.
+        steps: number of steps.
+        images: images of all steps.
+        seconds: wall time of all steps.
+        driver_seconds: CPU time of the driver's process, without that of roles in it.
+        roles: use of each role, by role.
     """
 
     steps: int
@@ -74,11 +74,11 @@ class Round:
 
 
 class Side:
-    """A config's roles, held from its beginning to `close`, so that two sides can take turns.
+    """The roles of a config, alive until `close`, so that two sides can take turns.
 
     Args:
-        inputs: what the roles are made from; its config says where they live.
-        source: the real images, for a method that needs them.
+        inputs: inputs of the roles; their config determines the placement.
+        source: real images; None for a method that uses none.
     """
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
@@ -96,12 +96,12 @@ class Side:
         self.spans: dict[str, list[tuple[Span, ...]]] = {}
 
     def warm_up(self, seconds: float) -> int:
-        """Take steps until everything is loaded and allocated; how many make a round of so many seconds."""
+        """Take steps until everything is loaded and allocated; return the number of steps of a round."""
         self._advance(WARM_STEPS)
         return max(TIMED_STEPS, round(seconds * TIMED_STEPS / self._advance(TIMED_STEPS)))
 
     def round(self, steps: int) -> Round:
-        """Take steps, and what was used for them."""
+        """Take steps, and return what they used."""
         before, driver = self.placement.profile(), time.process_time()
         seconds = self._advance(steps)
         driver = time.process_time() - driver
@@ -110,14 +110,10 @@ class Side:
             role: [process.spans for process in of_role.values()] for role, of_role in after.items()
         }
         if self.config.placement == "local":
-            # Its threads' time is the process's, and cannot be told from what the driver does.
+            # The roles' threads are the driver's process: its CPU time cannot be separated.
             driver = 0.0
         roles = {role: _use(before[role], after[role], steps, seconds) for role in after}
         return Round(steps, steps * self.config.batch_size, seconds, driver, roles)
-
-    def data_wait(self) -> float:
-        """Seconds that the fake-score learner has waited for real images, in all."""
-        return self.placement.report()["fake_score"]["data_wait_seconds"]
 
     def close(self) -> None:
         """End the roles."""
@@ -125,9 +121,9 @@ class Side:
         self._stack.close()
 
     def _advance(self, steps: int) -> float:
-        """Take steps as a run does, and wait for them; wall seconds."""
+        """Take steps as a run does and wait for them; return wall seconds."""
         if self.config.placement == "local" and self.config.torch_threads:
-            # Both are the whole process's, whose sides may differ.
+            # Both are settings of the whole process, in which the sides may differ.
             torch.set_num_threads(self.config.torch_threads)
             set_tf32(self.config.compute.tf32)
         began = time.perf_counter()
@@ -148,7 +144,7 @@ class Side:
 
 
 def _use(before: dict[int, Profile], after: dict[int, Profile], steps: int, seconds: float) -> RoleUse:
-    # A scorer that came or left meanwhile was there for a part of the round alone.
+    # A scorer that joined or left during the round is not counted.
     stayed = before.keys() & after.keys()
     uses = [_process_use(before[number], after[number], steps, seconds) for number in stayed]
     return max(uses, key=lambda use: use.busy, default=RoleUse({}, 0.0, seconds / steps, 0.0, 0.0, 0))

@@ -1,4 +1,4 @@
-"""Speeds of two sides that were measured in rounds, in turns."""
+"""The speeds of two sides measured in rounds, in turns."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class Timed(Protocol):
 
 
 class InRounds:
-    """A side's rounds, and how fast they were."""
+    """The rounds of a side, and their speeds."""
 
     rounds: Sequence[Timed]
 
     @property
     def speeds(self) -> list[float]:
-        """Images a second, by round."""
+        """Images a second of each round."""
         return [one.images_per_second for one in self.rounds]
 
     @property
     def images_per_second(self) -> float:
-        """The median over rounds."""
+        """The median speed."""
         return statistics.median(self.speeds)
 
 
 def ratio(this: InRounds, against: InRounds | None) -> dict[str, float]:
-    """How many times faster this side was, and least and most by round; empty where it was measured alone."""
+    """Return the ratio of two speeds, its least and its largest value by round; empty without another side."""
     if against is None:
         return {}
     by_round = [a / b for a, b in zip(this.speeds, against.speeds, strict=True)]
@@ -42,6 +42,6 @@ def ratio(this: InRounds, against: InRounds | None) -> dict[str, float]:
     }
 
 
-def in_words(found: dict[str, float]) -> str:
-    """What `ratio` found, as a line."""
+def format_ratio(found: dict[str, float]) -> str:
+    """Return the result of `ratio` as a line."""
     return f"ratio {found['ratio']:.3f} ({found['ratio_low']:.3f} to {found['ratio_high']:.3f})"

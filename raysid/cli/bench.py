@@ -43,14 +43,7 @@ def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Map
     "means placement local, schedule alternating and all cores, unless given. theta is the generator, psi the fake "
     f"score, phi the teacher.\n\n{RECIPE_HELP}",
 )
-@click.argument("recipe", required=False)
-@click.option(
-    "--data",
-    metavar="PATH",
-    help="Measure reading these images instead: the stream against a torch DataLoader, then the fake-score learner's "
-    "wait for it in a run of RECIPE (when not given the quickstart's, its network made for the images). What "
-    "`data.source` takes.",
-)
+@click.argument("recipe")
 @click.option(
     "--against",
     type=click.Choice(PLACEMENTS),
@@ -80,8 +73,7 @@ def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Map
 @click.pass_context
 def bench(
     ctx: click.Context,
-    recipe: str | None,
-    data: str | None,
+    recipe: str,
     against: str | None,
     rounds: int,
     seconds: float,
@@ -91,40 +83,16 @@ def bench(
     mine, theirs = given_overrides(ctx), given_overrides(ctx, AGAINST)
     if theirs and against is None:
         raise click.UsageError(f"--{AGAINST}{next(iter(theirs))} needs --against {' or '.join(PLACEMENTS)}")
-    if data is not None:
-        for option, given in (("--against", against), ("--trace", trace_file)):
-            if given is not None:
-                raise click.UsageError(f"{option} is for steps, --data for reading images: give one of them")
-        if "data.source" in mine:
-            raise click.UsageError("--data and --data.source both say which images: give one of them")
-        _bench_data(recipe, {**mine, "data.source": data}, rounds, seconds, json_file)
-        return
-    if recipe is None:
-        raise click.UsageError("Missing argument 'RECIPE'; or give --data PATH.")
     config = load_recipe(recipe, mine, kind="distill")
     other = None if against is None else other_side(recipe, mine, against, theirs)
     for file in (json_file, trace_file):
         check_writable(file)
     announce(ctx, recipe)
     from raysid.bench.compare import compare
-    from raysid.bench.report import as_json, show, trace
+    from raysid.bench.report import as_json, as_trace, print_comparison
 
-    found = compare(config, other, rounds, seconds, say=click.echo)
-    show(found)
-    for file, content in ((json_file, as_json), (trace_file, trace)):
+    found = compare(config, other, rounds, seconds, report=click.echo)
+    print_comparison(found)
+    for file, content in ((json_file, as_json), (trace_file, as_trace)):
         if file is not None:
             write_json(file, content(found))
-
-
-def _bench_data(
-    recipe: str | None, overrides: dict[str, Any], rounds: int, seconds: float, json_file: str | None
-) -> None:
-    """`raysid bench --data`."""
-    check_writable(json_file)
-    from raysid.bench.reading import bench_data
-    from raysid.bench.show_reading import as_json, show
-
-    found = bench_data(recipe, overrides, rounds, seconds, say=click.echo)
-    show(found)
-    if json_file is not None:
-        write_json(json_file, as_json(found))

@@ -71,7 +71,7 @@ def plan(
     from raysid.plan.report import as_json, print_plan
 
     hardware = make_hardware(
-        config, devices, teacher_devices, efficiency, network, node_devices, seconds, say=click.echo
+        config, devices, teacher_devices, efficiency, network, node_devices, seconds, report=click.echo
     )
     found = make_plan(config, hardware)
     print_plan(found, recipe, changed(recipe, given, config))

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from raysid.bench.compare import Comparison, compare
-from raysid.bench.report import PARTS, as_json, bound, trace
+from raysid.bench.report import PARTS, as_json, as_trace, bound
 from raysid.cli.main import cli
 from raysid.config import Config
 from raysid.recipes import load_recipe
@@ -40,7 +40,7 @@ def found(ray_cluster: None, config: Config, said: list[str]) -> Comparison:
     """Three actors against one process."""
     before = torch.get_num_threads()
     try:
-        return compare(config, local(config), rounds=3, seconds=ROUND, say=said.append)
+        return compare(config, local(config), rounds=3, seconds=ROUND, report=said.append)
     finally:
         torch.set_num_threads(before)
 
@@ -112,7 +112,7 @@ def test_one_side_alone_has_no_ratio(config: Config) -> None:
 
 
 def test_a_trace_shows_the_last_steps_of_every_role(found: Comparison) -> None:
-    events = trace(found)["traceEvents"]
+    events = as_trace(found)["traceEvents"]
     roles = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     assert sorted(roles.values()) == ["fake score", "generator", "teacher scorer"]
     calls: dict[str, list[dict[str, Any]]] = {name: [] for name in roles.values()}

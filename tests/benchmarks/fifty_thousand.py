@@ -1,11 +1,11 @@
 """Read 50,000 colour images of 32x32, as many as CIFAR-10 has: `python -m tests.benchmarks.fifty_thousand`.
 
-Makes them, as PNGs in a zip and in a Parquet file with row groups of 1,000, and runs `raysid bench --data` on each,
-then on the quickstart's digits. Two windows go by in each of the runs, which takes some minutes.
+Makes them, as PNGs in a zip and in a Parquet file with row groups of 1,000, and runs `reading_against_loader` on each,
+then on the quickstart's digits. Each run reads two windows, which takes some minutes.
 
     python -m tests.benchmarks.fifty_thousand --folder /tmp/fifty --rounds 5
 
-keeps the files, and takes those that are there. `raysid bench --data FILE` is the same for any other images.
+keeps the files, and uses those that exist.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from raysid.bench.reading import bench_data
-from raysid.bench.show_reading import show
 from raysid.data import patches
+from tests.benchmarks.reading_against_loader.measure import measure_reading
+from tests.benchmarks.reading_against_loader.report import print_reading
 from tests.support.picture_files import encoded, write_parquet, write_zip
 
 COUNT, CLASSES, ROW_GROUP = 50_000, 10, 1_000
@@ -42,7 +42,8 @@ def main() -> None:
         ]:
             print(f"\n== {source}", flush=True)
             overrides = {"data.source": source, "storage": temporary}
-            show(bench_data(recipe, overrides, options.rounds, options.seconds, say=click.echo))
+            found = measure_reading(recipe, overrides, options.rounds, options.seconds, report=click.echo)
+            print_reading(found)
 
 
 def files(folder: Path) -> list[str]:

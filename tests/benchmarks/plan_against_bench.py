@@ -61,7 +61,7 @@ def main() -> None:
                     f"round {round_ + 1}, {recipe}, load {os.getloadavg()[0]:.1f}: {'; '.join(said)}",
                     flush=True,
                 )
-    show(found)
+    print_rows(found)
     Path(options.out).write_text(json.dumps(found, indent=2))
     print(options.out)
 
@@ -109,7 +109,7 @@ def measured(config: Config, seconds: float) -> SideResult:
         torch.set_num_threads(threads)
 
 
-def show(found: list[dict[str, Any]]) -> None:
+def print_rows(found: list[dict[str, Any]]) -> None:
     """One line per recipe and way: medians over rounds."""
     rows = []
     for recipe in RECIPES:

@@ -1,6 +1,6 @@
-"""The two sides of a comparison of reading: the stream as the fake-score learner has it, and a DataLoader.
+"""The two sides of the comparison: the stream as the fake-score learner reads it, and a DataLoader.
 
-Nothing is done with the images: both come to a process of their own.
+Each reads in a process of its own, which does nothing else.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raysid.bench.loader import image_loader
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import RunFailed
 from raysid.roles.build import image_stream
+from tests.benchmarks.reading_against_loader.loader import image_loader
 
 CLOSE_SECONDS = 2.0
 
@@ -32,9 +32,9 @@ class Turn(NamedTuple):
     """A round of one side.
 
     Attributes:
-        first_batch: seconds from opening to the first batch; not part of the others.
-        images: those counted.
-        seconds: that they took.
+        first_batch: seconds from opening to the first batch; not part of `seconds`.
+        images: number of images counted.
+        seconds: time that they took.
     """
 
     first_batch: float
@@ -47,7 +47,7 @@ class Turn(NamedTuple):
 
 
 class Reader(ABC):
-    """Reads batches for nobody, one side's way."""
+    """Reads batches the way of one side, and drops them."""
 
     what: str
 
@@ -58,17 +58,16 @@ class Reader(ABC):
 
     @abstractmethod
     def batches(self, seed: int) -> Batches:
-        """Batches without end, from the beginning of an order that the seed gives; closing it ends its processes."""
+        """Yield batches without end, in an order that the seed determines; closing ends the processes."""
 
     def turn(self, seed: int, seconds: float) -> Turn:
-        """Read for so long or a little longer. Closed afterwards: what is read ahead would cost the other side time.
+        """Read for at least so many seconds, then close: reading ahead would slow down the other side.
 
-        Counting begins when half of that time has been read without a pause, since more may be made while the first
-        batch is waited for than is taken with it. It ends where a window or an epoch does, so that what their ends
-        cost is counted as often as in a long run.
+        Counting begins after half of that time, when the batches made during the wait for the first one are used
+        up. It ends with a window or an epoch, so that the cost of their ends counts as often as in a long run.
 
         Raises:
-            RunFailed: it cannot be read.
+            RunFailed: reading failed.
         """
         try:
             with closing(self.batches(seed)) as batches:
@@ -80,12 +79,12 @@ class Reader(ABC):
         except RunFailed:
             raise
         except Exception as error:
-            # What a worker of torch raises comes with its trace, the error at the end of it.
+            # An error of torch's worker contains its traceback; the last line is the error itself.
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RunFailed(f"{self.what} failed: {reason}") from error
 
     def _read(self, batches: Batches, seconds: float) -> tuple[int, float]:
-        """Images read and seconds taken: as many as one window has at least; whole epochs from half of one on."""
+        """Return images and seconds of at least one window; of whole epochs once half of one is read."""
         epoch = self.source.num_images
         window = min(self.config.data.shuffle_window, epoch)
         began = time.perf_counter()
@@ -96,21 +95,21 @@ class Reader(ABC):
             took = time.perf_counter() - began
             if took >= seconds and (mark < epoch / 2 or mark % epoch == 0):
                 return images, took
-        raise AssertionError("an epoch follows another without end")
+        raise AssertionError("epochs have no end")
 
 
 def _ends(window: int, epoch: int) -> range:
-    """Where the windows of an epoch end; the last one perhaps earlier."""
+    """Return the ends of an epoch's windows; the last window may be shorter."""
     return range(window, epoch + window, window)
 
 
 class StreamReader(Reader):
-    """The stream of a run's real images, read by Ray Data's workers."""
+    """The stream of a run's real images, read by workers of Ray Data."""
 
     what = "the stream"
 
     def ready(self) -> None:
-        """Answers once its process is there."""
+        """Return when the actor has started."""
 
     def batches(self, seed: int) -> Batches:
         size = self.config.batch_size
@@ -124,7 +123,7 @@ class LoaderReader(Reader):
     """A DataLoader over the same files.
 
     Args:
-        workers: its processes.
+        workers: number of worker processes.
     """
 
     what = "the DataLoader"
@@ -140,10 +139,10 @@ class LoaderReader(Reader):
 
 
 class LoaderProcess:
-    """A `LoaderReader` in a process of its own, in which Ray is not: torch forks the workers.
+    """A `LoaderReader` in a process of its own without Ray, since torch forks the workers.
 
     Args:
-        config, source, workers: as `LoaderReader` has them.
+        config, source, workers: as for `LoaderReader`.
     """
 
     def __init__(self, config: Config, source: ImageSource, workers: int) -> None:
@@ -151,10 +150,10 @@ class LoaderProcess:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, config, source, workers))
         self._process.start()
-        theirs.close()  # so that what is sent ends where the process does
+        theirs.close()  # so that the pipe breaks when the process dies
 
     def turn(self, seed: int, seconds: float) -> Turn:
-        """As `Reader.turn`."""
+        """Call `Reader.turn` in the process."""
         try:
             self._pipe.send((seed, seconds))
             answer = self._pipe.recv()
@@ -167,15 +166,15 @@ class LoaderProcess:
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
-        self._process.join(CLOSE_SECONDS)  # it notices, unless it is in the midst of a turn
+        self._process.join(CLOSE_SECONDS)  # it ends by itself, unless it is in a turn
         self._process.terminate()
         self._process.join()
 
 
 def _serve(pipe: Connection, config: Config, source: ImageSource, workers: int) -> None:
-    """Take turns until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to act on
-    set_start_method(None, force=True)  # as everywhere; a spawned process would have its own spawned, too
+    """Take turns until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the parent to handle
+    set_start_method(None, force=True)  # a spawned process spawns its children by default, too
     reader = LoaderReader(config, source, workers)
     with suppress(EOFError):
         while True:

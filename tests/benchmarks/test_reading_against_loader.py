@@ -1,4 +1,4 @@
-"""`raysid bench --data`: both sides read the same images; output, files and refusals."""
+"""The measurement of reading: both sides read the same images; output, files and refusals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raysid.bench.readers import LoaderReader, Reader, StreamReader, Turn
-from raysid.cli.main import cli
 from raysid.config import Config, DataSettings
 from raysid.data import ImageSource, open_source
 from raysid.data.source import good_images
+from raysid.errors import UserError
 from raysid.recipes import load_recipe
-from tests.support.command_line import raysid
+from tests.benchmarks.reading_against_loader.__main__ import main
+from tests.benchmarks.reading_against_loader.readers import LoaderReader, Reader, StreamReader, Turn
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars, write_zip
 
 IMAGES, WINDOW, BATCH = 300, 100, 32
@@ -135,11 +135,10 @@ def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch
     """Without a recipe, at another resolution than the quickstart's."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(
-        cli,
-        ["bench", "--data", images, "--data.resolution", "4", "--data.shuffle_window", str(WINDOW),
+        main,
+        [images, "--data.resolution", "4", "--data.shuffle_window", str(WINDOW),
          "--batch_size", str(BATCH), "--method.adversarial.group_size", str(BATCH), "--placement", "local",
          "--torch_threads", "1", "--rounds", "2", "--seconds", "0.1", "--json", "found.json"],
-        prog_name="raysid",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for words in ("torch DataLoader, ", "ratio ", "waits for real images", "new windows of 100", "4x4 in 1"):
@@ -163,20 +162,16 @@ def test_the_command(ray_cluster: None, images: str, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Missing argument 'RECIPE'; or give --data PATH"),
-        (["--data", "no/such.zip"], "there is no file or folder"),
-        (["--data", "digits.zip", "--against", "local"], "--against is for steps"),
-        (["--data", "digits.zip", "--trace", "t.json"], "--trace is for steps"),
-        (["--data", "digits.zip", "--data.source", "digits"], "--data and --data.source"),
-        (["digits-sid", "--data", "digits.zip"], "digits-sid is SiD, which uses no real images"),
-        (["quickstart-digits-sida", "--data", "digits.zip", "--data.resolution", "16"], "(1, 16, 16)"),
-        (["--data", "digits.zip", "--data.resolution", "7"], "are 7x7: give --data.resolution"),
-        (["--data", "digits.zip", "--json", "no/such/found.json"], "there is no folder no/such"),
+        (["no/such.zip"], "there is no file or folder"),
+        (["digits.zip", "digits-sid"], "digits-sid is SiD, which uses no real images"),
+        (["digits.zip", "quickstart-digits-sida", "--data.resolution", "16"], "(1, 16, 16)"),
+        (["digits.zip", "--data.resolution", "7"], "are 7x7: give --data.resolution"),
+        (["digits.zip", "--json", "no/such/found.json"], "there is no folder no/such"),
     ],
 )
-def test_a_request_that_cannot_be_measured_is_one_line(
+def test_a_request_that_cannot_be_measured_is_refused(
     arguments: list[str], words: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = raysid("bench", *arguments)
-    assert result.exit_code == 2 and words in result.stderr, result.output
+    result = CliRunner().invoke(main, arguments)
+    assert isinstance(result.exception, UserError) and words in str(result.exception), result.output

@@ -1,4 +1,4 @@
-"""What reading real images costs: the stream against a DataLoader, in turns, and a learner's wait in a real run."""
+"""Measuring reading: the stream against a DataLoader, in turns, and a learner's wait for the stream in a run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from raysid.actors.capacity import wait_for_capacity, wait_for_reading
 from raysid.actors.placement import all_cores
 from raysid.actors.results import get
 from raysid.bench.compare import stand_in_teacher, steady
-from raysid.bench.loader import no_loader
-from raysid.bench.readers import LoaderProcess, StreamReader, Turn
 from raysid.bench.sides import Side
 from raysid.bench.speeds import InRounds
 from raysid.cluster.connect import connect
@@ -27,26 +25,28 @@ from raysid.networks.files import load_card
 from raysid.recipes import load_recipe
 from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teacher_checks import check_fits
+from tests.benchmarks.reading_against_loader.loader import no_loader
+from tests.benchmarks.reading_against_loader.readers import LoaderProcess, StreamReader, Turn
 
 STAND_IN = "quickstart-digits-sida"
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ReadSide(InRounds):
-    """One side's rounds."""
+    """The rounds of one side."""
 
     rounds: list[Turn]
 
     @property
     def images(self) -> int:
-        """Images of a round, the median."""
+        """Images of a round: the median."""
         return int(statistics.median(one.images for one in self.rounds))
 
     @property
     def first_batch(self) -> float:
-        """Seconds to the first batch, the median over rounds."""
+        """Seconds to the first batch: the median over rounds."""
         return statistics.median(one.first_batch for one in self.rounds)
 
 
@@ -56,7 +56,7 @@ class Wait:
 
     Attributes:
         seconds: wall time.
-        waited: seconds of it in which the fake-score learner's reading of real images held it up.
+        waited: seconds of it in which the fake-score learner waited for real images.
     """
 
     steps: int
@@ -73,8 +73,8 @@ class Waiting:
     """The fake-score learner's wait for real images in a run.
 
     Attributes:
-        start: seconds that it waited before its first steps, which are not in the rounds.
-        new_windows: how often the rounds came to images that were not in memory.
+        start: seconds of waiting before the first steps, which are not in the rounds.
+        new_windows: number of windows that the rounds began.
     """
 
     start: float
@@ -91,20 +91,20 @@ class Waiting:
 
     @property
     def share(self) -> float:
-        """Of the time of all rounds."""
+        """The share of the time of all rounds."""
         return sum(one.waited for one in self.rounds) / self.seconds
 
 
 @dataclass(frozen=True)
-class DataBench:
-    """What a bench of real images found.
+class Reading:
+    """The result of a measurement.
 
     Attributes:
-        recipe: whose run was measured; None where one was made up for the images.
+        recipe: recipe of the measured run; None for the stand-in.
         window: images in memory at a time.
-        stream, loader: the two sides; `loader` is None where there is none for such a source.
-        no_loader: why.
-        workers: the DataLoader's.
+        stream, loader: the two sides; `loader` is None for a source that no DataLoader reads.
+        no_loader: the reason for that.
+        workers: worker processes of the DataLoader.
     """
 
     config: Config
@@ -118,30 +118,30 @@ class DataBench:
     waiting: Waiting
 
 
-def bench_data(
+def measure_reading(
     recipe: str | None,
     overrides: dict[str, Any],
     rounds: int = 5,
     seconds: float = 10.0,
-    say: Say = lambda line: None,
-) -> DataBench:
+    report: Report = lambda line: None,
+) -> Reading:
     """Measure the stream alone against a DataLoader, then a learner's wait for the stream in a run.
 
     Args:
-        recipe: whose run is measured; None takes the quickstart's, its network made for the images.
-        overrides: settings by dotted name; `data.source` says which images.
-        rounds: of each side, and parts of the run.
-        seconds: about how long a round takes.
-        say: takes a line after every round.
+        recipe: recipe of the run; None takes the quickstart's, with a network for the images.
+        overrides: settings by dotted name, `data.source` among them.
+        rounds: rounds of each side, and parts of the run.
+        seconds: approximate length of a round.
+        report: called with a line after every round.
 
     Raises:
-        UserError: something given cannot be used.
-        RunFailed: the cluster has no room, or reading failed.
+        UserError: an argument cannot be used.
+        RunFailed: the cluster lacks resources, or reading failed.
     """
     config = load_recipe(recipe or STAND_IN, overrides, kind="distill")
     if config.method.adversarial is None:
         raise UserError(
-            f"{recipe or 'method.adversarial null'} is SiD, which uses no real images: --data is for SiDA's recipes"
+            f"{recipe or 'method.adversarial null'} is SiD, which uses no real images: give a recipe of SiDA"
         )
     source = open_source(config.data)
     if recipe is None:
@@ -152,16 +152,16 @@ def bench_data(
         connect()
         why = no_loader(source)
         workers = all_cores()
-        sides = _read_in_turns(config, source, 0 if why else workers, rounds, seconds, say)
-        waiting = _wait_of_learner(config, source, teacher, rounds, seconds, say)
+        sides = _read_in_turns(config, source, 0 if why else workers, rounds, seconds, report)
+        waiting = _wait_of_learner(config, source, teacher, rounds, seconds, report)
     stream, loader = [*sides, None][:2]
     assert stream is not None
     window = min(config.data.shuffle_window, source.num_images)
-    return DataBench(config, recipe, source, window, stream, loader, why, workers, waiting)
+    return Reading(config, recipe, source, window, stream, loader, why, workers, waiting)
 
 
 def _made_for(source: ImageSource) -> dict[str, Any]:
-    """The quickstart's network, but for these images."""
+    """Return overrides that give the quickstart a network for these images."""
     channels, height, width = source.image_shape
     if height != width or height % 2:
         raise UserError(
@@ -176,40 +176,38 @@ def _made_for(source: ImageSource) -> dict[str, Any]:
 
 
 def _read_in_turns(
-    config: Config, source: ImageSource, workers: int, rounds: int, seconds: float, say: Say
+    config: Config, source: ImageSource, workers: int, rounds: int, seconds: float, report: Report
 ) -> list[ReadSide]:
-    """Rounds of the stream, and of a DataLoader of so many workers where that is not 0."""
-    with _sides(config, source, workers, say) as sides:
-        for (
-            turn
-        ) in sides:  # their processes are started, and the files are in the disk's cache if they ever are
+    """Measure rounds of the stream, and of a DataLoader with so many workers unless that is 0."""
+    with _sides(config, source, workers, report) as sides:
+        for turn in sides:  # starts their processes, and fills the disk's cache
             turn(config.seed, seconds / 2)
         turns: list[list[Turn]] = [[] for _ in sides]
         for number in range(rounds):
             for turn, of_side in zip(sides, turns, strict=True):
-                # Another order each time: not the pictures that the last round left in that cache.
+                # Another order each time: the cache holds the last pictures of the round before.
                 of_side.append(turn(config.seed + 1 + number, seconds))
             speeds = " against ".join(f"{of_side[-1].images_per_second:,.0f}" for of_side in turns)
-            say(f"reading, round {number + 1} of {rounds}: {speeds} images/s")
+            report(f"reading, round {number + 1} of {rounds}: {speeds} images/s")
     return [ReadSide(of_side) for of_side in turns]
 
 
 @contextmanager
 def _sides(
-    config: Config, source: ImageSource, workers: int, say: Say
+    config: Config, source: ImageSource, workers: int, report: Report
 ) -> Iterator[list[Callable[[int, float], Turn]]]:
-    """`Reader.turn` of each side: the stream in an actor, as the fake-score learner is one, and the DataLoader."""
+    """Yield `Reader.turn` of each side: the stream in an actor, as in the fake-score learner, and the DataLoader."""
     timeout = config.failure.placement_timeout_s
-    place = RoleResources(num_cpus=config.resources.fake_score.num_cpus)  # it computes nothing
-    stream: Any = ray.remote(StreamReader).options(num_cpus=place.num_cpus).remote(config, source)
+    needs = RoleResources(num_cpus=config.resources.fake_score.num_cpus)
+    stream: Any = ray.remote(StreamReader).options(num_cpus=needs.num_cpus).remote(config, source)
     loader = LoaderProcess(config, source, workers) if workers else None
     try:
-        there = [stream.ready.remote()]
+        ready = [stream.ready.remote()]
         wait_for_capacity(
-            lambda wait: bool(ray.wait(there, timeout=wait)[0]), "the stream", [place], timeout, say
+            lambda wait: bool(ray.wait(ready, timeout=wait)[0]), "the stream", [needs], timeout, report
         )
-        get(there)
-        wait_for_reading(timeout, say)
+        get(ready)
+        wait_for_reading(timeout, report)
         of_stream = [lambda seed, seconds: get(stream.turn.remote(seed, seconds))]
         yield of_stream + ([loader.turn] if loader else [])
     finally:
@@ -219,9 +217,9 @@ def _sides(
 
 
 def _wait_of_learner(
-    config: Config, source: ImageSource, teacher: str, rounds: int, seconds: float, say: Say
+    config: Config, source: ImageSource, teacher: str, rounds: int, seconds: float, report: Report
 ) -> Waiting:
-    """Steps of a run, as many as come to whole windows where the set is larger than one."""
+    """Measure steps of a run: whole windows of images, if the set is larger than one."""
     window, size = config.data.shuffle_window, config.batch_size
     side = Side(run_inputs(config, teacher, source), source)
     try:
@@ -230,20 +228,25 @@ def _wait_of_learner(
         if window < source.num_images:
             new_windows = math.ceil(steps * size / window)
             steps = math.ceil(new_windows * window / size)
-        start = before = side.data_wait()
+        start = before = _data_wait(side)
         found: list[Wait] = []
         for number in range(rounds):
             count = steps * (number + 1) // rounds - steps * number // rounds
             if not count:
                 continue
             of_round = side.round(count)
-            after = side.data_wait()
+            after = _data_wait(side)
             found.append(Wait(count, of_round.seconds, after - before))
             before = after
-            say(
+            report(
                 f"a run, round {number + 1} of {rounds}: waits {found[-1].share:.2%} of {of_round.seconds:.1f} s, "
                 f"{of_round.images_per_second:,.1f} images/s"
             )
     finally:
         side.close()
     return Waiting(start, found, new_windows)
+
+
+def _data_wait(side: Side) -> float:
+    """Return the seconds that the fake-score learner has waited for real images so far."""
+    return side.placement.report()["fake_score"]["data_wait_seconds"]

@@ -1,16 +1,16 @@
-"""What a bench of real images found: a table and lines for a terminal, JSON for programs."""
+"""The output of a measurement of reading: a table and lines for a terminal, JSON for programs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from raysid.bench.reading import STAND_IN, DataBench, ReadSide
-from raysid.bench.speeds import in_words, ratio
+from raysid.bench.speeds import format_ratio, ratio
 from raysid.run.table import print_table
+from tests.benchmarks.reading_against_loader.measure import STAND_IN, Reading, ReadSide
 
 
-def show(found: DataBench) -> None:
-    """Print what was found."""
+def print_reading(found: Reading) -> None:
+    """Print a measurement."""
     rounds = len(found.stream.rounds)
     sides = [("raysid's stream, through Ray Data", found.stream)]
     if found.loader is not None:
@@ -30,7 +30,7 @@ def show(found: DataBench) -> None:
         ],
     )
     if found.loader is not None:
-        print(in_words(ratio(found.stream, found.loader)))
+        print(format_ratio(ratio(found.stream, found.loader)))
     if found.no_loader:
         print(found.no_loader)
     print(
@@ -41,11 +41,11 @@ def show(found: DataBench) -> None:
         print(
             f"all {found.window:,} images fit data.shuffle_window: the stream reads them once, and has them in memory"
         )
-    _show_waiting(found)
+    _print_waiting(found)
 
 
-def as_json(found: DataBench) -> dict[str, Any]:
-    """All of it, in numbers: seconds, and shares of 1."""
+def as_json(found: Reading) -> dict[str, Any]:
+    """Return all of a measurement in numbers: seconds, and shares of 1."""
     waiting = found.waiting
     tree: dict[str, Any] = ratio(found.stream, found.loader) | {
         "settings": found.config.model_dump(mode="json"),
@@ -68,7 +68,7 @@ def as_json(found: DataBench) -> dict[str, Any]:
     return tree
 
 
-def _show_waiting(found: DataBench) -> None:
+def _print_waiting(found: Reading) -> None:
     waiting, config = found.waiting, found.config
     print()
     if found.recipe is None:

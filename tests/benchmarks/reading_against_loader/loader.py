@@ -1,9 +1,9 @@
-"""A torch DataLoader over the files of a source: what the stream of real images is measured against.
+"""A torch DataLoader over the files of a source, to compare the stream of real images with.
 
-It is written as for a training of one's own: a process for each core that stays, files opened once in each, batches
-put together and decoded there, an order of its own in every epoch. Pictures of a folder or a zip are drawn one by one;
-of Parquet files and tars the workers share out row groups and files, and shuffle within a buffer. It takes the list of
-files and labels from the source, and decodes as it does, so that both make the same images.
+It is written as for a training loop: a persistent worker for each core, which opens each file once, decodes, and makes
+whole batches; a new order in every epoch. Pictures of a folder or a zip are read one by one; row groups of Parquet
+files and whole tars are distributed over the workers, which shuffle within a buffer. The list of files and labels and
+the decoding are those of the source, so that both sides make the same images.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from raysid.data.pictures import MAX_PICTURE, BadPicture, Fit, decoded
 from raysid.data.source import Texts
 from raysid.data.webdataset import WebDatasetSource
 
-PREFETCH = 4  # batches that a worker is ahead; on small pictures faster than torch's 2
+PREFETCH = 4  # batches that a worker reads ahead; on small pictures faster than torch's 2
 BUFFER_BYTES = 1 << 28  # of encoded pictures in a worker's shuffle buffer
-ROWS = 256  # of row groups read at a time: one may be larger than the memory
+ROWS = 256  # rows read at a time: a row group may be larger than the memory
 
 Picture = tuple[bytes, int]
-"""An encoded picture, empty where it cannot be read, and its label."""
+"""An encoded picture (empty if it cannot be read) and its label."""
 Batch = tuple[Tensor, Tensor]
 """uint8 (n, C, H, W) and int64 (n,)."""
 
 
 def no_loader(source: ImageSource) -> str | None:
-    """Why there is no DataLoader for a source; None where there is one."""
+    """Return why no DataLoader can read a source; None if one can."""
     if isinstance(source, FolderSource | ParquetSource | WebDatasetSource):
         first = source.paths[0]
     elif isinstance(source, EDMZipSource):
@@ -57,20 +57,20 @@ def no_loader(source: ImageSource) -> str | None:
 def image_loader(
     source: ImageSource, data: DataSettings, batch_size: int, workers: int, seed: int
 ) -> DataLoader[Batch]:
-    """A DataLoader over an epoch of a source after another; what cannot be used is left out of its batch.
+    """Return a DataLoader over a source, an epoch a pass; bad images are left out of their batch.
 
     Args:
-        source: one for which `no_loader` has nothing to say.
+        source: one for which `no_loader` returns None.
         data: its settings; `shuffle_window` is the shuffle buffer of all workers together.
-        workers: processes, at least 1.
-        seed: of the order.
+        workers: worker processes, at least 1.
+        seed: seed of the order.
     """
     dataset: Dataset[Batch]
     if isinstance(source, FolderSource | EDMZipSource):
         read = (
-            partial(_of_zip, source.path, source.names)
+            partial(_from_zip, source.path, source.names)
             if isinstance(source, EDMZipSource)
-            else partial(_of_folder, source.paths)
+            else partial(_from_folder, source.paths)
         )
         decode = Decode(source.fit, source.image_shape, data.xflip)
         dataset = DrawnPictures(read, source.labels.numbers, decode)
@@ -86,7 +86,7 @@ def image_loader(
         num_workers=workers,
         persistent_workers=True,
         prefetch_factor=PREFETCH,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         generator=torch.Generator().manual_seed(seed),
         **sizes,
     )
@@ -94,7 +94,7 @@ def image_loader(
 
 @dataclass(frozen=True)
 class Decode:
-    """Makes batches of encoded pictures, as the source makes blocks of them."""
+    """Decodes pictures into batches as the source decodes them into blocks."""
 
     fit: Fit
     image_shape: tuple[int, int, int]
@@ -127,48 +127,48 @@ class DrawnPictures(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, places: list[int]) -> Batch:
-        """A batch: torch asks for all of its places at once."""
-        return self.decode((self.read(place), int(self.labels[place])) for place in places)
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return a batch: torch asks for all of its indices at once."""
+        return self.decode((self.read(index), int(self.labels[index])) for index in indices)
 
 
-def _of_folder(paths: Texts, place: int) -> bytes:
+def _from_folder(paths: Texts, index: int) -> bytes:
     try:
-        with open(paths[place], "rb") as file:
+        with open(paths[index], "rb") as file:
             return file.read()
     except OSError:
         return b""
 
 
-def _of_zip(path: str, names: Texts, place: int) -> bytes:
+def _from_zip(path: str, names: Texts, index: int) -> bytes:
     try:
-        return _zip(path).read(names[place])
-    except Exception:  # zipfile raises many things for damage
+        return _zip(path).read(names[index])
+    except Exception:  # zipfile raises many kinds of errors for damaged files
         return b""
 
 
 @lru_cache(maxsize=1)
 def _zip(path: str) -> zipfile.ZipFile:
-    """Opened once in each worker."""
+    """Open a zip, once in each worker."""
     return zipfile.ZipFile(path)
 
 
 class Part(Protocol):
-    """Some pictures of one file, which are read in a row."""
+    """Consecutive pictures of one file."""
 
     def pictures(self) -> Iterator[Picture]:
-        """All of them, in order."""
+        """Yield the pictures in order."""
 
 
 class ShuffledParts(IterableDataset[Batch]):
-    """Parts of files, shared out to the workers in another order each epoch, and shuffled within a buffer."""
+    """Parts of files, distributed over the workers in a new order each epoch, and shuffled within a buffer."""
 
     def __init__(
         self, parts: Sequence[Part], decode: Decode, batch_size: int, buffer: int, seed: int
     ) -> None:
         self.parts, self.decode, self.batch_size = parts, decode, batch_size
         self.buffer, self.seed = buffer, seed
-        self.epoch = 0  # a worker that stays counts them
+        self.epoch = 0  # counted by each persistent worker
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -186,7 +186,7 @@ class ShuffledParts(IterableDataset[Batch]):
 
 
 def _shuffled(pictures: Iterable[Picture], most: int, chance: random.Random) -> Iterator[Picture]:
-    """Pictures in the order in which they leave a buffer of so many, or of so many bytes."""
+    """Yield pictures in the order in which they leave a buffer of limited count and bytes."""
     buffer: list[Picture] = []
     held = 0
     for picture in pictures:
@@ -195,8 +195,8 @@ def _shuffled(pictures: Iterable[Picture], most: int, chance: random.Random) -> 
             buffer.append(picture)
             continue
         buffer.append(picture)
-        place = chance.randrange(len(buffer))
-        buffer[place], buffer[-1] = buffer[-1], buffer[place]
+        index = chance.randrange(len(buffer))
+        buffer[index], buffer[-1] = buffer[-1], buffer[index]
         held -= len(buffer[-1][0])
         yield buffer.pop()
     chance.shuffle(buffer)
@@ -204,7 +204,7 @@ def _shuffled(pictures: Iterable[Picture], most: int, chance: random.Random) -> 
 
 
 class RowGroups(NamedTuple):
-    """Row groups of a Parquet file that follow each other, and the labels of their rows."""
+    """Consecutive row groups of a Parquet file, and the labels of their rows."""
 
     path: str
     first: int
@@ -226,12 +226,12 @@ class RowGroups(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _parquet(path: str) -> Any:
-    """Opened once in each worker, where there are not too many."""
+    """Open a Parquet file, once in each worker if there are not too many."""
     return pq.ParquetFile(path)
 
 
 def _row_groups(source: ParquetSource) -> list[RowGroups]:
-    """The source's shards."""
+    """Return the shards of a source."""
     rows = zip(source.starts[:-1], source.starts[1:], strict=True)
     return [
         RowGroups(source.paths[number], first, last, source.image_column, source.labels.numbers[start:end])
@@ -240,7 +240,7 @@ def _row_groups(source: ParquetSource) -> list[RowGroups]:
 
 
 class Tar(NamedTuple):
-    """A tar file, and where its pictures lie in it."""
+    """A tar file, with offset, size and label of each picture."""
 
     path: str
     offsets: NDArray[np.int64]
@@ -265,5 +265,5 @@ def _tars(source: WebDatasetSource) -> list[Tar]:
     ]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
