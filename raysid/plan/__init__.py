@@ -1,7 +1,8 @@
-"""Predicting what hardware gives: how fast a recipe runs, where its roles fit, which placement is best.
+"""Predicting the speed of a recipe on given hardware, the placements that fit, and the best of them.
 
-`costs.py` counts a network's operations and memory, `devices.py` knows what accelerators do, `parts.py` makes seconds
-of both; `measure.py` and `transport.py` take the seconds of calls from this machine instead. `memory.py` says what
-fits, `simulate.py` runs steps whose calls only last, `predict.py` puts these together for one placement,
-`placements.py` compares many, `show.py` prints them; `make.py` begins with a recipe and the names of devices.
+`costs.py` counts a network's operations and memory, `devices.py` has the data sheets of accelerators, `parts.py`
+combines them into seconds of each call; `measure.py` (with `timing.py`) and `transport.py` measure them here instead.
+`memory.py` predicts the memory of a process. `simulate.py` simulates steps, with processes (`processes.py`) and
+recorded calls (`calls.py`). `predict.py` predicts one placement, `placements.py` compares many, `report.py` prints
+them; `make.py` starts from a recipe and the names of devices.
 """

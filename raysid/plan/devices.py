@@ -1,4 +1,4 @@
-"""Accelerators: what their data sheets say they compute and hold, and how much of that networks like these reach."""
+"""Accelerators: speed and memory by their data sheets, and the share of the speed that these networks reach."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from raysid.errors import UserError
 
 GB = 10**9
 Arithmetic = str
-"""What a network computes in: `float32`, `tf32`, `bf16` or `fp16`."""
+"""Arithmetic of a network: `float32`, `tf32`, `bf16` or `fp16`."""
 
 EFFICIENCY = {"float32": 0.6, "tf32": 0.35, "bf16": 0.3, "fp16": 0.3}
-"""The share of a data sheet's figure that is reached where nothing else is said: guesses, not measured."""
+"""Default shares of the data sheet's speed that networks reach: guesses, not measured."""
 
 MEASURED = ("cpu", "gpu")
-"""Devices whose costs are measured on this machine: a core of it, a GPU of it."""
+"""Devices whose calls are measured on this machine: a core and a GPU of it."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Device:
     """One accelerator, or one core or GPU of this machine.
 
     Attributes:
-        teraflops: dense operations a second at best, in 10^12, by arithmetic; empty where it is measured.
+        teraflops: peak dense operations a second, in 10^12, by arithmetic; empty for a measured device.
         memory: bytes.
         link: bytes a second between two devices of one node, each way.
-        label: Ray's label `ray.io/accelerator-type` of a node that has it, where Ray has one.
+        label: value of Ray's node label `ray.io/accelerator-type`; None if Ray has none for it.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Device:
         return self.name in MEASURED
 
     def peak(self, arithmetic: Arithmetic, setting: str = "precision") -> float:
-        """Operations a second at best.
+        """Return the peak operations a second.
 
         Args:
-            setting: the one that asks for this arithmetic.
+            setting: name of the setting that asks for this arithmetic, for the message.
 
         Raises:
-            UserError: it has no such arithmetic.
+            UserError: the device lacks this arithmetic.
         """
         if arithmetic not in self.teraflops:
             raise UserError(
@@ -86,12 +86,12 @@ KNOWN = [
     _device("V100-16GB", 16, 15.7, None, None, 125.0, 150, "V100"),
     _device("RTX4090-24GB", 24, 82.6, 82.6, 165.2, 165.2, 32),
 ]
-OWN_LINK = 16 * GB  # of a device that is only said to compute so much and hold so much
+OWN_LINK = 16 * GB  # of a device given as NAME:TFLOPS:GB
 
 
 @dataclass(frozen=True)
 class Devices:
-    """So many of one device."""
+    """A number of equal devices."""
 
     count: int
     device: Device
@@ -101,12 +101,12 @@ class Devices:
 
 
 def parse_devices(text: str, option: str) -> Devices:
-    """What `--devices` or `--teacher-devices` says: `8xH100-80GB`, or `8xNAME:TFLOPS:GB` for one's own.
+    """Parse the value of `--devices` or `--teacher-devices`: `8xH100-80GB`, or `8xNAME:TFLOPS:GB` for others.
 
-    `2xcpu` and `1xgpu` are cores and GPUs like those of this machine, whose memory is filled in when they are measured.
+    `2xcpu` and `1xgpu` are cores and GPUs like those of this machine; their memory is set when they are measured.
 
     Raises:
-        UserError: it is neither; lists the known names.
+        UserError: the value has neither form; the message lists the known names.
     """
     match = re.fullmatch(r"(?:(\d+)x)?(.+)", text.strip())
     count = int(match[1] or 1) if match else 0

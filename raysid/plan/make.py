@@ -1,4 +1,4 @@
-"""From a recipe and the names of devices to a plan."""
+"""The hardware of a plan, from a recipe and the names of devices."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from raysid.plan.transport import measure_transport
 from raysid.recipes import load_recipe
 from raysid.trainers.teachers import find_teacher, network_settings
 
-# Of a call through Ray between two processes of one machine, measured on two cores of an AMD EPYC: an empty one, and
-# the arrays that go with it.
+# A call through Ray between two processes of one machine, measured on two cores of an AMD EPYC: an empty call, and
+# the bytes of its arrays.
 CALL = Transport(process=1e-3, driver=0.7e-3, latency=0.7e-3, byte=0.7e-9, on_pool=False)
 
 
 def network_of(config: Config) -> AnySettings:
-    """The settings of the network that a config's teacher has; where they say it, without the teacher's files.
+    """Return the network settings of a config's teacher, from the config if they are there, else from its files.
 
     Raises:
-        NotHere: nothing but the teacher's file says them, and it cannot be fetched.
+        NotHere: the teacher's files are needed, and cannot be fetched.
         UserError: there is no such teacher or recipe.
     """
     teacher = config.teacher
@@ -43,10 +43,10 @@ def network_of(config: Config) -> AnySettings:
 def find_devices(
     config: Config, devices: str | None, teacher_devices: str | None
 ) -> tuple[Devices, Devices | None]:
-    """What to plan for; without names this machine's cores, or its GPUs where the recipe's roles ask for some.
+    """Return the devices to plan for; by default this machine's cores, or its GPUs if the recipe's roles use GPUs.
 
     Raises:
-        UserError: a name is not known, or this machine has not what the recipe asks for.
+        UserError: a name is not known, or this machine lacks the GPUs that the recipe uses.
     """
     asks = any(getattr(config.resources, role).num_gpus for role in ROLES)
     if devices is None and asks and not torch.cuda.is_available():
@@ -75,10 +75,10 @@ def counted_hardware(
     network: float,
     node: int,
 ) -> Hardware:
-    """Hardware whose speed is its data sheet's, as far as that is reached.
+    """Return hardware with a share of the data sheet's speed.
 
     Args:
-        efficiency: the share of the peak, above 0 to 1; None takes one for each precision.
+        efficiency: share of the peak, in (0, 1]; None: a default for each precision.
         network: bytes a second between nodes.
         node: devices of a node.
     """
@@ -94,16 +94,16 @@ def counted_hardware(
 
 
 def measured_hardware(
-    config: Config, devices: Devices, costs: NetworkCosts, seconds: float, say: Callable[[str], None]
+    config: Config, devices: Devices, costs: NetworkCosts, seconds: float, report: Callable[[str], None]
 ) -> Hardware:
-    """This machine, its parts measured; other arguments as `measure_parts`.
+    """Return this machine with measured calls; arguments as for `measure_parts`.
 
     Raises:
-        UserError, RunFailed: as `measure_parts` and `measure_transport`.
+        UserError, RunFailed: as by `measure_parts` and `measure_transport`.
     """
     kind = devices.device.name
-    parts = measure_parts(config, costs, kind, seconds, say)
-    say("measuring calls between two Ray actors")
+    parts = measure_parts(config, costs, kind, seconds, report)
+    report("measuring calls between two Ray actors")
     transport = measure_transport(config, costs.image_bytes, on_pool=kind == "cpu")
     return Hardware(devices, None, costs, parts, transport, devices.count)
 
@@ -116,15 +116,15 @@ def make_hardware(
     network: float = 1.25,
     node: int = 8,
     seconds: float = 10.0,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Hardware:
-    """What a plan is made for.
+    """Return the hardware of a plan.
 
     Args:
-        devices, teacher_devices: as `raysid plan` takes them.
+        devices, teacher_devices: as for `raysid plan`.
         network: GB a second between nodes.
-        efficiency, node: as `counted_hardware`.
-        seconds, say: as `measure_parts`.
+        efficiency, node: as for `counted_hardware`.
+        seconds, report: as for `measure_parts`.
 
     Raises:
         UserError: a device is not known, or the recipe's network cannot be found or counted.
@@ -133,5 +133,5 @@ def make_hardware(
     found, apart = find_devices(config, devices, teacher_devices)
     costs = network_costs(network_of(config), config.teacher.factory)
     if found.device.measured:
-        return measured_hardware(config, found, costs, seconds, say)
+        return measured_hardware(config, found, costs, seconds, report)
     return counted_hardware(found, apart, costs, efficiency, network * GB, node)

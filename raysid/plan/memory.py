@@ -1,4 +1,4 @@
-"""What each role keeps in its device's memory, and what that comes to where several share one."""
+"""The memory of a process: weights with optimizer state, and graphs of microbatches."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from raysid.config import Config
 from raysid.plan.costs import NetworkCosts
 
 FLOAT = 4
-ADAM = 2  # averages of each gradient and of its square
-PROCESS = 600e6  # bytes of a process beside all tensors: the GPU's context and libraries (or torch, on a CPU)
-FRAGMENTS = 0.1  # the share of a device that is left for what the allocator cannot use, and for workspaces
+ADAM = 2  # moving averages of the gradient and of its square
+PROCESS = 600e6  # bytes of a process beside its tensors: the GPU's context and libraries (on a CPU: torch)
+FRAGMENTS = 0.1  # share of a device left free, for fragmentation and workspaces
 BUCKET = 256e6  # the copy of gradients that is summed at a time (raysid.roles.ranks)
 
 
@@ -20,8 +20,8 @@ class RoleMemory:
     """Bytes of one process of a role.
 
     Attributes:
-        weights: with gradients, Adam's averages and the moving average, as far as the role has them.
-        graphs: of the microbatches that it keeps, at most at a time.
+        weights: weights, and what the role has of gradients, Adam's averages and the moving average.
+        graphs: graphs of the most microbatches that it keeps at a time.
     """
 
     weights: float
@@ -33,12 +33,12 @@ class RoleMemory:
 
 
 def passes(costs: NetworkCosts, scale: float) -> int:
-    """Passes of the network for one guided prediction: the conditional one and, where guidance guides, the other."""
+    """Return the passes of one guided prediction: 2 if a scale other than 1 guides a conditional network, else 1."""
     return 2 if scale != 1.0 and costs.classes else 1
 
 
 def role_memory(config: Config, costs: NetworkCosts) -> dict[str, RoleMemory]:
-    """What one process of each role keeps when every one lives in its own (`split`), by role."""
+    """Return the memory of one process of each role in a `split` placement, by role."""
     workers = config.learner_workers
     kept = {role: -(-_group(config) // workers[role]) for role in workers}
     scorers = config.teacher.scaling.min_replicas
@@ -52,7 +52,7 @@ def role_memory(config: Config, costs: NetworkCosts) -> dict[str, RoleMemory]:
             (1 + 1 + ADAM + 1) * weights + buckets["generator"], kept["generator"] * graphs.generate
         ),
         "teacher": RoleMemory(weights, teacher_kept * graphs.teacher),
-        # What was scored is pulled back before psi learns from it.
+        # Scored microbatches are pulled back before psi learns from them.
         "fake_score": RoleMemory(
             (1 + 1 + ADAM) * weights + buckets["fake_score"],
             max(kept["fake_score"] * graphs.fake_score, graphs.learn),
@@ -61,14 +61,14 @@ def role_memory(config: Config, costs: NetworkCosts) -> dict[str, RoleMemory]:
 
 
 def whole_memory(config: Config, costs: NetworkCosts, ranks: int = 1) -> RoleMemory:
-    """What a process keeps that holds all three roles: `local`, or one of the `ranks` workers of `colocated`."""
+    """Return the memory of a process with all three roles: `local`, or one of `ranks` workers of `colocated`."""
     weights = FLOAT * costs.parameters
     bucket = min(weights, BUCKET) if ranks > 1 else 0.0
     graphs = _graphs(config, costs)
     group = _group(config)
     generated, scored = group * graphs.generate, group * (graphs.teacher + graphs.fake_score)
     if config.schedule == "overlapped":
-        # psi learns while theta's images still wait for their pulls' use.
+        # psi learns while theta's graphs still wait for their pulls.
         most = generated + max(scored, graphs.learn)
     else:
         most = max(generated + scored, graphs.learn)
@@ -76,13 +76,13 @@ def whole_memory(config: Config, costs: NetworkCosts, ranks: int = 1) -> RoleMem
 
 
 def usable(memory: float, processes: int) -> float:
-    """Bytes of a device that tensors of so many processes can have."""
+    """Return the bytes of a device that the tensors of so many processes can use."""
     return (1 - FRAGMENTS) * memory - processes * PROCESS
 
 
 @dataclass(frozen=True)
 class _Graphs:
-    """Bytes that a microbatch keeps: generating, scoring (teacher, fake score), psi's learning."""
+    """Bytes of a microbatch's graph: of generating, of scoring (teacher, fake score), of psi's learning."""
 
     generate: float
     teacher: float
@@ -107,5 +107,5 @@ def _graphs(config: Config, costs: NetworkCosts) -> _Graphs:
 
 
 def _group(config: Config) -> int:
-    """Microbatches that are under way at a time."""
+    """Return the number of microbatches in flight."""
     return min(config.in_flight, math.ceil(config.batch_size / config.microbatch))

@@ -1,4 +1,4 @@
-"""How long each call of each role takes on a microbatch: counted operations over a stated speed."""
+"""The seconds of each call of each role on a microbatch: counted operations over a stated speed."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from raysid.plan.devices import EFFICIENCY, Arithmetic, Device
 from raysid.plan.memory import passes
 
 Seconds = Mapping[tuple[str, str], float]
-"""Of one call on a microbatch, by role and method."""
+"""Seconds of one call on a microbatch, by role and method."""
 
-LAUNCH = 8e-6  # seconds in which PyTorch launches an operation on a GPU: small batches take no less
+LAUNCH = 8e-6  # seconds that PyTorch takes to launch an operation on a GPU, which bound small batches
 
 
 class Parts(Protocol):
-    """Where a prediction has its seconds from."""
+    """The source of a prediction's seconds."""
 
     def seconds(self, config: Config, workers: int) -> Seconds:
-        """Of the calls that a config makes; `workers` hold all roles each, or, where it is 0, none does."""
+        """Return the seconds of each call; `workers`: processes that hold all roles; 0 for `split`."""
 
     def all_reduce(self, ranks: int, one_node: bool) -> float:
-        """Of adding up a network's gradients."""
+        """Return the seconds of summing a network's gradients over some ranks."""
 
 
 def arithmetic(config: Config, role: str) -> Arithmetic:
-    """What a role's network computes in."""
+    """Return the arithmetic of a role's network."""
     precision = (config.teacher.precision if role == "teacher" else None) or config.precision
     return "tf32" if precision == "float32" and config.compute.tf32 else precision
 
 
 @dataclass(frozen=True)
 class CountedParts:
-    """Parts from counted operations.
+    """Seconds from counted operations.
 
     Attributes:
-        efficiency: the share of the data sheet's speed that is reached; None takes `EFFICIENCY`.
+        efficiency: share of the data sheet's speed that is reached; None: `EFFICIENCY`.
         network: bytes a second between nodes.
     """
 
@@ -49,10 +49,10 @@ class CountedParts:
     network: float
 
     def speed(self, config: Config, role: str, apart: bool = True) -> float:
-        """Operations a second that a role's device is taken to reach; `apart`: the teacher has its own.
+        """Return the operations a second of a role's device; `apart`: the teacher has devices of its own.
 
         Raises:
-            UserError: it has not the arithmetic that the config asks for.
+            UserError: the device lacks the config's arithmetic.
         """
         kind = arithmetic(config, role)
         teacher = role == "teacher"
@@ -67,7 +67,7 @@ class CountedParts:
         }
 
         def call(role: str, operations: float, launches: float) -> float:
-            """In passes' length of `launches`: an optimizer's step has about those of one."""
+            """Return seconds; `launches` is in forward passes."""
             return max(size * operations / speed[role], launches * costs.kernels * LAUNCH)
 
         teacher, eval_fake, train_fake = (
@@ -76,7 +76,9 @@ class CountedParts:
         learn = train_fake * (costs.forward + costs.backward)
         if config.method.adversarial is not None:
             learn += costs.encoder + costs.encoder_backward
-        again = costs.forward if config.graphs_kept == 0 else 0.0  # a graph that is not kept is made again
+        again = (
+            costs.forward if config.graphs_kept == 0 else 0.0
+        )  # a graph that is not kept is computed again
         return {
             ("generator", "images"): call("generator", costs.forward, 1),
             ("generator", "generate"): call("generator", costs.forward, 1),
@@ -97,7 +99,7 @@ class CountedParts:
 
 
 def calls_of(role: str, config: Config, seconds: Seconds) -> list[float]:
-    """Seconds of each call that a role gets for a microbatch, without its step."""
+    """Return the seconds of each call of a role on a microbatch, without its step."""
     return [
         value
         for (other, method), value in seconds.items()
@@ -106,11 +108,11 @@ def calls_of(role: str, config: Config, seconds: Seconds) -> list[float]:
 
 
 def role_seconds(role: str, config: Config, seconds: Seconds) -> float:
-    """Seconds of a step in which a role works, as one process."""
+    """Return the seconds that a role works in a step, as one process."""
     count = config.batch_size // config.microbatch
     return sum(calls_of(role, config, seconds)) * count + seconds.get((role, "step"), 0.0)
 
 
 def all_reduce_bytes(parameters: int, ranks: int) -> float:
-    """What each rank sends to have a network's gradients added up, in a ring."""
+    """Return the bytes that each rank sends to sum a network's gradients in a ring."""
     return 2 * (ranks - 1) / ranks * 4 * parameters

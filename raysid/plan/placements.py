@@ -1,4 +1,4 @@
-"""Many placements on given hardware, and which of them to take."""
+"""The placements of a recipe on given hardware, compared."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from raysid.plan.predict import ROLES, Hardware, Prediction, predict
 from raysid.recipes import load_recipe, override
 
 SCHEDULES = ("overlapped", "alternating")
-SIMULATED = 8  # of the ways to split, those that could be fastest
-SHOWN = 3  # of them
-CUTS = (1, 2, 4)  # microbatches a worker, where the recipe says nothing
-CLOSE = 0.02  # predictions that differ by no more than this are alike
-ACCELERATOR = "ray.io/accelerator-type"  # by which Ray labels nodes
+SIMULATED = 8  # shapes of a split placement, the fastest by their bounds
+KEPT = 3  # of them
+CUTS = (1, 2, 4)  # microbatches a worker, unless the recipe has microbatch_size
+CLOSE = 0.02  # predictions that differ by at most this share count as equal
+ACCELERATOR = "ray.io/accelerator-type"  # Ray's label of nodes
 
 
 @dataclass(frozen=True)
 class Way:
-    """One placement and the settings by which to ask for it.
+    """One placement, with the settings that select it.
 
     Attributes:
-        settings: by dotted name, as they would be given to `raysid distill`.
-        prediction: what it comes to.
+        settings: values by dotted name, as for `raysid distill`.
+        prediction: its predicted memory and speed.
     """
 
     settings: dict[str, Any]
@@ -43,12 +43,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to say of a recipe on some hardware.
+    """The placements of a recipe on some hardware.
 
     Attributes:
-        config: the recipe as it is.
-        as_given: what it comes to without changes.
-        ways: the placements compared, in the recipe's schedule and the other one, the fastest first.
+        config: the recipe.
+        as_given: prediction of the recipe as it is.
+        ways: the placements compared, by schedule, the fastest first.
     """
 
     config: Config
@@ -57,26 +57,26 @@ class Plan:
     ways: list[Way]
 
     def best(self, schedule: str | None = None) -> Way | None:
-        """The fastest that fits, in the recipe's schedule if no other is named; of those alike the simplest."""
+        """Return the fastest that fits, by default in the recipe's schedule; the simplest of those about as fast."""
         fitting = [
             way
             for way in self.ways
             if way.fits and way.prediction.config.schedule == (schedule or self.config.schedule)
         ]
         fastest = max((_speed(way) for way in fitting), default=0.0)
-        alike = [way for way in fitting if _speed(way) >= (1 - CLOSE) * fastest]
-        return min(alike, key=_effort, default=None)
+        equal = [way for way in fitting if _speed(way) >= (1 - CLOSE) * fastest]
+        return min(equal, key=_effort, default=None)
 
     def overrides(self, way: Way) -> dict[str, Any]:
-        """The settings of a way that the recipe does not have already."""
+        """Return the settings of a way that differ from the recipe's."""
         return {name: value for name, value in way.settings.items() if value != _setting(self.config, name)}
 
 
 def make_plan(config: Config, hardware: Hardware) -> Plan:
-    """Compare the placements that a recipe could have.
+    """Compare the placements of a recipe.
 
     Raises:
-        UserError: the devices cannot compute in the recipe's precision.
+        UserError: the devices lack the recipe's precision.
     """
     ways = []
     for schedule in SCHEDULES:
@@ -111,7 +111,7 @@ def _speed(way: Way) -> float:
 
 
 def _effort(way: Way) -> tuple[int, int, int, int]:
-    """What a way takes to run: devices, then processes, then cuts of the batch."""
+    """Return the complexity of a way: devices, then processes, then microbatches."""
     found = way.prediction
     config = found.config
     processes = found.workers or sum(config.learner_workers.values()) + config.teacher.num_replicas
@@ -119,7 +119,7 @@ def _effort(way: Way) -> tuple[int, int, int, int]:
 
 
 def _whole(config: Config, hardware: Hardware, workers: int) -> Way:
-    """`local`, or `colocated` with so many workers, in the largest microbatches that fit."""
+    """Return `local`, or `colocated` with so many workers, with the largest microbatches that fit."""
     one: dict[str, Any] = {f"{learner}.num_workers": 1 for learner in config.learner_workers} | {
         "teacher.num_replicas": 1
     }
@@ -152,7 +152,7 @@ def _whole(config: Config, hardware: Hardware, workers: int) -> Way:
 
 
 def _splits(config: Config, hardware: Hardware) -> list[Way]:
-    """The fastest ways to give each role processes of its own; where none fits, one of them with the reason."""
+    """Return the fastest split placements; if none fits, one of them with the reason."""
     tried: list[list[Way]] = []  # by shape, a way for each cut of the batch
     for shape in _shapes(config, hardware):
         settings = _settings(config, hardware, shape)
@@ -176,14 +176,14 @@ def _splits(config: Config, hardware: Hardware) -> list[Way]:
     for cuts in fitting[:SIMULATED]:
         ways = [Way(way.settings, predict(way.prediction.config, hardware)) for way in cuts]
         fastest = max(map(_speed, ways))
-        # Cut no finer than helps.
+        # No more microbatches than help.
         best.append(next(way for way in ways if _speed(way) >= (1 - CLOSE) * fastest))
-    return sorted(best, key=_speed, reverse=True)[:SHOWN]
+    return sorted(best, key=_speed, reverse=True)[:KEPT]
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """How many processes each role has, and which share of a device each takes."""
+    """The number of processes of each role, and the share of a device of each."""
 
     fake_score: int
     generator: int
@@ -192,10 +192,9 @@ class _Shape:
 
 
 def _shapes(config: Config, hardware: Hardware) -> Iterator[_Shape]:
-    """Numbers of workers and scorers for which there are devices, and whose batch can be cut among them.
+    """Yield the numbers of workers and scorers that the devices allow and that divide the batch.
 
-    Two roles share a device only where each of them has one process: Ray would put several halves of one role
-    onto the same device.
+    Two roles share a device only if each has one process: Ray would put two halves of one role on the same device.
     """
     count, teachers = hardware.devices.count, hardware.teacher_devices
     numbers = [number for number in range(1, count + 1) if config.batch_size % number == 0]
@@ -224,7 +223,7 @@ def _shapes(config: Config, hardware: Hardware) -> Iterator[_Shape]:
 
 
 def _settings(config: Config, hardware: Hardware, shape: _Shape) -> dict[str, Any]:
-    """The settings that ask for a shape."""
+    """Return the settings that select a shape."""
     settings: dict[str, Any] = {
         "placement": "split",
         "schedule": config.schedule,
@@ -247,7 +246,7 @@ def _settings(config: Config, hardware: Hardware, shape: _Shape) -> dict[str, An
 
 
 def _on(config: Config, hardware: Hardware) -> dict[str, Any]:
-    """The settings by which all roles of one process compute on the devices."""
+    """Return the settings that put all roles of one process on the devices."""
     if hardware.shared_cores:
         return {f"resources.{role}.num_gpus": 0.0 for role in ROLES}
     return {
@@ -256,7 +255,7 @@ def _on(config: Config, hardware: Hardware) -> dict[str, Any]:
 
 
 def _first_sizes(config: Config, shape: _Shape) -> list[int]:
-    """The largest microbatches to begin with: the recipe's own, or a few numbers of them for each worker."""
+    """Return the largest microbatches to try: the recipe's own, or those of a few per worker."""
     if config.microbatch_size is not None:
         return [config.microbatch_size]
     workers = math.lcm(shape.fake_score, shape.generator)
@@ -268,16 +267,16 @@ def _first_sizes(config: Config, shape: _Shape) -> list[int]:
 def _largest(
     config: Config, hardware: Hardware, settings: dict[str, Any], sizes: list[int], workers: int | None = None
 ) -> Prediction:
-    """The first of some microbatches that fits, roughly predicted; else why the smallest does not."""
+    """Return a quick prediction with the first size that fits, else the reason why the smallest does not."""
     found = Prediction(config, workers or 0, 0, why_not="no microbatch divides the batch among the workers")
     for size in sizes:
         try:
             cut = override(config, settings | {"microbatch_size": size})
         except ValidationError as error:
-            # A smaller one is refused for the same reason: memory's, if there was one, is told.
+            # A smaller one is refused for the same reason; a reason of memory comes first.
             if found.memory is None:
-                said = str(error.errors()[0]["msg"]).removeprefix("Value error, ").splitlines()[0]
-                found = dataclasses.replace(found, why_not=said)
+                reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ").splitlines()[0]
+                found = dataclasses.replace(found, why_not=reason)
             continue
         found = predict(cut, hardware, workers, quick=True)
         if found.why_not is None or found.memory is None:
@@ -286,7 +285,7 @@ def _largest(
 
 
 def _setting(config: Config, path: str) -> Any:
-    """A setting by its dotted name; None where this config has no such."""
+    """Return a setting by its dotted name; None if this config lacks it."""
     value: Any = config
     for part in path.split("."):
         value = getattr(value, part, None)

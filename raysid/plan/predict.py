@@ -1,4 +1,4 @@
-"""One placement on given hardware: whether it fits, and how fast it runs."""
+"""The prediction of one placement on given hardware: its memory and its speed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ ROLES = ("fake_score", "generator", "teacher")
 
 @dataclass(frozen=True)
 class Hardware:
-    """What is to be planned for, and what its parts cost.
+    """The devices of a plan, and the costs of calls on them.
 
     Attributes:
-        devices: for all roles, or for the learners where there are `teacher_devices`.
-        teacher_devices: for the scorers, on other nodes.
-        transport: of calls between processes.
+        devices: devices of all roles, or of the learners if there are `teacher_devices`.
+        teacher_devices: devices of the scorers, on other nodes.
+        parts: seconds of the roles' calls.
+        transport: cost of calls between processes.
         node: devices of a node.
     """
 
@@ -37,21 +38,22 @@ class Hardware:
 
     @property
     def shared_cores(self) -> bool:
-        """Whether the devices are cores, which any process may run on."""
+        """True if the devices are cores, on which any process may run."""
         return self.devices.device.name == "cpu"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one placement comes to.
+    """The prediction of one placement.
 
     Attributes:
-        config: the settings, of one worker where it is `colocated`.
-        workers: `local` and `colocated`: how many hold all roles; 0 for `split`.
-        devices: how many it takes.
-        memory: bytes on the fullest device; None where it could not be placed at all.
-        busy: the share of the time in which each role's busiest process works.
-        why_not: why it does not fit; None where it does.
+        config: the settings; for `colocated` those of one worker.
+        workers: number of processes that hold all roles (`local`, `colocated`); 0 for `split`.
+        devices: number of devices it uses.
+        memory: bytes on the fullest device; None if there are too few devices.
+        step_seconds: length of a step; None if it does not fit.
+        busy: share of the time in which each role's busiest process works.
+        why_not: reason why it does not fit; None if it does.
     """
 
     config: Config
@@ -79,16 +81,17 @@ class Prediction:
 
     @property
     def busiest(self) -> str:
-        """The role that has most to do."""
+        """The role with the highest busy share."""
         return max(self.busy, key=lambda role: self.busy[role])
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where one process sits.
+    """The device of one process.
 
     Attributes:
-        device: number of its device, among those for learners or those for teachers.
+        teachers: True for a device of `Hardware.teacher_devices`.
+        device: number of the device.
     """
 
     role: str
@@ -98,21 +101,21 @@ class Seat:
 
 
 class DoesNotFit(Exception):
-    """A placement asks for more devices than there are, or more memory than they have; says so."""
+    """A placement needs more devices or memory than there is; the message says which."""
 
 
 def predict(
     config: Config, hardware: Hardware, workers: int | None = None, quick: bool = False
 ) -> Prediction:
-    """What a placement comes to, without running it.
+    """Predict a placement, without running it.
 
     Args:
-        config: the settings of the run, or of one worker where it is `colocated`.
-        workers: that hold all roles; None: as `config.placement` says.
-        quick: take a step to last as long as the busiest process or device, as if nothing ever waited.
+        config: the settings of the run; for `colocated` those of one worker.
+        workers: number of processes that hold all roles, 0 for `split`; None: as `config.placement`.
+        quick: take the busiest process or device as the length of a step, as if nothing ever waited.
 
     Raises:
-        UserError: the devices cannot compute in the config's precision.
+        UserError: the devices lack the config's precision.
     """
     if workers is None:
         workers = 1 if config.placement == "local" else 0
@@ -150,7 +153,7 @@ def _predict_whole(config: Config, hardware: Hardware, workers: int) -> Predicti
 
 
 def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Prediction:
-    """A process for each worker of each role."""
+    """Predict a placement with processes for each role."""
     devices = hardware.devices
     if hardware.shared_cores:
         seats = [Seat(role, number, False, 0) for role, number in _processes(config)]
@@ -189,7 +192,7 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
 
 
 def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transport) -> float:
-    """Seconds of a step in which no process and no device ever waits."""
+    """Return the length of a step in which no process and no device ever waits."""
     count = config.batch_size // config.microbatch
     of_process: dict[Process, float] = {}
     of_pool: dict[Pool, float] = {}
@@ -204,13 +207,13 @@ def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transp
 
 
 def _processes(config: Config) -> list[tuple[str, int]]:
-    """Role and number of every process that a config asks for."""
+    """Return role and number of every process of a config."""
     counts = config.learner_workers | {"teacher": config.teacher.scaling.min_replicas}
     return [(role, number) for role in ROLES for number in range(counts[role])]
 
 
 def _seats(config: Config, hardware: Hardware) -> list[Seat]:
-    """The first device with room for each process, by the GPUs that `resources` reserves for it."""
+    """Assign to each process the first device with enough of a GPU left, by `resources.<role>.num_gpus`."""
     devices, teachers = hardware.devices, hardware.teacher_devices
     free = {False: [1.0] * devices.count, True: [1.0] * (teachers.count if teachers else 0)}
     seats = []
@@ -245,7 +248,7 @@ def _short(config: Config, devices: Devices, apart: bool, elsewhere: bool) -> st
 
 
 def _split_memory(config: Config, hardware: Hardware, seats: list[Seat]) -> tuple[float, str | None]:
-    """Bytes on the fullest device, and why that is too much, if it is."""
+    """Return the bytes on the fullest device, and the reason why a device is too small, if one is."""
     needs = role_memory(config, hardware.costs)
     on: dict[tuple[bool, int], list[str]] = {}
     for seat in seats:

@@ -1,4 +1,4 @@
-"""What a call through Ray costs beside its work, measured between two actors that only pass on what they get."""
+"""The cost of a call through Ray beside its work, measured between two actors that return their input."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from raysid.roles.messages import Images, Slice
 
 CALLS = 200
 WARM_CALLS = 40
-SCRATCH = 2**23  # float32 numbers, 32 MB: what an actor goes over between calls, as work fills the caches
-AHEAD = 16  # calls of two steps
+SCRATCH = 2**23  # float32 numbers, 32 MB, that an actor updates between calls to replace the caches' content
+AHEAD = 16  # calls in flight, as of two steps
 
 
 def measure_transport(config: Config, image_bytes: int, on_pool: bool) -> Transport:
-    """What a call between processes costs beside its work: a microbatch that two actors pass to and fro.
+    """Measure the cost of a call: two actors pass a microbatch to each other.
 
-    Between calls each goes over memory: a call that finds the caches full of a network's work takes nearly twice what
-    it takes where nothing else is done.
+    Each updates memory between calls: a call after a network's work, which fills the caches, takes nearly twice as
+    long as one after nothing.
 
     Args:
-        on_pool: as `Transport` has it.
+        on_pool: as for `Transport`.
 
     Raises:
-        RunFailed: the cluster has no room for them.
+        RunFailed: the cluster lacks resources for them.
     """
     connect()
     import ray
@@ -47,23 +47,23 @@ def measure_transport(config: Config, image_bytes: int, on_pool: bool) -> Transp
         began = time.perf_counter()
         _pass_on(actors, message, CALLS)
         seconds = (time.perf_counter() - began) / CALLS
-        driver, of_actors, others, worked = (
+        driver, in_actors, others, worked = (
             (b - a) / CALLS for a, b in zip(before, _used(actors), strict=True)
         )
     finally:
         for actor in actors:
             ray.kill(actor)
     return Transport(
-        process=of_actors - worked,
+        process=in_actors - worked,
         driver=driver,
         others=others,
-        latency=max(0.0, seconds - of_actors),
+        latency=max(0.0, seconds - in_actors),
         on_pool=on_pool,
     )
 
 
 class Echo:
-    """An actor that passes on what it gets."""
+    """An actor that returns its input."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -81,32 +81,32 @@ class Echo:
 
 
 def _pass_on(actors: list[Any], message: Images, count: int) -> None:
-    """A chain of calls, each of which takes the other actor's answer; submitted some ahead, as a driver does."""
+    """Make a chain of calls, each with the other actor's answer; submitted ahead, as a driver does."""
     import ray
 
     answer: Any = message
-    under_way: deque[Any] = deque()
+    in_flight: deque[Any] = deque()
     for number in range(count):
         answer = actors[number % 2].echo.remote(Slice(number, 0, len(message.x_g)), answer)
-        under_way.append(answer)
-        if len(under_way) > AHEAD:
-            ray.wait([under_way.popleft()], fetch_local=False)
+        in_flight.append(answer)
+        if len(in_flight) > AHEAD:
+            ray.wait([in_flight.popleft()], fetch_local=False)
     ray.get(answer)
 
 
 def _used(actors: list[Any]) -> tuple[float, float, float, float]:
-    """CPU seconds so far: of this process, of the actors, of Ray's own processes as far as they were started here.
+    """Return CPU seconds so far: of this process, the actors, and Ray's processes that were started here.
 
-    The fourth is what the actors have worked of theirs.
+    The fourth value is the part of the actors' seconds that is their work.
     """
     import ray
 
-    said = ray.get([actor.used.remote() for actor in actors])
-    of_actors = {pid for pid, _, _ in said}
+    uses = ray.get([actor.used.remote() for actor in actors])
+    actor_pids = {pid for pid, _, _ in uses}
     others = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if process.pid not in of_actors:
+            if process.pid not in actor_pids:
                 times = process.cpu_times()
                 others += times.user + times.system
-    return time.process_time(), sum(used for _, used, _ in said), others, sum(worked for *_, worked in said)
+    return time.process_time(), sum(used for _, used, _ in uses), others, sum(worked for *_, worked in uses)
