@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from raysid.storage import (
 from raysid.storage.lease import Lease
 from raysid.storage.mirror import Mirror
 from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket, s3_server
+from tests.support.command_line import raysid
 from tests.support.processes import wait_until
 
 
@@ -104,22 +104,22 @@ def test_a_storage_is_a_folder_or_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_
         storage_folder("memory://runs")
 
 
-def test_missing_credentials_end_a_command_with_the_remedy(server: str) -> None:
+def test_missing_credentials_end_a_command_with_the_remedy(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Google answers so to a request without credentials."""
     connection = Connection(server, bad=False)
     connection.refusal = 401, "Anonymous caller does not have storage.objects.get access"
     connection.refuses_all = True
-    found = os.environ | {"STORAGE_EMULATOR_HOST": connection.address}
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", connection.address)
     remote = f"gs://{BUCKET}/some"
     for arguments in (["watch", remote], ["evaluate", remote], ["data", "check", remote]):
-        command = [sys.executable, "-m", "raysid", *arguments]
-        done = subprocess.run(command, env=found, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        line = done.stderr.removeprefix(f"raysid {' '.join(arguments)}: loading torch and Ray\n")
+        done = raysid(*arguments)
+        assert (done.exit_code, done.stdout) == (2, "")
         assert re.fullmatch(
             rf"raysid: error: [^\n]*{remote}[^ \n]* cannot be re\w+: Anonymous caller does not have [^\n]*, 401. "
             r"Google's credentials come from `gcloud auth application-default login`, or from the machine\n",
-            line,
+            done.stderr,
         ), done.stderr
     connection.close()
 
