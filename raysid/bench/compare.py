@@ -91,9 +91,9 @@ def compare(
             stack.callback(side.close)
         steps = [side.warm_up(seconds) for side in sides]
         for number in range(rounds):
-            for side, count, of_side in zip(sides, steps, found, strict=True):
-                of_side.append(side.round(count))
-            speeds = " against ".join(f"{of_side[-1].images_per_second:,.1f}" for of_side in found)
+            for side, count, own in zip(sides, steps, found, strict=True):
+                own.append(side.round(count))
+            speeds = " against ".join(f"{own[-1].images_per_second:,.1f}" for own in found)
             report(f"round {number + 1} of {rounds}: {speeds} images/s")
         spans = [side.spans for side in sides]
     results = [SideResult(*parts) for parts in zip(configs, found, spans, strict=True)]

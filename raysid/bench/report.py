@@ -56,12 +56,12 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 def as_trace(found: Comparison) -> dict[str, Any]:
     """Return the last steps of this side in Chrome's trace format: a process for each role, a thread for each rank."""
-    spans = found.this.spans
-    steps = [span.began for span in spans["fake_score"][0] if span.name == "step"][-TRACED_STEPS - 1 :]
+    by_role = found.this.spans
+    steps = [span.began for span in by_role["fake_score"][0] if span.name == "step"][-TRACED_STEPS - 1 :]
     events: list[dict[str, Any]] = []
-    for number, (role, processes) in enumerate(spans.items()):
+    for number, (role, processes) in enumerate(by_role.items()):
         events.append({"ph": "M", "name": "process_name", "pid": number, "args": {"name": ROLE_NAMES[role]}})
-        for rank, of_rank in enumerate(processes):
+        for rank, spans in enumerate(processes):
             events += [
                 {
                     "ph": "X",
@@ -72,7 +72,7 @@ def as_trace(found: Comparison) -> dict[str, Any]:
                     "ts": 1e6 * span.began,
                     "dur": 1e6 * (span.ended - span.began),
                 }
-                for span in of_rank
+                for span in spans
                 if span.ended >= steps[0]
             ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
@@ -96,13 +96,13 @@ def describe(side: SideResult) -> str:
 
 def _options(config: Config) -> list[str]:
     """Return the options of a side that differ from the defaults, then the teacher's that differ from the side's."""
-    of_side = {"precision": config.precision} | config.compute.model_dump()
-    of_teacher = {
+    own = {"precision": config.precision} | config.compute.model_dump()
+    teachers_own = {
         "precision": config.teacher.precision or config.precision
     } | config.teacher_compute.model_dump()
     defaults = {"precision": "float32"} | ComputeSettings().model_dump()
-    teachers = [f"teacher {option}" for option in _changes(of_side, of_teacher)]
-    return _changes(defaults, of_side) + teachers
+    teachers = [f"teacher {option}" for option in _changes(own, teachers_own)]
+    return _changes(defaults, own) + teachers
 
 
 def _changes(usual: dict[str, Any], chosen: dict[str, Any]) -> list[str]:

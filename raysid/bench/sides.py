@@ -107,7 +107,7 @@ class Side:
         driver = time.process_time() - driver
         after = self.placement.profile()
         self.spans = {
-            role: [process.spans for process in of_role.values()] for role, of_role in after.items()
+            role: [process.spans for process in processes.values()] for role, processes in after.items()
         }
         if self.config.placement == "local":
             # The roles' threads are the driver's process: its CPU time cannot be separated.

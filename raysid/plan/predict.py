@@ -194,16 +194,16 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
 def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transport) -> float:
     """Return the length of a step in which no process and no device ever waits."""
     count = config.batch_size // config.microbatch
-    of_process: dict[Process, float] = {}
-    of_pool: dict[Pool, float] = {}
+    by_process: dict[Process, float] = {}
+    by_pool: dict[Pool, float] = {}
     for role in ROLES:
         ranks: list[Process] = getattr(workers, role)
         each = [call + transport.process for call in calls_of(role, config, seconds)]
         for rank in ranks:
             work = sum(each) * count / len(ranks) + seconds.get((role, "step"), 0.0)
-            of_process[rank] = of_process.get(rank, 0.0) + work
-            of_pool[rank.pool] = of_pool.get(rank.pool, 0.0) + work / rank.pool.capacity
-    return max(*of_process.values(), *of_pool.values())
+            by_process[rank] = by_process.get(rank, 0.0) + work
+            by_pool[rank.pool] = by_pool.get(rank.pool, 0.0) + work / rank.pool.capacity
+    return max(*by_process.values(), *by_pool.values())
 
 
 def _processes(config: Config) -> list[tuple[str, int]]:

@@ -173,12 +173,12 @@ class ShuffledParts(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        of_all, own = (
+        everyones, own = (
             random.Random(f"{self.seed} {self.epoch}"),
             random.Random(f"{self.seed} {self.epoch} {number}"),
         )
         self.epoch += 1
-        parts = of_all.sample(self.parts, len(self.parts))[number::workers]
+        parts = everyones.sample(self.parts, len(self.parts))[number::workers]
         pictures = (picture for part in parts for picture in part.pictures())
         shuffled = _shuffled(pictures, max(1, self.buffer // workers), own)
         while some := list(islice(shuffled, self.batch_size)):

@@ -184,12 +184,12 @@ def _read_in_turns(
             turn(config.seed, seconds / 2)
         turns: list[list[Turn]] = [[] for _ in sides]
         for number in range(rounds):
-            for turn, of_side in zip(sides, turns, strict=True):
+            for turn, own in zip(sides, turns, strict=True):
                 # Another order each time: the cache holds the last pictures of the round before.
-                of_side.append(turn(config.seed + 1 + number, seconds))
-            speeds = " against ".join(f"{of_side[-1].images_per_second:,.0f}" for of_side in turns)
+                own.append(turn(config.seed + 1 + number, seconds))
+            speeds = " against ".join(f"{own[-1].images_per_second:,.0f}" for own in turns)
             report(f"reading, round {number + 1} of {rounds}: {speeds} images/s")
-    return [ReadSide(of_side) for of_side in turns]
+    return [ReadSide(own) for own in turns]
 
 
 @contextmanager
@@ -208,8 +208,8 @@ def _sides(
         )
         get(ready)
         wait_for_reading(timeout, report)
-        of_stream = [lambda seed, seconds: get(stream.turn.remote(seed, seconds))]
-        yield of_stream + ([loader.turn] if loader else [])
+        stream_turn = [lambda seed, seconds: get(stream.turn.remote(seed, seconds))]
+        yield stream_turn + ([loader.turn] if loader else [])
     finally:
         ray.kill(stream)
         if loader is not None:
@@ -234,13 +234,13 @@ def _wait_of_learner(
             count = steps * (number + 1) // rounds - steps * number // rounds
             if not count:
                 continue
-            of_round = side.round(count)
+            measured = side.round(count)
             after = _data_wait(side)
-            found.append(Wait(count, of_round.seconds, after - before))
+            found.append(Wait(count, measured.seconds, after - before))
             before = after
             report(
-                f"a run, round {number + 1} of {rounds}: waits {found[-1].share:.2%} of {of_round.seconds:.1f} s, "
-                f"{of_round.images_per_second:,.1f} images/s"
+                f"a run, round {number + 1} of {rounds}: waits {found[-1].share:.2%} of {measured.seconds:.1f} s, "
+                f"{measured.images_per_second:,.1f} images/s"
             )
     finally:
         side.close()
