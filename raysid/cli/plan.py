@@ -66,7 +66,7 @@ def plan(
     config = load_recipe(recipe, given, kind="distill")
     check_writable(json_file)
     announce(ctx, recipe)
-    from raysid.plan.make import make_hardware
+    from raysid.plan.hardware import make_hardware
     from raysid.plan.placements import changed, make_plan
     from raysid.plan.report import as_json, print_plan
 

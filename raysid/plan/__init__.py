@@ -4,5 +4,5 @@
 combines them into seconds of each call; `measure.py` (with `timing.py`) and `transport.py` measure them here instead.
 `memory.py` predicts the memory of a process. `simulate.py` simulates steps, with processes (`processes.py`) and
 recorded calls (`calls.py`). `predict.py` predicts one placement, `placements.py` compares many, `report.py` prints
-them; `make.py` starts from a recipe and the names of devices.
+them; `hardware.py` makes the hardware of a plan from the names of devices.
 """

@@ -11,6 +11,8 @@ from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import EFFICIENCY, Arithmetic, Device
 from raysid.plan.memory import passes
 
+ROLES = ("fake_score", "generator", "teacher")
+
 Seconds = Mapping[tuple[str, str], float]
 """Seconds of one call on a microbatch, by role and method."""
 
@@ -62,9 +64,7 @@ class CountedParts:
 
     def seconds(self, config: Config, workers: int) -> Seconds:
         costs, guidance, size = self.costs, config.method.guidance, config.microbatch
-        speed = {
-            role: self.speed(config, role, workers == 0) for role in ("generator", "teacher", "fake_score")
-        }
+        speed = {role: self.speed(config, role, workers == 0) for role in ROLES}
 
         def call(role: str, operations: float, launches: float) -> float:
             """Return seconds; `launches` is in forward passes."""

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from raysid.config import Config
 from raysid.errors import UserError
-from raysid.plan.predict import ROLES, Hardware, Prediction, predict
+from raysid.plan.hardware import Hardware
+from raysid.plan.parts import ROLES
+from raysid.plan.predict import Prediction, predict
 from raysid.recipes import load_recipe, override
 
 SCHEDULES = ("overlapped", "alternating")

@@ -7,39 +7,12 @@ from dataclasses import dataclass, field
 from raysid.bench.compare import steady
 from raysid.bench.report import ROLE_NAMES
 from raysid.config import Config
-from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import GB, Devices
+from raysid.plan.hardware import Hardware
 from raysid.plan.memory import PROCESS, role_memory, usable, whole_memory
-from raysid.plan.parts import Parts, Seconds, calls_of, role_seconds
+from raysid.plan.parts import ROLES, Seconds, calls_of, role_seconds
 from raysid.plan.processes import Pool, Process, Transport, Workers
 from raysid.plan.simulate import simulate
-
-ROLES = ("fake_score", "generator", "teacher")
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The devices of a plan, and the costs of calls on them.
-
-    Attributes:
-        devices: devices of all roles, or of the learners if there are `teacher_devices`.
-        teacher_devices: devices of the scorers, on other nodes.
-        parts: seconds of the roles' calls.
-        transport: cost of calls between processes.
-        node: devices of a node.
-    """
-
-    devices: Devices
-    teacher_devices: Devices | None
-    costs: NetworkCosts
-    parts: Parts
-    transport: Transport
-    node: int
-
-    @property
-    def shared_cores(self) -> bool:
-        """True if the devices are cores, on which any process may run."""
-        return self.devices.device.name == "cpu"
 
 
 @dataclass(frozen=True)

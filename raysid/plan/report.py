@@ -11,9 +11,9 @@ from raysid.bench.report import ROLE_NAMES
 from raysid.config import Config
 from raysid.plan.devices import EFFICIENCY, GB
 from raysid.plan.memory import FRAGMENTS, PROCESS, passes, role_memory
-from raysid.plan.parts import CountedParts, arithmetic, calls_of
+from raysid.plan.parts import ROLES, CountedParts, arithmetic, calls_of
 from raysid.plan.placements import SCHEDULES, Plan
-from raysid.plan.predict import ROLES, Prediction
+from raysid.plan.predict import Prediction
 from raysid.run.table import print_table
 
 PROCESS_NAMES = {"fake_score": "fake score", "generator": "generator", "teacher": "scorers"}

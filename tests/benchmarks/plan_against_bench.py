@@ -22,8 +22,8 @@ import torch
 
 from raysid.bench.compare import SideResult, compare
 from raysid.config import Config
-from raysid.plan.make import make_hardware
-from raysid.plan.predict import Hardware, predict
+from raysid.plan.hardware import Hardware, make_hardware
+from raysid.plan.predict import predict
 from raysid.recipes import load_recipe
 from raysid.run.table import print_table
 

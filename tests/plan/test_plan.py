@@ -13,10 +13,10 @@ from click.testing import Result
 from raysid.config import Config
 from raysid.plan.costs import GraphBytes, NetworkCosts
 from raysid.plan.devices import GB, parse_devices
-from raysid.plan.make import counted_hardware
+from raysid.plan.hardware import Hardware, counted_hardware
 from raysid.plan.memory import role_memory, usable, whole_memory
 from raysid.plan.placements import Plan, make_plan
-from raysid.plan.predict import Hardware, predict
+from raysid.plan.predict import predict
 from raysid.recipes import override
 from tests.support.command_line import raysid
 from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -13,8 +14,7 @@ from raysid.networks.files import AnySettings
 from raysid.plan.costs import NetworkCosts, network_costs
 from raysid.plan.devices import GB, Devices, parse_devices
 from raysid.plan.measure import measure_parts, this_machine
-from raysid.plan.parts import CountedParts
-from raysid.plan.predict import ROLES, Hardware
+from raysid.plan.parts import ROLES, CountedParts, Parts
 from raysid.plan.processes import Transport
 from raysid.plan.transport import measure_transport
 from raysid.recipes import load_recipe
@@ -23,6 +23,31 @@ from raysid.trainers.teachers import find_teacher, network_settings
 # A call through Ray between two processes of one machine, measured on two cores of an AMD EPYC: an empty call, and
 # the bytes of its arrays.
 CALL = Transport(process=1e-3, driver=0.7e-3, latency=0.7e-3, byte=0.7e-9, on_pool=False)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The devices of a plan, and the costs of calls on them.
+
+    Attributes:
+        devices: devices of all roles, or of the learners if there are `teacher_devices`.
+        teacher_devices: devices of the scorers, on other nodes.
+        parts: seconds of the roles' calls.
+        transport: cost of calls between processes.
+        node: devices of a node.
+    """
+
+    devices: Devices
+    teacher_devices: Devices | None
+    costs: NetworkCosts
+    parts: Parts
+    transport: Transport
+    node: int
+
+    @property
+    def shared_cores(self) -> bool:
+        """True if the devices are cores, on which any process may run."""
+        return self.devices.device.name == "cpu"
 
 
 def network_of(config: Config) -> AnySettings:
