@@ -3,8 +3,8 @@
     python batch_inference.py runs/digits-sida images/ --count 10000            # a PNG for each image
     python batch_inference.py runs/digits-sida images/ --count 10000 --parquet  # Parquet files
 
-Each actor loads the generator once and makes batch after batch. An image depends on its number and the seed alone, so
-the same command makes the same images, however many actors there are and however they share the work.
+Each actor loads the generator once and makes batch after batch. An image depends on its number and the seed alone (to
+rounding), however many actors there are and however they share the work.
 """
 
 import argparse
