@@ -219,7 +219,7 @@ class RemoteLearner:
 
     Args:
         ranks: the actors, by rank.
-        batch_size: images a step, where the last microbatch and the update may be one call; None makes two.
+        batch_size: images a step; the microbatch that ends there and the update are one call. None makes two calls.
     """
 
     def __init__(self, ranks: Sequence[Any], batch_size: int | None) -> None:

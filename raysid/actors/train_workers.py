@@ -179,9 +179,8 @@ def _serve(inputs: dict[str, Any]) -> None:
     try:
         ray.get(mailbox.join.remote(group, rank))
         number, upcoming = 0, mailbox.take.remote(group.name, rank, 0)
-        failed: Exception | None = (
-            None  # in a step: the other workers are still in it, and later calls fail too
-        )
+        # Once a step has failed the other workers are still in it, so all later calls fail too.
+        failed: Exception | None = None
         while (call := ray.get(upcoming)) is not None:
             upcoming = mailbox.take.remote(group.name, rank, number + 1)  # fetched during this call
             value, error = None, failed

@@ -13,14 +13,12 @@ from raysid.method.schedules import generator_learns
 from raysid.roles.messages import Noised, Pull, Slice, StepReport
 from raysid.roles.protocols import Ref, Reports, Roles
 
-STEPS_IN_FLIGHT = (
-    2  # steps a driver submits ahead: roles never wait for it, and few microbatches are in memory
-)
+STEPS_IN_FLIGHT = 2  # steps that a driver submits ahead, so that no role waits for it
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The two learners' reports of a step; of the generator none where theta was not updated."""
+    """The two learners' reports of a step; the generator has none if theta was not updated."""
 
     fake_score: Reports
     generator: Reports | None
@@ -35,7 +33,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Share:
-    """A worker's part of each batch, where several workers each hold all three roles."""
+    """A worker's part of each batch, for workers that each hold all three roles."""
 
     rank: int
     ranks: int
