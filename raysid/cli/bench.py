@@ -45,16 +45,10 @@ def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Map
 )
 @click.argument("recipe")
 @click.option(
-    "--against",
-    type=click.Choice(PLACEMENTS),
-    help="Placement to compare with. Default: no comparison.",
+    "--against", type=click.Choice(PLACEMENTS), help="Placement to compare with. Default: no comparison."
 )
 @click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Rounds per configuration.",
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds per configuration."
 )
 @click.option(
     "--seconds",

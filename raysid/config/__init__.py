@@ -5,6 +5,8 @@ A recipe is a YAML file whose `kind` names its tree: `pretrain` a teacher, `dist
 are counted in images, as in the papers.
 """
 
+# ruff: noqa: F401 (the imports are what this module exports)
+
 from __future__ import annotations
 
 from raysid.config.compute import ColocatedSettings, ComputeSettings, ResourceSettings, RoleResources
@@ -30,37 +32,3 @@ from raysid.config.training import (
 from raysid.config.tune import SearchDimension, SearchScheduler, TuneConfig
 
 AnyConfig = PretrainConfig | Config | TuneConfig
-
-__all__ = [
-    "AdversarialSettings",
-    "AnyConfig",
-    "CheckpointSettings",
-    "ColocatedSettings",
-    "ComputeSettings",
-    "Config",
-    "DataConfig",
-    "DataSettings",
-    "EMASettings",
-    "EvaluationSettings",
-    "FailureSettings",
-    "FakeScoreSettings",
-    "GeneratorSettings",
-    "GuidanceSettings",
-    "LearnerSettings",
-    "LearningRateSchedule",
-    "MethodSettings",
-    "PretrainConfig",
-    "ResourceSettings",
-    "RoleResources",
-    "RunCheckpointSettings",
-    "RunSettings",
-    "SearchDimension",
-    "SearchScheduler",
-    "Settings",
-    "TeacherAutoscaling",
-    "TeacherCompute",
-    "TeacherSettings",
-    "TrackingSettings",
-    "TuneConfig",
-    "fixed_settings",
-]

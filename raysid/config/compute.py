@@ -80,6 +80,5 @@ class ColocatedSettings(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         if self.min_workers is not None and self.min_workers > self.num_workers:
             yield f"min_workers {self.min_workers} is more than num_workers {self.num_workers}"

@@ -85,7 +85,6 @@ class Config(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         workers = self.learner_workers
         named = " and ".join(f"{learner}.num_workers {number}" for learner, number in workers.items())
         if self.placement == "local" and max(workers.values()) > 1:

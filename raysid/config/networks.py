@@ -72,9 +72,7 @@ class NetworkSettings(Settings):
         "normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
     )
     model_channels: PositiveInt = Field(
-        default=128,
-        description="Base number of channels, which channel_mult multiplies.",
-        ge=4,
+        default=128, description="Base number of channels, which channel_mult multiplies.", ge=4
     )
     channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         default=(1, 2, 2, 2),
@@ -84,8 +82,7 @@ class NetworkSettings(Settings):
         default=4, description="Width of the conditioning vector, in units of model_channels."
     )
     num_blocks: PositiveInt = Field(
-        default=4,
-        description="Residual blocks per level of the encoder; the decoder has one more.",
+        default=4, description="Residual blocks per level of the encoder; the decoder has one more."
     )
     attn_resolutions: tuple[PositiveInt, ...] = Field(
         default=(16,),
@@ -98,15 +95,10 @@ class NetworkSettings(Settings):
         description="Dropout probability of the activations inside blocks, in training.",
     )
     label_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Probability of dropping a sample's label, in training.",
+        default=0.0, ge=0, le=1, description="Probability of dropping a sample's label, in training."
     )
     augment_dim: int = Field(
-        default=0,
-        ge=0,
-        description="Width of the augmentation label: 9 with EDM's augmentations, 0 without.",
+        default=0, ge=0, description="Width of the augmentation label: 9 with EDM's augmentations, 0 without."
     )
     sigma_data: PositiveFloat = Field(
         default=0.5, description="Standard deviation of the data, for pixels in [-1, 1]."
@@ -125,7 +117,6 @@ class NetworkSettings(Settings):
         return self.img_channels, self.img_resolution, self.img_resolution
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         halvings = len(self.channel_mult) - 1
         if self.img_resolution % 2**halvings:
             yield (
@@ -226,7 +217,6 @@ class DiffusersSettings(Settings):
         return self.unet.get("dropout", 0.0)
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         size = self.unet.get("sample_size")
         height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
         if not (_is_count(height) and height == width):

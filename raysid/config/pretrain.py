@@ -48,7 +48,6 @@ class PretrainConfig(Settings):
     torch_threads: Annotated[Positive, MAY_CHANGE] = Field(1, description="Torch threads per worker.")
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         if self.data.source is None:
             yield "a teacher is trained on real images: give data.source"
         if self.batch_size % self.num_workers:

@@ -36,7 +36,6 @@ class TeacherAutoscaling(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         if self.max_replicas < self.min_replicas:
             yield f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}"
 
@@ -66,8 +65,7 @@ class TeacherSettings(Settings):
         1, description="Scorers in the teacher service (`split`), unless it scales."
     )
     autoscaling_config: Annotated[TeacherAutoscaling | None, SPLIT_ONLY] = Field(
-        None,
-        description="Lets the teacher service grow and shrink during a run; instead of `num_replicas`.",
+        None, description="Lets the teacher service grow and shrink during a run; instead of `num_replicas`."
     )
     graphs_kept: Count | None = Field(
         None,
@@ -76,7 +74,6 @@ class TeacherSettings(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         if self.recipe is None and self.path is None and self.factory is None:
             yield (
                 "give teacher.path (a teacher's folder), teacher.recipe (a pretrain recipe) or teacher.factory (a "

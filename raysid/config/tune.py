@@ -28,7 +28,6 @@ class SearchDimension(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each conflict between fields."""
         ways = ("grid", "choice", "uniform", "log_uniform")
         given = [way for way in ways if getattr(self, way) is not None]
         if len(given) != 1:

@@ -49,11 +49,7 @@ def config_model(kind: str) -> type[AnyConfig]:
     """Return the config class of a kind in `KINDS`; raise KeyError for another."""
     from raysid.config import Config, PretrainConfig, TuneConfig
 
-    models: dict[str, type[AnyConfig]] = {
-        "pretrain": PretrainConfig,
-        "distill": Config,
-        "tune": TuneConfig,
-    }
+    models: dict[str, type[AnyConfig]] = {"pretrain": PretrainConfig, "distill": Config, "tune": TuneConfig}
     return models[kind]
 
 
