@@ -14,6 +14,7 @@ import pytest
 from raysid.data import ImageSource, ImageStream, ray_blocks
 from raysid.data.digits import DigitsSource
 from raysid.data.source import even_shards
+from tests.support.processes import wait_until
 
 DIGITS = 1797
 
@@ -160,11 +161,8 @@ def test_reading_ahead_is_bounded_and_follows_the_reader():
         for place in (0, 2000, 7000):
             before = source.images_read
             stream.read(place, 20)
-            patience = time.monotonic() + 10
-            while stream.loaded_until(place) < place + 200 and time.monotonic() < patience:
-                time.sleep(0.01)
+            wait_until(lambda: stream.loaded_until(place) >= place + 200, 10, "what is read ahead")  # noqa: B023
             time.sleep(0.05)  # time to read further, which it must not
-            assert stream.loaded_until(place) >= place + 200
             assert source.images_read - before <= 400 + 4 * 10 + 10
 
 
@@ -266,7 +264,8 @@ def test_wait_is_counted_and_prefetch_hides_it():
         with stream_of(Slow(40, block=4), window=4, prefetch=prefetch) as stream:
             for start in range(0, 40, 4):
                 stream.read(start, 4)
-                time.sleep(0.06)  # the learner's step
+                if prefetch:  # the learner's step takes as long as reading the next window
+                    wait_until(lambda: stream.loaded_until(start + 4) >= start + 8, 10, "the next window")  # noqa: B023
             return stream.wait_seconds
 
     plain = waited(prefetch=False)
@@ -456,10 +455,7 @@ def test_a_stream_that_is_dropped_leaves_no_thread():
     stream = stream_of(Numbers(), prefetch=True)
     stream.read(0, 1)
     del stream
-    patience = time.monotonic() + 10
-    while image_threads() and time.monotonic() < patience:
-        time.sleep(0.01)
-    assert not image_threads()
+    wait_until(lambda: not image_threads(), 10, "the end of the thread")
 
 
 def test_a_blocked_source_does_not_hold_up_the_end_of_the_process():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,15 +94,20 @@ def test_every_sample_is_drawn_once_after_one_warm_up(evaluator, digits) -> None
     assert calls == [(0, 10), (0, 10), (10, 10), (20, 5)]
 
 
-def test_time_per_image_is_generation_alone_without_the_warm_up(evaluator, digits) -> None:
-    pauses = iter([0.5, 0.02, 0.02])
+def test_time_per_image_is_generation_alone_without_the_warm_up(
+    evaluator, digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that moves in `generate` only."""
+    now = 0.0
+    seconds = iter([0.5, 0.02, 0.02])
 
     def generate(start: int, count: int) -> tuple[Tensor, None]:
-        time.sleep(next(pauses))
+        nonlocal now
+        now += next(seconds)
         return digits[0][start : start + count], None
 
-    figures = evaluator.evaluate(generate, 20, 10)
-    assert 2 <= figures["ms_per_image"] < 20  # 40 ms for 20 images; with the warm-up over 25 ms an image
+    monkeypatch.setattr("raysid.metrics.evaluate.time", SimpleNamespace(perf_counter=lambda: now))
+    assert evaluator.evaluate(generate, 20, 10)["ms_per_image"] == pytest.approx(2.0)
 
 
 def test_uint8_and_float_images_are_the_same_images(evaluator, digits) -> None:
