@@ -27,7 +27,7 @@ from raysid.errors import RunFailed
 _address = click.option(
     "--address",
     metavar="URL",
-    help="The cluster's dashboard. RAY_API_SERVER_ADDRESS when not given, else the one on this machine, "
+    help="URL of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or the dashboard on this machine, "
     f"{DEFAULT_DASHBOARD}.",
 )
 _no_follow = click.option(
@@ -35,7 +35,7 @@ _no_follow = click.option(
     is_flag=True,
     help="Submit the job, print Ray's commands that follow or stop it, and return.",
 )
-_SUBMIT_HELP = "The job takes this installation's raysid and the recipe along. Ctrl-C leaves it running."
+_SUBMIT_HELP = "The job brings this installation's raysid and the recipe. Ctrl-C leaves it running."
 
 
 @click.group()
