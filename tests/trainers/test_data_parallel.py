@@ -156,7 +156,7 @@ def test_ranks_that_leave_no_cpu_for_reading_are_refused(
     places = {f"resources__{role}__num_cpus": 0.45 for role in ("generator", "fake_score", "teacher")}
     config = tiny_config(teacher, tmp_path, failure__placement_timeout_s=15, **ranks(2, 1), **places)
     with pytest.raises(
-        RunFailed, match=r"^no place for reading the real images .*: 0.25 CPU asked for, 0.2 of 2 free"
+        RunFailed, match=r"^no resources for reading the real images .*: 0.25 CPU requested, 0.2 of 2 free"
     ):
         SplitPlacement(*inputs_for(config), threads=1)
 
