@@ -140,6 +140,7 @@ class NetworkSettings(Settings):
                     f"{channels} channels, which do not divide into the {groups} groups of their normalisation; "
                     "multiples of 32 do"
                 )
+                break  # the others have the same cause
 
     def _normalised_channels(self) -> set[int]:
         """Return the channels of all normalised feature maps; a decoder block concatenates an encoder's to its own."""
