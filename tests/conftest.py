@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support")
+
 # Set before torch and numpy are imported, here and in the processes that tests start: tests compare results bit
 # for bit, which needs equal thread counts, and their processes share two cores.
 for _library in ("OMP", "OPENBLAS", "MKL"):

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from raysid.config import Config
 from raysid.data import ImageStream
 from raysid.networks import EDMDenoiser, NetworkSettings, build_denoiser
+from raysid.roles.step import StepResult
 from tests.support.reference_folder import reference_folder
 
 
@@ -125,3 +127,28 @@ def relative_change_error(
         difference += float((here - end).double().square().sum())
         change += float((end - begin).double().square().sum())
     return (difference / change) ** 0.5
+
+
+def check_losses(result: StepResult, expected: dict[str, float]) -> None:
+    """The losses of one step, to 1e-3."""
+    fake, generator = (report.figures for report in result.reports)
+    assert fake["loss/fake_score"] == pytest.approx(expected["fake"], rel=1e-3)
+    assert fake.get("loss/discriminator", 0.0) == pytest.approx(expected["disc"], rel=1e-3)
+    assert generator["loss/sid"] == pytest.approx(expected["sid"], rel=1e-3)
+    assert generator.get("loss/adversarial", 0.0) == pytest.approx(expected["adv"], rel=1e-3)
+
+
+def check_weights(
+    name: str, settings: dict[str, Any], fake_score: dict[str, Any], generator: dict[str, Any]
+) -> None:
+    """Final weights: the difference is under 2% of the change."""
+    start = initial_network(name, settings).state_dict()
+    ends = {
+        "fake_score": fake_score["network"],
+        "generator": generator["network"],
+        "generator_ema": generator["ema"],
+    }
+    with np.load(reference_folder() / f"{name}.npz") as case:
+        for role, ours in ends.items():
+            error = relative_change_error(start, ours, weights_under(case, f"final/{role}/"))
+            assert error < 0.02, f"{role} is {error:.1%} of its change away"

@@ -33,6 +33,20 @@ STEPS = 20
 BATCH = 32
 SAMPLES = 200
 CHECKPOINT_STEPS = 4  # steps between checkpoints; metrics are logged every 2 steps, evaluations run every 8
+# A learner that dies in a later step may have finished its work, so that the run does not notice.
+LAST_LOSS = 12
+
+SHORT = {  # five steps, each with a checkpoint; evaluations at steps 0, 2, 4 and 5
+    "placement": "local",
+    "batch_size": 8,
+    "microbatch_size": 8,
+    "total_images": 40,
+    "checkpoint__every_images": 8,
+    "checkpoint__keep": 1,
+    "evaluation__every_images": 16,
+    "evaluation__num_samples": 50,
+    "tracking__log_every_images": 8,
+}
 
 NETWORK = NetworkSettings(
     img_resolution=8,

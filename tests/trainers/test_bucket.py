@@ -25,15 +25,16 @@ from tests.support.bucket_server import (
     BUCKET,
     FATES,
     Connection,
+    bucket_environment,
     bucket_server,
     in_bucket,
-    s3_environment,
     s3_server,
 )
 from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet
 from tests.support.processes import Command, Moment, wait_until
 from tests.support.tensorboard_server import tensorboard
+from tests.support.tiny_pretrain import tiny_pretrain
 from tests.support.tiny_run import (
     BATCH,
     STEPS,
@@ -44,7 +45,6 @@ from tests.support.tiny_run import (
     tiny_teacher,
     write_recipe,
 )
-from tests.trainers.test_pretrain import tiny_pretrain
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,6 @@ class BucketRun:
     killed: bool
     output: str
     refused: str
-
-
-def environment(address: str, protocol: str = "gs") -> dict[str, str]:
-    """Environment variables that direct a run's processes to a server."""
-    if protocol == "s3":
-        return s3_environment(address)
-    return {"STORAGE_EMULATOR_HOST": address}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +91,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     run = in_bucket(server, f"{storage}/tiny")
     second = run / "checkpoints" / "step-00000008" / MANIFEST
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(connection.address, protocol).items():
+        for name, value in bucket_environment(connection.address, protocol).items():
             patch.setenv(name, value)
         if killed := request.param != "good":
             first = Command("distill", recipe, log=folder / "first.log")
@@ -144,7 +137,7 @@ def test_the_commands_read_a_run_in_a_bucket(
     finished: BucketRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished.url
-    for name, value in environment(finished.server, finished.run.protocol).items():
+    for name, value in bucket_environment(finished.server, finished.run.protocol).items():
         monkeypatch.setenv(name, value)
 
     def output_of(*arguments: object) -> str:
@@ -163,7 +156,7 @@ def test_the_commands_read_a_run_in_a_bucket(
 
 
 def test_tensorboard_reads_a_run_in_a_bucket(finished: BucketRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(finished.server, finished.run.protocol).items():
+    for name, value in bucket_environment(finished.server, finished.run.protocol).items():
         monkeypatch.setenv(name, value)
     recorded = [
         (e["images"], e["frechet_distance"]) for e in read_metrics(finished.run) if e["kind"] == "evaluation"
@@ -228,7 +221,7 @@ def test_a_run_on_images_converted_over_a_bad_connection_is_the_one_on_a_folder(
 ) -> None:
     server = request.getfixturevalue("s3" if protocol == "s3" else "server")
     connection = Connection(server, bad=True)
-    for name, value in environment(connection.address, protocol).items():
+    for name, value in bucket_environment(connection.address, protocol).items():
         monkeypatch.setenv(name, value)
     folder = write_folder(tmp_path / "images", digit_pictures(IMAGES))
     images = f"{protocol}://{BUCKET}/some images"
@@ -360,7 +353,7 @@ def test_a_teacher_and_a_search_lie_in_a_bucket_too(
 ) -> None:
     """Ray Train and Ray Tune keep their state in the bucket; the same command finishes a killed search."""
     server = request.getfixturevalue("s3" if protocol == "s3" else "server")
-    for name, value in environment(server, protocol).items():
+    for name, value in bucket_environment(server, protocol).items():
         monkeypatch.setenv(name, value)
     storage = f"{protocol}://{BUCKET}/search"
     teacher = tiny_pretrain(tmp_path).model_copy(update={"storage": storage})

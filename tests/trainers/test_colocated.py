@@ -16,8 +16,10 @@ from raysid.errors import RunFailed
 from raysid.roles.step import Share, microbatches
 from raysid.trainers.distill import distill
 from tests.support.processes import killing
+from tests.support.run_copies import continued
 from tests.support.tiny_run import (
     BATCH,
+    LAST_LOSS,
     assert_same,
     assert_same_record,
     end_of,
@@ -27,8 +29,6 @@ from tests.support.tiny_run import (
     tiny_config,
     write_recipe,
 )
-from tests.trainers.test_learner_loss import LAST
-from tests.trainers.test_resume import continued
 
 SLOW = pytest.mark.slow
 WORKER = "ray::RayTrainWorker"
@@ -82,7 +82,7 @@ def test_a_killed_worker_is_restored_bit_for_bit(
 ) -> None:
     """Ray Train restarts the workers; the run restores its newest checkpoint and reports the loss."""
     config = colocated(teacher, tmp_path, workers)
-    moment = in_a_step(run_of(config), random.Random(3), last=LAST)
+    moment = in_a_step(run_of(config), random.Random(3), last=LAST_LOSS)
     with killing(WORKER, moment) as killings:
         distill(config)
     assert killings.done == [moment.name]
@@ -96,7 +96,7 @@ def test_a_killed_worker_is_restored_bit_for_bit(
 @SLOW
 def test_too_many_losses_end_the_run(ray_cluster: None, teacher: str, tmp_path: Path) -> None:
     config = colocated(teacher, tmp_path, failure__max_failures=0)
-    moment = in_a_step(run_of(config), random.Random(3), last=LAST)
+    moment = in_a_step(run_of(config), random.Random(3), last=LAST_LOSS)
     with killing(WORKER, moment), pytest.raises(RunFailed, match="max_failures = 0") as raised:
         distill(config)
     assert "\n" not in str(raised.value)

@@ -21,9 +21,12 @@ from raysid.roles.messages import Slice
 from raysid.roles.state_files import read_state
 from raysid.roles.step import microbatches
 from raysid.trainers.distill import distill
+from tests.support.placement_ends import WITHOUT_DROPOUT, check_rule_2, ends, lost, whole_batch
 from tests.support.processes import Moment, kill, killing
+from tests.support.run_copies import continued
 from tests.support.tiny_run import (
     BATCH,
+    LAST_LOSS,
     STEPS,
     Weights,
     assert_same,
@@ -36,9 +39,6 @@ from tests.support.tiny_run import (
     run_of,
     tiny_config,
 )
-from tests.trainers.test_learner_loss import LAST
-from tests.trainers.test_placements import WITHOUT_DROPOUT, check_rule_2, ends, lost, whole_batch
-from tests.trainers.test_resume import continued
 
 SLOW = pytest.mark.slow
 SID: dict[str, Any] = {"method__adversarial": None}
@@ -255,7 +255,7 @@ def test_a_lost_rank_is_restored_bit_for_bit(
     run, chance = run_of(config), random.Random(seed)
     moments = [
         Moment("its start", lambda _: (run / "run.json").exists(), chance.uniform(0, 3)),
-        in_a_step(run, chance, last=LAST),
+        in_a_step(run, chance, last=LAST_LOSS),
         Moment("checkpoint 16", lambda _: (run / "checkpoints" / "step-00000016").exists()),
     ]
     with killing(f"ray::{learner}", *moments, which=which) as killings:

@@ -24,12 +24,13 @@ from raysid.storage import PARTIAL, write_whole
 from raysid.storage.failures import storage_error
 from raysid.trainers.distill import distill
 from raysid.trainers.distill.keeper import remove_unfinished
-from tests.support.bucket_server import BUCKET, Connection, bucket_server, in_bucket
+from tests.support.bucket_server import BUCKET, Connection, bucket_environment, bucket_server, in_bucket
 from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder
 from tests.support.processes import Command, Moment
 from tests.support.small_disk import KB, Disk
 from tests.support.tiny_run import (
+    SHORT,
     assert_same,
     assert_same_record,
     end_of,
@@ -38,8 +39,6 @@ from tests.support.tiny_run import (
     tiny_config,
     write_recipe,
 )
-from tests.trainers.test_bucket import environment
-from tests.trainers.test_kept_checkpoints import SHORT
 
 QUOTA = (403, "The project's storage quota has been exceeded.")
 RATE = (429, "The project exceeded the rate limit for writes.")
@@ -297,7 +296,7 @@ def test_a_run_whose_bucket_takes_no_more(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
 ) -> None:
     with connected() as connection:
-        for name, value in environment(connection.address).items():
+        for name, value in bucket_environment(connection.address).items():
             monkeypatch.setenv(name, value)
         config = tiny_config(teacher, tmp_path, total_images=100 * 32).model_copy(
             update={"storage": f"gs://{BUCKET}/full"}

@@ -16,8 +16,8 @@ from raysid.trainers.distill import distill
 from tests.support.bucket_server import BUCKET
 from tests.support.command_line import raysid
 from tests.support.picture_files import digit_pictures, write_folder, write_parquet, write_tars
+from tests.support.tiny_pretrain import tiny_pretrain
 from tests.support.tiny_run import BATCH, Weights, assert_same, learner_states, tiny_config, write_recipe
-from tests.trainers.test_pretrain import tiny_pretrain
 
 COUNT, STEPS = 150, 6  # a little more than an epoch
 

@@ -19,19 +19,8 @@ from raysid.storage import children
 from raysid.trainers import evaluation
 from raysid.trainers.distill import distill
 from tests.support.bucket_server import BUCKET, bucket_server, in_bucket
-from tests.support.tiny_run import lines_of, run_of, tiny_config
+from tests.support.tiny_run import SHORT, lines_of, run_of, tiny_config
 
-SHORT = {  # five steps, each with a checkpoint; evaluations at steps 0, 2, 4 and 5
-    "placement": "local",
-    "batch_size": 8,
-    "microbatch_size": 8,
-    "total_images": 40,
-    "checkpoint__every_images": 8,
-    "checkpoint__keep": 1,
-    "evaluation__every_images": 16,
-    "evaluation__num_samples": 50,
-    "tracking__log_every_images": 8,
-}
 BEST_AT_2 = {0: 9.0, 2: 1.0, 4: 5.0, 5: 3.0}
 
 

@@ -11,6 +11,7 @@ from raysid.errors import RunFailed
 from raysid.trainers.distill import distill
 from tests.support.processes import Command, Moment, killing
 from tests.support.tiny_run import (
+    LAST_LOSS,
     assert_same,
     assert_same_record,
     end_of,
@@ -22,7 +23,6 @@ from tests.support.tiny_run import (
 )
 
 LEARNERS = ("FakeScoreActor", "GeneratorActor")
-LAST = 12  # a learner that dies in the last steps may have finished its work, so that the run does not notice
 
 
 # With these seeds the run has recorded steps beyond the newest checkpoint when the learner dies.
@@ -41,7 +41,7 @@ def test_a_lost_learner_is_restored_bit_for_bit(
 ) -> None:
     """Each of the two, at a random moment, with one scorer and with two; the run names the lost learner."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=replicas)
-    moment = in_a_step(run_of(config), random.Random(seed), last=LAST)
+    moment = in_a_step(run_of(config), random.Random(seed), last=LAST_LOSS)
     with killing(f"ray::{learner}", moment) as killings:
         distill(config)
     assert killings.done == [moment.name]
@@ -65,7 +65,7 @@ def test_learners_lost_again_and_again_are_restored_bit_for_bit(
     folder = run / "checkpoints" / f"step-{step:08d}"
     moments = [
         Moment("its start", lambda _: (run / "run.json").exists(), chance.uniform(0, 3)),
-        in_a_step(run, chance, last=LAST),
+        in_a_step(run, chance, last=LAST_LOSS),
         Moment(f"checkpoint {step}", lambda _: folder.exists()),
     ]
     with killing(f"ray::{learner}", *moments) as killings:
@@ -84,7 +84,7 @@ def test_too_many_losses_end_the_run_and_the_same_command_resumes(
     recipe = write_recipe(config, tmp_path / "tiny.yaml")
     first = Command("distill", recipe, log=tmp_path / "first.log")
     with killing(
-        "ray::GeneratorActor", in_a_step(run_of(config), random.Random(3), last=LAST), root=first.pid
+        "ray::GeneratorActor", in_a_step(run_of(config), random.Random(3), last=LAST_LOSS), root=first.pid
     ) as killings:
         assert first.wait() == 1, first.output
     assert killings.done
@@ -105,7 +105,10 @@ def test_too_many_losses_raise_from_python(ray_cluster: None, teacher: str, tmp_
     """With one failure allowed the second ends the run; its record is kept."""
     config = tiny_config(teacher, tmp_path, failure__max_failures=1)
     chance = random.Random(4)
-    moments = [in_a_step(run_of(config), chance, last=LAST), in_a_step(run_of(config), chance, last=LAST)]
+    moments = [
+        in_a_step(run_of(config), chance, last=LAST_LOSS),
+        in_a_step(run_of(config), chance, last=LAST_LOSS),
+    ]
     with (
         killing("ray::FakeScoreActor", *moments),
         pytest.raises(RunFailed, match="max_failures = 1") as raised,

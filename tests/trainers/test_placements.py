@@ -21,37 +21,34 @@ from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 from raysid.method.augment import LABEL_DIM
 from raysid.networks import NetworkSettings
-from raysid.networks.files import NetworkCard, load_network, save_network
+from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import override
 from raysid.roles.build import RunInputs
 from raysid.roles.messages import Slice, Token, check_tokens
 from raysid.roles.protocols import Reports, Roles
 from raysid.roles.state_files import read_state
 from raysid.roles.step import StepResult, take_step
+from tests.support.placement_ends import WITHOUT_DROPOUT, check_rule_2, ends, lost, whole_batch
 from tests.support.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
 from tests.support.reference_folder import reference_cases
 from tests.support.reference_training import (
+    check_losses,
+    check_weights,
     initial_network,
     reference_config,
-    relative_change_error,
 )
 from tests.support.tiny_run import (
     BATCH,
-    Figures,
-    Weights,
     assert_same,
     inputs_for,
     learner_states,
-    placement_end,
     save_whole,
     tiny_config,
     tiny_teacher,
 )
-from tests.trainers.test_reference_training import check_losses, check_weights
 
 CASES = reference_cases("training_")
 SLOW = pytest.mark.slow
-WITHOUT_DROPOUT: dict[str, Any] = {"generator__dropout": 0.0, "fake_score__dropout": 0.0}
 
 
 # -- local and split ---------------------------------------------------------------------------------------
@@ -143,33 +140,6 @@ def test_kept_graphs_do_not_matter(teacher: str, tmp_path: Path, graphs_kept: in
     assert [said.get("teacher_recomputes", 0) for said in figures] == [0] * len(figures)
     expected = [0] + [2 - graphs_kept] * (len(figures) - 1)  # the first step updates psi only
     assert [said.get("teacher_recomputes", 0) for said in figures_recomputed] == expected
-
-
-def ends(
-    config: Config, folder: Path, split: bool = False, threads: int = 1
-) -> tuple[Weights, list[Figures]]:
-    """The learners' states after 20 steps of a new run, saved to `folder`, and their figures of each step."""
-    inputs, source = inputs_for(config)
-    placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, threads)
-    return placement_end(placement, config, folder)
-
-
-def whole_batch(teacher: str, folder: Path, **changes: Any) -> Path:
-    """The states after 20 steps of one microbatch in one process."""
-    ends(
-        tiny_config(teacher, folder, **WITHOUT_DROPOUT | {"microbatch_size": BATCH} | changes),
-        folder / "whole",
-    )
-    return folder / "whole"
-
-
-def check_rule_2(teacher: str, folder: Path, other: Path) -> None:
-    """The difference of two results is under 2% of the change, for theta, its average and psi."""
-    start = load_network(teacher, "teacher")[1].state_dict()
-    for learner, network in (("generator", "network"), ("generator", "ema"), ("fake_score", "network")):
-        ours, theirs = (read_state(end, learner)[network] for end in (folder, other))
-        error = relative_change_error(start, ours, theirs)
-        assert error < 0.02, f"{learner}'s {network} is {error:.1%} of its change away"
 
 
 # -- the authors' runs -------------------------------------------------------------------------------------
@@ -308,15 +278,6 @@ def test_psi_changes_only_at_the_end_of_a_step_that_may_wait_for_scorers(
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
     finally:
         placement.close()
-
-
-def lost() -> Any:
-    """A reference to the result of a task that fails."""
-
-    def make() -> None:
-        raise OSError("the machine that made it is gone")
-
-    return ray.remote(make).options(num_cpus=0.25, max_retries=0).remote()
 
 
 def test_ray_runs_a_later_call_when_an_earlier_one_failed(ray_cluster: None) -> None:

@@ -22,8 +22,8 @@ from raysid.roles.state_files import read_state
 from raysid.run.metrics import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.inputs import find_inputs
-from tests.data.test_edm_zip import png
-from tests.data.test_edm_zip import write_zip as write_small_zip
+from tests.support.edm_zips import png
+from tests.support.edm_zips import write_zip as write_small_zip
 from tests.support.published_files import save_published
 from tests.support.tiny_networks import save_generator, tiny_network
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from upath import UPath
 
 from raysid.actors.local import LocalPlacement
 from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import NetworkCard, save_network
-from raysid.run.checkpoint import MANIFEST, Checkpoint, Checkpoints
+from raysid.run.checkpoint import MANIFEST, Checkpoint
 from raysid.run.tracking import Tracker
 from raysid.trainers.distill import distill
 from tests.support.processes import Command, Moment, Process, kill, still_running
+from tests.support.run_copies import checkpoints_of, continued, copied
 from tests.support.tiny_run import (
     BATCH,
     CHECKPOINT_STEPS,
@@ -353,27 +353,6 @@ def interrupted_after(calls: int) -> Callable[..., dict[str, float]]:
 
 
 # -- copies of the whole run -------------------------------------------------------------------------------
-
-
-def copied(run: Path, config: Config, storage: Path, **changes: object) -> Config:
-    """Copy the finished run to another storage; return its settings there."""
-    shutil.copytree(run, storage / run.name)
-    return config.model_copy(update={"storage": str(storage), "placement": "local"} | changes)
-
-
-def continued(
-    run: Path, config: Config, storage: Path, before: int | None = None, **changes: object
-) -> Config:
-    """A copy of the run without checkpoints from step `before` on; its metrics reach further, as after a kill."""
-    config = copied(run, config, storage, **changes)
-    for checkpoint in checkpoints_of(config).all():
-        if before is not None and checkpoint.step >= before:
-            shutil.rmtree(checkpoint.path)
-    return config
-
-
-def checkpoints_of(config: Config) -> Checkpoints:
-    return Checkpoints(UPath(run_of(config)) / "checkpoints", keep=100)
 
 
 def files_of(run: Path, record: bool = False) -> dict[str, bytes]:
