@@ -1,1 +1,1 @@
-"""What a user starts: `pretrain` a teacher, `distill` it into a generator, evaluate the result."""
+"""Training and measuring: `pretrain` a teacher, `distill` it into a generator, evaluate the result, search settings."""

@@ -1,1 +1,1 @@
-"""Searches over a distillation's settings with Ray Tune."""
+"""Search settings of a distillation with Ray Tune."""
