@@ -44,36 +44,21 @@ def train(
     step = start.step if start else 0
     session.folder.checkpoints.remove_unfinished(after_step=step)
     newest = session.folder.checkpoints.newest_step()  # None in a run that branches from another's checkpoint
-    placement = _start_roles(session, start, recorder, workers, stop)
-    # Not before: while the roles wait for resources there is nothing to save, and a signal acts at once.
-    stop.enter()
+    config = session.config
+    source = session.source if config.method.adversarial is not None else None
+    checkpoint = str(start.path) if start else None
+    inputs = run_inputs(config, str(session.teacher.path), source, checkpoint, session.start)
+    placement = start_placement(inputs, source, recorder.message, session.within, workers, stop.asked)
     keeper = Keeper(session, placement, recorder, newest)
     try:
+        placement.check_shared(str(session.folder.path))
+        # Not before: while the roles wait for resources there is nothing to save, and a signal acts at once.
+        stop.enter()
         TrainingLoop(session, placement, keeper, recorder, stop, step).run()
     finally:
         stop.leave()
         placement.close()
         keeper.close()
-
-
-def _start_roles(
-    session: Session,
-    start: Checkpoint | None,
-    recorder: Recorder,
-    workers: TrainWorkers | None,
-    stop: StopSignals,
-) -> Placement:
-    config = session.config
-    source = session.source if config.method.adversarial is not None else None
-    checkpoint = str(start.path) if start else None
-    inputs = run_inputs(config, str(session.teacher.path), source, checkpoint=checkpoint, start=session.start)
-    placement = start_placement(inputs, source, recorder.message, session.within, workers, stop.asked)
-    try:
-        placement.check_shared(str(session.folder.path))
-    except BaseException:
-        placement.close()
-        raise
-    return placement
 
 
 class TrainingLoop:
