@@ -28,7 +28,7 @@ from raysid.trainers.pretrain import PretrainResult, pretrain
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.command_line import raysid
-from tests.support.processes import Command, Moment
+from tests.support.processes import Command, Moment, killing
 from tests.support.small_disk import KB, Disk
 from tests.support.tiny_pretrain import BATCH, NETWORK, STEPS, tiny_pretrain
 
@@ -211,6 +211,20 @@ def test_a_killed_training_resumes_to_the_same_teacher(trained: Path, tmp_path: 
     begun = re.search(rf"resuming from {training}, step (\d+)\n", again.output)
     assert begun and done <= int(begun[1]) <= STEPS, again.output
     assert not training.exists()
+    ours, theirs = weights(folder), weights(trained)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_replaced_and_the_teacher_is_the_same(
+    ray_cluster: None, trained: Path, tmp_path: Path
+) -> None:
+    config = tiny_pretrain(tmp_path)
+    folder = Path(str(teacher_folder(config)))
+    first_checkpoint = Moment("a checkpoint", lambda _: steps_so_far(training_folder(folder)) > 0)
+    with killing("ray::RayTrainWorker", first_checkpoint) as killings:
+        pretrain(config)
+    assert killings.done == ["a checkpoint"]
     ours, theirs = weights(folder), weights(trained)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
