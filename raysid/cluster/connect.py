@@ -23,7 +23,7 @@ def connect() -> None:
     A cluster started here ends with this process.
 
     Raises:
-        UserError: the address is not one to join, nothing answers there, or the token is missing.
+        UserError: the address cannot be joined or does not answer, or the token is missing.
     """
     address = os.environ.get(ADDRESS, "")
     check_address(address)
@@ -72,17 +72,16 @@ def check_address(address: str) -> None:
 
 
 def _asks_for_token(address: str) -> bool:
-    """True if a cluster authenticates by token, or if that cannot be found out.
+    """True if a cluster authenticates by token, or if this is unknown.
 
-    A process in token mode refuses calls without a token: with a cluster that sends none, actors would never start,
-    and no message would mention tokens.
+    If raysid used tokens with a cluster that has none, actors would never start, and no message would mention tokens.
     """
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return True
     try:
         return requires_token(cluster_address(address), PROBE_SECONDS)
     except ConnectionError:
-        return True  # nothing answers there, which `connect` reports
+        return True  # the address does not answer, which `connect` reports
 
 
 def use_token() -> None:

@@ -3,7 +3,8 @@
 Because of that, ranks read slices of one stream and a checkpoint stores one number. The parts, from the files to the
 stream:
 
-    source.py          what a source is: shards of images with labels; opening.py opens the one that a config names
+    source.py          the interface of a source: shards of images with labels
+    opening.py         opens the source that a config names
     digits.py, patches.py                                    sources that come with scikit-learn
     folder.py, edm_zip.py, parquet.py, webdataset.py         sources of files: one format each
     files.py, fetching.py, labels.py                         for those: finding files, reading them, numbering classes
@@ -28,7 +29,7 @@ The words, everywhere:
     x = to_unit(images, source.pixel_max)  # float32 in [-1, 1]
 
 To add a format, subclass `ListedSource` or `PictureSource` and add it to `files.KINDS` and `opening.find_source`. To
-stream something else than images, such as prompts, reuse `Order`: it knows numbers of samples alone.
+stream samples other than images, such as prompts, reuse `Order`: it depends only on the number of samples.
 
 Importing this package imports neither Ray nor scikit-learn.
 """

@@ -19,7 +19,7 @@ from raysid.storage import BUCKETS, is_local, storage_errors
 from raysid.storage.failures import storage_error
 
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
-WHAT = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
+KIND_NAMES = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     """Find the files that `source` names.
 
     Args:
-        kind: the kind of the files, if their names do not tell; other files are left out.
+        kind: the kind of the files, if it cannot be inferred from their names; other files are left out.
 
     Raises:
         NotHere: there are no such files.
@@ -63,7 +63,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     files: dict[str, File] = {}
     with reading_source(name):
         for path in given:
-            root = located(path)
+            root = absolute_path(path)
             with storage_errors(root, "read"):
                 for file in _below(path, root):
                     files[file.path] = file
@@ -76,7 +76,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         if (found := KINDS.get(PurePosixPath(file.parts[-1]).suffix.lower())) is not None:
             by_kind.setdefault(found, []).append(file)
     if kind is None and len(by_kind) > 1:
-        held = " and ".join(WHAT[found] for found in by_kind)
+        held = " and ".join(KIND_NAMES[found] for found in by_kind)
         raise UserError(f"data.source {name} holds {held}: give data.format")
     kind = kind or next(iter(by_kind), None)
     if kind is None:
@@ -85,7 +85,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         )
     if not by_kind.get(kind):
         raise UserError(
-            f"data.source {name} holds no {WHAT[kind].removeprefix('a ')}, which data.format {kind} needs"
+            f"data.source {name} holds no {KIND_NAMES[kind].removeprefix('a ')}, which data.format {kind} needs"
         )
     if kind != "folder":  # pictures are checked when they are read
         for file in by_kind[kind]:
@@ -115,8 +115,8 @@ def reading_source(name: str) -> Iterator[None]:
         raise UserError(f"data.source {name} cannot be read: {error.reason}{file}") from None
 
 
-def located(path: str) -> UPath:
-    """The path as an absolute path or URL, the same for all processes of this machine."""
+def absolute_path(path: str) -> UPath:
+    """Return the path as an absolute path or URL, the same for all processes of this machine."""
     found = UPath(path)
     if is_local(found):
         return UPath(Path(found.path).expanduser().absolute())
@@ -127,36 +127,36 @@ def located(path: str) -> UPath:
     return found
 
 
-def _below(given: str, located_path: UPath) -> list[File]:
-    """The files of one path or glob; `given` is as the user wrote it."""
-    fs, path = located_path.fs, located_path.path
-    if located_path.is_dir():
-        return _tree(located_path, path)
-    if located_path.exists():
-        return [_file(located_path, fs.info(path), os.path.dirname(path))]
+def _below(given: str, absolute: UPath) -> list[File]:
+    """Return the files of one path or glob; `given`: the path as the user wrote it."""
+    fs, path = absolute.fs, absolute.path
+    if absolute.is_dir():
+        return _list_folder(absolute, path)
+    if absolute.exists():
+        return [_file(absolute, fs.info(path), os.path.dirname(path))]
     if not any(sign in given for sign in "*?["):
-        raise NotHere(f"there is no file or folder {located_path}")
+        raise NotHere(f"there is no file or folder {absolute}")
     found = fs.glob(path, detail=True)
     if not found:
-        raise NotHere(f"nothing matches {located_path}")
+        raise NotHere(f"nothing matches {absolute}")
     # The common parent of all matches is not part of the files' names: `images/*` is the same as `images`.
     root = os.path.commonpath([os.path.dirname(match) for match in found])
     files = []
     for match, info in found.items():
         if info["type"] == "directory":
-            files += _tree(_sibling(located_path, match), root)
+            files += _list_folder(_sibling(absolute, match), root)
         else:
-            files.append(_file(located_path, info, root))
+            files.append(_file(absolute, info, root))
     return files
 
 
 def _sibling(beside: UPath, path: str) -> UPath:
-    """A path from a filesystem's listing, with the protocol of another path of the same filesystem."""
+    """Return a path from a filesystem's listing, with the protocol of another path of the same filesystem."""
     return UPath(path) if is_local(beside) else UPath(f"{beside.protocol}://{path}")
 
 
 def _file(beside: UPath, info: dict[str, Any], root: str) -> File:
-    """A file from its filesystem's listing."""
+    """Return a file from its filesystem's listing."""
     name = info["name"]
     return File(
         str(_sibling(beside, name)), _parts(name, root), -1 if is_local(beside) else int(info["size"])
@@ -167,8 +167,8 @@ def _parts(path: str, root: str) -> tuple[str, ...]:
     return tuple(path.removeprefix(root).strip("/").split("/"))
 
 
-def _tree(folder: UPath, root: str) -> list[File]:
-    """All files below a folder; its subfolders are listed in parallel."""
+def _list_folder(folder: UPath, root: str) -> list[File]:
+    """Return all files below a folder; its subfolders are listed in parallel."""
     if is_local(folder):
         own: list[str] = []
         inside: list[str] = []
@@ -177,7 +177,7 @@ def _tree(folder: UPath, root: str) -> list[File]:
                 # A link to a folder is followed here but not further down, where links may lead back.
                 if not entry.name.startswith("."):
                     (inside if entry.is_dir() else own).append(entry.path)
-        own += [path for found in in_threads(_walked, inside) for path in found]
+        own += [path for found in in_threads(_walk_folder, inside) for path in found]
         return _visible(File(path, _parts(path, root)) for path in own)
     fs = folder.fs
     listed = fs.ls(folder.path, detail=True)
@@ -188,8 +188,12 @@ def _tree(folder: UPath, root: str) -> list[File]:
     return _visible(_file(folder, entry, root) for entry in found)
 
 
-def _walked(folder: str) -> list[str]:
-    """All files below a local folder. Raises StorageError if a folder cannot be listed: a class would be missing."""
+def _walk_folder(folder: str) -> list[str]:
+    """Return all files below a local folder.
+
+    Raises:
+        StorageError: a folder cannot be listed; without the error its class would be missing.
+    """
 
     def refuse(error: OSError) -> None:
         raise storage_error(error, error.filename or folder, "read") from error

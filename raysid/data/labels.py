@@ -38,7 +38,7 @@ def class_labels(found: Sequence[Any], where: str) -> Labels:
         where: the origin of the labels, for an error.
 
     Raises:
-        UserError: labels are neither whole numbers nor names, or both.
+        UserError: labels are of another type, or mix numbers and names.
     """
     given = [label for label in found if label is not None]
     if not given:
@@ -50,7 +50,7 @@ def class_labels(found: Sequence[Any], where: str) -> Labels:
     odd = next((x for x in given if type(x) is not int or not 0 <= x < MAX_CLASSES), None)
     if odd is not None:
         raise UserError(
-            f"{where} has the label {odd!r}: classes are whole numbers from 0, or all of them names"
+            f"{where} has the label {odd!r}: classes are whole numbers from 0, or every label must be a name"
         )
     numbers = np.array([-1 if x is None else x for x in found], np.int64)
     return Labels(numbers, [str(number) for number in range(int(numbers.max()) + 1)])

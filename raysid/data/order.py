@@ -84,7 +84,7 @@ class _Epoch:
 class Order:
     """The order of a set of images in shards.
 
-    It depends on the numbers of images alone, so it orders any other samples, too.
+    It depends only on the numbers of images, so it can order other samples, too.
 
     Args:
         sizes: images in each shard.
@@ -166,16 +166,16 @@ class Order:
         return found
 
     def indices(self, pieces: Sequence[Piece]) -> NDArray[np.int64]:
-        """The index in the source's list of each image of some pieces."""
+        """Return the index in the source's list of each image of some pieces."""
         return np.concatenate([self.starts[shard] + np.arange(first, last) for shard, first, last in pieces])
 
     def permutation(self, window: Window, epoch: int) -> NDArray[np.intp]:
-        """The permutation of a window in an epoch: an image for each row, by its rank in the order of the list."""
+        """Return a window's permutation p in an epoch: row i shows image p[i], counted in the list's order."""
         words = random_words(self.seed, window.size, PURPOSE, *self._address(window, epoch))
         return np.argsort(words, kind="stable")
 
     def flips(self, window: Window, epoch: int) -> NDArray[np.bool_]:
-        """Which rows of a window are mirrored in an epoch: bool (n,), each with probability 1/2."""
+        """Return a mask of the rows that are mirrored in an epoch: bool (n,), each with probability 1/2."""
         words = random_words(self.seed, window.size, XFLIP_PURPOSE, *self._address(window, epoch))
         return words % 2 == 1
 
@@ -234,10 +234,10 @@ class Order:
 
 
 def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The start of each window of about `window` images in start to stop, and the end of the last.
+    """Return the start of each window of about `window` images in start to stop, and the end of the last.
 
     Args:
-        ends: ends of shards, at which windows are cut if possible; None if what follows is read anyway.
+        ends: ends of shards, at which windows are cut if possible; None if the next images are read in any case.
     """
     count = max(1, -(-(stop - start) // window))
     inner = start + (stop - start) * np.arange(1, count) // count
@@ -250,6 +250,6 @@ def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) ->
 
 
 def random_words(seed: int, count: int, *address: int) -> NDArray[np.uint64]:
-    """Random words that depend on the seed and an address alone: uint64 (count,)."""
+    """Return random words that depend only on the seed and an address: uint64 (count,)."""
     # Not Generator.permutation: NumPy guarantees the raw words across versions, but not its methods.
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=address)).random_raw(count)

@@ -97,9 +97,9 @@ class ParquetSource(PictureSource):
         mean = whole // max(file.metadata.row_group(group).num_rows, 1)
         if mean > MAX_PICTURE + CELL_OVERHEAD:
             # Do not read what is refused anyway: it may exceed the memory.
-            yield from [(BadPicture(f"is in a row group of {mean:,} bytes a row"), None)] * len(part)
+            yield from [(BadPicture(f"is in a row group of {mean:,} bytes per row"), None)] * len(part)
             return
-        # A dictionary stores a value once that many rows may repeat in full.
+        # A dictionary stores a repeated value once; the decoded rows each hold a full copy.
         at_a_time = min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(mean, dictionary, 1))
         batches = file.iter_batches(max(1, at_a_time), [group], columns)
         begin = 0  # of the batch

@@ -1,4 +1,4 @@
-"""Sources of encoded pictures: a format says where they are, the rest is shared."""
+"""Sources of encoded pictures: each format locates the pictures; decoding is shared."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from raysid.config import DataSettings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only formats that are decoded
-MAX_PICTURE = 1 << 26  # limit of a file's bytes, and of its pixels: far above what is trained on
+MAX_PICTURE = 1 << 26  # limit of a file's bytes, and of its pixels: far larger than any training image
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 
 # Pillow's own limit is higher and only warns; turning its warning into an error would affect all threads at once.
@@ -55,7 +55,7 @@ class Fit:
 
 
 def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
-    """Decode a picture to uint8 (C, H, W): one channel for grey ones, RGB for all others, or as `fit` says.
+    """Decode a picture to uint8 (C, H, W): one channel for grey ones, RGB for all others, or according to `fit`.
 
     Transparent pixels are blended with white. A picture that has the right size is not resampled.
 

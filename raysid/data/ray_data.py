@@ -28,9 +28,9 @@ from raysid.ray_internals import PROGRESS_LOG
 # task, so tasks are long. The first are short: with few long tasks, most of many cores would have nothing to do.
 FIRST_TASKS = 1024
 LONGEST_TASKS = 16384
-TASK_BYTES = 1 << 24, 1 << 26  # shorter with many cores, so that the output of all of them fits
-HANDED_OVER = 1 << 23  # bytes that a task yields at a time
-AHEAD = 1 << 26, 1 << 32  # limits of the bytes of images in the object store
+TASK_BYTES = 1 << 24, 1 << 26  # shorter with many cores, so that the output of all tasks fits this limit
+BLOCK_BYTES = 1 << 23  # bytes that a task yields at a time
+READ_AHEAD_BYTES = 1 << 26, 1 << 32  # limits of the bytes of images in the object store
 
 
 def shard_dataset(
@@ -53,13 +53,15 @@ def shard_dataset(
     dataset = ray.data.read_datasource(
         datasource, num_cpus=num_cpus, concurrency=min(tasks, number), override_num_blocks=number
     )
-    # The Dataset's own copy of the settings: it travels with the Dataset, and leaves the user's other Datasets
-    # alone.
-    dataset.context.target_max_block_size = HANDED_OVER
+    # The Dataset's own copy of the settings: it travels with the Dataset, and does not affect the user's other
+    # Datasets.
+    dataset.context.target_max_block_size = BLOCK_BYTES
     # Without a limit Ray Data reads until half of the object store is full, while the roles need their cores. Blocks
     # stay there until all earlier tasks are done; with less room than this, cores would wait for that.
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=min(max(AHEAD[0], 2 * tasks * datasource.task_bytes), AHEAD[1])
+        object_store_memory=min(
+            max(READ_AHEAD_BYTES[0], 2 * tasks * datasource.task_bytes), READ_AHEAD_BYTES[1]
+        )
     )
     # Off by default: blocks are then ordered by completion.
     dataset.context.execution_options.preserve_order = True
@@ -83,7 +85,7 @@ class _ShardDatasource(Datasource):
         super().__init__()
         self.name = source.name
         self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
-        most = min(max(TASK_BYTES[0], AHEAD[1] // (2 * at_once)), TASK_BYTES[1])
+        most = min(max(TASK_BYTES[0], READ_AHEAD_BYTES[1] // (2 * at_once)), TASK_BYTES[1])
         longest = max(1, min(LONGEST_TASKS, most // self.row_bytes))
         self.task_bytes = longest * self.row_bytes
         self.tasks: list[list[Piece]] = []
@@ -150,7 +152,7 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
         for batch in running:
             yield cast(Block, batch)
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # Ray Data appends lines of its own
+        if isinstance(error.cause, UserError):  # Ray Data appends its own lines
             raise UserError(str(error.cause).partition("\n")[0]) from error
         reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
         raise RuntimeError(f"reading the real images failed: {reason}") from error

@@ -1,4 +1,4 @@
-"""Sources of real images: shards of uint8 images with labels, any part of which can be read alone.
+"""Sources of real images: shards of uint8 images with labels, any part of which can be read by itself.
 
 A source does not define an order. It lists its images in shards of known sizes; the stream decides when to read which.
 Any part of a shard can be read anywhere, so one `read` serves a plain loop (`blocks`) and the tasks of Ray Data
@@ -69,7 +69,7 @@ class ImageSource(ABC):
     pixel_max: int
     """The stored value that means +1 (0 means -1): 255 for ordinary 8-bit images."""
     cut_freely = False
-    """True if reading a part of a shard costs only that part, not also what lies before it."""
+    """True if reading a part of a shard costs only that part, not the images before it as well."""
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """Real images by position: an endless, shuffled stream in which every position has one image.
 
-The image at a position depends on the seed, the epoch, the batch size and the number of lanes alone
-(`raysid.data.order`), neither on the reader nor on what was read before. Ranks read slices of one stream, and a
+The image at a position depends only on the seed, the epoch, the batch size and the number of lanes
+(`raysid.data.order`), neither on the reader nor on earlier reads. Ranks read slices of one stream, and a
 checkpoint's cursor is the number of images consumed.
 
 An image that cannot be used leaves no gap: the next good one of its window, in the order of the source's list,

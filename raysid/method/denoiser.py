@@ -66,4 +66,4 @@ class EncoderDenoiser(Denoiser[Cond], Protocol[Cond]):
     def encode(
         self, x_t: Tensor, t: Tensor, cond: Cond | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """Return the discriminator's logits (B, 1, h, w), from the encoder alone."""
+        """Return the discriminator's logits (B, 1, h, w), from the encoder only."""

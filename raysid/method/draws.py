@@ -20,7 +20,7 @@ WORDS_PER_BLOCK = 4  # Philox4x64 makes four 64-bit words per counter value
 
 
 def derived_seed(*address: int | str) -> int:
-    """A 128-bit number that depends on the address alone, on every machine and Python version."""
+    """Return a 128-bit number that depends only on the address, the same on every machine and Python version."""
     text = "/".join(str(part) for part in address)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 

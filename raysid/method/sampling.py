@@ -7,7 +7,7 @@ from torch import Tensor
 
 from raysid.method.denoiser import Cond, Denoiser
 from raysid.method.noise import KARRAS_RHO, DDPMNoise, NoiseProcess, per_sample
-from raysid.method.predictions import prediction_of
+from raysid.method.predictions import to_prediction
 
 
 def one_step_from(
@@ -49,7 +49,7 @@ def heun(
     high, low = sigma_max ** (1 / KARRAS_RHO), sigma_min ** (1 / KARRAS_RHO)
     ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
     sigmas = [*((high + ramp * (low - high)) ** KARRAS_RHO).tolist(), 0.0]
-    # The state is float64, as in the authors' code: it takes 35 small updates of a number of size 80.
+    # The state is float64, as in the authors' code: the sampler makes 35 small updates to values as large as 80.
     x = z.double() * sigmas[0]
     for here, there in zip(sigmas, sigmas[1:], strict=False):
         slope = (x - _denoise(network, x, here, cond)) / here
@@ -65,7 +65,7 @@ def heun(
 def ddim(network: Denoiser[Cond], noise: DDPMNoise, z: Tensor, cond: Cond | None, steps: int = 50) -> Tensor:
     """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` network evaluations.
 
-    The steps are spread evenly over the schedule, from its last one to 0, which is denoised once more.
+    The steps are spread evenly over the schedule, from the last to step 0; the result is the prediction at step 0.
 
     Args:
         z: standard normal noise (B, C, H, W).
@@ -80,7 +80,7 @@ def ddim(network: Denoiser[Cond], noise: DDPMNoise, z: Tensor, cond: Cond | None
         t = torch.full(z.shape[:1], here, device=z.device)
         x_hat = network(x_t, t, cond)
         if there is not None:
-            eps_hat = prediction_of("epsilon", x_hat, x_t, *noise.scales(t))
+            eps_hat = to_prediction("epsilon", x_hat, x_t, *noise.scales(t))
             x_t = noise.add_noise(x_hat, torch.full_like(t, there), eps_hat)
     return x_hat
 

@@ -7,7 +7,8 @@
     published/    the .pkl files of EDM's, SiD's and SiDA's authors
 
 To add a kind of network, write its settings (`raysid/config/networks.py`) and its class with the methods of
-`Denoiser`, add the class to `denoiser.Network`, build it in `build_denoiser` and tell its settings apart in `files.py`.
+`Denoiser`, add the class to `denoiser.Network`, build it in `build_denoiser` and extend the check that
+recognises its settings in `files.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def build_denoiser(
     """Build the network that settings describe, with initial weights, in train mode, on torch's default device.
 
     Args:
-        factory: the function, as `package.module:function`, that may be imported and called where the settings name it;
-            it also makes the weights. Settings alone, which may come from anywhere, never import anything.
+        factory: the only function that may be called, as `package.module:function`; the settings must name the same
+            one. It also makes the weights. Settings, which may come from anywhere, never import anything by themselves.
 
     Raises:
-        UserError: diffusers is not installed or has no such U-Net; the settings name another function than `factory`,
+        UserError: diffusers is not installed or has no such U-Net; the settings name a function other than `factory`,
             or it makes another network than they describe.
     """
     if isinstance(settings, FactorySettings):

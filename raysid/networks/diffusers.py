@@ -210,7 +210,7 @@ def _diffusers() -> ModuleType:
 
 
 def _check_model(model: Any) -> None:
-    """Check that a model takes x_t, t and one condition alone, and predicts epsilon or v. Raises UserError."""
+    """Check that a model takes only x_t, t and one condition, and predicts epsilon or v. Raises UserError."""
     package = _diffusers()
     if not isinstance(model, (package.UNet2DModel, package.UNet2DConditionModel)):
         raise UserError(

@@ -122,7 +122,7 @@ def _check_runs(settings: DiffusersSettings) -> None:
 
 
 def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
-    """The settings in the two configs, without their notes (`_class_name`, `_diffusers_version`) and how to sample."""
+    """Return the settings in the two configs, without metadata (`_diffusers_version`) and sampling settings."""
     config = _config(unet / CONFIG)
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
@@ -132,7 +132,7 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
         files.append(unet.parent / "scheduler" / SCHEDULER)
     file = next((file for file in files if exists(file)), None)
     if file is None:
-        raise UserError(f"{unet} has no scheduler: {SCHEDULER} must lie beside it, in scheduler/")
+        raise UserError(f"{unet} has no scheduler: {SCHEDULER} must be next to it or in scheduler/")
     scheduler = _config(file)
     if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
         raise UserError(f"{file} has no beta_schedule: it is not one with discrete DDPM steps")

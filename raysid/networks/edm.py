@@ -85,7 +85,7 @@ class EDMDenoiser(nn.Module):
     def encode(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """The discriminator's logits from the encoder alone (SiDA, arXiv 2410.14919); arguments as in `forward`.
+        """The discriminator's logits from the encoder only (SiDA, arXiv 2410.14919); arguments as in `forward`.
 
         Returns (B, 1, h, w): the encoder's last feature map, averaged over channels.
         """

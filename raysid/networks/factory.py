@@ -27,11 +27,11 @@ MESSAGE_LENGTH = 300  # characters of an exception's text in an error's one line
 
 
 class FactoryDenoiser(nn.Module):
-    """A denoiser x_hat = D(x_t, t, c) around a module of the user's own, which predicts the clean sample.
+    """A denoiser x_hat = D(x_t, t, c) around the user's module, which predicts the clean sample.
 
     The module is `model`, so the names in the state dict begin with `model.`. It computes in its own precision, or
-    within autocast with `precision`; the result is float32 at least. Parameters that it froze stay frozen in the copies
-    that learn. If it is frozen as a whole, it was prepared to be a teacher, and its copies learn all parameters.
+    within autocast with `precision`; the result is float32 at least. Parameters that it froze stay frozen in the
+    learners' copies. If all parameters are frozen, the learners train all of them.
 
     Attributes:
         settings: the settings read from the module and its noise process.
@@ -93,7 +93,7 @@ class FactoryDenoiser(nn.Module):
         return torch.zeros_like(cond)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As `nn.Module.requires_grad_`, but parameters that the module froze stay frozen."""
+        """Act as `nn.Module.requires_grad_`, but parameters that the module froze stay frozen."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(requires_grad and name in self._learns)
         return self
@@ -105,7 +105,7 @@ def build_factory(name: str) -> FactoryDenoiser:
     The module is imported from Python's path, or else from the folder where the process was started.
 
     Raises:
-        UserError: the function cannot be imported or fails, or returns something else than a module with a
+        UserError: the function cannot be imported or fails, or does not return a module with a
             `sample_shape` and a noise process.
     """
     function = _function(name)

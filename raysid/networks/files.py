@@ -1,7 +1,7 @@
 """Networks on disk: a folder with `model.safetensors` (the weights) and `config.json` (the description).
 
-Teachers and generators have the same form. Nothing in such a folder is executed or unpickled. A network of the user's
-own is built by a function that the caller, not the folder alone, must name.
+Teachers and generators have the same form. Nothing in such a folder is executed or unpickled. A network that the
+user's function builds is built only if the caller names that function, too.
 """
 
 from __future__ import annotations

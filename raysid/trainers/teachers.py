@@ -1,4 +1,4 @@
-"""Find the teacher of a run: a folder or file of the user's, or a recipe whose teacher is trained once and kept."""
+"""Find the teacher of a run: the user's folder or file, or a recipe whose teacher is trained once and kept."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ForeignTeacher:
 
 
 Found = Teacher | ForeignTeacher | PretrainConfig
-"""A teacher in a folder, one to convert, or the recipe to train one by."""
+"""A teacher in a folder, one to convert, or a recipe that trains one."""
 
 
 def find_teacher(config: Config, source: ImageSource | None) -> Found:
@@ -117,7 +117,7 @@ def _find(config: Config, source: ImageSource | None) -> Found:
 def _find_converted(
     foreign: Published | DiffusersNetwork, path: str, name: str, storage: str, source: ImageSource | None
 ) -> Teacher | ForeignTeacher:
-    """Return the folder that a .pkl file or a diffusers folder was converted to before, or what to convert."""
+    """Return the converted teacher if it exists, else the source to convert."""
     check_fits(foreign.settings, f"teacher {path}", source)
     stem = PurePath(name).stem if isinstance(foreign, Published) else name
     folder = converted_folder(storage, "teachers", stem, foreign.sha256)
@@ -127,7 +127,7 @@ def _find_converted(
 
 
 def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teacher | ForeignTeacher:
-    """Return the folder that holds these weights of a factory's module already, or what to convert."""
+    """Return the converted teacher of a factory's module if it exists, else the module to convert."""
     network = build_factory(name)
     check_fits(network.settings, f"teacher.factory {name}", source)
     check_factory_network(network, config)
@@ -148,7 +148,7 @@ def trained_teacher(config: Config, found: Found, source: ImageSource | None) ->
         save_network(found.folder, found.card, found.network())
         return load_teacher(found.folder, source, config.teacher.factory)
     print(
-        f"no teacher in {config.storage} yet: training it by the recipe {config.teacher.recipe}", flush=True
+        f"no teacher in {config.storage} yet: training it with the recipe {config.teacher.recipe}", flush=True
     )
     return load_teacher(pretrain(found).path, source)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysid.method.predictions import PredictionType, clean_image, prediction_of
+from raysid.method.predictions import PredictionType, clean_image, to_prediction
 
 KINDS = get_args(PredictionType)
 
@@ -29,7 +29,7 @@ def test_a_perfect_prediction_holds_the_clean_image(kind: PredictionType, noised
     a, s = a_t[:, None, None, None], s_t[:, None, None, None]
     perfect = {"epsilon": eps, "v_prediction": a * eps - s * x}[kind]
     torch.testing.assert_close(clean_image(kind, perfect, x_t, a_t, s_t), x)
-    torch.testing.assert_close(prediction_of(kind, x, x_t, a_t, s_t), perfect)
+    torch.testing.assert_close(to_prediction(kind, x, x_t, a_t, s_t), perfect)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,8 +37,8 @@ def test_the_two_conversions_invert_each_other(kind: PredictionType, noised) -> 
     x, _, x_t, a_t, s_t = noised
     anything = x.flip(0)
     torch.testing.assert_close(
-        clean_image(kind, prediction_of(kind, anything, x_t, a_t, s_t), x_t, a_t, s_t), anything
+        clean_image(kind, to_prediction(kind, anything, x_t, a_t, s_t), x_t, a_t, s_t), anything
     )
     torch.testing.assert_close(
-        prediction_of(kind, clean_image(kind, anything, x_t, a_t, s_t), x_t, a_t, s_t), anything
+        to_prediction(kind, clean_image(kind, anything, x_t, a_t, s_t), x_t, a_t, s_t), anything
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from raysid.method.guidance import guided, guided_prediction
 from raysid.method.losses import denoising_loss, sid_loss
 from raysid.method.noise import DDPMNoise, per_sample
-from raysid.method.predictions import prediction_of
+from raysid.method.predictions import to_prediction
 from raysid.method.sampling import one_step_from
 from raysid.networks.diffusers import DiffusersDenoiser, read_scheduler
 from tests.support.reference_folder import reference_cases, reference_folder
@@ -102,7 +102,7 @@ def test_the_fake_scores_loss_as_the_error_of_the_networks_prediction(case: Case
     a_t, s_t = case.noise.scales(t)
     kind = case.fake_score.prediction_type
     prediction, _ = guided_prediction(case.fake_score, case.x_t, t, case["cond"], case.settings["kappa1"])
-    target = prediction_of(kind, x_g, case.x_t, a_t, s_t)
+    target = to_prediction(kind, x_g, case.x_t, a_t, s_t)
     snr = (a_t / s_t) ** 2
     weight = torch.ones_like(snr) if kind == "epsilon" else snr / (snr + 1)
     loss = denoising_loss(prediction, target, weight)

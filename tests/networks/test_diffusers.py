@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raysid.errors import UserError
 from raysid.method.guidance import guided, guided_prediction
-from raysid.method.predictions import PredictionType, prediction_of
+from raysid.method.predictions import PredictionType, to_prediction
 from raysid.networks import diffusers as adapter
 from raysid.networks.diffusers import DiffusersDenoiser, read_scheduler
 
@@ -95,7 +95,7 @@ def test_x_hat_agrees_with_the_networks_own_prediction(kind: PredictionType) -> 
     assert torch.equal(network.predict(x_t, T, one_hot), prediction)
     x_hat = network(x_t, T, one_hot)
     torch.testing.assert_close(
-        prediction_of(kind, x_hat, x_t, *NOISE.scales(T)), prediction, rtol=0, atol=1e-5
+        to_prediction(kind, x_hat, x_t, *NOISE.scales(T)), prediction, rtol=0, atol=1e-5
     )
 
 

@@ -138,7 +138,7 @@ def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], words: str,
 
 def test_another_network_is_named(tmp_path: Path) -> None:
     other = Persistent("VPPrecond", {"_init_args": (), "_init_kwargs": {}})
-    assert "holds a VPPrecond: raysid builds networks of EDMPrecond" in refused_bytes(
+    assert "holds a VPPrecond: raysid builds only networks of EDMPrecond" in refused_bytes(
         tmp_path, pickled({"ema": other})
     )
     for content in ({}, {"ema": None}, {"G": other}, [], None, {"ema": {"model": 1}}, other):

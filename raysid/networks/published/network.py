@@ -116,7 +116,7 @@ def read_published(path: Path, name: str | None = None) -> Published:
         raise UserError(
             f"{name} {error}; nothing in it was executed: give a whole .pkl as EDM's, SiD's or SiDA's authors publish"
         ) from None
-    except _Unfit as error:
+    except UnusableNetwork as error:
         raise UserError(f"{name} {error}") from None
     except FileNotFoundError:
         raise UserError(f"there is no file {name}") from None
@@ -124,7 +124,7 @@ def read_published(path: Path, name: str | None = None) -> Published:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
 
 
-class _Unfit(Exception):
+class UnusableNetwork(Exception):
     """A file that can be read but has no network that can be built; the text is a one-line reason."""
 
 
@@ -132,10 +132,10 @@ def _find_network(content: Any) -> tuple[Module, dict[str, Any]]:
     """Find the network in a file's content; return it and its constructor's arguments by name."""
     module = content.get("ema") if type(content) is dict else None
     if not isinstance(module, Module):
-        raise _Unfit("holds no network: those of EDM, SiD and SiDA are under `ema`")
+        raise UnusableNetwork("holds no network: those of EDM, SiD and SiDA are under `ema`")
     if module.class_name != NETWORK_CLASS:
-        raise _Unfit(
-            f"holds a {printable(module.class_name)}: raysid builds networks of {NETWORK_CLASS} alone"
+        raise UnusableNetwork(
+            f"holds a {printable(module.class_name)}: raysid builds only networks of {NETWORK_CLASS}"
         )
     positional = module.state.get("_init_args") if type(module.state) is dict else None
     if type(positional) is not tuple or len(positional) > len(_POSITIONS):
@@ -149,7 +149,7 @@ def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
     use_fp16 = given.pop("use_fp16", False)
     unknown = [name for name in given if name not in NetworkSettings.model_fields]
     if unknown:
-        raise _Unfit(
+        raise UnusableNetwork(
             f"was built with the setting {printable(unknown[0])}, which raysid's networks do not have"
         )
     model_type = given.setdefault("model_type", _DEFAULT_MODEL)
@@ -160,7 +160,9 @@ def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "its settings"
-        raise _Unfit(f"holds no network that can be built: {where}: {first['msg'].splitlines()[0]}") from None
+        raise UnusableNetwork(
+            f"holds no network that can be built: {where}: {first['msg'].splitlines()[0]}"
+        ) from None
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -175,7 +177,9 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _no_setting(name: str) -> Any:
-    raise _Unfit(f"was built with a {printable(name)} that is neither a number, a text nor a list of them")
+    raise UnusableNetwork(
+        f"was built with a {printable(name)} that is neither a number, a text nor a list of them"
+    )
 
 
 def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[str, Tensor]:
@@ -183,18 +187,20 @@ def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[
     views = dict(islice(_tensors(module, "", set()), MAX_TENSORS))
     # Each block of the encoder and of the decoder has ten tensors: a much larger network is not even described.
     if 20 * settings.num_blocks * len(settings.channel_mult) > len(views):
-        raise _Unfit(f"has {len(views)} tensors, too few for the network that its settings describe")
+        raise UnusableNetwork(f"has {len(views)} tensors, too few for the network that its settings describe")
     try:
         expected = weight_shapes(settings)
     except ValueError as error:
-        raise _Unfit(f"holds no network that can be built: {error}") from None
+        raise UnusableNetwork(f"holds no network that can be built: {error}") from None
     if odd := misfits(expected, {name: view.size for name, view in views.items()}):
-        raise _Unfit(f"does not fit its own settings: {printable(odd[0])} and {len(odd) - 1} more differ")
+        raise UnusableNetwork(
+            f"does not fit its own settings: {printable(odd[0])} and {len(odd) - 1} more differ"
+        )
     if sum(view.nbytes for view in views.values()) > file_size:
-        raise _Unfit("claims more numbers than it holds: its tensors share them")
+        raise UnusableNetwork("claims more numbers than it holds: its tensors share them")
     other = next((n for n, view in views.items() if view.storage.dtype not in _FLOATS), None)
     if other is not None:
-        raise _Unfit(
+        raise UnusableNetwork(
             f"holds {other} as {views[other].storage.dtype}, where float32 or half precision is needed"
         )
     weights = {name: view.tensor() for name, view in views.items()}
@@ -222,7 +228,7 @@ def _tensors(module: Module, prefix: str, seen: set[int]) -> Iterator[tuple[str,
         if type(child) is Module:
             yield from _tensors(child, f"{prefix}{name}.", seen)
         elif child is not None:
-            raise BadPickle(f"has a module {printable(name)} that is not one")
+            raise BadPickle(f"has an entry {printable(name)} of `_modules` that is not a module")
 
 
 def _check_filters(settings: NetworkSettings, weights: dict[str, Tensor]) -> None:
@@ -231,6 +237,6 @@ def _check_filters(settings: NetworkSettings, weights: dict[str, Tensor]) -> Non
     expected = torch.outer(taps, taps) / taps.sum().square()
     for name, value in weights.items():
         if name.endswith("resample_filter") and not torch.allclose(value, expected, rtol=1e-3):
-            raise _Unfit(
+            raise UnusableNetwork(
                 f"does not fit its own settings: {name} is another filter than that of resample_filter"
             )
