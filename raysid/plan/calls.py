@@ -95,10 +95,8 @@ class Recorder:
     def roles(self, config: Config) -> Roles:
         """The three roles of a config, which record their calls here."""
         size = config.microbatch * self.image_bytes
-        teacher: Any = _Teacher(self, size)
-        fake_score: Any = _FakeScore(self, size)
-        generator: Any = _Generator(self, size)
-        return Roles(teacher, fake_score, generator)
+        roles: Any = _Teacher(self, size), _FakeScore(self, size), _Generator(self, size)
+        return Roles(*roles)
 
     def call(
         self,
@@ -119,13 +117,6 @@ class Recorder:
         seconds = self.seconds[role, method]
         return self._record(role, process, transport.process, (*inputs, submitted), seconds, size)
 
-    def step(self, role: str, ranks: list[Process], tokens: tuple[Call, ...]) -> list[Call]:
-        """Record a learner's update."""
-        if len(ranks) == 1:  # which makes it in the call of the last microbatch
-            tokens[-1].seconds += self.seconds[role, "step"]
-            return [tokens[-1]]
-        return [self.call(role, "step", rank, tokens) for rank in ranks]
-
     def _record(
         self,
         role: str,
@@ -141,22 +132,39 @@ class Recorder:
         return call
 
 
-class _Generator:
+class _Learner:
+    """A learner, whose ranks take the microbatches in turn."""
+
+    role: str
+
     def __init__(self, recorder: Recorder, size: float) -> None:
         self.recorder = recorder
         self.size = size  # bytes of a microbatch's images
-        self.ranks = recorder.workers.generator
+        self.ranks: list[Process] = getattr(recorder.workers, self.role)
+
+    def step(self, step: int, *tokens: Call) -> list[Call]:
+        if len(self.ranks) == 1:  # which makes it in the call of the last microbatch
+            tokens[-1].seconds += self.recorder.seconds[self.role, "step"]
+            return [tokens[-1]]
+        return [self.recorder.call(self.role, "step", rank, tokens) for rank in self.ranks]
+
+    def _call(self, method: str, at: Slice, *inputs: Call) -> Call:
+        process = self.ranks[at.index % len(self.ranks)]
+        waits = self.role == "generator" and not self.recorder.workers.one_scorer
+        return self.recorder.call(self.role, method, process, inputs, self.size, waits)
+
+
+class _Generator(_Learner):
+    role = "generator"
 
     def images(self, at: Slice) -> Call:
         return self._call("images", at)
 
     def generate(self, at: Slice) -> tuple[Call, Call]:
-        call = self._call("generate", at)
-        return call, call
+        return (self._call("generate", at),) * 2
 
     def cotangents(self, at: Slice, teacher: Call, fake: Call) -> tuple[Call, Call]:
-        call = self._call("cotangents", at, teacher, fake)
-        return call, call
+        return (self._call("cotangents", at, teacher, fake),) * 2
 
     def accumulate(self, at: Slice, teacher: Call, fake: Call) -> Call:
         return self._call("accumulate", at, teacher, fake)
@@ -164,20 +172,9 @@ class _Generator:
     def discard(self, at: Slice) -> None:
         pass
 
-    def step(self, step: int, *tokens: Call) -> list[Call]:
-        return self.recorder.step("generator", self.ranks, tokens)
 
-    def _call(self, method: str, at: Slice, *inputs: Call) -> Call:
-        process = self.ranks[at.index % len(self.ranks)]
-        waits = not self.recorder.workers.one_scorer
-        return self.recorder.call("generator", method, process, inputs, self.size, driver_waits=waits)
-
-
-class _FakeScore:
-    def __init__(self, recorder: Recorder, size: float) -> None:
-        self.recorder = recorder
-        self.size = size
-        self.ranks = recorder.workers.fake_score
+class _FakeScore(_Learner):
+    role = "fake_score"
 
     def score(self, at: Slice, noised: Call) -> Call:
         return self._call("score", at, noised)
@@ -187,13 +184,6 @@ class _FakeScore:
 
     def accumulate(self, at: Slice, images: Call) -> Call:
         return self._call("accumulate", at, images)
-
-    def step(self, step: int, *tokens: Call) -> list[Call]:
-        return self.recorder.step("fake_score", self.ranks, tokens)
-
-    def _call(self, method: str, at: Slice, *inputs: Call) -> Call:
-        process = self.ranks[at.index % len(self.ranks)]
-        return self.recorder.call("fake_score", method, process, inputs, self.size)
 
 
 class _Teacher:

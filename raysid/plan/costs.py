@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,41 +102,31 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         assert isinstance(network, EDMDenoiser)
         return network.encode(x, t, cond)
 
+    def passes(half: bool) -> tuple[_Pass, _Pass, _Pass]:
+        """Return the passes of a learner, a scorer and the encoder alone."""
+        learn, pull = (_forward(network, run, x_t, learns, half) for learns in (True, False))
+        alone = isinstance(network, EDMDenoiser)
+        return learn, pull, _forward(network, encode, x_t, True, half) if alone else _Pass(0.0, 0.0, 0.0)
+
     try:
         with _GroupNorms():
-            learning = _forward(network, run, x_t, learns=True)
-            backward = learning.backward()
-            pulling = _forward(network, run, x_t, learns=False)
-            pullback = pulling.backward()
-            graphs = {
-                False: GraphBytes(learning.graph, pulling.graph, 0.0),
-                True: GraphBytes(
-                    _forward(network, run, x_t, learns=True, half=True).graph,
-                    _forward(network, run, x_t, learns=False, half=True).graph,
-                    0.0,
-                ),
-            }
-            encoder = encoder_backward = 0.0
-            if isinstance(network, EDMDenoiser):
-                encoding = _forward(network, encode, x_t, learns=True)
-                encoder, encoder_backward = encoding.operations, encoding.backward()
-                half = _forward(network, encode, x_t, learns=True, half=True)
-                graphs[False] = replace(graphs[False], encoder=encoding.graph)
-                graphs[True] = replace(graphs[True], encoder=half.graph)
-            kernels = _kernels(run, x_t)
+            found = {half: passes(half) for half in (False, True)}
+        with torch.no_grad(), _GroupNorms(), _Launched() as launched:
+            run(x_t)
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"the network cannot be counted on torch's meta device: {str(error).splitlines()[0]}"
         ) from None
+    learn, pull, encoder = found[False]
     return NetworkCosts(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        forward=learning.operations,
-        pullback=pullback,
-        backward=backward,
-        encoder=encoder,
-        encoder_backward=encoder_backward,
-        graphs=graphs,
-        kernels=kernels,
+        forward=learn.forward,
+        pullback=pull.backward,
+        backward=learn.backward,
+        encoder=encoder.forward,
+        encoder_backward=encoder.backward,
+        graphs={half: GraphBytes(*(one.graph for one in counted)) for half, counted in found.items()},
+        kernels=launched.count,
         image_bytes=x_t[0].nbytes,
         classes=settings.label_dim,
     )
@@ -149,31 +139,21 @@ def _on_meta(settings: AnySettings, factory: str | None) -> Network:
         return build_denoiser(settings)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """A forward pass; operations and bytes are per image.
+class _Pass(NamedTuple):
+    """Operations of a pass forwards and backwards, and bytes of activations kept between them; per image."""
 
-    Attributes:
-        graph: bytes of activations kept for the backward pass.
-        inputs: tensors that the backward pass takes gradients of: the weights or the input.
-    """
-
-    operations: float
+    forward: float
+    backward: float
     graph: float
-    output: Tensor
-    inputs: list[Tensor]
-
-    def backward(self) -> float:
-        """Count the operations of the backward pass."""
-        with FlopCounterMode(display=False) as counter:
-            torch.autograd.grad(self.output, self.inputs, torch.ones_like(self.output), allow_unused=True)
-        return counter.get_total_flops() / BATCH
 
 
 def _forward(
-    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, learns: bool, half: bool = False
+    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, learns: bool, half: bool
 ) -> _Pass:
-    """Run a forward pass: in train mode with trainable weights if `learns`, else with a trainable input."""
+    """Count a pass: in train mode with trainable weights if `learns`, else with a trainable input.
+
+    The backward pass has the same operations in half precision: it is not counted there.
+    """
     network.train(learns).requires_grad_(learns)
     x_t = x_t.detach().requires_grad_(not learns)
     lowering = _Autocast() if half else None
@@ -184,19 +164,17 @@ def _forward(
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with FlopCounterMode(display=False) as counter, hooks, lowering or nullcontext():
+    with FlopCounterMode(display=False) as forward, hooks, lowering or nullcontext():
         output = run(x_t)
     weights: list[Tensor] = list(network.parameters())
     for weight in [*weights, *(lowering.weights.values() if lowering else ())]:
         kept.pop(weight.untyped_storage()._cdata, None)
     graph = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return _Pass(counter.get_total_flops() / BATCH, graph / BATCH, output, weights if learns else [x_t])
-
-
-def _kernels(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
-    with torch.no_grad(), _Launched() as launched:
-        run(x_t)
-    return launched.count
+    with FlopCounterMode(display=False) as backward:
+        if not half:
+            inputs = weights if learns else [x_t]
+            torch.autograd.grad(output, inputs, torch.ones_like(output), allow_unused=True)
+    return _Pass(*(count / BATCH for count in (forward.get_total_flops(), backward.get_total_flops(), graph)))
 
 
 class _Launched(TorchDispatchMode):

@@ -55,36 +55,31 @@ class Device:
         return 1e12 * self.teraflops[arithmetic]
 
 
-def _device(
-    name: str,
-    gigabytes: float,
-    float32: float,
-    tf32: float | None,
-    bf16: float | None,
-    fp16: float,
-    link: float,
-    label: str | None = None,
-) -> Device:
-    figures = {"float32": float32, "tf32": tf32, "bf16": bf16, "fp16": fp16}
-    known = {arithmetic: figure for arithmetic, figure in figures.items() if figure is not None}
-    return Device(name, known, gigabytes * GB, link * GB, label)
-
-
 # NVIDIA's data sheets: dense operations (without sparsity, accumulating in float32); NVLink of the SXM modules and
 # PCIe of the others, one way.
+_SHEETS: list[tuple[str, float, tuple[float | None, ...], float, str | None]] = [
+    # name          GB  float32   tf32   bf16    fp16   GB/s  Ray's label
+    ("H200", 141, (67.0, 494.0, 989.0, 989.0), 450, "H200"),
+    ("H100-80GB", 80, (67.0, 494.0, 989.0, 989.0), 450, "H100"),
+    ("A100-80GB", 80, (19.5, 156.0, 312.0, 312.0), 300, "A100"),
+    ("A100-40GB", 40, (19.5, 156.0, 312.0, 312.0), 300, "A100"),
+    ("L40S-48GB", 48, (91.6, 183.0, 362.0, 362.0), 32, "L40S"),
+    ("L4-24GB", 24, (30.3, 60.0, 121.0, 121.0), 32, "L4"),
+    ("A10G-24GB", 24, (31.5, 35.0, 70.0, 70.0), 32, "A10G"),
+    ("T4-16GB", 16, (8.1, None, None, 65.0), 16, "T4"),
+    ("V100-32GB", 32, (15.7, None, None, 125.0), 150, "V100"),
+    ("V100-16GB", 16, (15.7, None, None, 125.0), 150, "V100"),
+    ("RTX4090-24GB", 24, (82.6, 82.6, 165.2, 165.2), 32, None),
+]
 KNOWN = [
-    #       name            GB  float32   tf32   bf16    fp16  GB/s  Ray's label
-    _device("H200", 141, 67.0, 494.0, 989.0, 989.0, 450, "H200"),
-    _device("H100-80GB", 80, 67.0, 494.0, 989.0, 989.0, 450, "H100"),
-    _device("A100-80GB", 80, 19.5, 156.0, 312.0, 312.0, 300, "A100"),
-    _device("A100-40GB", 40, 19.5, 156.0, 312.0, 312.0, 300, "A100"),
-    _device("L40S-48GB", 48, 91.6, 183.0, 362.0, 362.0, 32, "L40S"),
-    _device("L4-24GB", 24, 30.3, 60.0, 121.0, 121.0, 32, "L4"),
-    _device("A10G-24GB", 24, 31.5, 35.0, 70.0, 70.0, 32, "A10G"),
-    _device("T4-16GB", 16, 8.1, None, None, 65.0, 16, "T4"),
-    _device("V100-32GB", 32, 15.7, None, None, 125.0, 150, "V100"),
-    _device("V100-16GB", 16, 15.7, None, None, 125.0, 150, "V100"),
-    _device("RTX4090-24GB", 24, 82.6, 82.6, 165.2, 165.2, 32),
+    Device(
+        name,
+        {kind: speed for kind, speed in zip(EFFICIENCY, speeds, strict=True) if speed},
+        GB * memory,
+        GB * link,
+        label,
+    )
+    for name, memory, speeds, link, label in _SHEETS
 ]
 OWN_LINK = 16 * GB  # of a device given as NAME:TFLOPS:GB
 

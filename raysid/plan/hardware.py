@@ -118,21 +118,6 @@ def counted_hardware(
     )
 
 
-def measured_hardware(
-    config: Config, devices: Devices, costs: NetworkCosts, seconds: float, report: Callable[[str], None]
-) -> Hardware:
-    """Return this machine with measured calls; arguments as for `measure_parts`.
-
-    Raises:
-        UserError, RunFailed: as by `measure_parts` and `measure_transport`.
-    """
-    kind = devices.device.name
-    parts = measure_parts(config, costs, kind, seconds, report)
-    report("measuring calls between two Ray actors")
-    transport = measure_transport(config, costs.image_bytes, on_pool=kind == "cpu")
-    return Hardware(devices, None, costs, parts, transport, devices.count)
-
-
 def make_hardware(
     config: Config,
     devices: str | None = None,
@@ -157,6 +142,10 @@ def make_hardware(
     """
     found, apart = find_devices(config, devices, teacher_devices)
     costs = network_costs(network_of(config), config.teacher.factory)
-    if found.device.measured:
-        return measured_hardware(config, found, costs, seconds, report)
-    return counted_hardware(found, apart, costs, efficiency, network * GB, node)
+    kind = found.device.name
+    if not found.device.measured:
+        return counted_hardware(found, apart, costs, efficiency, network * GB, node)
+    parts = measure_parts(config, costs, kind, seconds, report)
+    report("measuring calls between two Ray actors")
+    transport = measure_transport(config, costs.image_bytes, on_pool=kind == "cpu")
+    return Hardware(found, None, costs, parts, transport, found.count)

@@ -58,19 +58,8 @@ class Prediction:
         return max(self.busy, key=lambda role: self.busy[role])
 
 
-@dataclass(frozen=True)
-class Seat:
-    """The device of one process.
-
-    Attributes:
-        teachers: True for a device of `Hardware.teacher_devices`.
-        device: number of the device.
-    """
-
-    role: str
-    number: int
-    teachers: bool
-    device: int
+Seat = tuple[str, tuple[bool, int]]
+"""The role and the device of one process: True for a device of `Hardware.teacher_devices`, and its number."""
 
 
 class DoesNotFit(Exception):
@@ -128,28 +117,22 @@ def _predict_whole(config: Config, hardware: Hardware, workers: int) -> Predicti
 def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Prediction:
     """Predict a placement with processes for each role."""
     devices = hardware.devices
-    if hardware.shared_cores:
-        seats = [Seat(role, number, False, 0) for role, number in _processes(config)]
-        pools = {0: Pool("cores", devices.count / (config.torch_threads or 1))}
-    else:
-        seats = _seats(config, hardware)
-        pools = {}
-    taken = len({(seat.teachers, seat.device) for seat in seats})
+    cores = Pool(devices.count / (config.torch_threads or 1)) if hardware.shared_cores else None
+    seats = [(role, (False, 0)) for role in _processes(config)] if cores else _seats(config, hardware)
+    taken = len({device for _, device in seats})
     memory, why_not = _split_memory(config, hardware, seats)
     if why_not:
         return Prediction(config, 0, taken, memory, why_not=why_not)
     by_role: dict[str, list[Process]] = {role: [] for role in ROLES}
-    made: dict[tuple[bool, int], Pool] = {(False, number): pool for number, pool in pools.items()}
-    for seat in seats:
-        kind = "teachers" if seat.teachers else "devices"
-        pool = made.setdefault((seat.teachers, seat.device), Pool(f"{kind} {seat.device}"))
-        node = f"{kind} {seat.device // hardware.node}"
-        by_role[seat.role].append(Process(seat.role, seat.number, pool, node))
-    cores = pools.get(0)
+    pools = {(False, 0): cores} if cores else {}
+    for role, (teachers, number) in seats:
+        pool = pools.setdefault((teachers, number), Pool())
+        node = f"{'teachers' if teachers else 'devices'} {number // hardware.node}"
+        by_role[role].append(Process(pool, node))
     workers = Workers(
         **by_role,
-        driver=Process("driver", 0, cores or Pool("driver"), "devices 0"),
-        ray=Process("ray", 0, cores, "devices 0") if cores else None,
+        driver=Process(cores or Pool(), "devices 0"),
+        ray=Process(cores, "devices 0") if cores else None,
         one_scorer=config.teacher.scaling.max_replicas == 1,
     )
     seconds = dict(hardware.parts.seconds(config, 0))
@@ -161,7 +144,7 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
     if quick:
         return Prediction(config, 0, taken, memory, _bound(config, workers, seconds, hardware.transport))
     found = simulate(steady(config), workers, seconds, hardware.transport, hardware.costs.image_bytes)
-    return Prediction(config, 0, taken, memory, found.step_seconds, found.busy)
+    return Prediction(config, 0, taken, memory, *found)
 
 
 def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transport) -> float:
@@ -179,19 +162,19 @@ def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transp
     return max(*by_process.values(), *by_pool.values())
 
 
-def _processes(config: Config) -> list[tuple[str, int]]:
-    """Return role and number of every process of a config."""
+def _processes(config: Config) -> list[str]:
+    """Return the role of every process of a config."""
     counts = config.learner_workers | {"teacher": config.teacher.scaling.min_replicas}
-    return [(role, number) for role in ROLES for number in range(counts[role])]
+    return [role for role in ROLES for _ in range(counts[role])]
 
 
 def _seats(config: Config, hardware: Hardware) -> list[Seat]:
     """Assign to each process the first device with enough of a GPU left, by `resources.<role>.num_gpus`."""
-    devices, teachers = hardware.devices, hardware.teacher_devices
-    free = {False: [1.0] * devices.count, True: [1.0] * (teachers.count if teachers else 0)}
+    teachers = hardware.teacher_devices
+    free = {False: [1.0] * hardware.devices.count, True: [1.0] * (teachers.count if teachers else 0)}
     seats = []
-    for role, number in _processes(config):
-        apart = role == "teacher" and teachers is not None
+    processes = [(role, role == "teacher" and teachers is not None) for role in _processes(config)]
+    for role, apart in processes:
         share = getattr(config.resources, role).num_gpus
         if share == 0:
             raise DoesNotFit(f"resources.{role}.num_gpus is 0: the role would not compute on the devices")
@@ -200,32 +183,19 @@ def _seats(config: Config, hardware: Hardware) -> list[Seat]:
         room = free[apart]
         found = next((index for index, left in enumerate(room) if left >= share - 1e-9), None)
         if found is None:
-            raise DoesNotFit(
-                _short(config, teachers if apart and teachers else devices, apart, teachers is not None)
-            )
+            asked = sum(getattr(config.resources, one).num_gpus for one, other in processes if other == apart)
+            raise DoesNotFit(f"asks for {asked:g} devices, there are {len(room)}")
         room[found] -= share
-        seats.append(Seat(role, number, apart, found))
+        seats.append((role, (apart, found)))
     return seats
-
-
-def _short(config: Config, devices: Devices, apart: bool, elsewhere: bool) -> str:
-    counts = {role: 0 for role in ROLES}
-    for role, _ in _processes(config):
-        counts[role] += 1
-    asked = sum(
-        counts[role] * getattr(config.resources, role).num_gpus
-        for role in ROLES
-        if not elsewhere or (role == "teacher") == apart
-    )
-    return f"asks for {asked:g} devices, there are {devices.count}"
 
 
 def _split_memory(config: Config, hardware: Hardware, seats: list[Seat]) -> tuple[float, str | None]:
     """Return the bytes on the fullest device, and the reason why a device is too small, if one is."""
     needs = role_memory(config, hardware.costs)
     on: dict[tuple[bool, int], list[str]] = {}
-    for seat in seats:
-        on.setdefault((seat.teachers, seat.device), []).append(seat.role)
+    for role, device in seats:
+        on.setdefault(device, []).append(role)
     fullest, why_not = 0.0, None
     for (apart, _), roles in on.items():
         total = sum(needs[role].total for role in roles)

@@ -15,7 +15,6 @@ class Pool:
         capacity: number of processes that can compute at full speed at the same time.
     """
 
-    name: str
     capacity: float = 1.0
 
 
@@ -28,10 +27,8 @@ class Process:
         node: processes of different nodes reach each other over the network.
     """
 
-    name: str
-    number: int
     pool: Pool
-    node: str = ""
+    node: str
 
 
 @dataclass(frozen=True)

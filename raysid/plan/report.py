@@ -115,10 +115,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             f"{role}.{method}": seconds
             for (role, method), seconds in hardware.parts.seconds(plan.config, 0).items()
         },
-        "memory": {
-            role: {"weights": memory.weights, "graphs": memory.graphs}
-            for role, memory in role_memory(plan.config, costs).items()
-        },
+        "memory": {role: vars(memory) for role, memory in role_memory(plan.config, costs).items()},
         "as_given": _numbers(plan.as_given, plan.config),
         "placements": [
             _numbers(way.prediction, plan.config) | {"overrides": plan.overrides(way)} for way in plan.ways

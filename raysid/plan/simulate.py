@@ -7,14 +7,13 @@ inputs have arrived. Processes that compute on one device at the same time share
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import Counter, defaultdict, deque
 from typing import Any
 
 from raysid.config import Config
 from raysid.plan.calls import Call, Recorder
 from raysid.plan.parts import Seconds
-from raysid.plan.processes import Pool, Process, Transport, Workers
+from raysid.plan.processes import Process, Transport, Workers
 from raysid.roles.step import STEPS_IN_FLIGHT, take_step
 
 STEPS = 7  # simulated: the first of them fill the pipeline, the last one empties it
@@ -23,28 +22,19 @@ MANY = 32
 NO_WORK = 1e-12
 
 
-@dataclass(frozen=True)
-class Simulated:
-    """The result of a simulation.
-
-    Attributes:
-        step_seconds: length of a step in the middle of a run.
-        busy: share of the time in which the busiest process of each role works, by role.
-    """
-
-    step_seconds: float
-    busy: dict[str, float]
-
-
 def simulate(
     config: Config, workers: Workers, seconds: Seconds, transport: Transport, image_bytes: float
-) -> Simulated:
+) -> tuple[float, dict[str, float]]:
     """Simulate steps of a `split` placement.
 
     Args:
         config: the run's; `seconds` is for its microbatches.
         seconds: length of a call, by role and method.
         image_bytes: bytes of one image between processes.
+
+    Returns:
+        Seconds of a step in the middle of a run, and the share of the time in which the busiest process of each
+        role works, by role.
     """
     recorder = Recorder(workers, transport, seconds, image_bytes)
     roles = recorder.roles(config)
@@ -63,19 +53,19 @@ def simulate(
     ends = [max(call.ended for call in calls) for calls in updates]
     first, last = (steps - 1) // 3, steps - 2
     length = (ends[last] - ends[first]) / (last - first)
-    return Simulated(length, _busy(recorder, steps * length))
+    return length, _busy(recorder, steps * length)
 
 
 def _busy(recorder: Recorder, seconds: float) -> dict[str, float]:
     """The share of so many seconds in which the busiest process of each role works."""
-    works: dict[tuple[str, Process], float] = {}
+    shares: dict[str, float] = {}
+    works: defaultdict[tuple[str, Process], float] = defaultdict(float)
     for call in recorder.calls:
         key = call.role, call.process
-        works[key] = works.get(key, 0.0) + call.seconds + call.beside
-    shares: dict[str, float] = {}
+        if call.role:
+            works[key] = works[key] + call.seconds + call.beside
     for (role, _), work in works.items():
-        if role:
-            shares[role] = max(shares.get(role, 0.0), work / seconds)
+        shares[role] = max(shares.get(role, 0.0), work / seconds)
     return shares
 
 
@@ -114,10 +104,7 @@ def _execute_shared(recorder: Recorder) -> None:
                 return
             now = comes
             continue
-        computing: dict[Pool, int] = {}
-        for process, (_, beside, _) in running.items():
-            if beside <= NO_WORK:
-                computing[process.pool] = computing.get(process.pool, 0) + 1
+        computing = Counter(process.pool for process, (_, beside, _) in running.items() if beside <= NO_WORK)
         rates = {pool: min(1.0, pool.capacity / count) for pool, count in computing.items()}
         passes = comes - now
         for process, (_, beside, left) in running.items():
