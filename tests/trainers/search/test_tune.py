@@ -202,7 +202,7 @@ def test_an_impossible_search_is_refused(tmp_path: Path) -> None:
         space = {"fields": ["fake_score.augment"], "grid": [0.0, 0.12]}
         run_search(search_of(tmp_path, space, run={"name": "augment"}))
     for field, value in (("generator.num_workers", 2.0), ("resources.teacher.num_gpus", 0.5)):
-        with pytest.raises(UserError, match=f"{field} cannot be searched: all trials share"):
+        with pytest.raises(UserError, match=f"{field} cannot be searched: all trials use the same resources"):
             run_search(search_of(tmp_path, {"fields": [field], "grid": [value]}, run={"name": "places"}))
     run = RunFolder(tiny_config("unused", tmp_path / "runs", "search"))
     run.begin("digest")
