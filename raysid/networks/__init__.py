@@ -1,6 +1,6 @@
 """Denoisers: networks that predict the clean sample, each behind the protocol of `raysid.method.denoiser`.
 
-    edm.py        EDM's preconditioning; song.py (DDPM++, NCSN++), dhariwal.py (ADM), of blocks.py and layers.py
+    edm.py        EDM's preconditioning; unets.py (DDPM++, NCSN++, ADM), of blocks.py and layers.py
     diffusers.py  U-Nets of diffusers; diffusers_folder.py reads their folders
     factory.py    modules that a user's function makes; factory_check.py tries them before a run
     files.py      our folders: model.safetensors and config.json; export.py writes them, or a torch file

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from raysid.config.networks import NetworkSettings, Precision
 from raysid.method.noise import EDMNoise
-from raysid.networks.dhariwal import DhariwalUNet
 from raysid.networks.precision import laid_out, lowered
-from raysid.networks.song import SongUNet
+from raysid.networks.unets import DhariwalUNet, SongUNet
 
 
 class EDMDenoiser(nn.Module):
@@ -106,7 +105,7 @@ class EDMDenoiser(nn.Module):
             augment = None if augment_labels is None else augment_labels.to(dtype)
             emb = self.model.embed(sigma.flatten().log() / 4, self._labels(cond, x_t), augment)
         with lowered(self.precision, x_t.device):
-            maps = self.model.encode(laid_out(c_in * x_t, self.memory_format), emb)
+            maps = self.model.enc(laid_out(c_in * x_t, self.memory_format), emb)
         return x_t, sigma, emb, maps
 
     def _decode(self, x_t: Tensor, sigma: Tensor, emb: Tensor, maps: list[Tensor]) -> Tensor:
