@@ -146,8 +146,7 @@ def stand_in_teacher(config: Config) -> Iterator[str]:
 def _save_random(folder: UPath, settings: NetworkSettings) -> None:
     network = build_denoiser(settings)
     with torch.no_grad():
-        for (
-            parameter
-        ) in network.parameters():  # EDM's last layers start at zero, and their gradients would be zero
+        # EDM's last layers start at zero, and their gradients would be zero.
+        for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     save_network(folder, NetworkCard(kind="teacher", network=settings), network)

@@ -82,16 +82,13 @@ def describe(side: SideResult) -> str:
     """Return a side in words, as in `split, overlapped, 3 actors of 1 thread`."""
     config = side.config
     threads = f"{config.torch_threads} thread{'s' * (config.torch_threads != 1)}"
-    options = "".join(f", {option}" for option in _options(config))
-    if config.placement == "local":
-        return f"local, {config.schedule}, {threads}{options}"
+    processes = ""
     if config.placement == "colocated":
         number = config.colocated.num_workers
-        return f"colocated, {config.schedule}, {number} worker{'s' * (number != 1)} of {threads}{options}"
-    workers = config.learner_workers
-    scorers = config.teacher.scaling.min_replicas
-    actors = scorers + sum(workers.values())
-    return f"split, {config.schedule}, {actors} actors of {threads}{options}"
+        processes = f"{number} worker{'s' * (number != 1)} of "
+    elif config.placement == "split":
+        processes = f"{config.teacher.scaling.min_replicas + sum(config.learner_workers.values())} actors of "
+    return ", ".join([config.placement, config.schedule, processes + threads, *_options(config)])
 
 
 def _options(config: Config) -> list[str]:
@@ -118,11 +115,8 @@ def _changes(usual: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
 def bound(found: Comparison) -> float:
     """Return the ratio if neither side ever waited: the other side's busy time for an image over this side's."""
     assert found.against is not None
-    return (
-        _busy(found.against)
-        / found.against.config.batch_size
-        / (_busy(found.this) / found.this.config.batch_size)
-    )
+    this, against = (_busy(side) / side.config.batch_size for side in (found.this, found.against))
+    return against / this
 
 
 def overhead(side: SideResult) -> float:
@@ -183,11 +177,5 @@ def _numbers(side: SideResult) -> dict[str, Any]:
 
 
 def _role_numbers(use: RoleUse) -> dict[str, float]:
-    return by_part(use) | {
-        "busy": use.busy,
-        "transport": use.transport,
-        "wait": use.wait,
-        "received_bytes": use.received_bytes,
-        "sent_bytes": use.sent_bytes,
-        "peak_bytes": use.peak_bytes,
-    }
+    others = {name: value for name, value in vars(use).items() if name != "parts"}
+    return by_part(use) | {"busy": use.busy} | others

@@ -13,7 +13,6 @@ from raysid.errors import UserError
 if TYPE_CHECKING:
     from raysid.config import DataSettings
     from raysid.data import ImageSource
-    from raysid.data.check import Survey
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8
 MOST_SHOWN = 12  # sizes, modes and classes in a line
@@ -65,10 +64,12 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
     `digits` or `patches`. Every image is decoded; each that cannot be used is named.
     """
     overrides = {"data.source": path[0] if len(path) == 1 else list(path), **given_overrides(ctx)}
+    from raysid.data import to_unit
     from raysid.data.check import check_usable, first_images, survey
     from raysid.data.opening import find_source
     from raysid.data.picture_source import PictureSource
     from raysid.recipes import data_settings, load_recipe
+    from raysid.run.image_grid import save_grid
     from raysid.run.progress import ProgressLine
 
     config: Any = load_recipe(recipe, overrides) if recipe else None
@@ -78,7 +79,9 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
     if isinstance(source, PictureSource):
         with ProgressLine("check", source.num_images) as line:
             found = survey(source, settings, lambda count: line.update(count, {}))
-        _show_pictures(found)
+        sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
+        click.echo(f"sizes    {_counts(sizes)}")
+        click.echo(f"modes    {_counts(dict(found.modes.most_common()))}")
     _show_classes(source)
     if isinstance(source, PictureSource):
         for name in found.bad:
@@ -86,7 +89,7 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
         check_usable(source, settings, found)
     if config is not None:
         _check_recipe(config, source)
-    _save_grid(first_images(source, GRID_IMAGES), source.pixel_max, grid)
+    save_grid(to_unit(first_images(source, GRID_IMAGES), source.pixel_max), grid, GRID_COLUMNS)
     click.echo(f"grid     {grid}")
 
 
@@ -128,12 +131,6 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     click.echo(f"{written:,} images in {len(files)} file{'s' * (len(files) > 1)}: {target}")
 
 
-def _show_pictures(found: Survey) -> None:
-    sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
-    click.echo(f"sizes    {_counts(sizes)}")
-    click.echo(f"modes    {_counts(dict(found.modes.most_common()))}")
-
-
 def _show_classes(source: ImageSource) -> None:
     if not source.num_classes:
         click.echo("classes  none")
@@ -162,10 +159,3 @@ def _check_recipe(config: Any, source: ImageSource) -> None:
         check_fits(config.network, "network", source)
     else:
         find_teacher(config, source)
-
-
-def _save_grid(images: Any, pixel_max: int, path: str) -> None:
-    from raysid.data import to_unit
-    from raysid.run.image_grid import save_grid
-
-    save_grid(to_unit(images, pixel_max), path, GRID_COLUMNS)

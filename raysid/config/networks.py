@@ -192,6 +192,7 @@ class DiffusersSettings(Settings):
 
     discrete_levels: ClassVar[bool] = True
     default_tmax: ClassVar[int] = DDPM_TMAX
+    augment_dim: ClassVar[int] = 0
 
     unet: dict[str, Any] = Field(description="Settings of its UNet2DModel, with diffusers' names.")
     scheduler: ScheduleSettings
@@ -208,10 +209,6 @@ class DiffusersSettings(Settings):
     def label_dim(self) -> int:
         """Number of classes, without the one for "no class"; 0: unconditional."""
         return (self.unet.get("num_class_embeds") or 0) - self.null_class
-
-    @property
-    def augment_dim(self) -> int:
-        return 0
 
     @property
     def dropout(self) -> float:
@@ -254,6 +251,8 @@ class FactorySettings(Settings):
         pydantic.ValidationError: a name is unknown, or a value is out of range.
     """
 
+    augment_dim: ClassVar[int] = 0
+
     factory: FactoryName = Field(description="Function that builds it, as `package.module:function`.")
     sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         description="Shape of a sample: [2] for points, [3, 32, 32] for images."
@@ -261,10 +260,6 @@ class FactorySettings(Settings):
     label_dim: int = Field(0, ge=0, description="Number of classes; 0: unconditional.")
     discrete_levels: bool = Field(False, description="Noise levels are step numbers, not real numbers.")
     default_tmax: int = Field(gt=0, le=1000, description="Default of `method.tmax`.")
-
-    @property
-    def augment_dim(self) -> int:
-        return 0
 
 
 def _is_count(value: Any) -> bool:

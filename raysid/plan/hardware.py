@@ -50,13 +50,8 @@ class Hardware:
         return self.devices.device.name == "cpu"
 
 
-def network_of(config: Config) -> AnySettings:
-    """Return the network settings of a config's teacher, from the config if they are there, else from its files.
-
-    Raises:
-        NotHere: the teacher's files are needed, and cannot be fetched.
-        UserError: there is no such teacher or recipe.
-    """
+def _network_of(config: Config) -> AnySettings:
+    """Return the network settings of a config's teacher, from the config if they are there, else from its files."""
     teacher = config.teacher
     if teacher.network is not None:
         return teacher.network
@@ -65,14 +60,10 @@ def network_of(config: Config) -> AnySettings:
     return network_settings(find_teacher(config, None))
 
 
-def find_devices(
+def _find_devices(
     config: Config, devices: str | None, teacher_devices: str | None
 ) -> tuple[Devices, Devices | None]:
-    """Return the devices to plan for; by default this machine's cores, or its GPUs if the recipe's roles use GPUs.
-
-    Raises:
-        UserError: a name is not known, or this machine lacks the GPUs that the recipe uses.
-    """
+    """Return the devices to plan for; by default this machine's cores, or its GPUs if the recipe's roles use GPUs."""
     asks = any(getattr(config.resources, role).num_gpus for role in ROLES)
     if devices is None and asks and not torch.cuda.is_available():
         raise UserError(
@@ -137,11 +128,13 @@ def make_hardware(
         seconds, report: as for `measure_parts`.
 
     Raises:
-        UserError: a device is not known, or the recipe's network cannot be found or counted.
+        NotHere: the teacher's files are needed, and cannot be fetched.
+        UserError: a device is not known, this machine lacks the GPUs that the recipe uses, there is no such teacher or
+            recipe, or the network cannot be counted.
         RunFailed: measuring failed.
     """
-    found, apart = find_devices(config, devices, teacher_devices)
-    costs = network_costs(network_of(config), config.teacher.factory)
+    found, apart = _find_devices(config, devices, teacher_devices)
+    costs = network_costs(_network_of(config), config.teacher.factory)
     kind = found.device.name
     if not found.device.measured:
         return counted_hardware(found, apart, costs, efficiency, network * GB, node)

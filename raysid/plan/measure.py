@@ -60,13 +60,11 @@ def this_machine(kind: str, count: int) -> Devices:
     Raises:
         UserError: this machine has no GPU.
     """
-    if kind == "gpu":
-        if not torch.cuda.is_available():
-            raise UserError("no GPU here to measure: give --devices a name, as in 8xH100-80GB, or 2xcpu")
-        memory = float(torch.cuda.get_device_properties(0).total_memory)
-    else:
-        memory = float(psutil.virtual_memory().total)
-    return Devices(count, Device(kind, {}, memory, 0.0))
+    gpu = kind == "gpu"
+    if gpu and not torch.cuda.is_available():
+        raise UserError("no GPU here to measure: give --devices a name, as in 8xH100-80GB, or 2xcpu")
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
+    return Devices(count, Device(kind, {}, float(memory), 0.0))
 
 
 def measure_parts(
@@ -89,9 +87,8 @@ def measure_parts(
     with stand_in_teacher(config) as teacher:
 
         def lines(processes: int, threads: int) -> tuple[Lines, float]:
-            report(
-                f"measuring the roles' calls: {_count(processes, 'process', 'es')} of {_count(threads, 'thread')}"
-            )
+            several = f"{processes} process{'es' * (processes > 1)} of {threads} thread{'s' * (threads > 1)}"
+            report(f"measuring the roles' calls: {several}")
             sizes = _sizes(config)
             return _measure(Task(config, teacher, costs.parameters, sizes, processes, threads, seconds))
 
@@ -112,10 +109,6 @@ def _on_this_machine(config: Config, kind: str) -> Config:
             "method": steady(config).method,
         }
     )
-
-
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number} {what}{plural if number > 1 else ''}"
 
 
 def _measure(task: Task) -> tuple[Lines, float]:

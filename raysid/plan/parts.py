@@ -76,9 +76,8 @@ class CountedParts:
         learn = train_fake * (costs.forward + costs.backward)
         if config.method.adversarial is not None:
             learn += costs.encoder + costs.encoder_backward
-        again = (
-            costs.forward if config.graphs_kept == 0 else 0.0
-        )  # a graph that is not kept is computed again
+        # A graph that is not kept is computed again.
+        again = costs.forward if config.graphs_kept == 0 else 0.0
         return {
             ("generator", "images"): call("generator", costs.forward, 1),
             ("generator", "generate"): call("generator", costs.forward, 1),

@@ -32,7 +32,6 @@ def print_plan(plan: Plan, recipe: str, given: Mapping[str, Any]) -> None:
         recipe: name or path of the recipe.
         given: overrides of the recipe that the plan was made with, by dotted name.
     """
-    print(_hardware_line(plan))
     for line in _assumptions(plan):
         print(line)
     print()
@@ -192,16 +191,13 @@ def _hours(prediction: Prediction, config: Config) -> float | None:
     return None if speed is None else config.total_images / speed / 3600
 
 
-def _hardware_line(plan: Plan) -> str:
+def _assumptions(plan: Plan) -> list[str]:
+    """Return lines on the hardware, the network, and the figures that a prediction rests on."""
     hardware, costs = plan.hardware, plan.hardware.costs
+    parts, call = hardware.parts, hardware.transport
     apart = f", scorers on {hardware.teacher_devices}" if hardware.teacher_devices else ""
     forward = f"{costs.forward / 1e9:,.4g} GFLOP"
-    return f"{hardware.devices}{apart}; {costs.parameters / 1e6:,.2f} M parameters, F = {forward} an image"
-
-
-def _assumptions(plan: Plan) -> list[str]:
-    hardware, parts, call = plan.hardware, plan.hardware.parts, plan.hardware.transport
-    lines = []
+    lines = [f"{hardware.devices}{apart}; {costs.parameters / 1e6:,.2f} M parameters, F = {forward} an image"]
     if isinstance(parts, CountedParts):
         speeds: dict[str, None] = {}
         for role in ROLES:

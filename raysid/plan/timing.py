@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,11 +77,8 @@ def _measure_calls(task: Task, size: int, together: Callable[[], object]) -> dic
     config = task.config.model_copy(
         update={"batch_size": size, "microbatch_size": None, "placement": "local"} | learners
     )
-    placement = LocalPlacement(*role_inputs(config, task.teacher), task.threads)
-    try:
+    with closing(LocalPlacement(*role_inputs(config, task.teacher), task.threads)) as placement:
         return _by_role(placement, config, size, task.seconds / len(task.sizes), together)
-    finally:
-        placement.close()
 
 
 def _by_role(

@@ -17,7 +17,6 @@ from raysid.recipes.files import (
     RecipeSummary,
     make_recipes_absolute,
     merge,
-    packaged_of_kind,
     packaged_recipes,
     read_sources,
 )
@@ -105,7 +104,7 @@ def load_recipe(
     if kind is not None and found != kind:
         raise UserError(
             f"{name} is a recipe for `raysid {found}`, not for `raysid {kind}`; packaged for that: "
-            f"{packaged_of_kind(kind)}"
+            + ", ".join(each for each, summary in packaged_recipes().items() if summary.kind == kind)
         )
     model = config_model(found)
     given: dict[str, Any] = {}
@@ -203,9 +202,9 @@ def _from_text(path: str, text: str, model: type[AnyConfig | DataConfig]) -> Any
 
 def _name_run(values: dict[str, Any], name: str) -> None:
     """Set the default name of the run, the recipe's."""
-    run = values.get("run")
-    if run is None:
-        run = values["run"] = {}
+    if values.get("run") is None:
+        values["run"] = {}
+    run = values["run"]
     if isinstance(run, dict) and run.get("name") is None:
         # A file's name may have characters that a run's may not.
         run["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-._") or "run"

@@ -37,11 +37,6 @@ def packaged_recipes() -> dict[str, RecipeSummary]:
     return {path.stem: _summary(path) for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def packaged_of_kind(kind: str) -> str:
-    """Return the names of the packaged recipes of a kind, as `a, b, c`."""
-    return ", ".join(name for name, summary in packaged_recipes().items() if summary.kind == kind)
-
-
 def read_sources(recipe: str, folder: Path) -> list[Source]:
     """Read a recipe's file and those it extends; each overrides the next.
 
