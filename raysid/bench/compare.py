@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import statistics
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from upath import UPath
 
 from raysid.actors.placement import torch_threads
 from raysid.bench.sides import Round, Side
-from raysid.bench.speeds import InRounds
 from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
@@ -29,6 +28,29 @@ from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import find_teacher, trained_teacher
 
 NO_RATE = 1e-12  # a bench's teacher has random weights, from which nothing should be learnt
+
+
+class Timed(Protocol):
+    """A round of one side."""
+
+    @property
+    def images_per_second(self) -> float: ...
+
+
+class InRounds:
+    """The rounds of a side, and their speeds."""
+
+    rounds: Sequence[Timed]
+
+    @property
+    def speeds(self) -> list[float]:
+        """Images a second of each round."""
+        return [one.images_per_second for one in self.rounds]
+
+    @property
+    def images_per_second(self) -> float:
+        """The median speed."""
+        return statistics.median(self.speeds)
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,23 @@ def compare(
         spans = [side.spans for side in sides]
     results = [SideResult(*parts) for parts in zip(configs, found, spans, strict=True)]
     return Comparison(results[0], results[1] if against is not None else None)
+
+
+def ratio(this: InRounds, against: InRounds | None) -> dict[str, float]:
+    """Return the ratio of two speeds, its least and its largest value by round; empty without another side."""
+    if against is None:
+        return {}
+    by_round = [a / b for a, b in zip(this.speeds, against.speeds, strict=True)]
+    return {
+        "ratio": this.images_per_second / against.images_per_second,
+        "ratio_low": min(by_round),
+        "ratio_high": max(by_round),
+    }
+
+
+def format_ratio(found: dict[str, float]) -> str:
+    """Return the result of `ratio` as a line."""
+    return f"ratio {found['ratio']:.3f} ({found['ratio_low']:.3f} to {found['ratio_high']:.3f})"
 
 
 def _network(config: Config) -> tuple[Any, ...]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from raysid.bench.compare import Comparison, SideResult
+from raysid.bench.compare import Comparison, SideResult, format_ratio, ratio
 from raysid.bench.sides import RoleUse
-from raysid.bench.speeds import format_ratio, ratio
 from raysid.config import ComputeSettings, Config
 from raysid.roles.step import all_microbatches
 from raysid.run.table import print_table

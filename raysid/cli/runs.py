@@ -65,7 +65,7 @@ def sample(
     classes = None if labels is None else _parse_labels(labels)
     _check_writable(Path(out))
     from raysid.generator import load_generator
-    from raysid.run.image_grid import is_picture
+    from raysid.run.image_grid import is_picture, save_grid
 
     generator = load_generator(run, which, factory)
     if not is_picture(generator.sample_shape):
@@ -74,8 +74,6 @@ def sample(
             "use raysid.load_generator in Python"
         )
     images, columns = _draw(generator, classes, count, seed)
-    from raysid.run.image_grid import save_grid
-
     save_grid(images, out, columns)
     click.echo(out)
 

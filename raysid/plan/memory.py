@@ -49,13 +49,13 @@ def role_memory(config: Config, costs: NetworkCosts) -> dict[str, RoleMemory]:
     return {
         # weights, gradients, Adam, the average
         "generator": RoleMemory(
-            (1 + 1 + ADAM + 1) * weights + buckets["generator"], kept["generator"] * graphs.generate
+            (1 + 1 + ADAM + 1) * weights + buckets["generator"], kept["generator"] * graphs["generate"]
         ),
-        "teacher": RoleMemory(weights, teacher_kept * graphs.teacher),
+        "teacher": RoleMemory(weights, teacher_kept * graphs["teacher"]),
         # Scored microbatches are pulled back before psi learns from them.
         "fake_score": RoleMemory(
             (1 + 1 + ADAM) * weights + buckets["fake_score"],
-            max(kept["fake_score"] * graphs.fake_score, graphs.learn),
+            max(kept["fake_score"] * graphs["fake_score"], graphs["learn"]),
         ),
     }
 
@@ -66,12 +66,12 @@ def whole_memory(config: Config, costs: NetworkCosts, ranks: int = 1) -> RoleMem
     bucket = min(weights, BUCKET) if ranks > 1 else 0.0
     graphs = _graphs(config, costs)
     group = _group(config)
-    generated, scored = group * graphs.generate, group * (graphs.teacher + graphs.fake_score)
+    generated, scored = group * graphs["generate"], group * (graphs["teacher"] + graphs["fake_score"])
     if config.schedule == "overlapped":
         # psi learns while theta's graphs still wait for their pulls.
-        most = generated + max(scored, graphs.learn)
+        most = generated + max(scored, graphs["learn"])
     else:
-        most = max(generated + scored, graphs.learn)
+        most = max(generated + scored, graphs["learn"])
     return RoleMemory((5 + 1 + 4) * weights + bucket, most)
 
 
@@ -80,30 +80,21 @@ def usable(memory: float, processes: int) -> float:
     return (1 - FRAGMENTS) * memory - processes * PROCESS
 
 
-@dataclass(frozen=True)
-class _Graphs:
-    """Bytes of a microbatch's graph: of generating, of scoring (teacher, fake score), of psi's learning."""
-
-    generate: float
-    teacher: float
-    fake_score: float
-    learn: float
-
-
-def _graphs(config: Config, costs: NetworkCosts) -> _Graphs:
+def _graphs(config: Config, costs: NetworkCosts) -> dict[str, float]:
+    """Return the bytes of a microbatch's graph: of generating, of scoring (teacher, fake score), of psi's learning."""
     size, guidance = config.microbatch, config.method.guidance
     own, teachers = config.precision, config.teacher.precision or config.precision
     graph, copies = costs.graph(own), costs.copies(own)
     learn = passes(costs, guidance.train_fake) * graph.learn
     if config.method.adversarial is not None:
         learn += graph.encoder
-    return _Graphs(
-        generate=size * graph.learn + copies,
-        teacher=size * passes(costs, guidance.eval_teacher) * costs.graph(teachers).pull
+    return {
+        "generate": size * graph.learn + copies,
+        "teacher": size * passes(costs, guidance.eval_teacher) * costs.graph(teachers).pull
         + costs.copies(teachers),
-        fake_score=size * passes(costs, guidance.eval_fake) * graph.pull + copies,
-        learn=size * learn + copies,
-    )
+        "fake_score": size * passes(costs, guidance.eval_fake) * graph.pull + copies,
+        "learn": size * learn + copies,
+    }
 
 
 def _group(config: Config) -> int:

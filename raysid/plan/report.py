@@ -232,17 +232,9 @@ def _print_roles(plan: Plan) -> None:
     rows = []
     for role in ROLES:
         each = sum(calls_of(role, config, seconds))
-        weights, graphs = memory[role].weights, memory[role].graphs
-        rows.append(
-            [
-                ROLE_NAMES[role],
-                f"{work[role]:.1f}",
-                f"{1000 * each / config.microbatch:.3g}",
-                f"{weights / GB:.2f}",
-                f"{graphs / GB:.2f}",
-                f"{memory[role].total / GB:.2f}",
-            ]
-        )
+        sizes = memory[role].weights, memory[role].graphs, memory[role].total
+        figures = f"{work[role]:.1f}", f"{1000 * each / config.microbatch:.3g}"
+        rows.append([ROLE_NAMES[role], *figures, *(f"{size / GB:.2f}" for size in sizes)])
     print_table(
         f"work of each role, and memory of one process, at microbatches of {config.microbatch}",
         ["", "F/image", "ms/image", "GB state", "GB graphs", "GB in all"],

@@ -14,9 +14,8 @@ import ray
 from raysid.actors.capacity import wait_for_capacity, wait_for_reading
 from raysid.actors.placement import all_cores
 from raysid.actors.results import get
-from raysid.bench.compare import stand_in_teacher, steady
+from raysid.bench.compare import InRounds, stand_in_teacher, steady
 from raysid.bench.sides import Side
-from raysid.bench.speeds import InRounds
 from raysid.cluster.connect import connect
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource, open_source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raysid.bench.speeds import format_ratio, ratio
+from raysid.bench.compare import format_ratio, ratio
 from raysid.run.table import print_table
 from tests.benchmarks.reading_against_loader.measure import STAND_IN, Reading, ReadSide
 
