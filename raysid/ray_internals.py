@@ -45,7 +45,7 @@ def task_attempt() -> int:
 def controller_callback() -> Any:
     """Return Ray Train's base class for callbacks that run in its controller.
 
-    The documented `UserCallback` does not tell of a change of the workers' number before it happens; without that
+    The documented `UserCallback` does not report a change of the workers' number before it happens; without that
     news a driver takes an elastic resize for a failure. Watch: the names of the two methods that `train_workers` has.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback

@@ -38,7 +38,7 @@ class ColocatedPlacement:
 
     Raises:
         RunFailed: no resources for the workers within `failure.placement_timeout_s`, or a role cannot be built.
-        LearnerLost: a worker died meanwhile.
+        LearnerLost: a worker died.
     """
 
     def __init__(

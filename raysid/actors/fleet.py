@@ -88,7 +88,7 @@ class Total:
 class ScorerFleet:
     """Keeps as many scorers as its runs need, between a minimum and a maximum.
 
-    A scorer joins once it has started. One is added when the steps of some run have waited for scoring alone during
+    A scorer joins once it has started. One is added when the steps of some run have waited only for scoring during
     more than 15% of the last `upscale_delay_s`. One is removed when no run has over `downscale_delay_s`, and the
     others could take its load at under 60% utilisation. A new scorer's demand makes a cluster's autoscaler add a
     node; its end frees the node.

@@ -30,7 +30,7 @@ class LocalPlacement:
     Args:
         source: the real images, for a method that needs them.
         threads: torch's threads.
-        ranks: all workers; None in a process of its own.
+        ranks: all workers; None if this process has none beside it.
         read_blocks: reads the real images; None reads them in this process.
     """
 

@@ -43,7 +43,7 @@ class Mailbox:
         self._joined: set[int] = set()
         self._calls: dict[tuple[int, int], Call] = {}
         self._answers: dict[tuple[int, int], asyncio.Future[Any]] = {}
-        self._ends: dict[str, LearnerLost] = {}  # the reason, by name of a group that is gone
+        self._ends: dict[str, LearnerLost] = {}  # the reason, by name of a group that has ended
         self._closed = False
         self._controller: Any = None
         self._changed = asyncio.Condition()
@@ -68,7 +68,7 @@ class Mailbox:
         """Pass a call to a worker and return its answer.
 
         Raises:
-            LearnerLost: the group is gone.
+            LearnerLost: the group has ended.
             RunFailed, PeerLost: as `Worker.answer`.
         """
         if group in self._ends:
@@ -98,7 +98,7 @@ class Mailbox:
             self._changed.notify_all()
 
     async def take(self, group: str, rank: int, number: int) -> Call | None:
-        """Wait for the worker's call of this number; None tells the worker to end."""
+        """Wait for the worker's call of this number; None means that the worker must end."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._over(group) or (rank, number) in self._calls)
             return None if self._over(group) else self._calls.pop((rank, number))

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 class Placement(Protocol):
     """The roles of a run, as the driver sees them.
 
-    All methods may raise `LearnerLost` when a learner's process has died: the run then goes back to a checkpoint, with
+    All methods may raise `LearnerLost` when a learner's process has died: the run then resumes from a checkpoint, with
     a new placement. `RunFailed` ends the run with one line. Steps may be submitted ahead of their collection; a
     checkpoint is of the state after all steps submitted so far.
     """
 
     @property
     def images_until(self) -> float:
-        """Position in the stream of real images up to which they are known to be loaded; infinite without any.
+        """Position in the stream of real images up to which they are known to be loaded; infinite if none are used.
 
         A step that needs later ones may wait for them, or fail.
         """
 
     def step(self, step: int) -> list[Ref[StepReport]]:
-        """Take step `step` of the schedule, or submit it. The reports are for `collect` alone.
+        """Take step `step` of the schedule, or submit it. Only `collect` reads the reports.
 
         Raises:
             RunFailed: no teacher scorer is available; the step may have been submitted in part.
@@ -53,7 +53,7 @@ class Placement(Protocol):
         """Begin to write the averaged generator, as it is now, to `folder`; `trained` is for its card."""
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Figures by role: seconds since the role started (`busy_seconds` and so on), and present numbers."""
+        """Return figures by role: seconds since the role started (`busy_seconds` and so on), and current counts."""
 
     def prepare(self, step: int) -> None:
         """Read the real images of a step before any of it is computed.
@@ -63,10 +63,10 @@ class Placement(Protocol):
         """
 
     def bad_images(self) -> dict[int, str]:
-        """The real images skipped so far: name and fault of each, by its index in the source."""
+        """Return the real images skipped so far: name and fault of each, by its index in the source."""
 
     def profile(self) -> dict[str, dict[int, Profile]]:
-        """Resources that each role's processes have used since they started, by role and number."""
+        """Return the resources that each role's processes have used since they started, by role and number."""
 
     def check_shared(self, folder: str) -> None:
         """Check that every role's process sees the run's folder as the driver does. Raises UserError."""
@@ -97,11 +97,11 @@ def start_placement(
     return SplitPlacement(inputs, source, threads, notify, within, stopping)
 
 
-def lacks_images(placement: Placement, config: Config, step: int, finish_steps: Callable[[], None]) -> bool:
+def must_prepare(placement: Placement, config: Config, step: int, finish_steps: Callable[[], None]) -> bool:
     """True if a step's real images are not known to be loaded, so that the step needs `prepare` first.
 
     Args:
-        finish_steps: collects the steps under way, whose reports tell of later images.
+        finish_steps: collects the steps under way, whose reports may raise `images_until`.
     """
     needed = (step + 1) * config.batch_size
     if placement.images_until < needed:
@@ -126,7 +126,7 @@ def workers_for(config: Config, folder: str) -> Iterator[TrainWorkers | None]:
 
 
 def torch_threads(config: Config) -> int:
-    """Torch's threads in each process of a run."""
+    """Return the number of torch's threads in each process of a run."""
     if config.torch_threads is not None:
         return config.torch_threads
     if config.placement == "colocated":
@@ -135,5 +135,5 @@ def torch_threads(config: Config) -> int:
 
 
 def all_cores() -> int:
-    """Cores that this process may use; in a container often fewer than the machine has."""
+    """Return the number of cores that this process may use; in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

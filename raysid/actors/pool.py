@@ -70,22 +70,22 @@ class TeacherActor:
 
 
 class PoolCall:
-    """A call on the pool, which `settle` brings to an answer."""
+    """A call on the pool, with `wait` for its answer."""
 
     def __init__(self, pool: TeacherPool, scorer: Scorer, submit: Submit) -> None:
         self.pool, self.scorer, self.submit = pool, scorer, submit
         self.result, self.answered = pool.submit(scorer, submit, moved=False)
 
-    def settle(self, beside: Any) -> Any:
+    def wait(self, other_input: Any) -> Any:
         """Wait for an answer, moving the call to another scorer whenever one is lost; return its reference.
 
         Args:
-            beside: another input of the next call; only the time after it is ready counts as waiting for a scorer.
+            other_input: another input of the next call; only the time after it is ready counts as waiting for a scorer.
 
         Raises:
             RunFailed: there was no scorer for `failure.placement_timeout_s`.
         """
-        ray.wait([beside], fetch_local=False)
+        ray.wait([other_input], fetch_local=False)
         began = time.perf_counter()
         while not self._has_answer():
             self.result, self.answered = self.pool.submit(self.scorer, self.submit, moved=True)
@@ -119,7 +119,7 @@ class TeacherPool:
         sync: reports the run's status to the fleet and returns the fleet's members.
         resources: a scorer's resources, to report which one is missing.
         timeout: seconds without any scorer after which the run fails.
-        alone: True if there is one scorer and there will never be another.
+        single: True if there is one scorer and there will never be another.
         notify: prints a line while scorers are waited for.
         stopping: True once the run has been asked to stop; it waits for no scorer then.
     """
@@ -130,7 +130,7 @@ class TeacherPool:
         sync: Callable[[RunStatus], Members],
         resources: RoleResources,
         timeout: float,
-        alone: bool = False,
+        single: bool = False,
         notify: Notify = print,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -138,14 +138,14 @@ class TeacherPool:
         self.stopping = stopping
         self.resources = resources
         self.timeout = timeout
-        self.alone = alone
+        self.single = single
         self.notify = notify
         self.waited_seconds = 0.0
         self._sync = sync
         self._away: dict[
             Scorer, Any
         ] = {}  # lost scorers, each with the reference that is ready once it is back
-        self._keepers: dict[Any, Scorer] = {}  # the scorer that keeps the graph, by noised images
+        self._graph_holders: dict[Any, Scorer] = {}  # the scorer that holds the graph, by noised images
         self._outstanding: Counter[Scorer] = Counter()
         self._turn = -1
         self._busy_seconds = 0.0
@@ -164,19 +164,19 @@ class TeacherPool:
             self.refresh()
         scorer = self.next_scorer()
         self._turn += 1
-        if not self.alone:
-            self._keepers[noised] = scorer
+        if not self.single:
+            self._graph_holders[noised] = scorer
         return self._call(
             scorer,
             lambda actor, moved: self._options(actor.score).remote(noised, guidance_scale, self.run, moved),
         )
 
     def pullback(self, noised: Any, cotangent: Any, guidance_scale: float) -> Any:
-        keeper = self._keepers.pop(noised, None)
-        if keeper is None or keeper not in self.present():
-            keeper = self.next_scorer()
+        holder = self._graph_holders.pop(noised, None)
+        if holder is None or holder not in self.present():
+            holder = self.next_scorer()
         return self._call(
-            keeper,
+            holder,
             lambda actor, moved: self._options(actor.pullback).remote(
                 noised, cotangent, guidance_scale, self.run, moved
             ),
@@ -205,20 +205,21 @@ class TeacherPool:
         return submit(scorer.actor, moved)
 
     def done(self, scorer: Scorer) -> None:
-        """Note that a call on a scorer has ended, with a result or without."""
+        """Note that a call on a scorer has ended, successfully or not."""
         self._outstanding[scorer] -= 1
 
     def refresh(self) -> None:
         """Readmit scorers that are back, report this run's status to the fleet, and take its members."""
         self._synced = time.monotonic()
-        used = {scorer for scorer, count in self._outstanding.items() if count} | {*self._keepers.values()}
+        used = {scorer for scorer, count in self._outstanding.items() if count}
+        used |= {*self._graph_holders.values()}
         if used <= {*self.members.scorers}:
             self._acknowledged = self.members.version
         dead = self._readmit()
         self.members = self._sync(RunStatus(self.run, self._acknowledged, self.waited_seconds, dead))
 
     def report(self) -> dict[str, float]:
-        """Figures of the service for this run: mean busy seconds of the scorers that answer, number of scorers."""
+        """Return figures for this run: mean busy seconds of the scorers that answer, number of scorers."""
         asked = {scorer: scorer.actor.report.remote() for scorer in self.present()}
         if asked:
             ray.wait([*asked.values()], num_returns=len(asked), timeout=REPORT_SECONDS)
@@ -231,19 +232,19 @@ class TeacherPool:
             self._busy[scorer] = busy
             self._busy_seconds += max(0.0, busy - before) / len(asked)
         figures = {"busy_seconds": self._busy_seconds, "replicas": float(len(self.members.scorers))}
-        return figures if self.alone else figures | {"waited_seconds": self.waited_seconds}
+        return figures if self.single else figures | {"waited_seconds": self.waited_seconds}
 
     def present(self) -> list[Scorer]:
-        """The scorers that take calls now."""
+        """Return the scorers that take calls now."""
         return [scorer for scorer in self.members.scorers if scorer not in self._away]
 
-    def check_alone(self) -> None:
+    def check_single(self) -> None:
         """Check on a single scorer while a result is slow: it may lack the resources to start again.
 
         Raises:
-            RunFailed: as `PoolCall.settle`.
+            RunFailed: as `PoolCall.wait`.
         """
-        if not self.alone:
+        if not self.single:
             return
         (scorer,) = self.members.scorers
         if actor_state(scorer.actor) == "ALIVE":
@@ -252,13 +253,12 @@ class TeacherPool:
             self._report_missing()
 
     def _call(self, scorer: Scorer, submit: Submit) -> Any:
-        return submit(scorer.actor, False)[0] if self.alone else PoolCall(self, scorer, submit)
+        return submit(scorer.actor, False)[0] if self.single else PoolCall(self, scorer, submit)
 
     def _options(self, method: Any) -> Any:
-        # Without a retry of Ray's own a lost scorer's call fails at once, and can move to another.
-        return (
-            method.options(num_returns=2) if self.alone else method.options(num_returns=2, max_task_retries=0)
-        )
+        # Without Ray's retry a lost scorer's call fails at once, and can move to another.
+        retries = {} if self.single else {"max_task_retries": 0}
+        return method.options(num_returns=2, **retries)
 
     def _readmit(self) -> frozenset[int]:
         """Readmit the lost scorers that are back; return the numbers of those that Ray does not restart."""

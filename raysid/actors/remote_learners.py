@@ -219,7 +219,7 @@ class RemoteLearner:
 
     Args:
         ranks: the actors, by rank.
-        batch_size: images a step; the microbatch that ends there and the update are one call. None makes two calls.
+        batch_size: images per step; the microbatch that ends there and the update are one call. None makes two calls.
     """
 
     def __init__(self, ranks: Sequence[Any], batch_size: int | None) -> None:
@@ -310,6 +310,6 @@ class RemoteGenerator(RemoteLearner):
         return self.first.write.remote(self.first.export.remote(folder, trained))
 
 
-def _answered(answer: Any, beside: Any) -> Any:
-    """The reference of a scorer's answer; of a `PoolCall` once some scorer has answered."""
-    return answer.settle(beside) if isinstance(answer, PoolCall) else answer
+def _answered(answer: Any, other_input: Any) -> Any:
+    """Return the reference of a scorer's answer; of a `PoolCall` once some scorer has answered."""
+    return answer.wait(other_input) if isinstance(answer, PoolCall) else answer

@@ -1,4 +1,4 @@
-"""Waiting for the results of actors, and what their failures mean to a run."""
+"""Waiting for the results of actors, and conversion of their failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMING_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RemoteWrite(Generic[T]):
-    """A `raysid.roles.writing.Write` by actors.
+    """A `raysid.roles.state_files.Write` by actors.
 
     Args:
         references: ready once all is written.
@@ -57,32 +57,32 @@ def get(references: Any) -> Any:
         raise RunFailed(f"a role failed: {_first_line(error.cause)}") from error
 
 
-def get_ranks(references: list[Any], meanwhile: Callable[[], None]) -> list[Any]:
+def get_ranks(references: list[Any], while_waiting: Callable[[], None]) -> list[Any]:
     """Wait for a value from every rank.
 
     Raises a failure as soon as it arrives: the other ranks may be waiting for the one that failed.
 
     Args:
-        meanwhile: called every few seconds while nothing arrives.
+        while_waiting: called every few seconds while nothing arrives.
 
     Raises:
-        LearnerLost, RunFailed: as `get`. The line names the process that died, if Ray notices its death within
-            seconds of another rank.
+        LearnerLost, RunFailed: as `get`. The line names the process that died, if Ray reports both deaths
+            within 5 s.
     """
     pending = list(references)
     while pending:
         done, pending = ray.wait(pending, timeout=POLL_SECONDS, fetch_local=False)
         if not done:
-            meanwhile()
+            while_waiting()
         try:
             get(done)
         except PeerLost:
-            _raise_who_died(pending)
+            _raise_for_dead_process(pending)
             raise
     return get(references)
 
 
-def _raise_who_died(references: list[Any]) -> None:
+def _raise_for_dead_process(references: list[Any]) -> None:
     """Raise LearnerLost naming the process that died, if one of these values was its own."""
     if not references:
         return

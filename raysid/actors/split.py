@@ -1,4 +1,4 @@
-"""`placement: split`: each role lives in Ray actors of its own, which the controller calls through handles.
+"""`placement: split`: each role lives in separate Ray actors, which the controller calls through handles.
 
 Scorers are replaceable (`raysid.actors.pool`). Learners (`raysid.actors.remote_learners`) are not: when a rank of one
 is lost, the run restores all from a checkpoint.
@@ -63,7 +63,7 @@ class Within:
 
 
 class FleetActor:
-    """A teacher service for many runs, in a process of its own. Arguments as `start_fleet`."""
+    """A teacher service for many runs, in a separate process. Arguments as `start_fleet`."""
 
     def __init__(self, teacher: str, config: Config, threads: int, runs: int) -> None:
         self.fleet = start_fleet(teacher, config, threads, runs=runs)
@@ -78,7 +78,7 @@ class FleetActor:
 class SplitPlacement:
     """`placement: split`: a teacher service and two learners of one rank or several, as Ray actors.
 
-    The learners sit in a placement group; the scorers outside it, since a group cannot grow.
+    The learners are in a placement group; the scorers outside it, since a group cannot grow.
 
     Args:
         source: the real images, for a method that needs them; the fake-score learner streams them by Ray Data.
@@ -118,8 +118,8 @@ class SplitPlacement:
         try:
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
             # A step that may fail for want of a scorer must not have updated psi by then.
-            alone = config.teacher.scaling.max_replicas == 1
-            self.fake_score = RemoteFakeScore(fake_score, config.batch_size if alone else None)
+            single = config.teacher.scaling.max_replicas == 1
+            self.fake_score = RemoteFakeScore(fake_score, config.batch_size if single else None)
             self.learners.append(self.fake_score)
             generator = self._ranks(GeneratorActor, first + len(fake_score), config, inputs, threads)
             self.generator = RemoteGenerator(generator, config.batch_size)
@@ -132,12 +132,12 @@ class SplitPlacement:
                 sync=self.fleet.sync if self.fleet else self._sync_shared,
                 resources=resources.teacher,
                 timeout=timeout,
-                alone=alone,
+                single=single,
                 notify=notify,
                 stopping=stopping,
             )
-            get_ranks(joined, self.pool.check_alone)
-            if source is not None:  # last: reading takes what the roles leave
+            get_ranks(joined, self.pool.check_single)
+            if source is not None:  # last: reading uses the remaining resources
                 wait_for_reading(timeout, notify)
                 if (note := shared_reading_warning(config, source)) is not None:
                     notify(note)
@@ -155,7 +155,7 @@ class SplitPlacement:
         check_shared(folder, "learner", lambda *file: get([rank.sees.remote(*file) for rank in ranks]))
 
     def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
-        merged = merge_step_reports(get_ranks(reports, self.pool.check_alone))
+        merged = merge_step_reports(get_ranks(reports, self.pool.check_single))
         self.images_until = merged.images_until
         return merged
 
@@ -211,7 +211,7 @@ class SplitPlacement:
             raise RunFailed(f"the teacher service of this search has ended ({lost})") from lost
 
     def _ranks(self, actor: type[LearnerActor], first: int, config: Config, *arguments: Any) -> list[Any]:
-        """Start a learner's ranks, each in a bundle of its own, beginning with bundle `first`."""
+        """Start a learner's ranks, each in a separate bundle, beginning with bundle `first`."""
         resources: RoleResources = getattr(config.resources, actor.name)
 
         def started(rank: int) -> Any:

@@ -87,7 +87,7 @@ class TrainWorkers:
         threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True).start()
 
     def next_group(self, notify: Notify) -> Group:
-        """Wait for a complete group other than the one returned before, which is gone.
+        """Wait for a complete group other than the one returned before, which has ended.
 
         Raises:
             RunFailed: no resources within `failure.placement_timeout_s`, or the workers cannot start.
@@ -199,7 +199,7 @@ def _serve(inputs: dict[str, Any]) -> None:
                 raise error  # Ray Train starts a new group
             number += 1
     except RayActorError:
-        pass  # the driver and its mailbox are gone
+        pass  # the driver and its mailbox have ended
     finally:
         ended.set()
 
@@ -210,7 +210,7 @@ def _answer_when_done(answer: Callable[..., Any], written: Future[Any]) -> None:
 
 
 def _exit_with_group(mailbox: Any, group: str, ended: threading.Event) -> None:
-    """Exit this process some time after its group has ended: the worker may wait for another one, which is gone."""
+    """Exit this process some time after its group has ended: the worker may wait for another one, which is lost."""
     with suppress(RayError):
         ray.get(mailbox.over.remote(group))
     if not ended.wait(2 * END_SECONDS):

@@ -69,7 +69,7 @@ class Worker:
 
         Raises:
             RunFailed: it failed; the line names the worker, the method and the step.
-            PeerLost: another worker is gone.
+            PeerLost: another worker is lost.
         """
         try:
             return call.method(self, *call.arguments)

@@ -70,7 +70,7 @@ class SideResult(InRounds):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of a bench; `against` is None if one side was measured alone."""
+    """The results of a bench; `against` is None if only one side was measured."""
 
     this: SideResult
     against: SideResult | None

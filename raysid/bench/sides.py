@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from upath import UPath
 
-from raysid.actors.placement import Placement, lacks_images, start_placement, workers_for
+from raysid.actors.placement import Placement, must_prepare, start_placement, workers_for
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.roles.build import RunInputs
@@ -21,7 +21,7 @@ from raysid.roles.profile import Profile
 from raysid.roles.step import STEPS_IN_FLIGHT
 from raysid.roles.stopwatch import Span
 
-WARM_STEPS = 3  # the first updates psi alone, and allocates memory
+WARM_STEPS = 3  # the first updates only psi, and allocates memory
 TIMED_STEPS = 3  # which determine the number of steps of a round
 
 
@@ -129,7 +129,7 @@ class Side:
         began = time.perf_counter()
         under_way: deque[list[Any]] = deque()
         for step in range(self.next_step, self.next_step + steps):
-            if lacks_images(self.placement, self.config, step, lambda: self._collect_all(under_way)):
+            if must_prepare(self.placement, self.config, step, lambda: self._collect_all(under_way)):
                 self.placement.prepare(step)
             under_way.append(self.placement.step(step))
             while len(under_way) > STEPS_IN_FLIGHT:

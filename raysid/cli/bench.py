@@ -19,7 +19,7 @@ PLACEMENTS = ("local", "split", "colocated")
 
 
 def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Mapping[str, Any]) -> Config:
-    """Return the config to compare with: the recipe with its overrides, another placement, and overrides of its own."""
+    """Return the config to compare with: the recipe with its overrides, another placement, and its overrides."""
     from raysid.config import Config
     from raysid.config.fields import config_fields
 
@@ -39,7 +39,7 @@ def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Map
     short_help="Measure the time of a step by role, or compare two configurations.",
     help="Measure the time of a step by role, in rounds; with --against, of two configurations in turn. Nothing is "
     "trained, and a recipe with teacher.network is measured with random weights.\n\nThe other configuration has the "
-    "same settings but for those given as --against.NAME VALUE, as in `--against.torch_threads 1`; `--against local` "
+    "same settings except those given as --against.NAME VALUE, as in `--against.torch_threads 1`; `--against local` "
     "means placement local, schedule alternating and all cores, unless given. theta is the generator, psi the fake "
     f"score, phi the teacher.\n\n{RECIPE_HELP}",
 )

@@ -37,7 +37,7 @@ WHICH = click.option(
 FACTORY = click.option(
     "--factory",
     metavar="MODULE:FUNCTION",
-    help="Your function that built the generator's network, which is imported and called if the folder names it, too.",
+    help="Your function that built the generator's network, called only if the folder names the same function.",
 )
 SEEDS = click.IntRange(0, 2**63 - 1)  # up to the largest of torch
 NUM_SAMPLES = click.option(

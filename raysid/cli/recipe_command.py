@@ -61,7 +61,7 @@ class RecipeCommand(click.Command):
 
     Args:
         kinds: kinds of recipes it takes; with several, it has the fields of all of them.
-        prefixes: prefixes of the options, each of which is a set of its own; only those without one are in the help.
+        prefixes: prefixes of the options, each of which is a separate set; only those without one are in the help.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class RecipeCommand(click.Command):
         options: dict[str, list[FieldOption]] = {}
         for own in fields.values():
             for path, field in own.items():
-                # A section that cannot be null is no more than its fields; the kind is the recipe's alone.
+                # A section that cannot be null is no more than its fields; only a recipe sets the kind.
                 if path in options or path == "kind" or (field.is_section and not field.nullable):
                     continue
                 kinds = [kind for kind in self.kinds if path in fields[kind]]

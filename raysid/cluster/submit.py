@@ -81,7 +81,7 @@ class JobServer:
 
     def ray_commands(self, job: str) -> dict[str, str]:
         """Ray's own commands for a job, by purpose, ready to paste."""
-        # `ray job` sends the user's token in this mode alone.
+        # `ray job` sends the user's token only in this mode.
         mode = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
         verbs = {"log": "logs -f", "status": "status", "stop": "stop"}
         return {

@@ -20,7 +20,7 @@ class DataSettings(Settings):
         None, description="Format of the files in `source`. Default: inferred from their names."
     )
     origin: Annotated[str | None, MAY_CHANGE, TRAINING_ONLY] = Field(
-        None, description="Where to obtain the images; part of the message when they are missing."
+        None, description="Download instructions for the images; part of the message when they are missing."
     )
     image_column: str | None = Field(
         None,

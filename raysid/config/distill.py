@@ -66,7 +66,7 @@ class Config(Settings):
     precision: Precision = Field(
         "float32",
         description="Precision of the networks' computations (autocast); weights, losses and optimizers stay float32. "
-        "With fp16 SiD's authors scale no loss and set `eps` to 1e-6.",
+        "With fp16 SiD's authors use no loss scaling and set `eps` to 1e-6.",
     )
     compute: Annotated[ComputeSettings, MAY_CHANGE] = ComputeSettings()
     generator: GeneratorSettings = GeneratorSettings()

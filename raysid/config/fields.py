@@ -36,7 +36,7 @@ class ConfigField:
         allowed: type and range in words, as in `integer above 0`.
         default: default value as JSON has it; None for a required field, too.
         required: True if there is no default.
-        is_section: True if it holds fields of its own.
+        is_section: True if it holds further fields.
         is_text: True if values are text, to be taken literally rather than parsed as YAML.
         nullable: True if it may be null.
         marks: the marks it carries (see `raysid.config.settings`), as in `{"common": True}`.
@@ -112,7 +112,7 @@ def _in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     words = _TYPE_WORDS.get(str(kind), "value")
     bounds = dict(schema)
     if "minimum" in bounds and "exclusiveMinimum" in bounds:
-        # PositiveInt with a minimum of its own has both; the larger implies the other.
+        # PositiveInt with another minimum has both; the larger implies the other.
         del bounds["exclusiveMinimum" if bounds["minimum"] > bounds["exclusiveMinimum"] else "minimum"]
     limits = [f"{word} {_short(bounds[key])}" for key, word in _RANGE_WORDS if key in bounds]
     if "pattern" in schema:

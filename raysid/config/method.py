@@ -61,7 +61,7 @@ class MethodSettings(Settings):
         None,
         gt=0,
         le=1000,
-        description="Upper bound, of 1000, of the times at which theta's noise levels are drawn. Default: the noise "
+        description="Largest time (0 to 1000) at which theta's noise levels are drawn. Default: the noise "
         "process's own, 800 for EDM's and 980 for diffusers' networks.",
     )
     sid_weight: float = Field(100.0, gt=0, description="Weight of the score-identity loss.")

@@ -21,7 +21,7 @@ COMMON: Any = Field(json_schema_extra={"common": True})
 
 FIXED: Any = Field(json_schema_extra={"on_resume": "fixed"})
 """Determines what is computed: a resumed run must have the same value, and a teacher trained by recipe is identified
-by it. This is the default: a field without a mark is as its section, and a recipe's own fields are fixed."""
+by it. This is the default: a field without a mark inherits its section's mark, and a recipe's own fields are fixed."""
 
 MAY_CHANGE: Any = Field(json_schema_extra={"on_resume": "may change"})
 """The opposite of FIXED: may differ when a run resumes, and does not identify a teacher."""

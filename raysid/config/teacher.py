@@ -26,8 +26,10 @@ class TeacherCompute(Settings):
 class TeacherAutoscaling(Settings):
     """Growth and shrinkage of the teacher service during a run; names as in Ray Serve."""
 
-    min_replicas: Positive = Field(1, description="Fewest scorers; training starts when they are ready.")
-    max_replicas: Positive = Field(1, description="Most scorers.")
+    min_replicas: Positive = Field(
+        1, description="Minimum number of scorers; training starts when they are ready."
+    )
+    max_replicas: Positive = Field(1, description="Maximum number of scorers.")
     upscale_delay_s: float = Field(
         10.0, gt=0, description="Seconds for which steps must wait for scoring before a scorer is added."
     )

@@ -81,7 +81,7 @@ class TuneConfig(Settings):
     )
     scheduler: SearchScheduler = SearchScheduler()
     max_concurrent_trials: Annotated[Positive, COMMON] = Field(
-        2, description="Most trials at a time; fewer run if the cluster has no room."
+        2, description="Largest number of concurrent trials; fewer run if the cluster has no room."
     )
     diverged_above: float = Field(
         1.5,

@@ -54,7 +54,7 @@ class Evaluator:
     Args:
         real_images: (N, C, H, W), N at least 4, float in [-1, 1] or uint8 (0 to 255).
         classifier: the source of features and logits, on any device.
-        real_labels: integers (N,), for `reference_figures` alone.
+        real_labels: integers (N,), only for `reference_figures`.
 
     Raises:
         ValueError: images that are not (N, C, H, W), not finite, out of range, or too few; labels that do not match
@@ -100,7 +100,7 @@ class Evaluator:
                 still has a figure.
             label_accuracy: fraction of labelled images that the classifier assigns to their label, with images that are
                 not finite counted as wrong; None without labels.
-            ms_per_image: wall time in `generate` alone, in milliseconds, without the warm-up.
+            ms_per_image: wall time of `generate`, in milliseconds, without the warm-up.
             num_samples: the number of images.
 
         Raises:
@@ -144,7 +144,7 @@ class Evaluator:
 
         Returns:
             halves_distance: Fréchet distance between two random halves of the real set, split by `seed`: the effect
-                of the sample size alone. (A generator compared with the whole set, with many samples, can be below it.)
+                of the sample size. (A generator compared with the whole set, with many samples, can be below it.)
             num_real: size of the real set.
             label_accuracy_real: fraction of the real images that the classifier labels correctly; None without
                 labels. Not a held-out figure if the classifier was trained on some of them.

@@ -30,26 +30,26 @@ def describe(
         error: raised by validating `values` against `model`.
         recipe: name of the recipe as a whole.
         sources: (name, mapping) of every file that was merged into `values`, the strongest first; a name of None
-            marks values given by hand, which need no name beside their own.
+            marks values given by hand, which need no file name.
     """
     problems = error.errors(include_url=False)
     # The unknown keys come first: a misspelt key is often the reason for a missing one.
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     problems += _hidden_conflicts(model, values, problems)
     lines: dict[str, None] = {}  # a set in order
-    places: set[str] = set()
+    reported: set[str] = set()
     meant: set[str] = set()
     paths = [_path(problem) for problem in problems]
     for problem, path in zip(problems, paths, strict=True):
-        place = ".".join(path)
-        if place in places or (problem["type"] == "missing" and place in meant):
+        name = ".".join(path)
+        if name in reported or (problem["type"] == "missing" and name in meant):
             continue
         if any(len(path) < len(other) and path == other[: len(path)] for other in paths if path):
             continue  # the problem of another form of the value, which is less precise
         if problem["type"] == "extra_forbidden":
-            meant |= {*suggestions(place, config_fields(model))}
+            meant |= {*suggestions(name, config_fields(model))}
         if problem["type"] != "value_error":
-            places.add(place)
+            reported.add(name)
         source: str | None = recipe
         if path and problem["type"] != "missing":
             source = next((name for name, values in sources if _has(values, problem["loc"])), recipe)

@@ -24,7 +24,7 @@ from raysid.roles.teacher import TeacherScorer
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The inputs of a run's roles: paths and settings alone, so that they travel to any process.
+    """The inputs of a run's roles: only paths and settings, so that they travel to any process.
 
     Attributes:
         teacher: folder of the teacher.

@@ -74,7 +74,7 @@ def checkpoint_activations(network: Network) -> None:
 def compiled_parts(network: Network) -> list[nn.Module]:
     """The modules of a network that are compiled separately."""
     if isinstance(network, EDMDenoiser):
-        return [network.model.enc, network.model.dec]  # SiDA calls the encoder alone, too
+        return [network.model.enc, network.model.dec]  # SiDA calls the encoder without the decoder, too
     return [network.model]
 
 

@@ -41,7 +41,7 @@ class FakeScoreLearner:
     """psi: scores generated images for theta's loss, and learns from them; with SiDA it also discriminates.
 
     Implements `raysid.roles.protocols.FakeScoreRole`. It scores in eval mode with its parameters frozen, and trains in
-    train mode, in its own update alone.
+    train mode, only in its own update.
 
     Args:
         config: the run's settings.
@@ -49,8 +49,8 @@ class FakeScoreLearner:
         real_images: the stream of real images, which the adversarial term needs.
         pixel_max: the stored pixel value that stands for +1 in `real_images`.
         draws: makes the random draws; None draws from the run's seed.
-        ranks: all ranks of the learner, each of which holds all weights and accumulates some of the step's
-            microbatches; None if there is one.
+        ranks: all ranks of the learner; None if there is one. Each holds all weights. Each accumulates some of the
+            step's microbatches.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class FakeScoreLearner:
         """Add the gradient of one microbatch of generated images, and of as many real ones, to psi's.
 
         Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (docs/method.md, "Fake-score loss",
-        "SiDA"). x is x_g or, with augmentation, x_g transformed, with the transform as psi's input; real images
-        have transforms of their own. Images with a NaN are left out of the loss.
+        "The adversarial term"). x is x_g or, with augmentation, x_g transformed, with the transform as psi's input;
+        real images have separate transforms. Images with a NaN are left out of the loss.
         """
         images = images.to(self.device)
         guidance = self.config.method.guidance
@@ -174,7 +174,7 @@ class FakeScoreLearner:
 
         Raises:
             RuntimeError: a microbatch is missing or doubled; psi is unchanged.
-            PeerLost: another rank is gone.
+            PeerLost: another rank is lost.
         """
         size = self.config.batch_size
         sums = check_tokens(step, size, tokens)

@@ -67,8 +67,8 @@ class GeneratorLearner:
         network: theta's denoiser, a copy of the teacher's at the start of a run.
         label_frequencies: relative frequency of each class; need not sum to 1.
         draws: makes the random draws; None draws from the run's seed.
-        ranks: all ranks of the learner, each of which holds all weights and the average and accumulates some of the
-            step's microbatches; None if there is one.
+        ranks: all ranks of the learner; None if there is one. Each holds all weights and the average. Each accumulates
+            some of the step's microbatches.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class GeneratorLearner:
         assert entry.direct is not None and entry.sums is not None
         gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
         self._train(True)  # the mode of `generate`: a network with activation checkpointing computes again
-        # A pull can be bad although the predictions were good: the backward pass alone may overflow.
+        # A pull can be bad although the predictions were good: the backward pass itself may overflow.
         entry.x_g.backward(where_good(entry.good & finite_samples(gradient), gradient))
         entry.sums[RECOMPUTED] += teacher.recomputed
         return Token(at, entry.sums)

@@ -1,4 +1,4 @@
-"""A learner's rank whose other ranks are driven by controllers of their own."""
+"""A learner's rank among others, each driven by its own controller."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Optimizer:
             Learning rate, and norm of the cleaned gradient before clipping.
 
         Raises:
-            PeerLost: another rank is gone; nothing was applied.
+            PeerLost: another rank is lost; nothing was applied.
         """
         if self.ranks is not None:
             self._sum_over(self.ranks)

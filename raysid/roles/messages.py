@@ -110,7 +110,7 @@ class Cotangent(Message):
 class Pull(Message):
     """A scorer's vector-Jacobian product: the loss's gradient at x_t (B, ...) through that scorer.
 
-    `recomputed` is 1 if the graph of the `score` was gone and the prediction was computed again.
+    `recomputed` is 1 if the graph of the `score` was lost and the prediction was computed again.
     """
 
     x_t: Tensor
@@ -131,7 +131,7 @@ class StepReport:
 
     Attributes:
         figures: losses per image (`loss/sid`), learning rate and norm of the gradient (`generator/lr`), by tag.
-        recomputes: scorings and pullbacks that were computed again because a scorer or its graph was gone.
+        recomputes: scorings and pullbacks that were computed again because a scorer or its graph was lost.
         images_until: position in the stream of real images up to which they are loaded; infinite where none are used.
     """
 

@@ -3,7 +3,7 @@
 `raysid.roles.step` calls these methods and nothing else of a role. In one process they are the role classes' own
 (`TeacherScorer`, `FakeScoreLearner`, `GeneratorLearner`); on a cluster they are handles of actors, whose calls return
 at once with object references. The controller therefore passes results on without looking into them. `Ref[T]` in a
-signature stands for either; a type checker reads it as T, so that the step is checked message by message.
+signature means either; a type checker reads it as T, so that the step is checked message by message.
 
 Rules for all roles:
 
@@ -11,7 +11,7 @@ Rules for all roles:
   draw is addressed by the `Slice`, so it does not matter which process makes the call, or when.
 - Messages are read-only: a role never writes into one, since several processes may read the same memory.
 - Calls on one role run one at a time, in the order in which the controller makes them.
-- Weights change in `step` alone.
+- Weights change only in `step`.
 """
 
 from __future__ import annotations

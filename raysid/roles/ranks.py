@@ -26,7 +26,7 @@ class Ranks:
     Args:
         rank: this rank's number, 0 to `size - 1`.
         size: number of ranks, 2 or more.
-        nccl: True if each rank has GPUs of its own, for NCCL; otherwise gloo sums, on CPUs or for ranks that share a
+        nccl: True if each rank has separate GPUs, for NCCL; otherwise gloo sums, on CPUs or for ranks that share a
             GPU, which NCCL refuses.
     """
 
@@ -103,7 +103,7 @@ class Ranks:
 def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """Group tensors of one dtype and device, in order, into groups of at most `BUCKET` elements.
 
-    A larger tensor is a group of its own.
+    A larger tensor is a separate group.
     """
     kinds: dict[Any, list[Tensor]] = {}
     for tensor in tensors:

@@ -69,7 +69,7 @@ def updates_theta(config: Config, step: int) -> bool:
 def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
     """Update theta, and psi from the same images, at the same time: 10 F (F: a forward pass over the batch).
 
-    Step 0 updates psi alone: while psi equals phi, theta's gradient is rounding noise, along which Adam would take
+    Step 0 updates only psi: while psi equals phi, theta's gradient is rounding noise, along which Adam would take
     a full step.
     """
     generator, fake = roles.generator, roles.fake_score
@@ -147,5 +147,5 @@ def in_flight(config: Config, step: int, share: Share = WHOLE) -> list[list[Slic
 
 
 def theta_learns(config: Config, step: int) -> bool:
-    """True once theta's phase has begun (SiDA's first phase trains psi alone)."""
+    """True once theta's phase has begun (SiDA's first phase trains only psi)."""
     return generator_learns(config.method.adversarial, step * config.batch_size)

@@ -13,7 +13,7 @@ from raysid.networks.denoiser import Network
 from raysid.roles.messages import Cotangent, Noised, Prediction, Pull, Slice
 from raysid.roles.stopwatch import Stopwatch, busy
 
-ABSENT_SECONDS = 60.0  # a run that has not called for so long has ended
+ABSENT_SECONDS = 60.0  # after this silence a run counts as ended
 
 Graphs = OrderedDict[tuple[Slice, float], tuple[Tensor, Tensor]]
 
@@ -23,13 +23,14 @@ class TeacherScorer:
 
     Implements `raysid.roles.protocols.TeacherService` for one run or many: each call names its run and its guidance
     scale. It holds no state that a run could miss. The graph of a `score` may be kept for the following `pullback`; if
-    it is gone (evicted, or the scorer died in between), the pullback computes it again from the same noised images and
-    returns the same numbers. The number of graphs is bounded for each run and in total, and a silent run loses its own.
+    it is lost (evicted, or the scorer died in between), the pullback computes it again from the same noised images and
+    returns the same numbers. The number of graphs is bounded for each run and in total; the graphs of an inactive run
+    are dropped.
 
     Args:
         network: the teacher's denoiser, which is frozen and put in eval mode.
         graphs_kept: microbatches of a run whose graph is kept, oldest evicted; 0 recomputes every pullback.
-        runs_kept: number of runs that graphs are kept for, the longest silent evicted.
+        runs_kept: number of runs that graphs are kept for; the least recently used is evicted.
     """
 
     def __init__(self, network: Network, graphs_kept: int = 2, runs_kept: int = 1) -> None:

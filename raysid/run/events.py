@@ -1,6 +1,6 @@
 """TensorBoard's view of a run: its metrics as events, written in this process.
 
-TensorBoard's own writer works in a thread of its own, which a full disk ends with a traceback and a kill ends with
+TensorBoard's own writer works in a separate thread, which a full disk ends with a traceback and a kill ends with
 events unwritten.
 """
 

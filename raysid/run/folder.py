@@ -54,7 +54,7 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, fresh: bool = False) -> None:
-        """Take the folder for this process alone; make it if it is not there.
+        """Take the folder for this process only; make it if it is not there.
 
         Args:
             fresh: remove an earlier run's files in `begin`.
@@ -209,7 +209,7 @@ class RunFolder:
 
 
 def lock_folder(folder: UPath, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:
-    """Take a folder for this process alone; make it if it is not there.
+    """Take a folder for this process only; make it if it is not there.
 
     Args:
         owner: returns the present owner's name, for the error message.

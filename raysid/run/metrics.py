@@ -1,4 +1,4 @@
-"""metrics.jsonl: a run's record, one JSON object a line.
+"""metrics.jsonl: a run's record, one JSON object per line.
 
 Every line has `kind`, `step`, `images` (generated or seen so far), `time` (seconds of running since the run's start,
 without the time between a kill and a resume and without work that a kill threw away) and `unix_time`; then, by kind:

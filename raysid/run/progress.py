@@ -38,7 +38,7 @@ class ProgressLine:
         title: one word for the work.
         total_images: number of images at the end.
         start_images: number of images at the start of a resumed run; they do not count for the speed.
-        batch_size: images a step; without it the line counts images alone.
+        batch_size: images per step; without it the line counts only images.
         stream: the output, by default standard error.
     """
 
@@ -71,7 +71,7 @@ class ProgressLine:
         if is_terminal(self._out):
             console = Console(file=self._out, force_terminal=True)
             column = _LineColumn(self, console)
-            # Rich draws from a thread of its own, so `update` never waits for a terminal.
+            # Rich draws from a separate thread, so `update` never waits for a terminal.
             self._live = Progress(column, console=console, refresh_per_second=1 / _LIVE_INTERVAL)
             self._live.add_task(self._title, total=self._total)
             self._live.start()
@@ -109,7 +109,7 @@ class ProgressLine:
             self._print_plain()
 
     def message(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a separate line."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

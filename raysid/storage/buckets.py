@@ -64,9 +64,9 @@ def is_local(path: UPath | Path) -> bool:
 
 
 def for_ray(path: UPath) -> tuple[str, Any]:
-    """A path as `storage_path` and `storage_filesystem` of Ray Train and Ray Tune.
+    """Return a path as `storage_path` and `storage_filesystem` of Ray Train and Ray Tune.
 
-    From a URL Ray would make a client of its own, with other credentials and settings than the rest of the run.
+    From a URL Ray would make a separate client, with other credentials and settings than the rest of the run.
     """
     if is_local(path):
         return path.path, None

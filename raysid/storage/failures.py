@@ -73,7 +73,7 @@ def client_errors() -> tuple[type[Exception], ...]:
 def storage_error(
     error: BaseException, path: str | os.PathLike[str] | UPath, action: Literal["read", "written"]
 ) -> StorageError:
-    """The StorageError that stands for a foreign error."""
+    """Convert another library's error to a StorageError."""
     name = str(path)
     remote = "://" in name
     if full := _full(error, remote):

@@ -99,7 +99,7 @@ def open_file(path: str | UPath) -> OpenFile:
 class OpenFile:
     """A file open for reading. Its methods raise StorageError, whichever library calls them.
 
-    A library that reads through it may raise OSError for damaged content of its own.
+    A library that reads through it may raise its own OSError for damaged content.
     """
 
     def __init__(self, file: Any, path: str) -> None:

@@ -134,7 +134,7 @@ class Lease:
                 write_new(self.path, content)
         else:
             write_whole(self.path, content)
-        self._renewed = now  # from before the write, which may have taken long
+        self._renewed = now  # measured before the write, which may have taken long
 
 
 def lock(path: UPath) -> filelock.BaseFileLock | Lease:

@@ -1,4 +1,4 @@
-"""Copy a local folder that grows to a bucket, from a thread of its own."""
+"""Copy a local folder that grows to a bucket, in a separate thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 15.0
 
 
 class Mirror:
-    """Keeps a copy of a local folder in a bucket, from a thread of its own.
+    """Keeps a copy of a local folder in a bucket, in a separate thread.
 
     A failed copy is reported once and repeated every 15 seconds. A kill loses what was not copied yet.
 

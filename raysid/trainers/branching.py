@@ -13,7 +13,7 @@ from raysid.trainers.teachers import Teacher
 
 
 def find_branch(config: Config, resume_from: str, fresh: bool) -> Checkpoint | None:
-    """Return the checkpoint to begin at; None if it is gone but the run has one of its own by now.
+    """Return the checkpoint to begin at; None if it was deleted and this run already has a checkpoint.
 
     Raises:
         UserError: there is none, and the run needs it.

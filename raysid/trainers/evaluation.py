@@ -142,7 +142,7 @@ class PendingEvaluation:
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            # Outside this process's placement group: that of a search's trial has bundles for its learners alone.
+            # Outside this process's placement group: that of a search's trial has bundles only for its learners.
             outside = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
             task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=outside)
             self._answer = task.remote(*arguments, threads=1, factory=config.teacher.factory)
@@ -313,7 +313,7 @@ def evaluate_generator_path(
         )
     if not measures(str(source)):
         raise UserError(
-            f"{UPath(path)} was made for {source}, and raysid has no features to compare such images in: make some in "
+            f"{UPath(path)} was made for {source}, and these are images that raysid cannot evaluate: make some in "
             "Python, by raysid.load_generator(...).sample(...), and measure those"
         )
     real = open_source(str(source)).image_shape

@@ -37,7 +37,7 @@ class PretrainResult:
 
     Attributes:
         path: the teacher's folder.
-        metrics: its evaluation; empty for images that raysid has no features to compare in.
+        metrics: its evaluation; empty for images that raysid cannot evaluate.
         loss: the denoising loss per image of the last step, where it is recorded.
     """
 
@@ -93,7 +93,7 @@ def _train(
     """Train from the newest checkpoint to the end, measure the average, keep it, and remove the checkpoints."""
     from ray.train import TrainingFailedError
 
-    # Other settings make another teacher, so their checkpoints have a folder of their own.
+    # Other settings make another teacher, so their checkpoints have a separate folder.
     training = folder.with_name(f"{folder.name}-training-{teacher_digest(config)[:8]}")
     checkpoints = Checkpoints(training / "checkpoints", config.checkpoint.keep)
     start = newest_checkpoint(training, checkpoints, config.batch_size)

@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """Notes the first signal between `enter` and `leave`, so that the run can stop at its next step.
 
-    A second signal acts as it would without this class. Outside the main thread, which alone receives signals, nothing
-    is noted.
+    A second signal acts as it would without this class. Outside the main thread, the only one that receives signals,
+    nothing is noted.
 
     Attributes:
         received: the signal; None so far.

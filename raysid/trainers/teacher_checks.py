@@ -36,7 +36,7 @@ def check_fits(network: AnySettings, name: str, source: ImageSource | None) -> N
 
     Args:
         name: the network's name in the error.
-        source: real images; None checks the network alone.
+        source: real images; None checks only the network.
 
     Raises:
         UserError: it cannot be built, or its images or classes differ from the source's.
@@ -106,7 +106,7 @@ def check_factory_network(network: FactoryDenoiser, config: Config) -> None:
     """
     check_factory(network, config.method.sigma_init, config.method.tmax)
     if config.compute.activation_checkpointing or config.teacher_compute.activation_checkpointing:
-        checkpoint_activations(network)  # only to raise its error: every role builds a network of its own
+        checkpoint_activations(network)  # only to raise its error: every role builds a separate network
     if measures(config.data.source_name) and not isinstance(network.noise, EDMNoise | DDPMNoise):
         raise UserError(
             f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source_name}: "

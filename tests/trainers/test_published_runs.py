@@ -113,7 +113,9 @@ def test_the_same_command_runs_once_the_files_exist(tmp_path: Path, monkeypatch:
     code, out, error = raysid(*command)
     assert code == 0 and "is finished already" in out
     code, out, error = raysid("evaluate", str(run))
-    assert code == 2 and re.search("was made for .*images.zip, and raysid has no features", error)
+    assert code == 2 and re.search(
+        "was made for .*images.zip, and these are images that raysid cannot evaluate", error
+    )
     code, out, error = raysid("watch", str(run))
     assert code == 0 and "finished" in out
 

@@ -114,7 +114,7 @@ class Keeper:
     def _evaluates(self, step: int) -> bool:
         shape = self.session.teacher.card.network.sample_shape
         if not (measures(self.config.data.source_name) or is_picture(shape)):
-            return False  # there is nothing to measure, and nothing to see
+            return False  # neither figures nor a grid
         return step == 0 or every(self.config, self.config.evaluation.every_images, step)
 
     def _begin_write(self, step: int, trained: dict[str, Any] | None = None, evaluate: bool = False) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from raysid.actors.placement import Placement, lacks_images, start_placement
+from raysid.actors.placement import Placement, must_prepare, start_placement
 from raysid.errors import LearnerLost, RunFailed, RunStopped
 from raysid.roles.messages import StepReport
 from raysid.roles.protocols import Ref
@@ -143,7 +143,7 @@ class TrainingLoop:
         Raises:
             RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
         """
-        if lacks_images(self.placement, self.config, self.step, self._collect):
+        if must_prepare(self.placement, self.config, self.step, self._collect):
             try:
                 self.placement.prepare(self.step)
             except RunFailed as error:

@@ -82,7 +82,7 @@ def distill(
         RunStopped: SIGTERM or SIGINT asked for it; a checkpoint of that step is written.
     """
     if config.run.name is None:
-        raise UserError("run.name is missing: a config that is no recipe's must name its run")
+        raise UserError("give run.name: this config has no recipe to take it from")
     branch = find_branch(config, resume_from, fresh) if resume_from else None
     inputs = find_inputs(config)
     config = _with_tmax(config, inputs.teacher)
@@ -179,7 +179,7 @@ def _result(folder: RunFolder, rows: list[dict[str, Any]]) -> DistillResult:
     distances = evaluated_distances(folder.record)
     best = folder.checkpoints.best(distances)
     if best is not None and distances[best.step] > min(distances.values()):
-        best = None  # the best one's checkpoint is gone
+        best = None  # the best one's checkpoint was deleted
     evaluations = [entry for entry in read_metrics(folder.record) if entry["kind"] == "evaluation"]
     metrics: dict[str, Any] = {"table": rows}
     if evaluations:

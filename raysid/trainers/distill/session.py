@@ -26,7 +26,7 @@ class Session:
         folder: the run's folder, owned by this process.
         source: the real images, if the config names any.
         start: folder of the generator that theta begins as; None is the teacher.
-        branch: the checkpoint of another run to begin at, if the run has none of its own.
+        branch: the checkpoint of another run to begin at, if the run itself has none.
         within: the placement group and the teacher service of a search, if the run is one of its trials.
         on_evaluation: called with each evaluation's figures, `step` and `images` among them.
     """

@@ -44,7 +44,7 @@ class Reporter(Callback):
         self.printed = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Report missing resources if trials are pending and none runs: Ray Tune alone would wait forever.
+        """Report missing resources if trials are pending and none runs: Ray Tune itself would wait forever.
 
         Raises:
             RunFailed: they were missing for `timeout` seconds.

@@ -1,4 +1,4 @@
-"""A trial of a search: a distillation in a process of its own that reports its evaluations to Ray Tune."""
+"""A trial of a search: a distillation in a separate process that reports its evaluations to Ray Tune."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_trial(
     teacher: str,
     shared: str,
 ) -> None:
-    """Run a trial, in a process of its own.
+    """Run a trial, in a separate process.
 
     Args:
         values: the values tried, by the first setting of their dimension.

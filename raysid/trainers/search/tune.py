@@ -86,8 +86,8 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         _begin(folder, config, fresh)
         if not measures(base.data.source_name):
             raise UserError(
-                f"a search compares figures, and {base.data.source_name or 'a run without real images'} gives none: "
-                "data.source must be digits"
+                f"a search compares figures, and {base.data.source_name or 'a run without real images'} has no "
+                "evaluation: data.source must be digits"
             )
         inputs = find_inputs(base)
         for candidate in candidates:
