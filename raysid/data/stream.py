@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,9 +131,7 @@ class ImageStream:
     def __enter__(self) -> ImageStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _gather(self, start: int, count: int) -> Images:

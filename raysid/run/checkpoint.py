@@ -90,15 +90,11 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose files match its manifest; None if there is none."""
-        for checkpoint in reversed(self.all()):
-            if not _damaged(checkpoint):
-                return checkpoint
-        return None
+        return next((whole for whole in reversed(self.all()) if not _damaged(whole)), None)
 
     def newest_step(self) -> int | None:
         """Step of the newest checkpoint, without a check of its files; None if there is none."""
-        found = self.all()
-        return found[-1].step if found else None
+        return max((whole.step for whole in self.all()), default=None)
 
     def remove_unfinished(self, after_step: int) -> None:
         """Remove folders without a manifest, and checkpoints after `after_step`."""

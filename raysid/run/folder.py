@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import filelock
@@ -90,7 +89,20 @@ class RunFolder:
         Raises:
             UserError: the run began with another teacher.
         """
-        self._begin(teacher_digest, resume_from)
+        if self._fresh:
+            empty_folder(self.path, keep={LOCK, OWNER})
+        self.remove_partial()
+        record = read_json(self.path / RECORD) or {"sessions": []}
+        known = record.setdefault("teacher_sha256", teacher_digest)
+        if known != teacher_digest:
+            raise UserError(
+                f"{self.path} was started with another teacher (its weights differ): give that teacher, "
+                "another --run.name, or --fresh"
+            )
+        record.setdefault("resume_from", resume_from)
+        record["sessions"].append(new_session())
+        self._write_record(record)
+        write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
         self._begun = True
         if not is_local(self.path):
             self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
@@ -140,9 +152,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._begun:
             with suppress(RaysidError):  # the storage may be why the session ends
                 self._record_end(error)
@@ -152,22 +162,6 @@ class RunFolder:
             if error is None:
                 raise
             self.report(str(failed))  # the run ends with its first error
-
-    def _begin(self, teacher_digest: str, resume_from: str | None) -> None:
-        if self._fresh:
-            empty_folder(self.path, keep={LOCK, OWNER})
-        self.remove_partial()
-        record = read_json(self.path / RECORD) or {"sessions": []}
-        known = record.setdefault("teacher_sha256", teacher_digest)
-        if known != teacher_digest:
-            raise UserError(
-                f"{self.path} was started with another teacher (its weights differ): give that teacher, "
-                "another --run.name, or --fresh"
-            )
-        record.setdefault("resume_from", resume_from)
-        record["sessions"].append(new_session())
-        self._write_record(record)
-        write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
 
     def _record_end(self, error: BaseException | None) -> None:
         """Record in run.json how this session ends."""

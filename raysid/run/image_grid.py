@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from upath import UPath
+
+from raysid.storage import storage_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from upath import UPath
 
 SEPARATOR = 1
 """Width of the line around images, in pixels of the picture."""
@@ -87,10 +89,6 @@ def save_grid(
         StorageError: the path cannot be written.
         ValueError: as `image_grid`.
     """
-    from upath import UPath
-
-    from raysid.storage import storage_errors
-
     grid = image_grid(images, columns, min_pixels)
     with storage_errors(path, "written"), UPath(path).open("wb") as file:
         grid.save(file, format="PNG")

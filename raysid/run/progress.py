@@ -6,7 +6,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Self, TextIO
 
 from rich.cells import cell_len
@@ -77,9 +76,7 @@ class ProgressLine:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -101,7 +98,10 @@ class ProgressLine:
         self._figures = dict(figures)
         if now >= self._next_sample:
             self._next_sample = now + 0.1
-            self._sample(now)
+            recent = self._recent
+            recent.append((now, images))
+            while len(recent) > 2 and recent[1][0] < now - _SPEED_WINDOW:
+                recent.popleft()
         changed = bool(note) and note != self._note
         if changed:
             self._note = note
@@ -114,12 +114,6 @@ class ProgressLine:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             write_text(self._out, text + "\n")
-
-    def _sample(self, now: float) -> None:
-        recent = self._recent
-        recent.append((now, self._images))
-        while len(recent) > 2 and recent[1][0] < now - _SPEED_WINDOW:
-            recent.popleft()
 
     def _speed(self) -> float:
         """Images per second over the last seconds; 0 while unknown."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from upath import UPath
@@ -22,8 +21,7 @@ BAR = 20
 ROLES = {"teacher": "teacher service", "fake_score": "fake-score learner", "generator": "generator learner"}
 
 
-@dataclass(frozen=True)
-class RunState:
+class RunState(NamedTuple):
     """A run's state as text, and whether the run is finished."""
 
     text: str
@@ -48,7 +46,8 @@ def state_of(run: str) -> RunState:
         raise UserError(f"{run} has recorded nothing yet: its {METRICS} is empty or missing")
     config = yaml.safe_load(read_whole(folder / "config.yaml"))
     finished = any(entry["kind"] == "table" for entry in entries)
-    ago = _duration_ago(time.time() - entries[-1]["unix_time"])
+    age = time.time() - entries[-1]["unix_time"]
+    ago = f"{age:.0f} s ago" if age < 60 else f"{duration(age)} ago"
     status = "finished" if finished else _status(folder, f"last metrics {ago}")
     return RunState("\n".join([f"{run}: {status}", *_lines(config, entries, finished)]), finished)
 
@@ -117,7 +116,3 @@ def _distance(entry: Mapping[str, Any]) -> str:
     accuracy = entry["label_accuracy"]
     text = f"{entry['frechet_distance']:.3f} after {entry['images']:,} images"
     return text if accuracy is None else f"{text}, label accuracy {accuracy:.1%}"
-
-
-def _duration_ago(seconds: float) -> str:
-    return f"{seconds:.0f} s ago" if seconds < 60 else f"{duration(seconds)} ago"

@@ -11,19 +11,23 @@ from raysid.storage.failures import storage_errors
 from raysid.storage.files import (
     PARTIAL,
     append_whole,
+    children,
     copy_file,
+    empty_folder,
     exists,
     file_size,
     holds,
+    make_folder,
     open_file,
     read_json,
     read_whole,
     remove_file,
+    remove_folder,
+    remove_partial,
     upload,
     write_new,
     write_whole,
 )
-from raysid.storage.folders import children, empty_folder, make_folder, remove_folder, remove_partial
 
 __all__ = [
     "BUCKETS",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
+import aiohttp
 import filelock
 import fsspec
 from fsspec.core import OpenFile, OpenFiles
@@ -77,10 +78,12 @@ def _is_disk_error(error: BaseException) -> TypeGuard[OSError]:
 
 def _cached(path: str, protocol: str, folder: Path) -> Path:
     if protocol in WEB:
-        remote, name = _web(), path
+        # By default aiohttp allows five minutes for a whole file.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+        name = path
+        remote = fsspec.filesystem("https", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
     else:
-        bucket = UPath(path)
-        remote, name = bucket.fs, bucket.path
+        name, remote = UPath(path).path, UPath(path).fs
     # The cache reads its list when it is opened: two processes must not fetch the same file at a time.
     with filelock.FileLock(folder / ".lock"):
         cache = WholeFileCacheFileSystem(
@@ -88,14 +91,6 @@ def _cached(path: str, protocol: str, folder: Path) -> Path:
         )
         with OpenFiles([OpenFile(cache, name)], mode="rb", fs=cache) as (file,):
             return Path(file.name)
-
-
-def _web() -> Any:
-    import aiohttp
-
-    # By default aiohttp allows five minutes for a whole file.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
-    return fsspec.filesystem("https", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
 
 
 def _protocol(path: str) -> str:

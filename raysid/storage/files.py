@@ -1,10 +1,12 @@
-"""Single files of a storage: read and written whole."""
+"""Files of a storage, read and written whole, and its folders."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -159,8 +161,7 @@ def copy_file(source: UPath, target: UPath) -> None:
     """Copy a file within a storage, replacing `target` at once. A bucket copies it without a download."""
     if is_local(source):
         content = read_whole(source)
-        with storage_errors(target.parent, "written"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_whole(target, content)
     else:
         with storage_errors(target, "written"):
@@ -171,3 +172,56 @@ def remove_file(path: UPath) -> None:
     """Remove a file if it is there. (A removal that is repeated after a lost answer finds nothing.)"""
     with storage_errors(path, "written"), suppress(FileNotFoundError):
         path.unlink() if is_local(path) else path.fs.rm_file(path.path)
+
+
+def children(folder: UPath) -> list[UPath]:
+    """List a folder, in a bucket by one request; an empty list where there is no such folder."""
+    try:
+        with storage_errors(folder, "read"):
+            if is_local(folder):
+                return list(folder.iterdir())
+            # A folder made in a bucket's console is an object of its own name in it.
+            itself = folder.path.rstrip("/")
+            entries = (entry.rstrip("/") for entry in folder.fs.ls(folder.path, detail=False))
+            return [folder / entry.rpartition("/")[2] for entry in entries if entry != itself]
+    except FileNotFoundError:
+        return []
+
+
+def make_folder(folder: UPath) -> None:
+    """Make a folder and its parents if they are not there. A bucket has no folders to make."""
+    if is_local(folder):
+        with storage_errors(folder, "written"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(folder: UPath) -> None:
+    """Remove a folder and all in it, if it is there."""
+    with storage_errors(folder, "written"):
+        if is_local(folder):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder.path)
+            return
+        # One by one: `rm` would take brackets in a name for a pattern.
+        for name in folder.fs.find(folder.path):
+            with suppress(FileNotFoundError):
+                folder.fs.rm_file(name)
+
+
+def remove_partial(*folders: UPath) -> None:
+    """Remove the files that a kill left half written in folders. A bucket never has such files."""
+    for folder in folders:
+        if is_local(folder):
+            with storage_errors(folder, "written"):
+                for path in Path(folder.path).glob(f"*{PARTIAL}"):
+                    path.unlink(missing_ok=True)
+
+
+def empty_folder(folder: UPath, keep: Set[str]) -> None:
+    """Remove everything in a folder except the names in `keep`."""
+    for path in children(folder):
+        if path.name in keep:
+            continue
+        with storage_errors(path, "written"):
+            is_folder = path.is_dir() and not (is_local(path) and Path(path.path).is_symlink())
+        remove_folder(path) if is_folder else remove_file(path)

@@ -11,8 +11,7 @@ from upath import UPath
 
 from raysid.errors import RunFailed, StorageError
 from raysid.storage.failures import storage_errors
-from raysid.storage.files import PARTIAL, read_whole, remove_file, write_whole
-from raysid.storage.folders import children
+from raysid.storage.files import PARTIAL, children, read_whole, remove_file, write_whole
 
 SECONDS = 15.0
 

@@ -86,12 +86,6 @@ class Published:
         return network
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_published(path: Path, name: str | None = None) -> Published:
     """Read a .pkl file. Nothing in it is executed, and memory stays proportional to its size.
 
@@ -111,7 +105,8 @@ def read_published(path: Path, name: str | None = None) -> Published:
             module, arguments = _find_network(read_modules(stream))
             settings, use_fp16 = _settings(arguments)
             weights = _weights(settings, module, stream.size)
-        return Published(settings, weights, use_fp16, file_digest(path))
+            file.seek(0)
+            return Published(settings, weights, use_fp16, hashlib.file_digest(file, "sha256").hexdigest())
     except BadPickle as error:
         raise UserError(
             f"{name} {error}; nothing in it was executed: give a whole .pkl as EDM's, SiD's or SiDA's authors publish"
