@@ -17,7 +17,7 @@ from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers
 from raysid.actors.worker import Worker
 from raysid.data import ImageSource
-from raysid.data.faults import all_faults
+from raysid.data.source import all_faults
 from raysid.roles.build import RunInputs
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports

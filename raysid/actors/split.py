@@ -38,7 +38,7 @@ from raysid.actors.results import RemoteWrite, get, get_ranks
 from raysid.actors.shared_folder import check_shared
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
-from raysid.data.faults import all_faults
+from raysid.data.source import all_faults
 from raysid.errors import LearnerLost, RunFailed
 from raysid.roles.build import RunInputs, shared_reading_warning
 from raysid.roles.fake_score import merge_rank_reports

@@ -3,16 +3,16 @@
 Because of that, ranks read slices of one stream and a checkpoint stores one number. The parts, from the files to the
 stream:
 
-    source.py          the interface of a source: shards of images with labels
+    source.py          the interface of a source: shards of images with labels, and faults
     opening.py         opens the source that a config names
-    digits.py, patches.py                                    sources that come with scikit-learn
+    scikit_learn.py                                          sources that come with scikit-learn
     folder.py, edm_zip.py, parquet.py, webdataset.py         sources of files: one format each
-    files.py, fetching.py, labels.py                         for those: finding files, reading them, numbering classes
-    pictures.py, picture_source.py                           for those: decoding, sources of encoded pictures
+    files.py, fetching.py                                    for those: finding files, reading them
+    pictures.py, picture_source.py                           for those: decoding, sources of encoded pictures, classes
     order.py           the image at each position, computed without reading
     windows.py         reading windows in passes over the source; reader.py keeps those that are needed
     stream.py          images by position; ray_data.py reads a source through Ray Data
-    faults.py          images that cannot be used; check.py and convert.py are the commands `raysid data`
+    check.py, convert.py                                     the commands `raysid data`
 
 The words, everywhere:
 

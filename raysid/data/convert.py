@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -185,13 +186,7 @@ def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> 
     schema = pa.schema(kept, metadata={MADE_FROM: _made_from(source)})
     # Pictures are already compressed.
     with pq.ParquetWriter(path, schema, compression="none") as writer:
-        group: list[dict[str, Any]] = []
-        for row in rows:
-            group.append(row)
-            if len(group) == GROUP_ROWS:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group = []
-        if group:
+        while group := list(islice(rows, GROUP_ROWS)):
             writer.write_table(pa.Table.from_pylist(group, schema))
 
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.fetching import ranges_of
 from raysid.data.files import Found, reading_source
-from raysid.data.labels import Labels, class_labels
-from raysid.data.picture_source import ListedSource
+from raysid.data.picture_source import Labels, ListedSource, class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import Texts, shuffled_once
 from raysid.errors import NotHere, StorageError, UserError
@@ -117,21 +116,16 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
     where = f"{LABELS} in {path}"
     by_name: dict[str, Any] = {}
     if LABELS in archive.namelist():
+        member = archive.getinfo(LABELS)
         try:
-            listed: Any = json.loads(_content(archive, LABELS, MAX_LABELS))["labels"]
+            if (fault := _fault(member, MAX_LABELS)) is not None:
+                raise ValueError(fault)
+            with archive.open(member) as file:
+                listed: Any = json.loads(file.read(member.file_size + 1))["labels"]
             by_name = {} if listed is None else {str(name): label for name, label in listed}
         except (*_DAMAGED, KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged: {error!r}") from None
     return class_labels([by_name.get(name) for name in names], where)
-
-
-def _content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Read a file of the zip. Raises ValueError if it has a fault."""
-    info = archive.getinfo(name)
-    if (fault := _fault(info, limit)) is not None:
-        raise ValueError(fault)
-    with archive.open(info) as file:
-        return file.read(info.file_size + 1)
 
 
 def _fault(member: zipfile.ZipInfo, limit: int) -> str | None:

@@ -57,7 +57,14 @@ def contents_of(
         ]
         wanted = [path for path, size in some if 0 < size <= most]
         with storage_errors(paths[0], "read"):
-            found = _fetched(fs, wanted)
+            # Not `cat`, which treats brackets in a name as a pattern.
+            answers = fs.cat_ranges(wanted, None, None, on_error="return", **in_one_request(fs.protocol))
+            for answer in answers:
+                if isinstance(answer, Exception) and not isinstance(
+                    answer, FileNotFoundError | PermissionError
+                ):
+                    raise answer
+        found = dict(zip(wanted, answers, strict=True))
         for path, size in some:
             if path in found:
                 yield found[path]
@@ -101,13 +108,3 @@ def _read(path: str, most: int) -> bytes:
         raise ValueError(f"has more than {most:,} bytes")
     with open(path, "rb") as file:
         return file.read()
-
-
-def _fetched(fs: Any, paths: list[str]) -> dict[str, Any]:
-    """Fetch files of a bucket in parallel: contents, or the errors that are a file's own. Other errors are raised."""
-    # Not `cat`, which treats brackets in a name as a pattern.
-    found = fs.cat_ranges(paths, None, None, on_error="return", **in_one_request(fs.protocol))
-    for answer in found:
-        if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError | PermissionError):
-            raise answer
-    return dict(zip(paths, found, strict=True))

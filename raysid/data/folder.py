@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.fetching import contents_of
 from raysid.data.files import Found, reading_source
-from raysid.data.labels import class_labels
-from raysid.data.picture_source import ListedSource
+from raysid.data.picture_source import ListedSource, class_labels
 from raysid.data.pictures import MAX_PICTURE, BadPicture, printable
 from raysid.data.source import Texts, shuffled_once
 

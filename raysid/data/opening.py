@@ -28,24 +28,15 @@ def open_source(data: DataSettings | str) -> ImageSource:
 
 def find_source(data: DataSettings) -> ImageSource:
     """Open a source as `open_source` does, but read no picture: files can be listed even if none can be used."""
-    from raysid.data.digits import DigitsSource
-    from raysid.data.patches import PatchesSource
-
     assert data.source is not None  # callers check that there is one
     if data.source in BUILT_IN:
+        from raysid.data.scikit_learn import DigitsSource, PatchesSource
+
         for setting in ("resolution", "channels", "format"):
             if getattr(data, setting) is not None:
                 raise UserError(f"data.{setting} is for files, not for data.source {data.source}")
         return DigitsSource() if data.source == DigitsSource.name else PatchesSource()
-    return _open_files(data)
 
-
-def is_path(source: str) -> bool:
-    """True if a source is files, not a set that comes with a package."""
-    return source not in BUILT_IN
-
-
-def _open_files(data: DataSettings) -> ImageSource:
     # Imported here because each needs the library of its format.
     from raysid.data.edm_zip import EDMZipSource
     from raysid.data.files import Found, find_files
@@ -53,7 +44,6 @@ def _open_files(data: DataSettings) -> ImageSource:
     from raysid.data.parquet import ParquetSource
     from raysid.data.webdataset import WebDatasetSource
 
-    assert data.source is not None
     try:
         found = find_files(data.source, data.format)
     except NotHere:
@@ -70,3 +60,8 @@ def _open_files(data: DataSettings) -> ImageSource:
         "webdataset": WebDatasetSource,
     }
     return kinds[found.kind](found, data)
+
+
+def is_path(source: str) -> bool:
+    """True if a source is files, not a set that comes with a package."""
+    return source not in BUILT_IN

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.fetching import in_threads
 from raysid.data.files import File, Found, reading_source
-from raysid.data.labels import Labels, class_labels
-from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
+from raysid.data.picture_source import IMAGES_PER_SHARD, Content, Labels, PictureSource, class_labels
 from raysid.data.pictures import MAX_PICTURE, BadPicture, printable
 from raysid.data.source import Piece, Texts
 from raysid.errors import UserError

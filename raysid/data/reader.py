@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-from raysid.data.faults import check_faults
 from raysid.data.order import Order, Window
+from raysid.data.source import check_faults
 from raysid.data.windows import Loaded, Passes, ReadBlocks
 from raysid.errors import RunFailed, UserError
 

@@ -15,6 +15,9 @@ from typing import NamedTuple, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from raysid.errors import RunFailed
+
+NAMED = 5  # faults that a message lists
 READ_CPUS = 0.25  # CPU slots of a read task of Ray Data, by default
 ORDER_SEED = 0  # of lists that are shuffled once: folders and zips are often sorted by class
 
@@ -34,6 +37,28 @@ def good_images(block: Block) -> Block:
     """The images of a block that can be used, with their labels."""
     good = block["fault"] == "" if "fault" in block else slice(None)
     return Block(image=block["image"][good], label=block["label"][good])
+
+
+def all_faults(found: Iterable[dict[int, str]]) -> dict[int, str]:
+    """Merge the faults of several readers, by the image's index; they may have read the same images."""
+    return {index: fault for faults in found for index, fault in faults.items()}
+
+
+def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: int) -> None:
+    """Check the number of faults.
+
+    Raises:
+        RunFailed: more than `max_bad_fraction` of the images cannot be used.
+    """
+    if len(faults) > max_bad_fraction * num_images:
+        named = "; ".join(list(faults.values())[:NAMED])
+        rest = len(faults) - NAMED
+        more = f"; and {rest:,} more, which `raysid data check` names" if rest > 0 else ""
+        raise RunFailed(
+            f"{len(faults):,} of {num_images:,} real images cannot be used, which is more than "
+            f"data.max_bad_fraction = {max_bad_fraction:g} of them ({named}{more}): repair them, or give a larger "
+            "fraction"
+        )
 
 
 class Piece(NamedTuple):

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.fetching import in_threads
 from raysid.data.files import Found, reading_source
-from raysid.data.labels import class_labels
-from raysid.data.picture_source import ListedSource
+from raysid.data.picture_source import ListedSource, class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import Texts
 from raysid.errors import UserError
@@ -88,20 +88,11 @@ class WebDatasetSource(ListedSource):
         return printable(f"{self.names[entry]} in {self.paths[int(self.file[entry])]}")
 
     def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
-        file: Any = None
-        opened = -1
-        try:
-            with reading_source(self.name):
-                for entry in entries:
-                    path = self.paths[number := int(self.file[entry])]
-                    if number != opened:
-                        if file is not None:
-                            file.close()
-                        file, opened = open_file(path), number
-                    yield self._read(file, int(entry))
-        finally:
-            if file is not None:
-                file.close()
+        with reading_source(self.name):
+            for number, group in groupby(entries.tolist(), lambda entry: int(self.file[entry])):
+                with open_file(self.paths[number]) as file:
+                    for entry in group:
+                        yield self._read(file, entry)
 
     def _read(self, file: Any, entry: int) -> bytes | BadPicture:
         size = int(self.sizes[entry])

@@ -16,7 +16,7 @@ from upath import UPath
 
 from raysid.config import Config, PretrainConfig
 from raysid.data import Block, ImageSource, Piece, open_source, to_unit
-from raysid.data.digits import DigitsSource
+from raysid.data.scikit_learn import DigitsSource
 from raysid.data.source import good_images
 from raysid.errors import RunFailed, UserError
 from raysid.generator import FOLDERS, Generator, Which, load_generator

@@ -15,7 +15,7 @@ from upath import UPath
 
 from raysid.config import PretrainConfig
 from raysid.data import ImageSource, ray_blocks, to_unit
-from raysid.data.faults import all_faults, check_faults
+from raysid.data.source import all_faults, check_faults
 from raysid.errors import RunFailed
 from raysid.method.draws import Draws, seed_torch
 from raysid.method.losses import denoising_loss

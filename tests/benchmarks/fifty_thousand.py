@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from raysid.data import patches
+from raysid.data.scikit_learn import PatchesSource
 from tests.benchmarks.reading_against_loader.measure import measure_reading
 from tests.benchmarks.reading_against_loader.report import print_reading
 from tests.support.picture_files import encoded, write_parquet, write_zip
@@ -60,7 +60,7 @@ def files(folder: Path) -> list[str]:
 def pictures() -> Sequence[tuple[str, bytes, int]]:
     """Name, PNG and class of each: cuts of photographs, turned, brightened and grained, so that no two are the same."""
     draw = np.random.default_rng(0)
-    source = patches.PatchesSource()
+    source = PatchesSource()
     cuts = np.concatenate([block["image"] for block in source.blocks()]).transpose(0, 2, 3, 1)
     made = []
     for number in range(COUNT):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from raysid.data import ImageSource, ImageStream, ray_blocks
-from raysid.data.digits import DigitsSource
+from raysid.data.scikit_learn import DigitsSource
 from raysid.data.source import even_shards
 from tests.support.processes import wait_until
 
@@ -541,7 +541,7 @@ def test_an_error_in_a_read_task_is_one_line(ray_cluster):
 ONE_CPU = """
     import ray
     from raysid.data import ImageStream, ray_blocks
-    from raysid.data.digits import DigitsSource
+    from raysid.data.scikit_learn import DigitsSource
 
     @ray.remote(num_cpus=0.25)
     class Reader:

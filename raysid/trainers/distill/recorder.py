@@ -7,7 +7,7 @@ from typing import Any
 
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.data.faults import check_faults
+from raysid.data.source import check_faults
 from raysid.roles.fake_score import BAD_IMAGES
 from raysid.roles.messages import StepReport
 from raysid.run.metrics import METRICS

@@ -11,8 +11,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from raysid.data import open_source, to_unit
-from raysid.data.digits import DigitsSource
 from raysid.data.ray_data import shard_dataset
+from raysid.data.scikit_learn import DigitsSource
 from raysid.errors import UserError
 
 
