@@ -1,4 +1,13 @@
-"""The three placements of a run's roles, and the Ray actors behind them: learners, teacher pool, workers.
+"""The three placements of a run's roles, and the Ray actors behind them.
 
-`placement.py` states a placement's contract and chooses one; `local.py`, `split.py` and `colocated.py` are the three.
+    placement.py    the contract of a placement, and the choice between the three
+    local.py        all roles in this process, without Ray
+    split.py        each role in separate actors: remote_learners.py (a learner's ranks), pool.py (a run's calls on the
+                    scorers), fleet.py (starts and removes scorers)
+    colocated.py    all roles in each worker: train_workers.py (Ray Train), mailbox.py (calls to workers), worker.py
+    results.py      waiting for results, and conversion of failures
+    capacity.py     waiting for resources; shared_folder.py checks that all processes see the run's folder
+
+To add a placement, implement `placement.Placement`, start it in `start_placement` and add its name to
+`config.distill`. A method of a role that the step calls needs a handle's method in `remote_learners.py` or `pool.py`.
 """

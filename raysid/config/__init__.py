@@ -1,8 +1,16 @@
 """The configuration: one tree of typed settings for each kind of recipe.
 
-A recipe is a YAML file whose `kind` names its tree: `pretrain` a teacher, `distill` it into a one-step generator, or
-`tune` the settings of a distillation. Unknown keys are refused, every field has a description and a range, and lengths
-are counted in images, as in the papers.
+A recipe's `kind` names its tree. Unknown keys are refused, and lengths are counted in images, as in the papers.
+
+    pretrain.py, distill.py, tune.py              the three trees, and settings that only one of them has
+    data.py, networks.py, teacher.py, method.py   sections: real images, networks, the teacher, the loss
+    training.py, compute.py                       sections: training loops, hardware
+    settings.py                                   the base class, value ranges, and marks of fields
+    fields.py                                     all fields by dotted name, for the command line and messages
+
+To add a setting, add a field with a range, a description and, if its section's does not fit, a mark to its section.
+Conflicts between settings go into the section's `problems`. Commands take the field as an option without further code.
+A new section is a class of its subject's file and a field of the trees that have it.
 """
 
 # ruff: noqa: F401 (the imports are what this module exports)

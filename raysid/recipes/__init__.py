@@ -3,6 +3,10 @@
 A recipe's `kind` names the config it fills (`pretrain`, `distill` or `tune`). `extends: NAME_OR_PATH` builds on another
 recipe: the keys given override the base's, section by section, and `null` replaces a section. Paths of other recipes
 are relative to the recipe's own folder.
+
+    files.py       finding, reading and merging a recipe's files; yaml_form.py: the YAML that they may hold
+    problems.py    a config's errors in one line each
+    *.yaml         the packaged recipes: a file added here is listed by its name
 """
 
 from __future__ import annotations

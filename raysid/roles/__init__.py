@@ -1,5 +1,14 @@
 """The three roles and one step of distillation, without Ray.
 
-`protocols.py` states the roles' contracts, `messages.py` the records that they exchange, `step.py` the order of their
-calls. `teacher.py`, `fake_score.py` and `generator_learner.py` are the roles: plain classes that run in any process.
+    protocols.py, messages.py    the contracts of the roles, and the records that they exchange
+    step.py                      the order of the calls in a step
+    teacher.py, fake_score.py, generator_learner.py    the roles: plain classes that run in any process
+    learner.py                   what both learners share: optimizer, moving average
+    ranks.py, joint.py           several ranks of a learner, driven by one controller or one for each rank
+    build.py, compute.py         a role from files; `compute` settings applied to its network
+    state_files.py               the learners' files in a checkpoint
+    profile.py, stopwatch.py     measurements of a role; torch_internals.py: undocumented names of PyTorch
+
+To change what a step computes, write the formula in `raysid.method`, call it in the role, and add its call to
+`step.py` and `protocols.py` if it needs one. A new field of a message goes into `messages.py`.
 """

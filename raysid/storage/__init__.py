@@ -1,9 +1,13 @@
 """Files of runs and teachers, in a folder of this machine (or one that all nodes share) or in a bucket, by fsspec.
 
 An object in a bucket is there whole or not at all, and can only be replaced. Files that grow (metrics, TensorBoard's
-events) are therefore written on this machine and copied to the bucket by `raysid.storage.mirror`.
+events) are therefore written on this machine and copied to the bucket by `mirror.py`.
 
-Every function raises StorageError where the disk or the bucket fails.
+    files.py, folders.py    single files, read and written whole; folders
+    buckets.py, s3.py       which paths are buckets, and the settings of their clients; add a kind of bucket here
+    failures.py             conversion of other libraries' errors: every function raises StorageError
+    lease.py                ownership of a folder by one process
+    download.py             files of the web and of buckets, cached on this machine
 """
 
 from raysid.storage.buckets import BUCKETS, LOCAL, for_ray, is_local, storage_folder
