@@ -14,23 +14,19 @@ import click
 
 from raysid.errors import InvalidConfig, NotHere, RunFailed, RunStopped, StorageError, UserError
 
+_SIGNALLED = 128  # plus the signal's number: the convention of shells
+
 
 class _Failure(click.ClickException):
     """The error that ended a command, printed as one line on stderr."""
 
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
     def show(self, file: IO[Any] | None = None) -> None:
         with suppress(OSError):  # a full disk under the log
             click.echo(f"raysid: {self.message}", file=file, err=True)
-
-
-class _BadInput(_Failure):
-    exit_code = 2
-
-
-class _Stopped(_Failure):
-    def __init__(self, message: str, signal: int = SIGINT) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal  # type: ignore[misc]  # the convention of shells
 
 
 @contextmanager
@@ -42,12 +38,12 @@ def _in_one_line() -> Iterator[None]:
     except (click.exceptions.Exit, click.ClickException):  # click's errors, and its help
         raise
     except RunStopped as stopped:
-        raise _Stopped(str(stopped), stopped.signal) from None
+        raise _Failure(str(stopped), _SIGNALLED + stopped.signal) from None
     except (UserError, RunFailed, StorageError, KeyboardInterrupt) as error:
         if os.environ.get("RAYSID_DEBUG") == "1":
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
-            raise _Stopped("interrupted") from None
+            raise _Failure("interrupted", _SIGNALLED + SIGINT) from None
         # The text of an actor's error is its remote traceback; the cause is the error itself.
         cause = getattr(error, "cause", None) or error
         line = str(cause) if isinstance(cause, NotHere | InvalidConfig) else " ".join(str(cause).split())
@@ -60,7 +56,7 @@ def _in_one_line() -> Iterator[None]:
 
             line += f"; {MAKE_ROOM}"
         bad_input = isinstance(error, UserError | StorageError) and not full
-        raise (_BadInput(line) if bad_input else _Failure(line)) from None
+        raise _Failure(line, 2 if bad_input else 1) from None
     except OSError as error:
         from raysid.storage.failures import storage_error
 

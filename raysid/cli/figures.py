@@ -16,9 +16,7 @@ def print_figures(title: str, figures: dict[str, Any]) -> None:
     """Print the figures of an evaluation as a table."""
     from raysid.run.table import print_table
 
-    rows = [[_NAMES.get(name, name.replace("_", " ")), _formatted(name, figures[name])] for name in figures]
+    if figures.get("label_accuracy") is not None:
+        figures = figures | {"label_accuracy": f"{figures['label_accuracy']:.1%}"}
+    rows = [[_NAMES.get(name, name.replace("_", " ")), value] for name, value in figures.items()]
     print_table(title, ["figure", "value"], rows)
-
-
-def _formatted(name: str, value: Any) -> Any:
-    return f"{value:.1%}" if name == "label_accuracy" and value is not None else value

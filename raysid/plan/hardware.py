@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,11 +11,11 @@ from raysid.actors.placement import all_cores
 from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks.files import AnySettings
+from raysid.plan.calls import Transport
 from raysid.plan.costs import NetworkCosts, network_costs
 from raysid.plan.devices import GB, Devices, parse_devices
 from raysid.plan.measure import measure_parts, this_machine
 from raysid.plan.parts import ROLES, CountedParts, Parts
-from raysid.plan.processes import Transport
 from raysid.plan.transport import measure_transport
 from raysid.recipes import load_recipe
 from raysid.trainers.teachers import find_teacher, network_settings
@@ -98,15 +98,9 @@ def counted_hardware(
         network: bytes a second between nodes.
         node: devices of a node.
     """
-    scorers = (teacher_devices or devices).device
-    return Hardware(
-        devices=devices,
-        teacher_devices=teacher_devices,
-        costs=costs,
-        parts=CountedParts(costs, devices.device, scorers, efficiency, network),
-        transport=Transport(**(vars(CALL) | {"network_byte": 1 / network})),
-        node=node,
-    )
+    parts = CountedParts(costs, devices.device, (teacher_devices or devices).device, efficiency, network)
+    transport = replace(CALL, network_byte=1 / network)
+    return Hardware(devices, teacher_devices, costs, parts, transport, node)
 
 
 def make_hardware(

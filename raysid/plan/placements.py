@@ -143,9 +143,8 @@ def _whole(config: Config, hardware: Hardware, workers: int) -> Way:
     share = config.batch_size // workers
     alone = {"placement": "local", "batch_size": share, **one, **_on(config, hardware)}
     first = min(config.microbatch_size or share, share)
-    found = _largest(
-        config, hardware, alone, [size for size in range(first, 0, -1) if share % size == 0], workers
-    )
+    sizes = [size for size in range(first, 0, -1) if share % size == 0]
+    found = _largest(config, hardware, alone, sizes, workers)
     if found.why_not is None:
         found = predict(found.config, hardware, workers)
     if found.config.microbatch != share:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from raysid.bench.compare import steady
 from raysid.bench.report import ROLE_NAMES
 from raysid.config import Config
+from raysid.plan.calls import Pool, Process, Transport, Workers
 from raysid.plan.devices import GB, Devices
 from raysid.plan.hardware import Hardware
 from raysid.plan.memory import PROCESS, role_memory, usable, whole_memory
 from raysid.plan.parts import ROLES, Seconds, calls_of, role_seconds
-from raysid.plan.processes import Pool, Process, Transport, Workers
 from raysid.plan.simulate import simulate
 
 

@@ -32,9 +32,7 @@ def print_plan(plan: Plan, recipe: str, given: Mapping[str, Any]) -> None:
         recipe: name or path of the recipe.
         given: overrides of the recipe that the plan was made with, by dotted name.
     """
-    for line in _assumptions(plan):
-        print(line)
-    print()
+    print(*_assumptions(plan), "", sep="\n")
     _print_roles(plan)
     for schedule in sorted(SCHEDULES, key=lambda name: name != plan.config.schedule):
         _print_placements(plan, schedule)
@@ -43,16 +41,16 @@ def print_plan(plan: Plan, recipe: str, given: Mapping[str, Any]) -> None:
     for name, prediction in _named(plan):
         if prediction.why_not:
             print(f"does not fit: {name}, {prediction.config.schedule}: {prediction.why_not}")
-    print()
-    for line in recommendation(plan, recipe, given):
-        print(line)
+    print("", *recommendation(plan, recipe, given), sep="\n")
 
 
 def recommendation(plan: Plan, recipe: str, given: Mapping[str, Any]) -> list[str]:
     """Return lines with the command to run, and with that of the other schedule where it is faster."""
     best = plan.best()
     if best is None:
-        return [f"nothing fits: {_reasons(plan)}"]
+        own = (way.prediction for way in plan.ways if way.prediction.config.schedule == plan.config.schedule)
+        reasons = dict.fromkeys(f"{one.placement}: {one.why_not}" for one in own)
+        return [f"nothing fits: {'; '.join(reasons)}"]
     speed = best.prediction.images_per_second
     assert speed is not None
     lines = [
@@ -259,16 +257,6 @@ def _passes_per_image(config: Config, plan: Plan) -> Mapping[str, float]:
         "fake_score": fake + adversarial * (costs.encoder + costs.encoder_backward),
     }
     return {role: operations / forward for role, operations in work.items()}
-
-
-def _reasons(plan: Plan) -> str:
-    return "; ".join(
-        dict.fromkeys(
-            f"{way.prediction.placement}: {way.prediction.why_not}"
-            for way in plan.ways
-            if way.prediction.config.schedule == plan.config.schedule
-        )
-    )
 
 
 def _as_yaml(value: Any) -> str:

@@ -11,9 +11,8 @@ from collections import Counter, defaultdict, deque
 from typing import Any
 
 from raysid.config import Config
-from raysid.plan.calls import Call, Recorder
+from raysid.plan.calls import Call, Process, Recorder, Transport, Workers
 from raysid.plan.parts import Seconds
-from raysid.plan.processes import Process, Transport, Workers
 from raysid.roles.step import STEPS_IN_FLIGHT, take_step
 
 STEPS = 7  # simulated: the first of them fill the pipeline, the last one empties it

@@ -13,7 +13,7 @@ import torch
 
 from raysid.cluster.connect import connect
 from raysid.config import Config
-from raysid.plan.processes import Transport
+from raysid.plan.calls import Transport
 from raysid.roles.messages import Images, Slice
 
 CALLS = 200
