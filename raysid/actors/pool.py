@@ -142,17 +142,14 @@ class TeacherPool:
         self.notify = notify
         self.waited_seconds = 0.0
         self._sync = sync
-        self._away: dict[
-            Scorer, Any
-        ] = {}  # lost scorers, each with the reference that is ready once it is back
+        # Lost scorers, each with the reference that is ready once it is back.
+        self._away: dict[Scorer, Any] = {}
         self._graph_holders: dict[Any, Scorer] = {}  # the scorer that holds the graph, by noised images
         self._outstanding: Counter[Scorer] = Counter()
         self._turn = -1
         self._busy_seconds = 0.0
         self._busy: dict[Scorer, float] = {}
-        self._acknowledged = (
-            -1
-        )  # the newest version of the fleet whose former members have no call outstanding
+        self._acknowledged = -1  # newest version of the fleet whose former members have no call outstanding
         self._synced = 0.0
         self._missing_since: float | None = None
         self._notified = 0.0

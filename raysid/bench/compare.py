@@ -22,7 +22,7 @@ from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
 from raysid.roles.build import RunInputs
-from raysid.roles.stopwatch import Span
+from raysid.roles.profile import Span
 from raysid.storage import remove_folder, storage_folder
 from raysid.trainers.inputs import run_inputs
 from raysid.trainers.teachers import find_teacher, trained_teacher

@@ -17,9 +17,8 @@ from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.roles.build import RunInputs
 from raysid.roles.compute import set_tf32
-from raysid.roles.profile import Profile
+from raysid.roles.profile import Profile, Span
 from raysid.roles.step import STEPS_IN_FLIGHT
-from raysid.roles.stopwatch import Span
 
 WARM_STEPS = 3  # the first updates only psi, and allocates memory
 TIMED_STEPS = 3  # which determine the number of steps of a round

@@ -31,8 +31,8 @@ from raysid.roles.messages import (
     Token,
     check_tokens,
 )
+from raysid.roles.profile import Stopwatch, busy
 from raysid.roles.ranks import Ranks
-from raysid.roles.stopwatch import Stopwatch, busy
 
 BAD_IMAGES = "bad_images"
 

@@ -32,8 +32,8 @@ from raysid.roles.messages import (
     Token,
     check_tokens,
 )
+from raysid.roles.profile import Stopwatch, busy
 from raysid.roles.ranks import Ranks
-from raysid.roles.stopwatch import Stopwatch, busy
 
 RECOMPUTED = "teacher_recomputes"
 

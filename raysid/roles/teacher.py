@@ -11,7 +11,7 @@ from torch import Tensor
 from raysid.method.guidance import guided
 from raysid.networks.denoiser import Network
 from raysid.roles.messages import Cotangent, Noised, Prediction, Pull, Slice
-from raysid.roles.stopwatch import Stopwatch, busy
+from raysid.roles.profile import Stopwatch, busy
 
 ABSENT_SECONDS = 60.0  # after this silence a run counts as ended
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from raysid.actors.placement import Placement
@@ -21,15 +20,6 @@ from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import Session
 from raysid.trainers.evaluation import PendingEvaluation, measures
 from raysid.trainers.summary import best_distance, evaluated_distances, has_evaluation
-
-
-@dataclass(frozen=True)
-class _PendingWrite:
-    """A checkpoint, a generator or both, on their way to the run's folder after `step` steps."""
-
-    step: int
-    evaluate: bool
-    written: Future[None]
 
 
 class Keeper:
@@ -53,7 +43,7 @@ class Keeper:
         self.config, self.folder = session.config, session.folder
         self.newest = newest
         self._best = best_distance(session.folder.record)
-        self._write: _PendingWrite | None = None
+        self._write: Future[int | None] | None = None  # its result: the step to evaluate, if any
         self._evaluation: PendingEvaluation | None = None
         self._full = False  # the storage
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -131,13 +121,20 @@ class Keeper:
             state = self.placement.save(str(self.folder.checkpoints.path(step)))
         if trained is not None:
             generator = self.placement.export(str(self.folder.path / FOLDERS["last"]), trained)
-        written = self._thread.submit(self._wait_for_writes, step, state, generator)
-        self._write = _PendingWrite(step, evaluate, written)
+        self._write = self._thread.submit(self._wait_for_writes, step, state, generator, evaluate)
 
     def _wait_for_writes(
-        self, step: int, state: Write[list[StateFile]] | None, generator: Write[None] | None
-    ) -> None:
-        """Wait for the learners, in a thread, and finish the checkpoint before the generator counts."""
+        self,
+        step: int,
+        state: Write[list[StateFile]] | None,
+        generator: Write[None] | None,
+        evaluate: bool,
+    ) -> int | None:
+        """Wait for the learners, in a thread, and finish the checkpoint before the generator counts.
+
+        Returns:
+            `step` if the generator is to be evaluated.
+        """
         what = "checkpoint"
         try:
             if state is not None:
@@ -151,6 +148,7 @@ class Keeper:
                 f"the {what} of step {step:,} could not be written: {error}; "
                 + how_to_resume(self.folder, self.newest, self._full)
             ) from error
+        return step if evaluate else None
 
     def _finish_checkpoint(self, step: int, files: list[StateFile]) -> None:
         """Write the manifest, after the metrics up to this step have reached the run's folder."""
@@ -160,14 +158,11 @@ class Keeper:
         self.remove_old()
 
     def _finish_write(self, wait: bool = True) -> None:
-        if self._write is None or not (wait or self._write.written.done()):
+        if self._write is None or not (wait or self._write.done()):
             return
         write, self._write = self._write, None
-        write.written.result()
-        if write.evaluate:
-            self._evaluation = PendingEvaluation(
-                self.config, self.folder.path, write.step, self.session.source
-            )
+        if (step := write.result()) is not None:
+            self._evaluation = PendingEvaluation(self.config, self.folder.path, step, self.session.source)
 
     def _finish_evaluation(self, wait: bool = True) -> None:
         if self._evaluation is None or not (wait or self._evaluation.done()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,16 @@ from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.source import check_faults
 from raysid.roles.fake_score import BAD_IMAGES
+from raysid.roles.generator_learner import RECOMPUTED
 from raysid.roles.messages import StepReport
 from raysid.run.metrics import METRICS
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.trainers.evaluation import GRID_COLUMNS, Grids
-from raysid.trainers.meter import Meter, Report
 from raysid.trainers.summary import recomputes_so_far
+
+Report = Mapping[str, Mapping[str, float]]
+"""Each role's present figures, by role and name."""
 
 
 class Recorder:
@@ -34,7 +38,11 @@ class Recorder:
         self.tracker = tracker
         self.progress = progress
         self.source = source
-        self.meter = Meter(recomputes=recomputes_so_far(tracker.folder))
+        self.recomputes = recomputes_so_far(tracker.folder)
+        self.losses: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}  # sum and number of each figure since the last line
+        self._images_then, self._then = 0, time.perf_counter()
+        self._report_then: Report = {}
         self.note = ""  # the last evaluation, in a few words
         self.bad_count = 0  # bad images, as last reported; an image that several ranks found counts for each
 
@@ -44,7 +52,7 @@ class Recorder:
 
     def begin(self, step: int, report: Report) -> None:
         """Measure speed and busy shares from here; `report` has the roles' present figures."""
-        self.meter.begin(self._images(step), report)
+        self._images_then, self._then, self._report_then = self._images(step), time.perf_counter(), report
 
     def add(self, step: int, report: StepReport) -> None:
         """Add the learners' report of a step that is complete, and show its losses.
@@ -52,14 +60,23 @@ class Recorder:
         Args:
             step: steps taken, that one included.
         """
-        self.meter.add(report)
-        self.progress.update(self._images(step), self.meter.losses, self.note)
+        self.recomputes += report.recomputes
+        for name, value in report.figures.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+            if name.startswith("loss/"):
+                self.losses[name] = value
+        self.progress.update(self._images(step), self.losses, self.note)
 
     def log(self, step: int, report: Report) -> None:
         """Write a line of metrics: the means since the last one, speed, each role's busy share."""
         images = self._images(step)
-        self.tracker.train(step, images, self.meter.means())
-        self.tracker.perf(step, images, self.meter.performance(images, report))
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        self.tracker.train(step, images, means)
+        performance = self._performance(images, report)
+        self.begin(step, report)
+        self.tracker.perf(step, images, performance)
 
     def found_bad_images(self, report: Report) -> bool:
         """Return True if the roles report more bad images than at the last call."""
@@ -99,6 +116,22 @@ class Recorder:
         self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
         if figures["label_accuracy"] is not None:
             self.note += f", accuracy {figures['label_accuracy']:.1%}"
+
+    def _performance(self, images: int, report: Report) -> dict[str, float]:
+        """Return images per second and each role's shares of the time since the last line, and recomputes so far."""
+        seconds = time.perf_counter() - self._then
+        figures = {
+            RECOMPUTED: self.recomputes,
+            "images_per_second": (images - self._images_then) / seconds,
+        }
+        for role, own in report.items():
+            for name, value in own.items():
+                if name.endswith("_seconds"):
+                    share = (value - self._report_then[role][name]) / seconds
+                    figures[f"{name.removesuffix('_seconds')}/{role}"] = share
+                else:
+                    figures[f"{name}/{role}"] = value
+        return figures
 
     def _images(self, step: int) -> int:
         return step * self.config.batch_size

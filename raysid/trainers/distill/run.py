@@ -10,13 +10,14 @@ from raysid.actors.placement import workers_for
 from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.errors import LearnerLost, RunFailed, StorageError, UserError, WorkersChanged
-from raysid.networks.files import weights_digest
-from raysid.run.checkpoint import Checkpoint
+from raysid.networks.files import shapes_of, stored_shapes, weights_digest
+from raysid.roles.state_files import read_state
+from raysid.run.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
-from raysid.trainers.branching import check_branch, check_network, find_branch
+from raysid.storage import storage_folder
 from raysid.trainers.distill.keeper import how_to_resume, remove_unfinished
 from raysid.trainers.distill.loop import train
 from raysid.trainers.distill.recorder import Recorder
@@ -30,7 +31,7 @@ from raysid.trainers.summary import (
     print_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Found, network_settings, trained_teacher
+from raysid.trainers.teachers import Found, Teacher, network_settings, trained_teacher
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -83,15 +84,15 @@ def distill(
     """
     if config.run.name is None:
         raise UserError("give run.name: this config has no recipe to take it from")
-    branch = find_branch(config, resume_from, fresh) if resume_from else None
+    branch = _find_branch(config, resume_from, fresh) if resume_from else None
     inputs = find_inputs(config)
     config = _with_tmax(config, inputs.teacher)
     with RunFolder(config, fresh) as folder:
         if resume_from is not None:
-            check_branch(folder, branch, fresh, resume_from)
+            _check_branch(folder, branch, fresh, resume_from)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         if branch is not None:
-            check_network(branch, teacher)
+            _check_network(branch, teacher)
         folder.begin(weights_digest(teacher.path), resume_from)
         session = Session(config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation)
         try:
@@ -101,6 +102,40 @@ def distill(
                 newest = remove_unfinished(folder)
                 raise RunFailed(f"{error}; {how_to_resume(folder, newest, full=True)}") from error
             raise RunFailed(f"{error}; run the same command to resume from the newest checkpoint") from error
+
+
+def _find_branch(config: Config, resume_from: str, fresh: bool) -> Checkpoint | None:
+    """Return the checkpoint to begin at; None if it was deleted and this run already has a checkpoint.
+
+    Raises:
+        UserError: there is none, and the run needs it.
+    """
+    try:
+        return find_checkpoint(resume_from)
+    except UserError:
+        own = Checkpoints(storage_folder(config.storage) / str(config.run.name) / "checkpoints")
+        if fresh or own.newest() is None:
+            raise
+        return None
+
+
+def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, resume_from: str) -> None:
+    """Check that the run is new, or was begun with the same `--resume-from`. Raises UserError."""
+    if branch is not None and fresh and folder.path in storage_folder(str(branch.path)).parents:
+        raise UserError(
+            f"--fresh would delete {branch.path}, which --resume-from names: give another --run.name"
+        )
+    if not fresh and folder.checkpoints.newest_step() is not None and folder.resumed_from() != resume_from:
+        raise UserError(f"{folder.path} has begun already: --resume-from is for a new --run.name")
+
+
+def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
+    """Check that a checkpoint is of the teacher's network. Raises UserError."""
+    weights = read_state(branch.path, "generator")["network"]
+    if shapes_of(weights) != stored_shapes(teacher.path):
+        raise UserError(
+            f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
+        )
 
 
 def _with_tmax(config: Config, found: Found) -> Config:
