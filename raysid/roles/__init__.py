@@ -7,7 +7,7 @@
     ranks.py, joint.py           several ranks of a learner, driven by one controller or one for each rank
     build.py, compute.py         a role from files; `compute` settings applied to its network
     state_files.py               the learners' files in a checkpoint
-    profile.py, stopwatch.py     measurements of a role; torch_internals.py: undocumented names of PyTorch
+    profile.py                   measurements of a role; torch_internals.py: undocumented names of PyTorch
 
 To change what a step computes, write the formula in `raysid.method`, call it in the role, and add its call to
 `step.py` and `protocols.py` if it needs one. A new field of a message goes into `messages.py`.

@@ -1,10 +1,10 @@
 """Distil a teacher into a one-step generator, resumable, with metrics and evaluations on the way.
 
-    run.py         check the inputs, own the run's folder, train, measure the result
+    run.py         check the inputs and `--resume-from`, own the run's folder, train, measure the result
     session.py     the inputs that the other parts share
     loop.py        the steps, through one placement, from a checkpoint to the end
     keeper.py      checkpoints, generators and their evaluation
-    recorder.py    metrics, progress, grids
+    recorder.py    metrics and their averages, progress, grids
 
 New metrics come from the roles' reports and need no edit here; what is written at intervals goes into `keeper.py`.
 """
