@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli.options import announce, check_writable, write_json
+from raysid.cli.options import JSON_FILE, announce, check_writable, write_json
 from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
 from raysid.recipes import load_recipe
 
@@ -57,7 +57,7 @@ def other_side(recipe: str, mine: Mapping[str, Any], placement: str, theirs: Map
     show_default=True,
     help="Approximate duration of a round, in seconds.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write the results to a JSON file.")
+@JSON_FILE
 @click.option(
     "--trace",
     "trace_file",

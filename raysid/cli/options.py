@@ -15,6 +15,7 @@ from raysid.errors import UserError
 
 RUN_HELP = "RUN is the folder of a run, as in `runs/digits-sida`, or of a generator."
 
+JSON_FILE = click.option("--json", "json_file", metavar="FILE", help="Write the results to a JSON file.")
 OUT = click.option(
     "--out", metavar="PATH", help="Folder for the teacher. Default: a folder in `<storage>/teachers/`."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from raysid.cli.options import announce, check_writable, write_json
+from raysid.cli.options import JSON_FILE, announce, check_writable, write_json
 from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
 from raysid.recipes import load_recipe
 
@@ -49,7 +49,7 @@ from raysid.recipes import load_recipe
     show_default=True,
     help="Approximate duration of each measurement on this machine, in seconds.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write the results to a JSON file.")
+@JSON_FILE
 @click.pass_context
 def plan(
     ctx: click.Context,
