@@ -7,7 +7,9 @@ user's function builds is built only if the caller names that function, too.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
 import safetensors
@@ -22,6 +24,7 @@ from raysid.errors import UserError
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.storage import make_folder, read_whole, write_whole
+from raysid.storage.formats import check_format
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _EDM, _DIFFUSERS, _FACTORY = "edm", "diffusers", "factory"
@@ -46,7 +49,7 @@ class NetworkCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["raysid-1"] = "raysid-1"
+    format: Literal["raysid-1"] = "raysid-1"  # as in `raysid.storage.formats`
     kind: Literal["teacher", "generator"]
     network: Annotated[
         Annotated[NetworkSettings, Tag(_EDM)]
@@ -134,6 +137,7 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
         raise UserError(f"no {what} at {folder}: a {what}'s folder holds {WEIGHTS} and {CONFIG}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {folder / CONFIG}: {error}") from None
+    _check_card_format(text, folder / CONFIG)
     try:
         card = NetworkCard.model_validate_json(text)
     except ValidationError as error:
@@ -147,6 +151,14 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
     if kind is not None and card.kind != kind:
         raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")
     return card
+
+
+def _check_card_format(text: str, path: UPath) -> None:
+    """Refuse the card of a newer release; all else that is wrong with a card its validation reports."""
+    with suppress(ValueError, RecursionError):
+        content = json.loads(text)
+        if isinstance(content, dict):
+            check_format(content.get("format"), path)
 
 
 def load_network(

@@ -5,6 +5,7 @@ recipe: the keys given override the base's, section by section, and `null` repla
 are relative to the recipe's own folder.
 
     files.py       finding, reading and merging a recipe's files; yaml_form.py: the YAML that they may hold
+    migrations.py  names of settings in earlier releases
     problems.py    a config's errors in one line each
     *.yaml         the packaged recipes: a file added here is listed by its name
 """
@@ -25,6 +26,7 @@ from raysid.recipes.files import (
     read_sources,
 )
 from raysid.recipes.yaml_form import NotYAML, dump_yaml, parse_yaml
+from raysid.storage.formats import FORMAT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -150,11 +152,11 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def config_yaml(config: AnyConfig) -> str:
-    """Return every setting of a config as YAML; `load_recipe` on a file of it returns an equal config.
+    """Return every setting of a config as YAML, and its format; `load_recipe` on a file of it returns an equal config.
 
     A `run.name` of None would become the file's name; a config from `load_recipe` always has one.
     """
-    return dump_yaml(config.model_dump(mode="json"))
+    return dump_yaml({"format": FORMAT} | config.model_dump(mode="json"))
 
 
 def _validated(

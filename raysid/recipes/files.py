@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raysid.errors import UserError
+from raysid.recipes.migrations import migrated
 from raysid.recipes.yaml_form import NotYAML, parse_yaml
 
 _FOLDER = Path(__file__).resolve().parent
@@ -129,7 +130,7 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
         raise UserError(f"{name} is {found}, not a mapping; a recipe has lines like `kind: distill`")
-    return values
+    return migrated(values, name)
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from upath import UPath
 
+from raysid.errors import UserError
 from raysid.storage import make_folder, read_whole, write_whole
+from raysid.storage.failures import explain
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -55,6 +58,23 @@ def write_state(folder: str | UPath, name: str, content: bytes) -> StateFile:
 
 
 def read_state(folder: str | UPath, name: str) -> dict[str, Any]:
-    """Read a state that `write_state` wrote, onto the CPU. Loads tensors and plain values only."""
-    content = read_whole(UPath(folder) / f"{name}.pt")
-    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    """Read a state that `write_state` wrote, onto the CPU. Loads tensors and plain values only.
+
+    Raises:
+        UserError: the file holds no such state.
+    """
+    file = UPath(folder) / f"{name}.pt"
+    content = read_whole(file)
+    try:
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:  # as torch.load raises
+        raise UserError(f"{file} is not a training state: {explain(error)}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{file} is not a training state: it holds a {type(state).__name__}")
+    return state

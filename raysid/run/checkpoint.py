@@ -1,22 +1,27 @@
 """Checkpoints of training state, which are whole or absent.
 
 A checkpoint is a folder `step-XXXXXXXX` with a file for each learner and a manifest, written last, of the files' sizes
-and digests. A folder without a manifest is not a checkpoint.
+and digests. A folder without a manifest is not a checkpoint, and may be removed. A manifest that this release does not
+understand, because it is newer or damaged, never leads to a removal.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import BaseModel, Field, ValidationError
 from upath import UPath
 
 from raysid.errors import UserError
 from raysid.roles.state_files import StateFile
 from raysid.storage import (
     children,
+    exists,
     file_size,
     is_local,
     read_whole,
@@ -24,8 +29,24 @@ from raysid.storage import (
     remove_folder,
     write_whole,
 )
+from raysid.storage.formats import FORMAT, check_format
 
 MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-\d{8,}")
+
+
+class _File(BaseModel):
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Manifest(BaseModel):
+    """The content of manifest.json, beside `format`."""
+
+    step: Annotated[int, Field(ge=0)]
+    images: Annotated[int, Field(ge=0)]
+    files: list[_File]
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,8 @@ class Checkpoints:
 
     def finish(self, step: int, images: int, files: list[StateFile]) -> Checkpoint:
         """Write the manifest, which makes the files of `step` a checkpoint."""
-        content = {"step": step, "images": images, "files": [vars(file) for file in files]}
+        described = [vars(file) for file in files]
+        content = {"format": FORMAT, "step": step, "images": images, "files": described}
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
         return Checkpoint(self.path(step), step, images, tuple(files))
 
@@ -84,26 +106,55 @@ class Checkpoints:
         return _best(self.all(), distances)
 
     def all(self) -> list[Checkpoint]:
-        """The whole checkpoints, oldest first."""
-        found = (read_manifest(path) for path in children(self.folder) if path.name.startswith("step-"))
-        return sorted((c for c in found if c is not None), key=lambda c: c.step)
+        """The checkpoints that have a manifest, oldest first. Raises UserError as `read_manifest`."""
+        return sorted((c for _, c in self._found() if c is not None), key=lambda c: c.step)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose files match its manifest; None if there is none."""
-        return next((whole for whole in reversed(self.all()) if not _damaged(whole)), None)
+    def newest(self, report: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
+        """The newest checkpoint whose files match its manifest; None if no checkpoint was ever finished.
+
+        Args:
+            report: called with a line for each newer checkpoint that is damaged.
+
+        Raises:
+            UserError: all checkpoints are damaged, or a newer release wrote one.
+        """
+        damaged = []
+        for path, checkpoint in reversed(self._found()):
+            if checkpoint is None:
+                damaged += [path / MANIFEST] * exists(path / MANIFEST)
+            elif files := _damaged(checkpoint):
+                damaged.append(path / files[0])
+            else:
+                for file in damaged:
+                    report(f"{file} is damaged: that checkpoint is not used")
+                return checkpoint
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole ({damaged[-1]} is damaged): put a copy of it back, or move "
+                "that folder away to start over"
+            )
+        return None
 
     def newest_step(self) -> int | None:
         """Step of the newest checkpoint, without a check of its files; None if there is none."""
         return max((whole.step for whole in self.all()), default=None)
 
     def remove_unfinished(self, after_step: int) -> None:
-        """Remove folders without a manifest, and checkpoints after `after_step`."""
-        for path in children(self.folder):
-            checkpoint = read_manifest(path)
-            if checkpoint is None:
-                remove_folder(path)
-            elif checkpoint.step > after_step:
+        """Remove folders without a manifest, and checkpoints after `after_step`.
+
+        Raises:
+            UserError: as `read_manifest`; nothing was removed.
+        """
+        for path, checkpoint in self._found():
+            if checkpoint is not None and checkpoint.step > after_step:
                 self._remove(checkpoint)
+            elif checkpoint is None and not exists(path / MANIFEST):
+                remove_folder(path)
+
+    def _found(self) -> list[tuple[UPath, Checkpoint | None]]:
+        """The folders named like checkpoints, by step, and the checkpoint of each that has a readable manifest."""
+        folders = [path for path in children(self.folder) if _FOLDER.fullmatch(path.name)]
+        return [(path, read_manifest(path)) for path in sorted(folders, key=lambda path: path.name)]
 
     def _remove(self, checkpoint: Checkpoint) -> None:
         # The manifest first: an interrupted removal leaves no checkpoint, not half of one.
@@ -112,21 +163,30 @@ class Checkpoints:
 
 
 def read_manifest(path: UPath) -> Checkpoint | None:
-    """Read the checkpoint at `path`; None if there is no manifest or it is damaged.
+    """Read the checkpoint at `path`; None if there is no manifest, or it is no JSON because a disk damaged it.
 
     Raises:
+        UserError: a newer release wrote the manifest, or this one does not understand it.
         StorageError: the storage cannot be read.
     """
+    file = path / MANIFEST
     try:
-        text = read_whole(path / MANIFEST)
-    except FileNotFoundError:
+        content = json.loads(read_whole(file))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    if isinstance(content, dict):
+        check_format(content.get("format"), file)
     try:
-        content = json.loads(text)
-        files = tuple(StateFile(**file) for file in content["files"])
-        return Checkpoint(path, int(content["step"]), int(content["images"]), files)
-    except (ValueError, KeyError, TypeError):
-        return None
+        manifest = _Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"{file} is not a manifest that this release understands ({where}: {first['msg']}): use the release that "
+            "wrote it, or move its folder away to resume from the checkpoint before it"
+        ) from None
+    files = tuple(StateFile(**file.model_dump()) for file in manifest.files)
+    return Checkpoint(path, manifest.step, manifest.images, files)
 
 
 def _best(checkpoints: list[Checkpoint], distances: Mapping[int, float]) -> Checkpoint | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import filelock
-import yaml
 from pydantic import ValidationError
 from upath import UPath
 
@@ -19,6 +18,8 @@ from raysid.config import Config, fixed_settings
 from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.generator import FOLDERS
 from raysid.recipes import config_yaml
+from raysid.recipes.migrations import migrated
+from raysid.recipes.yaml_form import NotYAML, parse_yaml
 from raysid.run.checkpoint import Checkpoints
 from raysid.run.events import TENSORBOARD
 from raysid.run.metrics import METRICS
@@ -36,6 +37,7 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
+from raysid.storage.formats import FORMAT, check_format
 from raysid.storage.lease import Lease, lock, still_owned, this_process
 from raysid.storage.mirror import Mirror
 
@@ -92,7 +94,7 @@ class RunFolder:
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
         self.remove_partial()
-        record = read_json(self.path / RECORD) or {"sessions": []}
+        record = self._read_record()
         known = record.setdefault("teacher_sha256", teacher_digest)
         if known != teacher_digest:
             raise UserError(
@@ -100,7 +102,7 @@ class RunFolder:
                 "another --run.name, or --fresh"
             )
         record.setdefault("resume_from", resume_from)
-        record["sessions"].append(new_session())
+        record.setdefault("sessions", []).append(new_session())
         self._write_record(record)
         write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
         self._begun = True
@@ -131,7 +133,7 @@ class RunFolder:
 
     def resumed_from(self) -> str | None:
         """The checkpoint or run that this run branched from, if any."""
-        return (read_json(self.path / RECORD) or {}).get("resume_from")
+        return self._read_record().get("resume_from")
 
     def close(self) -> None:
         """Copy the last of the record, and give up the ownership.
@@ -166,19 +168,34 @@ class RunFolder:
     def _record_end(self, error: BaseException | None) -> None:
         """Record in run.json how this session ends."""
         self.check()
-        record = read_json(self.path / RECORD) or {"sessions": [{}]}
-        record["sessions"][-1]["ended"] = session_end(error, self.checkpoints.newest_step())
+        record = self._read_record()
+        record.setdefault("sessions", [{}])[-1]["ended"] = session_end(error, self.checkpoints.newest_step())
         self._write_record(record)
 
+    def _read_record(self) -> dict[str, Any]:
+        """The content of run.json, empty where there is none. Raises UserError for one of a newer release."""
+        record = read_json(self.path / RECORD)
+        if record is None:
+            return {}
+        if not isinstance(record, dict):
+            raise UserError(f"{self.path / RECORD} is damaged: it is no JSON object; put a copy of it back")
+        check_format(record.get("format"), self.path / RECORD)
+        return record
+
     def _write_record(self, record: dict[str, Any]) -> None:
-        write_whole(self.path / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        content = {"format": FORMAT} | record | {"format": FORMAT}
+        write_whole(self.path / RECORD, (json.dumps(content, indent=2) + "\n").encode())
 
     def _check(self, fresh: bool) -> None:
         names = {path.name for path in children(self.path)} - {LOCK}
         if fresh:
             if names and not names & {"config.yaml", OWNER}:
                 raise UserError(f"{self.path} is not a run's folder, so --fresh does not empty it")
-        elif "config.yaml" in names:
+            return
+        # Before anything is written: a newer release's files are refused as they are.
+        self._read_record()
+        self.checkpoints.all()
+        if "config.yaml" in names:
             self._check_unchanged()
 
     def _owner(self) -> str:
@@ -187,19 +204,35 @@ class RunFolder:
         return f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}"
 
     def _check_unchanged(self) -> None:
-        file = self.path / "config.yaml"
-        try:
-            before = Config.model_validate(yaml.safe_load(read_whole(file)))
-        except (UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-            raise UserError(
-                f"{file} cannot be read ({type(error).__name__}): give --fresh to start over"
-            ) from None
+        before = recorded_config(self.path / "config.yaml")
         if changed := _first_difference("", fixed_settings(before), fixed_settings(self.config)):
             where, old, new = changed
             raise UserError(
                 f"{self.path} was started with {where} = {old} and cannot resume with {new}: give another --run.name, "
                 "or --fresh to start over"
             )
+
+
+def recorded_config(file: UPath) -> Config:
+    """Read the config that a run recorded, also that of an earlier release.
+
+    Raises:
+        UserError: a newer release wrote it, or it is damaged.
+    """
+    try:
+        values = parse_yaml(read_whole(file))
+        if not isinstance(values, dict):
+            raise NotYAML("it holds no settings")
+        return Config.model_validate(migrated(values, file))
+    except (NotYAML, ValidationError) as error:
+        reason = (
+            str(error)
+            if isinstance(error, NotYAML)
+            else f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+        )
+        raise UserError(
+            f"{file} is damaged ({reason}): put a copy of it back, or give --fresh to start over"
+        ) from None
 
 
 def lock_folder(folder: UPath, owner: Callable[[], str]) -> filelock.BaseFileLock | Lease:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from contextlib import suppress
 from typing import Any
 
 from upath import UPath
 
+from raysid.errors import UserError
 from raysid.roles.state_files import read_state, state_bytes, write_state
 from raysid.run.checkpoint import Checkpoint, Checkpoints
 from raysid.storage import children, remove_folder
@@ -37,16 +37,16 @@ def newest_checkpoint(training: UPath, checkpoints: Checkpoints, batch_size: int
     """Return the newest whole checkpoint, if need be one that an earlier version of raysid left to Ray Train.
 
     Those are folders `checkpoint_<time>` of `training` with the same file of state. The newest that can be read is
-    written again as a checkpoint of raysid's own, and all of them are removed.
+    written again as a checkpoint of raysid's own; then all of them are removed.
     """
     earlier = sorted(path for path in children(training) if re.match(r"checkpoint_\d", path.name))
     for folder in reversed(earlier):
         if checkpoints.newest_step() is not None:
             break
-        with suppress(
-            FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError
-        ):  # cut short by a kill
+        with suppress(FileNotFoundError, UserError):  # cut short by a kill
             write_checkpoint(checkpoints, read_checkpoint(folder), batch_size)
-    for folder in earlier:
-        remove_folder(folder)
-    return checkpoints.newest()
+    newest = checkpoints.newest()
+    if newest is not None:
+        for folder in earlier:
+            remove_folder(folder)
+    return newest

@@ -41,5 +41,5 @@ class Session:
     on_evaluation: OnEvaluation | None = None
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """Return the checkpoint to resume from; None starts from the beginning."""
-        return self.folder.checkpoints.newest() or self.branch
+        """Return the checkpoint to resume from, and report damaged ones; None starts from the beginning."""
+        return self.folder.checkpoints.newest(self.folder.report) or self.branch

@@ -7,13 +7,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from upath import UPath
 
 from raysid.cluster.connect import connect
 from raysid.config import Config, SearchDimension, TuneConfig
 from raysid.errors import RunFailed, StorageError, UserError
 from raysid.recipes import config_yaml, load_recipe
+from raysid.recipes.migrations import migrated
 from raysid.run.events import TENSORBOARD
 from raysid.run.folder import LOCK, lock_folder
 from raysid.run.table import print_table
@@ -27,6 +30,7 @@ from raysid.storage import (
     write_whole,
 )
 from raysid.storage.failures import MAKE_ROOM
+from raysid.storage.formats import FORMAT
 from raysid.storage.lease import still_owned
 from raysid.storage.mirror import Mirror
 from raysid.trainers.evaluation import measures
@@ -174,13 +178,27 @@ def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
     before = read_json(record)
     if before is None and others:
         raise UserError(f"{folder} holds something other than a search: give another --run.name")
+    if before is not None:
+        before = _recorded(before, config, record)
     if before is not None and before != settings:
         changed = [name for name in settings if before.get(name) != settings[name]]
         raise UserError(
             f"{folder} is a search with other settings ({', '.join(changed)}): give another --run.name, or --fresh "
             "to start over"
         )
-    write_whole(record, (json.dumps(settings, indent=2) + "\n").encode())
+    write_whole(record, (json.dumps({"format": FORMAT} | settings, indent=2) + "\n").encode())
+
+
+def _recorded(before: Any, config: TuneConfig, record: UPath) -> dict[str, Any]:
+    """The settings of the search that began in a folder, as this release would record them. Raises UserError."""
+    values = migrated(before, record) if isinstance(before, dict) else {}
+    try:
+        found = TuneConfig.model_validate(values | {"storage": config.storage})
+    except ValidationError as error:
+        raise UserError(
+            f"{record} is damaged ({error.errors()[0]['msg']}): put a copy of it back, or give --fresh to start over"
+        ) from None
+    return found.model_dump(mode="json", exclude={"storage"})
 
 
 def _values(dimension: SearchDimension) -> Sequence[float]:
