@@ -68,8 +68,6 @@ def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:
     """Lay pictures out from left to right on white."""
-    if len(pictures) == 1:
-        return pictures[0]
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
     mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
     whole = Image.new(mode, (width, max(picture.height for picture in pictures)), "white")

@@ -10,7 +10,7 @@ from typing import Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task
+from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -58,7 +58,7 @@ class ProgressLine:
         self._figures: Mapping[str, float] = {}
         self._note = ""
         self._printed: tuple[int, Mapping[str, float], str] | None = None  # the state of the last plain line
-        self._live: Progress | None = None
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
         self._out = self._stream or sys.stderr
@@ -69,11 +69,14 @@ class ProgressLine:
         self._recent: deque[tuple[float, int]] = deque()
         if is_terminal(self._out):
             console = Console(file=self._out, force_terminal=True)
-            column = _LineColumn(self, console)
             # Rich draws from a separate thread, so `update` never waits for a terminal.
-            self._live = Progress(column, console=console, refresh_per_second=1 / _LIVE_INTERVAL)
-            self._live.add_task(self._title, total=self._total)
-            self._live.start()
+            self._live = Live(
+                console=console,
+                refresh_per_second=1 / _LIVE_INTERVAL,
+                # One cell less than there are: some terminals wrap at the last.
+                get_renderable=lambda: self._live_row(console.width - 1),
+            )
+            self._live.start(refresh=True)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -173,35 +176,20 @@ class ProgressLine:
                 yield self._text(0, compact=True, note=note), bar
         yield self._text(0, compact=True, note=False, speed=False), False
 
-    def _live_line(self, width: int) -> tuple[str, int]:
-        """The text after the bar and the bar's width (0: none) for a line of `width` cells."""
+    def _live_row(self, width: int) -> Table:
+        """The live line, of at most `width` cells: the title, a bar if there is room, the text."""
+        cells: list[Text | ProgressBar] = [Text(self._title, "bold", no_wrap=True, overflow="crop")]
         text = ""
         for text, bar in self._layouts():
             room = width - cell_len(self._title) - cell_len(text) - 2
             if bar and room > _BAR[0]:
-                return text, min(room, _BAR[1])
+                done, length = min(self._images, self._total), min(room, _BAR[1])
+                cells.append(ProgressBar(self._total, done, width=length))
+                break
             if not bar and room + 1 >= 0:
-                return text, 0
-        return text, 0
-
-
-class _LineColumn(ProgressColumn):
-    """The whole live line as rich's one column, since what fits depends on all of it."""
-
-    def __init__(self, line: ProgressLine, console: Console) -> None:
-        self._line = line
-        self._console = console
-        super().__init__()
-
-    def render(self, task: Task) -> Table:
-        line = self._line
-        # One cell less than there are: some terminals wrap at the last.
-        text, bar = line._live_line(self._console.width - 1)
-        row = Table.grid(padding=(0, 1, 0, 0))
-        cells: list[Text | ProgressBar] = [Text(line._title, "bold", no_wrap=True, overflow="crop")]
-        if bar:
-            cells.append(ProgressBar(line._total, min(line._images, line._total), width=bar))
+                break
         cells.append(Text(text, no_wrap=True, overflow="crop"))
+        row = Table.grid(padding=(0, 1, 0, 0))
         row.add_row(*cells)
         return row
 

@@ -13,7 +13,6 @@ events) are therefore written on this machine and copied to the bucket by `mirro
 from raysid.storage.buckets import BUCKETS, LOCAL, for_ray, is_local, storage_folder
 from raysid.storage.failures import storage_errors
 from raysid.storage.files import (
-    PARTIAL,
     append_whole,
     children,
     copy_file,
@@ -29,14 +28,12 @@ from raysid.storage.files import (
     remove_folder,
     remove_partial,
     upload,
-    write_new,
     write_whole,
 )
 
 __all__ = [
     "BUCKETS",
     "LOCAL",
-    "PARTIAL",
     "append_whole",
     "children",
     "copy_file",
@@ -56,6 +53,5 @@ __all__ = [
     "storage_errors",
     "storage_folder",
     "upload",
-    "write_new",
     "write_whole",
 ]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from upath import UPath
 
-from raysid.errors import RaysidError, StorageError
+from raysid.errors import StorageError
 from raysid.storage import s3
 
 MAKE_ROOM = "make room there, then run the same command"
@@ -47,8 +47,6 @@ def storage_errors(
     """
     try:
         yield
-    except RaysidError:
-        raise
     except foreign_errors(path) as error:
         if action == "read" and isinstance(error, FileNotFoundError):
             raise

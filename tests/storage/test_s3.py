@@ -21,7 +21,8 @@ from s3fs.errors import translate_boto_error
 from raysid.config import DataSettings
 from raysid.data import ImageSource, open_source
 from raysid.errors import NotHere, StorageError, UserError
-from raysid.storage import lease, read_whole, storage_folder, write_new, write_whole
+from raysid.storage import lease, read_whole, storage_folder, write_whole
+from raysid.storage.files import write_new
 from raysid.storage.lease import Lease
 from raysid.storage.s3 import already_exists
 from tests.support.bucket_server import BUCKET, Connection, in_bucket, s3_environment, s3_server

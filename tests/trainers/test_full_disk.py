@@ -20,8 +20,9 @@ from raysid.run.checkpoint import Checkpoints
 from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
 from raysid.run.tracking import Tracker
-from raysid.storage import PARTIAL, write_whole
+from raysid.storage import write_whole
 from raysid.storage.failures import storage_error
+from raysid.storage.files import PARTIAL
 from raysid.trainers.distill import distill
 from raysid.trainers.distill.keeper import remove_unfinished
 from tests.support.bucket_server import BUCKET, Connection, bucket_environment, bucket_server, in_bucket
