@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -28,6 +28,7 @@ from raysid.metrics.evaluate import Evaluator
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, load_network
+from raysid.roles.learner import one_hot
 
 BATCH = 500
 GRID_ROWS = 10
@@ -40,7 +41,7 @@ MakeImages = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Grids:
-    """Generated images at a fixed z, one row a class, and as many real ones if any: (N, C, H, W) in [-1, 1]."""
+    """Generated images at a fixed z, one row per class, and as many real ones if any: (N, C, H, W) in [-1, 1]."""
 
     generated: np.ndarray
     real: np.ndarray | None
@@ -61,15 +62,19 @@ def measure(make: MakeImages, card: NetworkCard, source: str, num_samples: int, 
     The noise of sample i is a function of (seed, i) and its label is i modulo the number of classes, so that two
     networks measured with the same seed are measured on the same noise.
     """
-    classes = card.network.label_dim
-    shape = card.network.sample_shape
 
     def generate(start: int, count: int) -> tuple[Tensor, Tensor | None]:
-        z = Draws(seed, 0, start, count).normal("evaluation/z", shape)
-        labels = torch.arange(start, start + count) % classes if classes else None
+        z, labels = _noise_and_labels(card, seed, start, count)
         return make(z, labels), labels
 
-    return dict(evaluator(source).evaluate(generate, num_samples, BATCH, classes))
+    return dict(evaluator(source).evaluate(generate, num_samples, BATCH, card.network.label_dim))
+
+
+def _noise_and_labels(card: NetworkCard, seed: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+    """Return z of samples `start` to `start + count`, and their class indices if there are classes."""
+    classes = card.network.label_dim
+    z = Draws(seed, 0, start, count).normal("evaluation/z", card.network.sample_shape)
+    return z, torch.arange(start, start + count) % classes if classes else None
 
 
 @cache
@@ -115,7 +120,7 @@ class EvaluationFailed(RunFailed):
 
 
 class PendingEvaluation:
-    """An evaluation of a run's last generator: a Ray task, or at once in this process for `placement: local`.
+    """An evaluation of a run's last generator: a Ray task, or for `placement: local` a call by `result`.
 
     It reads the generator's folder, which must not change until the evaluation is done.
 
@@ -124,36 +129,30 @@ class PendingEvaluation:
         step: steps taken by that generator.
         source: the real images, if the config names any.
 
-    Raises:
-        EvaluationFailed: it failed in this process.
     """
 
     def __init__(self, config: Config, run: UPath, step: int, source: ImageSource | None) -> None:
         self.step = step
         settings = config.evaluation
         arguments = (str(run / FOLDERS["last"]), source, settings.num_samples, settings.seed)
-        self._local = config.placement == "local"
-        if self._local:
-            try:
-                self._answer: Any = evaluate_folder(*arguments, factory=config.teacher.factory)
-            except UserError as error:
-                raise self._failed(error) from error
-        else:
+        self._evaluate = partial(evaluate_folder, *arguments, factory=config.teacher.factory)
+        self._task: Any = None
+        if config.placement != "local":
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
             # Outside this process's placement group: that of a search's trial has bundles only for its learners.
             outside = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
             task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=outside)
-            self._answer = task.remote(*arguments, threads=1, factory=config.teacher.factory)
+            self._task = task.remote(*arguments, threads=1, factory=config.teacher.factory)
 
     def done(self) -> bool:
-        """Return True once the evaluation has ended or failed."""
-        if self._local:
+        """Return True once the evaluation has ended or failed, or if `result` runs it in this process."""
+        if self._task is None:
             return True
         from raysid.actors.results import is_ready
 
-        return is_ready(self._answer)
+        return is_ready(self._task)
 
     def result(self) -> tuple[dict[str, Any] | None, Grids]:
         """Wait for the evaluation; return its figures, None for images that cannot be compared, and its grids.
@@ -161,19 +160,16 @@ class PendingEvaluation:
         Raises:
             EvaluationFailed: it failed.
         """
-        if self._local:
-            return self._answer
-        from raysid.actors.results import get
-
         try:
-            return get(self._answer)
-        except RunFailed as error:
-            raise self._failed(error) from error
+            if self._task is None:
+                return self._evaluate()
+            from raysid.actors.results import get
 
-    def _failed(self, error: Exception) -> EvaluationFailed:
-        return EvaluationFailed(
-            f"the evaluation of step {self.step:,} failed: {error}; run the same command to resume"
-        )
+            return get(self._task)
+        except (UserError, RunFailed) as error:
+            raise EvaluationFailed(
+                f"the evaluation of step {self.step:,} failed: {error}; run the same command to resume"
+            ) from error
 
 
 def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:
@@ -208,14 +204,12 @@ def _with_labels(real_labels: Tensor, wanted: Tensor) -> Tensor:
 
     For a class without images, images of any class are taken: a grid has no holes.
     """
-    taken: dict[int, Iterator[int]] = {}
-    chosen = []
-    for label in wanted.tolist():
-        if label not in taken:
-            matching = torch.nonzero(real_labels == label).flatten().tolist() or range(len(real_labels))
-            taken[label] = cycle(matching)
-        chosen.append(next(taken[label]))
-    return torch.tensor(chosen)
+    every = range(len(real_labels))
+    images = {
+        label: cycle(torch.nonzero(real_labels == label).flatten().tolist() or every)
+        for label in wanted.unique().tolist()
+    }
+    return torch.tensor([next(images[label]) for label in wanted.tolist()])
 
 
 def teacher_sampler(network: Network, steps: int) -> MakeImages:
@@ -224,9 +218,7 @@ def teacher_sampler(network: Network, steps: int) -> MakeImages:
     noise = network.noise
 
     def make(z: Tensor, labels: Tensor | None) -> Tensor:
-        cond = None
-        if labels is not None:
-            cond = torch.nn.functional.one_hot(labels, network.settings.label_dim).float()
+        cond = None if labels is None else one_hot(labels, network.settings.label_dim)
         if isinstance(noise, DDPMNoise):
             return ddim(network, noise, z, cond, steps)
         assert isinstance(noise, EDMNoise)
@@ -243,24 +235,20 @@ def measure_on_cluster(
 
     network = ray.put({name: value.numpy() for name, value in weights.items()})
     task = ray.remote(_sample_chunk).options(num_cpus=config.worker_resources.num_cpus)
-    starts = range(0, config.evaluation_samples, BATCH)
-    counts = [min(BATCH, config.evaluation_samples - start) for start in starts]
+    total = config.evaluation_samples
     made = ray.get(
         [
-            task.remote(card, network, config.sampler_steps, seed, s, c)
-            for s, c in zip(starts, counts, strict=True)
+            task.remote(card, network, config.sampler_steps, seed, start, min(BATCH, total - start))
+            for start in range(0, total, BATCH)
         ]
     )
     images = torch.from_numpy(np.concatenate([chunk for chunk, _ in made]))
-    classes = card.network.label_dim
-    labels = torch.arange(len(images)) % classes if classes else None
 
     def generate(start: int, count: int) -> tuple[Tensor, Tensor | None]:
-        stop = start + count
-        return images[start:stop], None if labels is None else labels[start:stop]
+        return images[start : start + count], _noise_and_labels(card, seed, start, count)[1]
 
-    figures = dict(evaluator(source).evaluate(generate, len(images), BATCH, classes))
-    return figures | {"ms_per_image": 1000 * sum(seconds for _, seconds in made) / len(images)}
+    figures = dict(evaluator(source).evaluate(generate, total, BATCH, card.network.label_dim))
+    return figures | {"ms_per_image": 1000 * sum(seconds for _, seconds in made) / total}
 
 
 def _sample_chunk(
@@ -270,10 +258,7 @@ def _sample_chunk(
     torch.set_num_threads(1)
     network = build_denoiser(card.network)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    classes = card.network.label_dim
-    shape = card.network.sample_shape
-    z = Draws(seed, 0, start, count).normal("evaluation/z", shape)
-    labels = torch.arange(start, start + count) % classes if classes else None
+    z, labels = _noise_and_labels(card, seed, start, count)
     began = time.thread_time()
     images = teacher_sampler(network, steps)(z, labels)
     return images.numpy(), time.thread_time() - began
