@@ -6,7 +6,7 @@
     teachers.py            find, convert or train the teacher; teacher_identity.py: the settings that identify it
     teacher_checks.py      refuse a teacher that does not fit the images or the method, before anything starts
     evaluation.py          figures and grids of generators and teachers, in training and for `raysid evaluate`
-    summary.py             a run's headline, and the table at a run's end; stopping.py: stop at a signal
+    summary.py             a run's headline, and the table at a run's end
 
 New checks of inputs go into `inputs.py`, those of the teacher into `teacher_checks.py`.
 """

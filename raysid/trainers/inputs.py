@@ -69,11 +69,9 @@ def find_inputs(config: Config) -> Inputs:
     teacher = find("teacher.path", lambda: find_teacher(config, source))
     start = find("generator.path", lambda: _find_start(config, teacher))
     if missing:
-        origins = {"data.source": config.data.origin}
-        lines = [
-            f"{setting}: {error}" + (f"; to get it: {origin}" if (origin := origins.get(setting)) else "")
-            for setting, error in missing.items()
-        ]
+        lines = [f"{setting}: {error}" for setting, error in missing.items()]
+        if "data.source" in missing and data.origin:
+            lines[0] += f"; to get it: {data.origin}"  # it was looked for first
         raise NotHere("\n  ".join(["files that this run needs are missing", *lines]), tuple(missing))
     assert teacher is not None
     return Inputs(source, teacher, start)

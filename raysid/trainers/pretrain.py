@@ -14,7 +14,7 @@ from upath import UPath
 
 from raysid.actors.capacity import bundle
 from raysid.cluster.connect import connect
-from raysid.config import PretrainConfig
+from raysid.config import PretrainConfig, fixed_settings
 from raysid.data import ImageSource, open_source
 from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.networks import EDMDenoiser
@@ -28,7 +28,7 @@ from raysid.storage.lease import Lease, lock, still_owned
 from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_checks import check_fits
-from raysid.trainers.teacher_identity import teacher_digest, teacher_folder, teacher_identity
+from raysid.trainers.teacher_identity import teacher_digest, teacher_folder
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
 def _kept(config: PretrainConfig, folder: UPath) -> PretrainResult:
     """Return the teacher in `folder`, if it is the one that `config` makes."""
     trained = load_card(folder, "teacher").trained
-    if trained.get("config") != teacher_identity(config):
+    if trained.get("config") != fixed_settings(config):
         raise UserError(f"{folder} holds another teacher than these settings make: give another --out")
     return PretrainResult(str(folder), trained["evaluation"], trained.get("loss"))
 
@@ -118,7 +118,7 @@ def _train(
             line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
             figures = measure_on_cluster(card, state["ema"], source.name, config)
     trained = {
-        "config": teacher_identity(config),
+        "config": fixed_settings(config),
         "data": source.name,
         "sampler_steps": config.sampler_steps,
         "loss": state.get("loss"),

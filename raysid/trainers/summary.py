@@ -13,7 +13,6 @@ from upath import UPath
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.generator import FOLDERS, load_generator
-from raysid.roles.generator_learner import RECOMPUTED
 from raysid.run.metrics import read_metrics
 from raysid.run.table import print_table
 from raysid.storage import is_local
@@ -22,6 +21,14 @@ from raysid.trainers.teachers import Teacher
 
 TEACHER, BEFORE = "teacher", "generator before"
 LAST, BEST = "generator, last EMA", "generator, best evaluated EMA"
+# The figures of the final table and their formats.
+_COLUMNS = {
+    "name": "",
+    "evaluations": "",
+    "frechet_distance": ".3f",
+    "label_accuracy": ".1%",
+    "ms_per_image": ".3f",
+}
 
 
 def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> str:
@@ -61,11 +68,6 @@ def finished_rows(run: Path) -> list[dict[str, Any]] | None:
     return tables[-1]["rows"] if tables else None
 
 
-def best_distance(run: Path) -> float:
-    """Return the smallest evaluated distance of the run so far, infinity before the first evaluation."""
-    return min(evaluated_distances(run).values(), default=math.inf)
-
-
 def evaluated_distances(run: Path) -> dict[int, float]:
     """Return the finite distances of the run's evaluations, by step."""
     measured = {e["step"]: e["frechet_distance"] for e in read_metrics(run) if e["kind"] == "evaluation"}
@@ -76,12 +78,6 @@ def has_evaluation(run: Path, step: int, source: str | None) -> bool:
     """Return True if the run has recorded an evaluation after `step` steps, or its grid if nothing is measured."""
     kind = "evaluation" if measures(source) else "samples"
     return any(e["kind"] == kind and e["step"] == step for e in read_metrics(run))
-
-
-def recomputes_so_far(run: Path) -> float:
-    """Return the last recorded number of scorings and pullbacks computed again for lost scorers."""
-    counts = [e[RECOMPUTED] for e in read_metrics(run) if e["kind"] == "perf"]
-    return counts[-1] if counts else 0
 
 
 def summary_rows(
@@ -105,16 +101,13 @@ def summary_rows(
     factory = config.teacher.factory
     before = generator_before(str(teacher.path), config.method.sigma_init, start, factory)
     rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
-    makers = [(BEFORE, before)] + [(name, load_generator(run, which, factory)) for name, which in _PRODUCTS]
-    for name, generator in makers:
+    last, best = load_generator(run, "last", factory), load_generator(run, "best", factory)
+    for name, generator in ((BEFORE, before), (LAST, last), (BEST, best)):
         figures = measure(generator, generator.card, source, samples, seed)
         rows.append({"name": name, "evaluations": 1, **figures})
     halves = evaluator(source).reference_figures()["halves_distance"]
     rows.append({"name": "real images, one half against the other", "frechet_distance": halves})
     return rows
-
-
-_PRODUCTS: list[tuple[str, Any]] = [(LAST, "last"), (BEST, "best")]
 
 
 def print_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None) -> None:
@@ -128,7 +121,10 @@ def print_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None
         print_table(
             f"Fréchet distance of {samples:,} samples to all real images",
             ["", "network evaluations", "Fréchet distance", "label accuracy", "ms per image"],
-            [[_text(row, key) for key in _COLUMNS] for row in rows],
+            [
+                [None if row.get(key) is None else format(row[key], form) for key, form in _COLUMNS.items()]
+                for row in rows
+            ],
         )
     grids = sorted((run / "samples").glob("step-*.png"))
     print(f"samples      {_short_path(grids[-1]) if grids else '-'}")
@@ -151,13 +147,3 @@ def _tensorboard() -> str:
     if shutil.which("tensorboard"):
         return "tensorboard"
     return _short_path(UPath(sys.executable).parent / "tensorboard")
-
-
-_COLUMNS = ("name", "evaluations", "frechet_distance", "label_accuracy", "ms_per_image")
-
-
-def _text(row: dict[str, Any], key: str) -> Any:
-    value = row.get(key)
-    if value is None or key in ("name", "evaluations"):
-        return value
-    return f"{value:.1%}" if key == "label_accuracy" else f"{value:.3f}"

@@ -1,10 +1,10 @@
-"""Which settings make a teacher, and the folder in which a storage keeps it."""
+"""The identity of a teacher, and the folder in which a storage keeps it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from upath import UPath
 
@@ -17,14 +17,9 @@ def teacher_folder(config: PretrainConfig) -> UPath:
     return storage_folder(config.storage) / "teachers" / teacher_digest(config)
 
 
-def teacher_identity(config: PretrainConfig) -> dict[str, Any]:
-    """Return the settings that make this teacher. The card of a teacher trained by recipe holds them."""
-    return fixed_settings(config)
-
-
 def teacher_digest(config: PretrainConfig) -> str:
-    """Return a short hash of `teacher_identity`."""
-    identity = json.dumps(teacher_identity(config), sort_keys=True)
+    """Return a short hash of the settings that make this teacher."""
+    identity = json.dumps(fixed_settings(config), sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 

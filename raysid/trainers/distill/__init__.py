@@ -2,7 +2,7 @@
 
     run.py         check the inputs and `--resume-from`, own the run's folder, train, measure the result
     session.py     the inputs that the other parts share
-    loop.py        the steps, through one placement, from a checkpoint to the end
+    loop.py        the steps, through one placement, from a checkpoint to the end or a signal to stop
     keeper.py      checkpoints, generators and their evaluation
     recorder.py    metrics and their averages, progress, grids
 

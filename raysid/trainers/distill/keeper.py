@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -19,7 +20,7 @@ from raysid.storage.failures import MAKE_ROOM
 from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import Session
 from raysid.trainers.evaluation import PendingEvaluation, measures
-from raysid.trainers.summary import best_distance, evaluated_distances, has_evaluation
+from raysid.trainers.summary import evaluated_distances, has_evaluation
 
 
 class Keeper:
@@ -42,7 +43,7 @@ class Keeper:
         self.session, self.placement, self.recorder = session, placement, recorder
         self.config, self.folder = session.config, session.folder
         self.newest = newest
-        self._best = best_distance(session.folder.record)
+        self._best = min(evaluated_distances(session.folder.record).values(), default=math.inf)
         self._write: Future[int | None] | None = None  # its result: the step to evaluate, if any
         self._evaluation: PendingEvaluation | None = None
         self._full = False  # the storage
@@ -108,12 +109,7 @@ class Keeper:
         return step == 0 or every(self.config, self.config.evaluation.every_images, step)
 
     def _begin_write(self, step: int, trained: dict[str, Any] | None = None, evaluate: bool = False) -> None:
-        """Have the learners write.
-
-        Args:
-            trained: for the generator's card; None writes no generator.
-            evaluate: evaluate the generator once it is written.
-        """
+        """Have the learners write their states and, with the contents of its card, the generator."""
         assert self._write is None
         self.folder.check()
         state = generator = None
@@ -130,15 +126,15 @@ class Keeper:
         generator: Write[None] | None,
         evaluate: bool,
     ) -> int | None:
-        """Wait for the learners, in a thread, and finish the checkpoint before the generator counts.
-
-        Returns:
-            `step` if the generator is to be evaluated.
-        """
+        """Wait for the learners, in a thread; return the step if the generator is to be evaluated."""
         what = "checkpoint"
         try:
             if state is not None:
-                self._finish_checkpoint(step, state.result())
+                files = state.result()
+                self.folder.sync()  # the metrics up to this step, before the manifest
+                self.folder.checkpoints.finish(step, step * self.config.batch_size, files)
+                self.newest = step
+                self.remove_old()
             what = "generator"
             if generator is not None:
                 generator.result()
@@ -149,13 +145,6 @@ class Keeper:
                 + how_to_resume(self.folder, self.newest, self._full)
             ) from error
         return step if evaluate else None
-
-    def _finish_checkpoint(self, step: int, files: list[StateFile]) -> None:
-        """Write the manifest, after the metrics up to this step have reached the run's folder."""
-        self.folder.sync()
-        self.folder.checkpoints.finish(step, step * self.config.batch_size, files)
-        self.newest = step
-        self.remove_old()
 
     def _finish_write(self, wait: bool = True) -> None:
         if self._write is None or not (wait or self._write.done()):

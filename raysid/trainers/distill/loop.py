@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysid.actors.placement import Placement, must_prepare, start_placement
+from raysid.config import Config
 from raysid.errors import LearnerLost, RunFailed, RunStopped
 from raysid.roles.messages import StepReport
 from raysid.roles.protocols import Ref
@@ -17,10 +22,46 @@ from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import Session
 from raysid.trainers.evaluation import EvaluationFailed
 from raysid.trainers.inputs import run_inputs
-from raysid.trainers.stopping import StopSignals
 
 if TYPE_CHECKING:
     from raysid.actors.train_workers import TrainWorkers
+
+# Of Ctrl-C, and of Ray, Slurm and Kubernetes when they end a job.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Notes the first signal between `enter` and `leave`, so that the run can stop at its next step.
+
+    A second signal acts as it would without this class. Outside the main thread, the only one that receives signals,
+    nothing is noted.
+
+    Attributes:
+        received: the signal; None so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def enter(self) -> None:
+        """Note signals from now on."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+
+    def leave(self) -> None:
+        """Restore the handlers that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def asked(self) -> bool:
+        """Return True once a signal has been received."""
+        return self.received is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self.leave()
 
 
 def train(
@@ -48,39 +89,37 @@ def train(
     source = session.source if config.method.adversarial is not None else None
     checkpoint = str(start.path) if start else None
     inputs = run_inputs(config, str(session.teacher.path), source, checkpoint, session.start)
-    placement = start_placement(inputs, source, recorder.message, session.within, workers, stop.asked)
+    placement = start_placement(
+        inputs, source, recorder.progress.message, session.within, workers, stop.asked
+    )
     keeper = Keeper(session, placement, recorder, newest)
     try:
         placement.check_shared(str(session.folder.path))
         # Not before: while the roles wait for resources there is nothing to save, and a signal acts at once.
         stop.enter()
-        TrainingLoop(session, placement, keeper, recorder, stop, step).run()
+        TrainingLoop(config, placement, keeper, recorder, stop, step).run()
     finally:
         stop.leave()
         placement.close()
         keeper.close()
 
 
+@dataclass
 class TrainingLoop:
     """Submits the steps, a few ahead of the roles, and stops with a checkpoint where it can.
 
-    Args:
-        step: steps taken so far.
+    Attributes:
+        step: steps submitted so far.
+        in_flight: the steps whose reports are not collected yet.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        placement: Placement,
-        keeper: Keeper,
-        recorder: Recorder,
-        stop: StopSignals,
-        step: int,
-    ) -> None:
-        self.config = session.config
-        self.placement, self.keeper, self.recorder, self.stop = placement, keeper, recorder, stop
-        self.step = step
-        self.in_flight: deque[tuple[int, list[Ref[StepReport]]]] = deque()
+    config: Config
+    placement: Placement
+    keeper: Keeper
+    recorder: Recorder
+    stop: StopSignals
+    step: int
+    in_flight: deque[tuple[int, list[Ref[StepReport]]]] = field(default_factory=deque)
 
     def run(self) -> None:
         """Train to the end of the run. Raises as `train`."""
@@ -138,11 +177,7 @@ class TrainingLoop:
             self.keeper.keep(self.step)
 
     def _wait_for_images(self) -> None:
-        """Wait for the next step's real images.
-
-        Raises:
-            RunFailed: they cannot be read; a checkpoint is written, since the learners are at the same step.
-        """
+        """Wait for the next step's real images; if they cannot be read, stop while the learners are at one step."""
         if must_prepare(self.placement, self.config, self.step, self._collect):
             try:
                 self.placement.prepare(self.step)
@@ -154,7 +189,7 @@ class TrainingLoop:
         if self.stop.received is None:
             return
         name, step = self.stop.received.name, self.step
-        self.recorder.message(
+        self.recorder.progress.message(
             f"{name}: writing a checkpoint of step {step:,}; send it once more to stop at once"
         )
         failed = self._last_checkpoint()
@@ -185,7 +220,7 @@ class TrainingLoop:
             try:
                 self.keeper.finish()
             except EvaluationFailed as error:
-                self.recorder.message(str(error))
+                self.recorder.progress.message(str(error))
             self.keeper.checkpoint(self.step)
         except (LearnerLost, RunFailed) as error:
             return str(error)

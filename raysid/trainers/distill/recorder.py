@@ -12,11 +12,10 @@ from raysid.data.source import check_faults
 from raysid.roles.fake_score import BAD_IMAGES
 from raysid.roles.generator_learner import RECOMPUTED
 from raysid.roles.messages import StepReport
-from raysid.run.metrics import METRICS
+from raysid.run.metrics import METRICS, read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.trainers.evaluation import GRID_COLUMNS, Grids
-from raysid.trainers.summary import recomputes_so_far
 
 Report = Mapping[str, Mapping[str, float]]
 """Each role's present figures, by role and name."""
@@ -38,17 +37,15 @@ class Recorder:
         self.tracker = tracker
         self.progress = progress
         self.source = source
-        self.recomputes = recomputes_so_far(tracker.folder)
+        # Scorings and pullbacks computed again for lost scorers.
+        recorded = [e[RECOMPUTED] for e in read_metrics(tracker.folder) if e["kind"] == "perf"]
+        self.recomputes: float = recorded[-1] if recorded else 0
         self.losses: dict[str, float] = {}
         self._sums: dict[str, tuple[float, int]] = {}  # sum and number of each figure since the last line
         self._images_then, self._then = 0, time.perf_counter()
         self._report_then: Report = {}
         self.note = ""  # the last evaluation, in a few words
         self.bad_count = 0  # bad images, as last reported; an image that several ranks found counts for each
-
-    def message(self, text: str) -> None:
-        """Print a line."""
-        self.progress.message(text)
 
     def begin(self, step: int, report: Report) -> None:
         """Measure speed and busy shares from here; `report` has the roles' present figures."""
@@ -100,7 +97,7 @@ class Recorder:
         """
         assert self.source is not None
         count = len(faults)
-        self.message(
+        self.progress.message(
             f"{count:,} real image{'s' * (count > 1)} skipped so far ({next(iter(faults.values()))}); {METRICS} names "
             "all"
         )

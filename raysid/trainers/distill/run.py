@@ -19,11 +19,10 @@ from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.storage import storage_folder
 from raysid.trainers.distill.keeper import how_to_resume, remove_unfinished
-from raysid.trainers.distill.loop import train
+from raysid.trainers.distill.loop import StopSignals, train
 from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import OnEvaluation, Session
 from raysid.trainers.inputs import find_inputs
-from raysid.trainers.stopping import StopSignals
 from raysid.trainers.summary import (
     evaluated_distances,
     finished_rows,
@@ -105,11 +104,7 @@ def distill(
 
 
 def _find_branch(config: Config, resume_from: str, fresh: bool) -> Checkpoint | None:
-    """Return the checkpoint to begin at; None if it was deleted and this run already has a checkpoint.
-
-    Raises:
-        UserError: there is none, and the run needs it.
-    """
+    """Return the checkpoint to begin at; None if it was deleted and this run already has one. Raises UserError."""
     try:
         return find_checkpoint(resume_from)
     except UserError:

@@ -66,8 +66,4 @@ def collect_trials(config: TuneConfig, folder: UPath, ended: list[Trial]) -> lis
             )
         )
     sign = 1 if config.mode == "min" else -1
-
-    def rank(trial: TrialResult) -> tuple[bool, float]:
-        return not trial.usable, sign * (trial.metric if trial.metric is not None else math.inf)
-
-    return sorted(trials, key=rank)
+    return sorted(trials, key=lambda t: (not t.usable, sign * (math.inf if t.metric is None else t.metric)))

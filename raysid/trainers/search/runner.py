@@ -110,7 +110,6 @@ def _tuner(
         # Earlier versions of raysid had the pickled callbacks there.
         sys.modules.setdefault("raysid.trainers.search_callbacks", callbacks)
         return tune.Tuner.restore(path, trainable, resume_unfinished=True, storage_filesystem=filesystem)
-    timeout = base.failure.placement_timeout_s
     return tune.Tuner(
         trainable,
         param_space={d.fields[0]: _domain(d) for d in config.space},
@@ -130,7 +129,7 @@ def _tuner(
             storage_filesystem=filesystem,
             stop=Diverged(),
             callbacks=[
-                Reporter(config.metric, service_name(folder), learners, timeout),
+                Reporter(config.metric, service_name(folder), learners, base.failure.placement_timeout_s),
                 JsonLoggerCallback(),
             ],
             verbose=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from upath import UPath
 
 from raysid.cluster.connect import connect
-from raysid.config import Config, SearchDimension, TuneConfig
+from raysid.config import Config, TuneConfig
 from raysid.errors import RunFailed, StorageError, UserError
 from raysid.recipes import config_yaml, load_recipe
 from raysid.recipes.migrations import migrated
@@ -82,7 +82,8 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
     candidates = [  # validated before anything starts
         _recipe(config, {dimension.fields[0]: value})
         for dimension in config.space
-        for value in _values(dimension)
+        # Every value, or the two bounds.
+        for value in dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or ()
     ]
     folder = storage_folder(config.storage) / config.run.name
     lock = lock_folder(folder, lambda: "another search")
@@ -111,14 +112,6 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         lock.release()
 
 
-def best_config(config: TuneConfig, base: Config, values: Mapping[str, float]) -> Config:
-    """Return the recipe with a trial's values, and with the length and the intervals of the recipe itself."""
-    own = load_recipe(config.recipe, {}, kind="distill")
-    found = trial_config(config, base, values, f"{config.run.name}-best")
-    lengths = ("total_images", "evaluation", "checkpoint", "tracking")
-    return found.model_copy(update={name: getattr(own, name) for name in lengths})
-
-
 def _recipe(config: TuneConfig, values: Mapping[str, float]) -> Config:
     """Load the search's recipe with its settings for all trials, and values for some dimensions."""
     overrides = {**config.settings, **by_field(config, values)}
@@ -132,7 +125,13 @@ def _report(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialR
     best = None
     if trials and trials[0].usable:
         best = folder / BEST
-        write_whole(best, config_yaml(best_config(config, base, trials[0].values)).encode())
+        found = trial_config(config, base, trials[0].values, f"{config.run.name}-best")
+        # The length and the intervals are those of the recipe itself, not of the search's settings.
+        own = load_recipe(config.recipe, {}, kind="distill")
+        lengths = {
+            name: getattr(own, name) for name in ("total_images", "evaluation", "checkpoint", "tracking")
+        }
+        write_whole(best, config_yaml(found.model_copy(update=lengths)).encode())
     plots = _plot(config, trials, folder)
     names = [dimension.fields[0] for dimension in config.space]
     short = [name.rpartition(".")[2] for name in names]
@@ -199,8 +198,3 @@ def _recorded(before: Any, config: TuneConfig, record: UPath) -> dict[str, Any]:
             f"{record} is damaged ({error.errors()[0]['msg']}): put a copy of it back, or give --fresh to start over"
         ) from None
     return found.model_dump(mode="json", exclude={"storage"})
-
-
-def _values(dimension: SearchDimension) -> Sequence[float]:
-    """Return every value of a dimension, or the two bounds of its values."""
-    return dimension.grid or dimension.choice or dimension.uniform or dimension.log_uniform or ()
