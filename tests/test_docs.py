@@ -35,13 +35,8 @@ from raysid.config.fields import config_fields
 from raysid.recipes import load_recipe, packaged_recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
+TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
+PAGES = [*(ROOT / name for name in TOP_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 160
 RUN_SECONDS = 1500  # for a block; the machine may be busy
 
@@ -76,11 +71,20 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()
-    found = []
-    for match in BLOCK.finditer(text):
-        note, language, content = match.groups()
-        found.append(Block(language, note or "", content, text.count("\n", 0, match.start(2)) + 1))
-    return found
+    return [
+        Block(match[2], match[1] or "", match[3], text.count("\n", 0, match.start(2)) + 1)
+        for match in BLOCK.finditer(text)
+    ]
+
+
+def prose(page: Path) -> str:
+    """The text of a page outside its blocks."""
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+
+
+def code_spans(page: Path) -> list[str]:
+    """The code within the lines of a page's text."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
 
 
 def with_blocks(kind: str) -> list[Path]:
@@ -101,26 +105,25 @@ every_page_of_the_present = pytest.mark.parametrize("page", PRESENT, ids=name_of
 
 @pytest.mark.parametrize("page", with_blocks("run"), ids=name_of)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    run_page(page, tmp_path, {"file", "run"})
+    run_page(page, tmp_path, {"run"})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * RUN_SECONDS)
 @pytest.mark.parametrize("page", with_blocks("slow"), ids=name_of)
 def test_the_slow_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    run_page(page, tmp_path, {"file", "run", "slow"})
+    run_page(page, tmp_path, {"run", "slow"})
 
 
 def run_page(page: Path, folder: Path, kinds: set[str]) -> None:
+    """Write a page's files and run its blocks of some kinds, in their order."""
     prepare(folder)
     for block in blocks(page):
-        if block.kind not in kinds:
-            continue
         if block.kind == "file":
             (folder / block.note.removeprefix("file: ")).write_text(block.text)
-            continue
-        start = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
-        run([*start, block.text], folder, f"{page.name}, line {block.line}")
+        elif block.kind in kinds:
+            start = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+            run([*start, block.text], folder, f"{page.name}, line {block.line}")
 
 
 def prepare(folder: Path) -> None:
@@ -150,8 +153,7 @@ def make_photos(folder: Path) -> None:
 
 def run(command: list[str], folder: Path, where: str) -> str:
     """Run a command in `folder` with this tree's raysid first on the path, and return what it prints."""
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment = kept | {
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "RAY_worker_niceness": "0",
@@ -243,9 +245,7 @@ def test_links_resolve(page: Path) -> None:
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE
-    )
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -271,8 +271,7 @@ def named_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
         if block.language == "bash":
             for line in block.text.replace("\\\n", " ").splitlines():
                 yield f"line {block.line}", shlex.split(line, comments=True)
-    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    for span in re.findall(r"`([^`\n]+)`", prose):
+    for span in code_spans(page):
         if span.startswith(("raysid ", "python -m ", "make ", "pytest ")):
             yield "text", shlex.split(span)
 
@@ -291,6 +290,13 @@ def check_command(words: list[str]) -> None:
             assert all((ROOT / path).exists() for path in paths), "no such test"
 
 
+def options_of(command: click.Command) -> set[str]:
+    """The options of a command, with `_` for every dash."""
+    with click.Context(command) as context:
+        params = command.get_params(context)
+    return {option.replace("-", "_") for param in params for option in (*param.opts, *param.secondary_opts)}
+
+
 TAKES_RECIPE = ("distill", "pretrain", "tune", "plan", "bench", "config")
 
 
@@ -302,11 +308,7 @@ def check_raysid(words: list[str]) -> None:
             return
         assert words[0] in command.commands, f"no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    with click.Context(command) as context:
-        options = {
-            option for param in command.get_params(context) for option in (*param.opts, *param.secondary_opts)
-        }
-    spelt = {option.replace("-", "_") for option in options} | {"__help", "_h", "__version"}
+    spelt = options_of(command) | {"__help", "_h", "__version"}
     for word in words:
         option = word.partition("=")[0]
         if re.fullmatch(r"--?[A-Za-z][\w.-]*", option):
@@ -319,20 +321,15 @@ def check_raysid(words: list[str]) -> None:
 
 @every_page_of_the_present
 def test_options_and_settings_that_are_named_exist(page: Path) -> None:
-    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     every_option = all_options()
-    for span in re.findall(r"`([^`\n]+)`", prose):
+    for span in code_spans(page):
         option = re.match(r"--([a-z][\w.-]*)", span)
         if option:
             name = option[1].removeprefix("against.").replace("-", "_")
             assert name in every_option or name.endswith("NAME"), f"{page.name}: no option {span}"
-        setting = re.fullmatch(r"([a-z_]+(\.[a-z0-9_]+)+)( .*)?", span)
-        if (
-            setting
-            and setting[1].partition(".")[0] in SECTIONS
-            and not setting[1].endswith((".json", ".yaml"))
-        ):
-            assert setting[1] in FIELDS, f"{page.name}: no setting {span}"
+        setting = re.fullmatch(r"([a-z_]+)((\.[a-z0-9_]+)+)( .*)?", span)
+        if setting and setting[1] in SECTIONS and not setting[2].endswith((".json", ".yaml")):
+            assert setting[1] + setting[2] in FIELDS, f"{page.name}: no setting {span}"
 
 
 # Options of other programs.
@@ -342,18 +339,13 @@ OTHERS = {"load_fast", "working_dir", "follow"}
 @cache
 def all_options() -> set[str]:
     """Every option of every command, without dashes in front and with `_` inside."""
-    found = set(OTHERS)
-
-    def add(command: click.Command) -> None:
-        with click.Context(command) as context:
-            for param in command.get_params(context):
-                found.update(option.lstrip("-").replace("-", "_") for option in param.opts)
+    commands: list[click.Command] = [cli]
+    found = OTHERS | {"help"}
+    for command in commands:
+        found |= {option.lstrip("_") for option in options_of(command)}
         if isinstance(command, click.Group):
-            for one in command.commands.values():
-                add(one)
-
-    add(cli)
-    return found | {"help"}
+            commands.extend(command.commands.values())
+    return found
 
 
 # -- what holds of all ----------------------------------------------------------------------------------------
@@ -369,26 +361,17 @@ def test_every_recipe_and_command_is_documented() -> None:
     assert [name for name in cli.commands if f"raysid {name}" not in text] == []
 
 
-def citations() -> Iterator[tuple[Path, str, str]]:
-    """The citations of design.md and method.md in the code: the file, the document, the section where one is named."""
-    for folder in ("raysid", "tests", "jobs", "examples"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if path == Path(__file__):
-                continue
-            for match in re.finditer(r'([\w/]*(?:design|method)\.md)(?:,\s*"([^"]+)")?', path.read_text()):
-                yield path, match[1], match[2] or ""
-
-
 def test_what_the_code_cites_is_there() -> None:
+    documents = {name: (ROOT / name).read_text() for name in ("docs/design.md", "docs/method.md")}
     wrong = []
-    for path, document, section in citations():
-        where = f"{path.relative_to(ROOT)}: {document} {section}"
-        if document not in ("docs/design.md", "docs/method.md"):
-            wrong.append(where)
-        elif section and not re.search(
-            rf"^#+ {re.escape(section)}$", (ROOT / document).read_text(), re.MULTILINE
-        ):
-            wrong.append(where)
+    for folder in ("raysid", "tests", "jobs", "examples"):
+        for path in sorted({*(ROOT / folder).rglob("*.py")} - {Path(__file__)}):
+            # The document, and the section where one is named.
+            cited = re.findall(r'([\w/]*(?:design|method)\.md)(?:,\s*"([^"]+)")?', path.read_text())
+            for document, section in cited:
+                heading = f"^#+ {re.escape(section)}$" if section else ""
+                if document not in documents or not re.search(heading, documents[document], re.MULTILINE):
+                    wrong.append(f"{path.relative_to(ROOT)}: {document} {section}")
     assert not wrong, "\n".join(wrong)
 
 

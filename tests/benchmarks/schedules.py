@@ -1,4 +1,4 @@
-"""How much the order of the updates changes the result: `python -m tests.benchmarks.schedules`.
+"""Measure the effect of the order of the updates on the result: `python -m tests.benchmarks.schedules`.
 
 The quickstart's distillation with both schedules, seeds 0, 1, 2. The distances do not depend on the machine's load,
 so the runs may be trained at any time (the same command resumes them). Seconds are images over each schedule's
@@ -66,7 +66,7 @@ def train(schedule: str, seed: int, images: int, storage: str) -> Curve:
 
 
 def speed(schedule: str, round_: int, storage: str) -> float:
-    """Images a second: the median over a short run's lines, without the first."""
+    """Images per second: the median over a short run's lines, without the first."""
     settings = {"schedule": schedule, "total_images": SPEED_IMAGES, "evaluation.num_samples": 100}
     run = run_it(f"speed-{schedule}-{round_}", storage, fresh=True, **settings)
     rates = [entry["images_per_second"] for entry in read_metrics(run) if entry["kind"] == "perf"]

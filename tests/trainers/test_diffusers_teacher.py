@@ -93,7 +93,7 @@ NETWORKS = [
     ("v_prediction", 10, 1.0),
     ("epsilon", 11, 1.5),
 ]
-"""What is predicted, classes (the eleventh stands for "no class"), guidance scales."""
+"""Prediction type, number of classes (the eleventh stands for "no class"), guidance scales."""
 
 
 def teacher_and_changes(
