@@ -12,7 +12,6 @@ from raysid.data.windows import ReadBlocks
 from raysid.errors import LearnerLost, RunFailed
 from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, build_teacher
-from raysid.roles.joint import JointFakeScore, JointGenerator
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile, profile_of
 from raysid.roles.protocols import Roles
@@ -50,12 +49,6 @@ class LocalPlacement:
         self.fake_score = build_fake_score(inputs, source, read_blocks, ranks, parts)
         self.generator = build_generator(inputs, ranks)
         self.roles = Roles(self.teacher, self.fake_score, self.generator)
-        if ranks is not None:
-            self.roles = Roles(
-                self.teacher,
-                JointFakeScore(self.fake_score, ranks, self.config),
-                JointGenerator(self.generator, ranks, self.config),
-            )
         self._next_step = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,42 +14,27 @@ from raysid.data.windows import Images as StoredImages
 from raysid.method.augment import augment, draw_transforms
 from raysid.method.denoiser import EncoderDenoiser
 from raysid.method.draws import Draws, seed_torch
-from raysid.method.guidance import drop_conditions, guided
+from raysid.method.guidance import guided
 from raysid.method.losses import denoising_loss, discriminator_loss, finite_samples
-from raysid.method.noise import NoiseProcess
 from raysid.networks.denoiser import Network
-from raysid.roles.learner import DrawsAt, Optimizer, one_hot, where_good
-from raysid.roles.messages import (
-    Cotangent,
-    Images,
-    Noised,
-    Prediction,
-    Pull,
-    Slice,
-    StepReport,
-    Token,
-    check_tokens,
-)
-from raysid.roles.profile import Stopwatch, busy
+from raysid.roles.learner import DrawsAt, Learner, one_hot, where_good
+from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+from raysid.roles.profile import busy
 from raysid.roles.ranks import Ranks
 
 BAD_IMAGES = "bad_images"
 
 
-class FakeScoreLearner:
+class FakeScoreLearner(Learner):
     """psi: scores generated images for theta's loss, and learns from them; with SiDA it also discriminates.
 
     Implements `raysid.roles.protocols.FakeScoreRole`. It scores in eval mode with its parameters frozen, and trains in
     train mode, only in its own update.
 
     Args:
-        config: the run's settings.
-        network: psi's denoiser, a copy of the teacher's at the start of a run.
         real_images: the stream of real images, which the adversarial term needs.
         pixel_max: the stored pixel value that stands for +1 in `real_images`.
-        draws: makes the random draws; None draws from the run's seed.
-        ranks: all ranks of the learner; None if there is one. Each holds all weights. Each accumulates some of the
-            step's microbatches.
+        config, network, draws, ranks: as `Learner`'s.
     """
 
     def __init__(
@@ -62,17 +46,14 @@ class FakeScoreLearner:
         draws: DrawsAt | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.config = config
-        self.network = network
-        self.noise: NoiseProcess = network.noise
-        self.optimizer = Optimizer(network, config.fake_score, config, ranks)
+        super().__init__("fake_score", config, network, draws, ranks)
+        adversarial = config.method.adversarial
+        self.clip = adversarial.clip_gradient if adversarial else None
         self.real_images = real_images
         self.pixel_max = pixel_max
-        self.draws = draws or partial(Draws, config.seed)
         self.graphs: dict[Slice, tuple[Tensor, Tensor, Tensor | None]] = {}
         self.learning: bool | None = None  # unknown before the first call
         self.prepared: dict[Slice, StoredImages] = {}
-        self.stopwatch = Stopwatch()
 
     @busy
     def score(self, at: Slice, noised: Noised) -> Prediction:
@@ -121,16 +102,13 @@ class FakeScoreLearner:
         real images have separate transforms. Images with a NaN are left out of the loss.
         """
         images = images.to(self.device)
-        guidance = self.config.method.guidance
         draws = self.draws(at.step, at.start, at.count)
         good = finite_samples(images.x_g)
         x_g, cond = where_good(good, images.x_g), images.cond
-        if cond is not None and guidance.drops_conditions and self.config.schedule == "overlapped":
+        if cond is not None and self.config.schedule == "overlapped":
             # The images were made with their condition, so psi's unconditional branch learns the marginal. In the
             # alternating order the generator drops the condition before it makes them.
-            drops = draws.uniform("fake/condition_drop").to(self.device)
-            unconditional = self.network.unconditional(cond)
-            cond = drop_conditions(cond, drops, guidance.condition_drop, unconditional)
+            cond = self._drop_conditions(cond, draws)
         x, augment_labels = self._augmented(x_g, draws, "fake/augment")
         normal = self.noise.fake_score_draw == "normal"
         draw = draws.normal("fake/sigma_normal") if normal else draws.uniform("fake/t_uniform")
@@ -145,7 +123,7 @@ class FakeScoreLearner:
             self.noise.add_noise(x, t, eps),
             t,
             cond,
-            guidance.train_fake,
+            self.config.method.guidance.train_fake,
             with_logits=self.config.method.adversarial is not None,
             augment_labels=augment_labels,
         )
@@ -165,52 +143,23 @@ class FakeScoreLearner:
         (loss / self.config.batch_size).backward()
         return Token(at, losses)
 
-    @busy
-    def step(self, step: int, *tokens: Token) -> StepReport:
-        """Update psi.
-
-        Args:
-            tokens: one of every microbatch of the step, of all ranks.
-
-        Raises:
-            RuntimeError: a microbatch is missing or doubled; psi is unchanged.
-            PeerLost: another rank is lost.
-        """
-        size = self.config.batch_size
-        sums = check_tokens(step, size, tokens)
-        adversarial = self.config.method.adversarial
-        figures = self.optimizer.step(step * size, adversarial.clip_gradient if adversarial else None)
-        losses = {f"loss/{name}": total / size for name, total in sums.items()}
-        rates = {f"fake_score/{name}": value for name, value in figures.items()}
-        return StepReport(losses | rates, images_until=self.images_until(step + 1))
-
-    def state(self) -> dict[str, Any]:
-        """This learner's part of a checkpoint."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
     def report(self) -> dict[str, float]:
-        """Figures since this learner started: busy seconds, seconds of waiting for real images, bad images skipped."""
+        """Return figures since the start: busy seconds, seconds of waiting for real images, bad images skipped."""
         waited = self.real_images.wait_seconds if self.real_images else 0.0
-        figures = {"busy_seconds": self.stopwatch.seconds, "data_wait_seconds": waited}
-        if self.real_images:
-            figures[BAD_IMAGES] = float(len(self.real_images.faults))
-        return figures
+        bad = {BAD_IMAGES: float(len(self.real_images.faults))} if self.real_images else {}
+        return super().report() | {"data_wait_seconds": waited} | bad
 
     def images_until(self, step: int) -> float:
-        """Position of the stream up to which images can be read without waiting, from the images of `step` on."""
+        """Return the stream's position up to which images can be read without waiting, from the images of `step` on."""
         return self.real_images.loaded_until(step * self.config.batch_size) if self.real_images else math.inf
 
     def bad_images(self) -> dict[int, str]:
-        """The real images skipped so far: name and fault of each, by its index in the source."""
+        """Return the real images skipped so far: name and fault of each, by its index in the source."""
         return dict(self.real_images.faults) if self.real_images else {}
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def _update(self, step: int, tokens: tuple[Token, ...]) -> StepReport:
+        report = super()._update(step, tokens)
+        return dataclasses.replace(report, images_until=self.images_until(step + 1))
 
     def _learn(self, learning: bool) -> None:
         """Put psi in train mode with gradients, or in eval mode, frozen."""

@@ -5,37 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raysid.config import Config
-from raysid.method.draws import Draws, seed_torch
-from raysid.method.guidance import drop_conditions
+from raysid.method.draws import seed_torch
 from raysid.method.losses import finite_samples, generator_loss
-from raysid.method.noise import NoiseProcess, per_sample
+from raysid.method.noise import per_sample
 from raysid.method.sampling import one_step_from
 from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, network_files
-from raysid.roles.learner import DrawsAt, Optimizer, move_average, one_hot, where_good
-from raysid.roles.messages import (
-    Cotangent,
-    Images,
-    Noised,
-    Prediction,
-    Pull,
-    Slice,
-    StepReport,
-    Token,
-    check_tokens,
-)
-from raysid.roles.profile import Stopwatch, busy
+from raysid.roles.learner import RECOMPUTED, DrawsAt, Learner, move_average, one_hot, where_good
+from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+from raysid.roles.profile import busy
 from raysid.roles.ranks import Ranks
-
-RECOMPUTED = "teacher_recomputes"
 
 
 @dataclass
@@ -57,18 +43,14 @@ class _Pending:
     sums: dict[str, float] | None = None
 
 
-class GeneratorLearner:
+class GeneratorLearner(Learner):
     """theta: makes images, turns the scorers' predictions into cotangents and their pulls into its gradient.
 
     Implements `raysid.roles.protocols.GeneratorRole`.
 
     Args:
-        config: the run's settings.
-        network: theta's denoiser, a copy of the teacher's at the start of a run.
         label_frequencies: relative frequency of each class; need not sum to 1.
-        draws: makes the random draws; None draws from the run's seed.
-        ranks: all ranks of the learner; None if there is one. Each holds all weights and the average. Each accumulates
-            some of the step's microbatches.
+        config, network, draws, ranks: as `Learner`'s. Each rank holds the average, too.
     """
 
     def __init__(
@@ -79,19 +61,15 @@ class GeneratorLearner:
         draws: DrawsAt | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.config = config
-        self.network = network.train().requires_grad_(True)
+        super().__init__("generator", config, network.train().requires_grad_(True), draws, ranks)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        self.parts = {"network": network, "ema": self.ema, "optimizer": self.optimizer}
         self.weights: list[Tensor] = list(self.network.parameters())
         self.averages: list[Tensor] = list(self.ema.parameters())
-        self.noise: NoiseProcess = network.noise
         self.level = self.noise.start_level(config.method.sigma_init)
         self.tmax = config.method.tmax or self.noise.default_tmax
-        self.optimizer = Optimizer(network, config.generator, config, ranks)
         self.label_frequencies = label_frequencies
-        self.draws = draws or partial(Draws, config.seed)
         self.pending: dict[Slice, _Pending] = {}
-        self.stopwatch = Stopwatch()
 
     @busy
     def images(self, at: Slice) -> Images:
@@ -141,12 +119,11 @@ class GeneratorLearner:
         )
         gradients = torch.autograd.grad(loss / self.config.batch_size, leaves)
         entry.good &= finite_samples(x_g, x_teacher, x_fake)
-        entry.sums = {"loss/generator": loss.item(), "loss/sid": sid.item()}
-        entry.sums[RECOMPUTED] = teacher.recomputed
+        entry.sums = {"generator": loss.item(), "sid": sid.item(), RECOMPUTED: teacher.recomputed}
         entry.direct, cotangent_teacher, cotangent_fake = (where_good(entry.good, g) for g in gradients[:3])
         cotangent_logits = None
         if logits is not None:
-            entry.sums["loss/adversarial"] = adversarial.item()
+            entry.sums["adversarial"] = adversarial.item()
             cotangent_logits = gradients[3].nan_to_num(nan=0.0)
         return Cotangent(cotangent_teacher), Cotangent(cotangent_fake, cotangent_logits)
 
@@ -167,44 +144,16 @@ class GeneratorLearner:
         """Free a microbatch that theta does not learn from: in an opening step or a start-up phase."""
         del self.pending[at]
 
-    @busy
-    def step(self, step: int, *tokens: Token) -> StepReport:
-        """Update theta and its average. As `FakeScoreLearner.step`."""
-        size = self.config.batch_size
-        sums = check_tokens(step, size, tokens)
-        recomputed = sums.pop(RECOMPUTED)
-        figures = self.optimizer.step(step * size)
-        beta = ema_beta(self.config.ema, step * size, size)
-        move_average(self.averages, self.weights, beta, self.config.compute.foreach_ema)
-        losses = {name: total / size for name, total in sums.items()}
-        rates = {f"generator/{name}": value for name, value in figures.items()}
-        return StepReport(losses | rates, recomputes=recomputed)
-
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
         """Serialize the averaged generator as the files of its folder; `trained` is an entry of its card."""
         card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained)
         return network_files(card, self.ema)
 
-    def state(self) -> dict[str, Any]:
-        """This learner's part of a checkpoint."""
-        return {
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def report(self) -> dict[str, float]:
-        """Figures since this learner started: busy seconds."""
-        return {"busy_seconds": self.stopwatch.seconds}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def _update(self, step: int, tokens: tuple[Token, ...]) -> StepReport:
+        report = super()._update(step, tokens)
+        beta = ema_beta(self.config.ema, step * self.config.batch_size, self.config.batch_size)
+        move_average(self.averages, self.weights, beta, self.config.compute.foreach_ema)
+        return report
 
     def _train(self, training: bool) -> None:
         if self.network.training is not training:  # a walk over all modules takes a millisecond
@@ -212,18 +161,14 @@ class GeneratorLearner:
 
     def _make(self, at: Slice, purpose: str) -> tuple[Tensor, Tensor | None]:
         """Make x_g and its conditions from the draws of `purpose`, with a graph if gradients are enabled."""
-        settings, guidance = self.network.settings, self.config.method.guidance
+        settings = self.network.settings
         draws = self.draws(at.step, at.start, at.count)
         z = draws.normal(f"{purpose}/z", settings.sample_shape).to(self.device)
         cond = None
         if settings.label_dim:
             cond = one_hot(draws.labels(f"{purpose}/labels", self.label_frequencies), settings.label_dim)
             assert cond is not None
-            if purpose == "fake" and guidance.drops_conditions:
-                drops = draws.uniform("fake/condition_drop")
-                unconditional = self.network.unconditional(cond)
-                cond = drop_conditions(cond, drops, guidance.condition_drop, unconditional)
-            cond = cond.to(self.device)
+            cond = (self._drop_conditions(cond, draws) if purpose == "fake" else cond).to(self.device)
         seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
         x_g = one_step_from(self.network, self.noise, self.level, z, cond)
         good = finite_samples(x_g)

@@ -1,18 +1,27 @@
-"""Parts that both learners use: the optimizer of a network, the moving average of weights."""
+"""The base of both learners, and their parts: the optimizer of a network, the moving average of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from raysid.config import Config, LearnerSettings
 from raysid.method.draws import Draws
+from raysid.method.guidance import drop_conditions
+from raysid.method.noise import NoiseProcess
 from raysid.method.schedules import learning_rate
+from raysid.networks.denoiser import Network
+from raysid.roles.messages import StepReport, Token, check_tokens
+from raysid.roles.profile import Stopwatch
 from raysid.roles.ranks import Ranks
+from raysid.roles.step import all_microbatches
 from raysid.roles.torch_internals import lerp_all
+
+RECOMPUTED = "teacher_recomputes"
 
 DrawsAt = Callable[[int, int, int], Draws]
 """Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""
@@ -93,6 +102,100 @@ class Optimizer:
                 # The fused update walks through memory: the moments need the weights' layout.
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
                     moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+class Learner:
+    """A network in training, on one rank of a learner.
+
+    Args:
+        name: the learner's name in the settings and figures.
+        network: the denoiser, a copy of the teacher's at the start of a run.
+        draws: makes the random draws; None draws from the run's seed.
+        ranks: all ranks of the learner; None if there is one. Each holds all weights. Each accumulates some of the
+            step's microbatches.
+    """
+
+    clip: float | None = None  # largest absolute value of a gradient's element; None does not clip
+
+    def __init__(
+        self,
+        name: Literal["fake_score", "generator"],
+        config: Config,
+        network: Network,
+        draws: DrawsAt | None,
+        ranks: Ranks | None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.network = network
+        self.noise: NoiseProcess = network.noise
+        settings = config.fake_score if name == "fake_score" else config.generator
+        self.optimizer = Optimizer(network, settings, config, ranks)
+        self.draws = draws or partial(Draws, config.seed)
+        self.stopwatch = Stopwatch()
+        self.parts: dict[str, nn.Module | Optimizer] = {"network": network, "optimizer": self.optimizer}
+
+    def step(self, step: int, *tokens: Token) -> StepReport:
+        """Update the network with all ranks' gradients.
+
+        Args:
+            tokens: one of every microbatch of the step, or only of this rank's if the ranks exchange them.
+
+        Raises:
+            RuntimeError: a microbatch is missing or doubled; the network is unchanged.
+            PeerLost: another rank is lost.
+        """
+        ranks = self.optimizer.ranks
+        gathered = self._exchange(ranks, step, tokens) if ranks and ranks.exchange_tokens else tokens
+        return self.stopwatch.time("step", self.device, lambda: self._update(step, gathered))
+
+    def state(self) -> dict[str, Any]:
+        """Return this learner's part of a checkpoint."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+    def report(self) -> dict[str, float]:
+        """Return figures since this learner started: busy seconds."""
+        return {"busy_seconds": self.stopwatch.seconds}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _update(self, step: int, tokens: tuple[Token, ...]) -> StepReport:
+        size = self.config.batch_size
+        sums = check_tokens(step, size, tokens)
+        recomputes = sums.pop(RECOMPUTED, 0.0)
+        figures = self.optimizer.step(step * size, self.clip)
+        losses = {f"loss/{name}": total / size for name, total in sums.items()}
+        rates = {f"{self.name}/{name}": value for name, value in figures.items()}
+        return StepReport(losses | rates, recomputes=recomputes)
+
+    def _exchange(self, ranks: Ranks, step: int, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+        """Return the tokens of the step's microbatches that any rank has accumulated."""
+        cut = all_microbatches(self.config, step, ranks.size)
+        names = sorted({name for token in tokens for name in token.sums})  # the same on all ranks
+        table = torch.zeros(len(cut), 1 + len(names), dtype=torch.float64, device=self.device)
+        for token in tokens:
+            sums = [token.sums[name] for name in names]
+            table[cut.index(token.at)] = torch.tensor([1.0, *sums], dtype=torch.float64)
+        ranks.all_reduce([table])
+        return tuple(
+            Token(at, dict(zip(names, sums, strict=True)))
+            for at, (present, *sums) in zip(cut, table.tolist(), strict=True)
+            if present
+        )
+
+    def _drop_conditions(self, cond: Tensor, draws: Draws) -> Tensor:
+        """Drop the conditions of some of psi's images, with guidance's probability."""
+        guidance = self.config.method.guidance
+        if not guidance.drops_conditions:
+            return cond
+        drops = draws.uniform("fake/condition_drop").to(cond.device)
+        return drop_conditions(cond, drops, guidance.condition_drop, self.network.unconditional(cond))
 
 
 def move_average(averages: list[Tensor], weights: list[Tensor], beta: float, foreach: bool) -> None:

@@ -34,16 +34,17 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.nccl = nccl
+        self.exchange_tokens = False  # each rank's driver has the tokens of all ranks
         self._store: Any = None
         self._group: Any = None
 
     @classmethod
     def from_process_group(cls) -> Ranks:
-        """The ranks of torch's default process group, which is initialized already."""
+        """Return the ranks of torch's default process group, which is initialized already. Each has its own driver."""
         group = torch.distributed.group.WORLD
         assert group is not None
         ranks = cls(group.rank(), group.size())
-        ranks._group = group
+        ranks._group, ranks.exchange_tokens = group, True
         return ranks
 
     def open(self, host: str) -> tuple[str, int]:

@@ -658,10 +658,10 @@ def test_the_adversarial_term_joins_thetas_loss_strictly_after_its_phase(images:
     assert sums is not None
     if images > 16:
         assert fake_cotangent.logits is not None
-        assert sums["loss/generator"] == pytest.approx((sums["loss/sid"] + sums["loss/adversarial"]) / 2)
+        assert sums["generator"] == pytest.approx((sums["sid"] + sums["adversarial"]) / 2)
     else:
-        assert fake_cotangent.logits is None and "loss/adversarial" not in sums
-        assert sums["loss/generator"] == sums["loss/sid"]  # not halved
+        assert fake_cotangent.logits is None and "adversarial" not in sums
+        assert sums["generator"] == sums["sid"]  # not halved
 
 
 def test_psi_discriminates_and_clips_from_the_first_image() -> None:
