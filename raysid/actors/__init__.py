@@ -4,7 +4,7 @@
     local.py        all roles in this process, without Ray
     split.py        each role in separate actors: remote_learners.py (a learner's ranks), pool.py (a run's calls on the
                     scorers), fleet.py (starts and removes scorers)
-    colocated.py    all roles in each worker: train_workers.py (Ray Train), mailbox.py (calls to workers), worker.py
+    colocated.py    all roles in each worker: train_workers.py (Ray Train), mailbox.py (calls to workers)
     results.py      waiting for results, and conversion of failures
     capacity.py     waiting for resources; shared_folder.py checks that all processes see the run's folder
 

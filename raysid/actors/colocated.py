@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from raysid.actors.capacity import Notify, wait_for_reading
+from raysid.actors.local import LocalPlacement
 from raysid.actors.mailbox import Call
 from raysid.actors.results import RemoteWrite, get_ranks
 from raysid.actors.shared_folder import check_shared
-from raysid.actors.train_workers import TrainWorkers
-from raysid.actors.worker import Worker
+from raysid.actors.train_workers import TrainWorkers, Worker
 from raysid.data import ImageSource
 from raysid.data.source import all_faults
 from raysid.roles.build import RunInputs
@@ -26,6 +26,7 @@ from raysid.roles.protocols import Ref
 from raysid.roles.state_files import StateFile
 
 P = ParamSpec("P")
+Callee = TypeVar("Callee", Worker, LocalPlacement)
 
 
 class ColocatedPlacement:
@@ -65,31 +66,31 @@ class ColocatedPlacement:
         check_shared(folder, "worker", lambda *file: self._get(self._all(Worker.sees, *file)))
 
     def save(self, folder: str) -> RemoteWrite[list[StateFile]]:
-        return self._write(self._call(0, Worker.save, folder))
+        return self._write(self._call(0, LocalPlacement.save, folder))
 
     def export(self, folder: str, trained: dict[str, Any]) -> RemoteWrite[None]:
-        return self._write(self._call(0, Worker.export, folder, trained))
+        return self._write(self._call(0, LocalPlacement.export, folder, trained))
 
     def report(self) -> dict[str, dict[str, float]]:
-        reports = self._get(self._all(Worker.report))
+        reports = self._get(self._all(LocalPlacement.report))
         merged = {role: merge_rank_reports([report[role] for report in reports]) for role in reports[0]}
         return merged | {"worker": {"replicas": float(self.group.size)}}
 
     def prepare(self, step: int) -> None:
-        self._get(self._all(Worker.prepare, step))
+        self._get(self._all(LocalPlacement.prepare, step))
 
     def bad_images(self) -> dict[int, str]:
-        return all_faults(self._get(self._all(Worker.bad_images)))
+        return all_faults(self._get(self._all(LocalPlacement.bad_images)))
 
     def profile(self) -> dict[str, dict[int, Profile]]:
-        profiles = self._get(self._all(Worker.profile))
+        profiles = self._get(self._all(LocalPlacement.profile))
         return {role: {rank: each[role][0] for rank, each in enumerate(profiles)} for role in profiles[0]}
 
     def close(self) -> None:
         pass  # the workers stay, for a run that goes back to a checkpoint
 
     def _call(
-        self, rank: int, method: Callable[Concatenate[Worker, P], Any], *args: P.args, **kwargs: P.kwargs
+        self, rank: int, method: Callable[Concatenate[Callee, P], Any], *args: P.args, **kwargs: P.kwargs
     ) -> Any:
         """Call a worker's method; returns the reference of its answer."""
         assert not kwargs
@@ -98,7 +99,7 @@ class ColocatedPlacement:
         return self.workers.mailbox.ask.remote(self.group.name, rank, number, Call(method, args))
 
     def _all(
-        self, method: Callable[Concatenate[Worker, P], Any], *args: P.args, **kwargs: P.kwargs
+        self, method: Callable[Concatenate[Callee, P], Any], *args: P.args, **kwargs: P.kwargs
     ) -> list[Any]:
         return [self._call(rank, method, *args, **kwargs) for rank in range(self.group.size)]
 
@@ -106,5 +107,5 @@ class ColocatedPlacement:
         return get_ranks(references, self.workers.check)
 
     def _write(self, written: Any) -> RemoteWrite[Any]:
-        """A write of worker 0, which writes for all, since all hold the same weights."""
+        """Return a write by worker 0, which writes for all, since all hold the same weights."""
         return RemoteWrite([written], lambda: self._get([written])[0])

@@ -25,7 +25,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a worker: a method of `raysid.actors.worker.Worker`, unbound, and its arguments."""
+    """A call of a worker: an unbound method of `Worker` or of `LocalPlacement`, and its arguments."""
 
     method: Callable[..., Any]
     arguments: tuple[Any, ...]

@@ -22,12 +22,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from upath import UPath
 
 from raysid.actors.capacity import Notify, bundle, on_this_node, wait_for_capacity
-from raysid.actors.mailbox import Group, Mailbox
+from raysid.actors.local import LocalPlacement
+from raysid.actors.mailbox import Call, Group, Mailbox
 from raysid.actors.results import describe_death, get
-from raysid.actors.worker import Worker
+from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
-from raysid.errors import PeerLost, RunFailed
+from raysid.data import ImageSource, ray_blocks
+from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
 from raysid.ray_internals import controller_callback
+from raysid.roles.build import RunInputs
+from raysid.roles.messages import StepReport
 from raysid.roles.ranks import TIMEOUT, Ranks
 from raysid.storage import for_ray, remove_folder
 
@@ -165,8 +169,51 @@ class _GroupCallback(UserCallback, controller_callback()):  # type: ignore[misc]
         self.mailbox.lost.remote("; ".join(lines))
 
 
+class Worker:
+    """Answers the driver's calls: `build` first, then methods of the roles' placement, and `step` and `sees` of it.
+
+    Args:
+        ranks: all workers.
+        threads: torch's threads.
+    """
+
+    def __init__(self, ranks: Ranks, threads: int) -> None:
+        self.ranks, self.threads = ranks, threads
+        self.placement: LocalPlacement | None = None
+
+    def build(self, inputs: RunInputs, source: ImageSource | None) -> None:
+        """Build the roles, from the beginning or from a checkpoint."""
+        read_blocks = None if source is None else ray_blocks(source)
+        self.placement = LocalPlacement(inputs, source, self.threads, self.ranks, read_blocks)
+
+    @staticmethod
+    def step(roles: LocalPlacement, step: int) -> StepReport:
+        """Take this worker's share of a step; the figures are of the whole step."""
+        return roles.collect(roles.step(step))
+
+    @staticmethod
+    def sees(roles: LocalPlacement, file: str, content: str) -> str | None:
+        return seen_from(file, content)
+
+    def answer(self, call: Call) -> Any:
+        """Execute a call of the driver.
+
+        Raises:
+            RunFailed: it failed; the line names the worker, the method and the step.
+            PeerLost: another worker is lost.
+        """
+        try:
+            return call.method(self if call.method is Worker.build else self.placement, *call.arguments)
+        except (LearnerLost, RunFailed, StorageError):
+            raise
+        except Exception as error:  # any failure of a role ends the run with one line
+            at = f" of step {call.arguments[0]}" if call.method is Worker.step else ""
+            name = call.method.__name__
+            raise RunFailed(f"worker {self.ranks.rank} failed in `{name}`{at}: {error}") from error
+
+
 def _serve(inputs: dict[str, Any]) -> None:
-    """Ray Train's function of a worker: take calls and answer them until the group ends."""
+    """Take calls and answer them until the group ends: the function that Ray Train runs in each worker."""
     mailbox = inputs["mailbox"]
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
