@@ -171,6 +171,12 @@ class UNet(nn.Module):
         """
         raise NotImplementedError
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Store only the inputs of every block for the backward pass, as diffusers' method of this name does."""
+        for module in self.modules():
+            if isinstance(module, UNetBlock):
+                module.checkpointed = True
+
     def decode(self, maps: list[Tensor], emb: Tensor) -> Tensor:
         """The network's output (B, img_channels, H, W) from the encoder's feature maps."""
         return self.dec(maps, emb)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from raysid.config import ComputeSettings
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser
-from raysid.networks.blocks import UNetBlock
 from raysid.networks.denoiser import Network
-from raysid.networks.diffusers import DiffusersDenoiser
+from raysid.networks.factory import FactoryDenoiser
 from raysid.roles.torch_internals import set_recompile_limit
 
 # Three roles in one process call their networks in train and eval mode, frozen or not, with and without a graph. Each
@@ -36,7 +37,10 @@ def equip(network: Network, compute: ComputeSettings, device: str) -> None:
     if compute.compile:
         check_compiler(device)
         set_recompile_limit(WAYS_OF_CALLING)
-        for part in compiled_parts(network):
+        parts: list[nn.Module] = [network.model]
+        if isinstance(network, EDMDenoiser):
+            parts = [network.model.enc, network.model.dec]  # SiDA calls the encoder without the decoder, too
+        for part in parts:
             # No mode with CUDA graphs: several microbatches are under way at a time.
             part.compile(dynamic=False)
 
@@ -54,28 +58,14 @@ def checkpoint_activations(network: Network) -> None:
     Raises:
         UserError: the network is a module of the user's own without `enable_gradient_checkpointing`.
     """
-    if isinstance(network, EDMDenoiser):
-        for module in network.modules():
-            if isinstance(module, UNetBlock):
-                module.checkpointed = True
-        return
-    if isinstance(network, DiffusersDenoiser):
-        network.model.enable_gradient_checkpointing()  # type: ignore[operator]
-        return
-    if not hasattr(network.model, "enable_gradient_checkpointing"):
+    model: Any = network.model
+    if isinstance(network, FactoryDenoiser) and not hasattr(model, "enable_gradient_checkpointing"):
         raise UserError(
             f"compute.activation_checkpointing is not for teacher.factory {network.settings.factory}: its "
-            f"{type(network.model).__name__} has no method enable_gradient_checkpointing; give it one, as "
+            f"{type(model).__name__} has no method enable_gradient_checkpointing; give it one, as "
             "diffusers' have (torch.utils.checkpoint with use_reentrant=False), or false for it"
         )
-    network.model.enable_gradient_checkpointing()  # type: ignore[operator]
-
-
-def compiled_parts(network: Network) -> list[nn.Module]:
-    """The modules of a network that are compiled separately."""
-    if isinstance(network, EDMDenoiser):
-        return [network.model.enc, network.model.dec]  # SiDA calls the encoder without the decoder, too
-    return [network.model]
+    model.enable_gradient_checkpointing()
 
 
 def check_compiler(device: str) -> None:
