@@ -22,18 +22,18 @@ Notify = Callable[[str], None]
 
 
 def bundle(resources: RoleResources) -> dict[str, float]:
-    """A role's resources as a bundle of a placement group."""
+    """Return a role's resources as a bundle of a placement group."""
     amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
     return {name: amount for name, amount in amounts.items() if amount > 0}
 
 
-def actor_amounts(resources: RoleResources) -> dict[str, float]:
-    """A role's CPUs and GPUs as options of an actor."""
-    return {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+def actor_amounts(resources: RoleResources) -> dict[str, Any]:
+    """Return a role's resources as options of an actor, except its label selector."""
+    return resources.model_dump(exclude={"label_selector"})
 
 
 def learner_resources(config: Config) -> list[RoleResources]:
-    """The resources of each rank of the fake-score learner, then of the generator learner."""
+    """Return the resources of each rank of the fake-score learner, then of the generator learner."""
     resources, workers = config.resources, config.learner_workers
     fake_score = [resources.fake_score] * workers["fake_score"]
     return fake_score + [resources.generator] * workers["generator"]
@@ -49,7 +49,7 @@ def reserve(learners: list[RoleResources], seconds: float, notify: Notify) -> Pl
         [bundle(role) for role in learners], bundle_label_selector=[role.label_selector for role in learners]
     )
     try:
-        wait_for_capacity(lambda timeout: group.wait(timeout), "the learners", learners, seconds, notify)
+        wait_for_capacity(group.wait, "the learners", learners, seconds, notify)
     except BaseException:  # an interrupt, too, releases the resources
         remove_placement_group(group)
         raise

@@ -77,7 +77,7 @@ class Total:
             self._points.popleft()
 
     def rate(self, now: float, seconds: float) -> float | None:
-        """The mean rate over the last `seconds`; None if the total has been watched for less."""
+        """Return the mean rate over the last `seconds`; None if the total has been watched for less."""
         earlier = [point for point in self._points if point[0] <= now - seconds]
         if not earlier:
             return None
@@ -208,7 +208,7 @@ class ScorerFleet:
             self._changed()
 
     def _stop_growing(self, why: str) -> None:
-        """Keep to the present size after a scorer could not start; RunFailed below the minimum."""
+        """Stop at the present size after a scorer could not start; RunFailed below the minimum."""
         if len(self.members) < self.scaling.min_replicas:
             raise RunFailed(why)
         self._notify(f"the teacher service grows no further: {why}")
@@ -225,9 +225,8 @@ class ScorerFleet:
     def _measure(self, now: float) -> None:
         """Take the scorers' reports of their busy seconds as they arrive; a scorer that is away sends none."""
         for scorer in self.members:
-            report = self._reports.pop(scorer, None)
+            report = self._reports.get(scorer)
             if report is not None and not is_ready(report):
-                self._reports[scorer] = report
                 continue
             self._reports[scorer] = scorer.actor.report.remote()
             if report is not None:

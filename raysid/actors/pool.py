@@ -76,35 +76,35 @@ class PoolCall:
         self.pool, self.scorer, self.submit = pool, scorer, submit
         self.result, self.answered = pool.submit(scorer, submit, moved=False)
 
-    def wait(self, other_input: Any) -> Any:
+    def wait(self, fake: Any) -> Any:
         """Wait for an answer, moving the call to another scorer whenever one is lost; return its reference.
 
         Args:
-            other_input: another input of the next call; only the time after it is ready counts as waiting for a scorer.
+            fake: the fake score's answer, which the next call needs, too; only the time after it counts as waiting.
 
         Raises:
             RunFailed: there was no scorer for `failure.placement_timeout_s`.
         """
-        ray.wait([other_input], fetch_local=False)
+        ray.wait([fake], fetch_local=False)
         began = time.perf_counter()
-        while not self._has_answer():
+        while (error := self._lost()) is not None:
+            self.scorer = self.pool.replace(self.scorer, error)
             self.result, self.answered = self.pool.submit(self.scorer, self.submit, moved=True)
         self.pool.waited_seconds += time.perf_counter() - began
         return self.result
 
-    def _has_answer(self) -> bool:
-        """Wait for the scorer's answer. False if the scorer was lost; another one is chosen then."""
+    def _lost(self) -> RayActorError | None:
+        """Wait for the scorer's answer; return the error if the scorer was lost."""
         try:
             ray.get(self.answered)
         except RayError as error:
             # A call that failed by itself, or whose inputs are lost, would fail on any scorer: its result carries
             # the error to the driver.
             if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
-                self.pool.done(self.scorer)
-                self.scorer = self.pool.replace(self.scorer, error)
-                return False
-        self.pool.done(self.scorer)
-        return True
+                return error
+        finally:
+            self.pool.outstanding[self.scorer] -= 1
+        return None
 
 
 class TeacherPool:
@@ -145,7 +145,7 @@ class TeacherPool:
         # Lost scorers, each with the reference that is ready once it is back.
         self._away: dict[Scorer, Any] = {}
         self._graph_holders: dict[Any, Scorer] = {}  # the scorer that holds the graph, by noised images
-        self._outstanding: Counter[Scorer] = Counter()
+        self.outstanding: Counter[Scorer] = Counter()  # calls that have not ended
         self._turn = -1
         self._busy_seconds = 0.0
         self._busy: dict[Scorer, float] = {}
@@ -182,10 +182,10 @@ class TeacherPool:
     def next_scorer(self) -> Scorer:
         """Choose the scorer of the next call: in turn among those with the fewest calls outstanding."""
         present = self.present() or [self._wait_for_scorer()]
-        fewest = min(self._outstanding[scorer] for scorer in present)
+        fewest = min(self.outstanding[scorer] for scorer in present)
         count = len(present)
         turns = (present[(self._turn + 1 + k) % count] for k in range(count))
-        return next(scorer for scorer in turns if self._outstanding[scorer] == fewest)
+        return next(scorer for scorer in turns if self.outstanding[scorer] == fewest)
 
     def replace(self, lost: Scorer, error: RayActorError) -> Scorer:
         """Choose the scorer that takes over a call of a lost one; waits while there is none."""
@@ -198,17 +198,13 @@ class TeacherPool:
 
     def submit(self, scorer: Scorer, submit: Submit, moved: bool) -> tuple[Any, Any]:
         """Submit a call to a scorer; return the references of its result and of its end."""
-        self._outstanding[scorer] += 1
+        self.outstanding[scorer] += 1
         return submit(scorer.actor, moved)
-
-    def done(self, scorer: Scorer) -> None:
-        """Note that a call on a scorer has ended, successfully or not."""
-        self._outstanding[scorer] -= 1
 
     def refresh(self) -> None:
         """Readmit scorers that are back, report this run's status to the fleet, and take its members."""
         self._synced = time.monotonic()
-        used = {scorer for scorer, count in self._outstanding.items() if count}
+        used = {scorer for scorer, count in self.outstanding.items() if count}
         used |= {*self._graph_holders.values()}
         if used <= {*self.members.scorers}:
             self._acknowledged = self.members.version

@@ -24,16 +24,7 @@ from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
-from raysid.roles.messages import (
-    Cotangent,
-    Images,
-    Noised,
-    Prediction,
-    Pull,
-    Slice,
-    StepReport,
-    Token,
-)
+from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
 from raysid.roles.profile import Profile, Traffic, profile_of
 from raysid.roles.protocols import Ref, Reports
 from raysid.roles.ranks import Ranks
@@ -226,30 +217,25 @@ class RemoteLearner:
         self.ranks = ranks
         self.batch_size = batch_size if len(ranks) == 1 else None
 
-    @property
-    def first(self) -> Any:
-        """Rank 0's actor."""
-        return self.ranks[0]
-
     def rank_of(self, at: Slice) -> Any:
-        """The actor that a microbatch belongs to."""
+        """Return the actor that a microbatch belongs to."""
         return self.ranks[at.index % len(self.ranks)]
 
     def step(self, step: int, *tokens: Any) -> Reports:
         """Update every rank. Each takes all tokens, so that none steps where another's microbatch is lost."""
         if tokens and isinstance(last := tokens[-1], LastMicrobatch):
-            return [self.first.finish.remote(last.at, *last.inputs, *tokens[:-1])]
+            return [self.ranks[0].finish.remote(last.at, *last.inputs, *tokens[:-1])]
         return [rank.step.remote(step, *tokens) for rank in self.ranks]
 
     def save(self, folder: str) -> Any:
         """Begin to write the state, on rank 0, since all ranks hold the same."""
-        return self.first.write.remote(self.first.save.remote(folder))
+        return self.ranks[0].write.remote(self.ranks[0].save.remote(folder))
 
     def join(self) -> list[Any]:
         """Have the ranks meet, if there are several; the references are ready once they have."""
         if len(self.ranks) == 1:
             return []
-        address = self.first.open.remote()
+        address = self.ranks[0].open.remote()
         return [rank.join.remote(address) for rank in self.ranks]
 
     def report(self) -> list[Any]:
@@ -307,9 +293,9 @@ class RemoteGenerator(RemoteLearner):
 
     def export(self, folder: str, trained: dict[str, Any]) -> Any:
         """Begin to write the averaged generator, on rank 0."""
-        return self.first.write.remote(self.first.export.remote(folder, trained))
+        return self.ranks[0].write.remote(self.ranks[0].export.remote(folder, trained))
 
 
-def _answered(answer: Any, other_input: Any) -> Any:
+def _answered(answer: Any, fake: Any) -> Any:
     """Return the reference of a scorer's answer; of a `PoolCall` once some scorer has answered."""
-    return answer.wait(other_input) if isinstance(answer, PoolCall) else answer
+    return answer.wait(fake) if isinstance(answer, PoolCall) else answer

@@ -216,12 +216,7 @@ class SplitPlacement:
 
         def started(rank: int) -> Any:
             bundle = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=first + rank)
-            learner = learner_actor(
-                actor,
-                scheduling_strategy=bundle,
-                resources=resources.resources,
-                **actor_amounts(resources),
-            )
+            learner = learner_actor(actor, scheduling_strategy=bundle, **actor_amounts(resources))
             return learner.remote(*arguments, rank)
 
         return [started(rank) for rank in range(config.learner_workers[actor.name])]
@@ -245,7 +240,6 @@ def start_fleet(
     scorer = ray.remote(TeacherActor).options(
         max_restarts=-1,
         max_task_retries=-1,
-        resources=resources.resources,
         label_selector=resources.label_selector,
         **actor_amounts(resources),
     )
