@@ -169,7 +169,7 @@ def _resampled(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _sampling_maps(transforms: Transforms, height: int, width: int) -> Tensor:
-    """Affine maps (B, 2, 3), float64, from each sample of the transformed image to its position in the upsampled image.
+    """Return affine maps (B, 2, 3), float64, from samples of the transformed image to positions in the upsampled one.
 
     Positions are those of `affine_grid`: from -1 at the first sample of an axis to 1 at the last.
     """
@@ -190,14 +190,14 @@ def _sampling_maps(transforms: Transforms, height: int, width: int) -> Tensor:
 
 
 def _turn(angle: Tensor) -> Tensor:
-    """Counter-clockwise rotations on screen, with y pointing down: (B,) -> (B, 2, 2)."""
+    """Return counter-clockwise rotations on screen, with y pointing down: (B,) -> (B, 2, 2)."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, sin], dim=1), torch.stack([-sin, cos], dim=1)], dim=1)
 
 
 @cache
 def _resampling(size: int) -> tuple[Tensor, Tensor]:
-    """The matrices that resample one axis of `size` pixels. Images are small, and matrices need no padding.
+    """Return the matrices that resample one axis of `size` pixels. Images are small, and matrices need no padding.
 
     Returns:
         (from the pixels to the samples of the image extended by a reflection on either side, (2 (3 size - 2), size);
@@ -212,7 +212,7 @@ def _resampling(size: int) -> tuple[Tensor, Tensor]:
 
 
 def _filter(size: int) -> Tensor:
-    """The filter's weights between samples and pixels, (2 size + 10, size); pixel 0 is on sample CENTRE.
+    """Return the filter's weights between samples and pixels, (2 size + 10, size); pixel 0 is on sample CENTRE.
 
     The weights of a pixel, a column, sum to 1; those of an inner sample to 1/2.
     """

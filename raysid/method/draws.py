@@ -52,23 +52,23 @@ class Draws:
     count: int
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        """Uniform float32 numbers in [0, 1), shape (count, *shape)."""
+        """Return uniform float32 numbers in [0, 1), shape (count, *shape)."""
         return torch.from_numpy(self._uniform64(purpose, shape).astype(np.float32).clip(max=_BELOW_ONE))
 
     def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal float32 numbers, shape (count, *shape), by the Box-Muller transform."""
+        """Return standard normal float32 numbers, shape (count, *shape), by the Box-Muller transform."""
         pairs = self._uniform64(purpose, (2, *shape))
         radius = np.sqrt(-2.0 * np.log1p(-pairs[:, 0]))
         return torch.from_numpy((radius * np.cos(2.0 * np.pi * pairs[:, 1])).astype(np.float32))
 
     def labels(self, purpose: str, frequencies: Sequence[float]) -> Tensor:
-        """Class indices drawn with probability proportional to `frequencies`: int64 (count,)."""
+        """Draw class indices with probability proportional to `frequencies`: int64 (count,)."""
         edges = np.cumsum(np.asarray(frequencies, dtype=np.float64))
         drawn = np.searchsorted(edges / edges[-1], self._uniform64(purpose, ()), side="right")
         return torch.from_numpy(drawn.clip(max=len(edges) - 1))
 
     def dropout_seed(self, purpose: str) -> int:
-        """A seed for the dropout masks of one call on this slice."""
+        """Return a seed for the dropout masks of one call on this slice."""
         return derived_seed(self.seed, self.step, purpose, self.start) % 2**63
 
     def _uniform64(self, purpose: str, shape: Sequence[int]) -> np.ndarray:

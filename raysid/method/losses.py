@@ -23,7 +23,7 @@ def image_sum(value: Tensor) -> Tensor:
 
 
 def finite_samples(*tensors: Tensor) -> Tensor:
-    """Mask of the samples that are finite in all of `tensors` (B, ...): bool (B,).
+    """Return the mask of the samples that are finite in all of `tensors` (B, ...): bool (B,).
 
     A sample that is not finite is left out of the loss while the divisor stays B, so one bad sample does not spoil the
     update of the others.
@@ -35,7 +35,7 @@ def finite_samples(*tensors: Tensor) -> Tensor:
 
 
 def sid_weight(x_g: Tensor, x_teacher: Tensor) -> Tensor:
-    """w = mean over pixels of |x_g - x_teacher|, at least 1e-5, without gradient: (B,).
+    """Return w = mean over pixels of |x_g - x_teacher|, at least 1e-5, without gradient: (B,).
 
     1 for a sample that is not finite: 0 / NaN would put a NaN into the gradient of its whole group.
     """
@@ -45,7 +45,7 @@ def sid_weight(x_g: Tensor, x_teacher: Tensor) -> Tensor:
 
 
 def sid_loss(x_g: Tensor, x_teacher: Tensor, x_fake: Tensor, alpha: float) -> Tensor:
-    """The score-identity loss of each sample (SiD), shape (B,).
+    """Return the score-identity loss of each sample (SiD), shape (B,).
 
     sum over pixels of (x_teacher - x_fake) * ((x_teacher - x_g) - alpha (x_teacher - x_fake)) / w.
     The gradient must reach the generator through all three arguments: x_teacher and x_fake depend on x_t, which depends
@@ -56,7 +56,7 @@ def sid_loss(x_g: Tensor, x_teacher: Tensor, x_fake: Tensor, alpha: float) -> Te
 
 
 def adversarial_loss(logits: Tensor, x_g: Tensor, x_teacher: Tensor, group_size: int) -> Tensor:
-    """The generator's adversarial term of each sample (SiDA), shape (B,).
+    """Return the generator's adversarial term of each sample (SiDA), shape (B,).
 
     C*H*W * BCE(clamp(logits, -10, 10), 1) / w, the BCE averaged over the logit map and over the sample's
     group of `group_size` images (the paper's "fakeness per GPU batch").
@@ -79,7 +79,7 @@ def generator_loss(
     adversarial_scale: float = 0.0,
     group_size: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The generator's loss, summed over the good samples of a batch.
+    """Return the generator's loss, summed over the good samples of a batch.
 
     Without logits: sid_scale * L_SiD. With them, half of each term: (sid_scale * L_SiD +
     adversarial_scale * L_adv) / 2 (SiDA). A sample that is not finite in x_g, x_teacher or x_fake
@@ -99,7 +99,7 @@ def generator_loss(
 
 
 def denoising_loss(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Weighted denoising error of each sample, sum over pixels of weight (x_hat - x)^2: (B,).
+    """Return the weighted denoising error of each sample, sum over pixels of weight (x_hat - x)^2: (B,).
 
     `weight` (B,) comes from the noise process. With lambda(sigma) of EDM's table 1 this is EDM's training loss; with
     DDPM's signal-to-noise ratio it is the squared error in epsilon, and with snr / (snr + 1) that in v.
@@ -108,7 +108,7 @@ def denoising_loss(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, weight: Tensor, group_size: int) -> Tensor:
-    """The discriminator's loss of each sample (SiDA), shape (B,).
+    """Return the discriminator's loss of each sample (SiDA), shape (B,).
 
     lambda(sigma) * (BCE(real, 1) + BCE(fake, 0)) / 2, each BCE averaged over its map and its group.
 
@@ -122,7 +122,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, weight: Tensor,
 
 
 def grouped_mean(value: Tensor, group_size: int) -> Tensor:
-    """Mean over the map and over each group of `group_size` consecutive samples: (B, 1, h, w) -> (B,).
+    """Average over the map and over each group of `group_size` consecutive samples: (B, 1, h, w) -> (B,).
 
     Every sample gets the mean of its group. A sample whose map has a NaN is left out of its group's mean.
     """

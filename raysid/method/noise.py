@@ -39,22 +39,22 @@ class NoiseProcess(Protocol):
     def default_tmax(self) -> int: ...
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and s_t, each (B,)."""
+        """Return a_t and s_t, each (B,)."""
 
     def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = a_t x + s_t eps, for images (B, ...), eps like x."""
+        """Return x_t = a_t x + s_t eps, for images (B, ...), eps like x."""
 
     def start_level(self, sigma_init: float) -> float:
-        """The generator's noise level: `sigma_init` where levels are sigmas; an int is the index of a step."""
+        """Return the generator's noise level: `sigma_init` where levels are sigmas; an int is the index of a step."""
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
-        """Noise levels (B,) for the generator's loss from uniform numbers (B,); `tmax`: the largest time, of 1000."""
+        """Map uniform numbers (B,) to noise levels for the generator's loss; `tmax`: the largest time, of 1000."""
 
     def fake_score_level(self, draw: Tensor, /) -> Tensor:
-        """Noise levels (B,) for the fake score's training from one `fake_score_draw` per sample, (B,)."""
+        """Map one `fake_score_draw` per sample, (B,), to noise levels for the fake score's training, (B,)."""
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """Weight (B,) of the squared error in the clean image, in the fake score's loss."""
+        """Return the weight (B,) of the squared error in the clean image, in the fake score's loss."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,19 @@ class EDMNoise:
     default_tmax: ClassVar[int] = EDM_TMAX
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and s_t, each (B,), for sigma `t` of shape (B,)."""
+        """Return a_t and s_t, each (B,), for sigma `t` of shape (B,)."""
         return torch.ones_like(t), t
 
     def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = x + sigma eps, for images (B, C, H, W), sigma (B,), eps like x."""
+        """Return x_t = x + sigma eps, for images (B, C, H, W), sigma (B,), eps like x."""
         return x + per_sample(t, x) * eps
 
     def start_level(self, sigma_init: float) -> float:
-        """`sigma_init` itself: levels are sigmas."""
+        """Return `sigma_init` itself: levels are sigmas."""
         return sigma_init
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
-        """Sigma (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1).
+        """Map `uniform` numbers (B,) in [0, 1) to sigma (B,) for the generator's loss.
 
         u = uniform * tmax / 1000, then the Karras map from sigma_min (u = 0) to sigma_max (u = 1).
         """
@@ -95,11 +95,11 @@ class EDMNoise:
         return (high + (1 - u) * (low - high)) ** KARRAS_RHO
 
     def fake_score_level(self, normal: Tensor) -> Tensor:
-        """Sigma (B,) for the fake score's training from standard normal numbers (B,)."""
+        """Map standard normal numbers (B,) to sigma (B,) for the fake score's training."""
         return torch.exp(self.log_sigma_std * normal + self.log_sigma_mean)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """EDM's lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, shape (B,)."""
+        """Return EDM's lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, shape (B,)."""
         return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
 
 
@@ -141,36 +141,33 @@ class DDPMNoise:
         return self.tmax
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and s_t, each float32 (B,), for steps `t`, int64 (B,)."""
+        """Return a_t and s_t, each float32 (B,), for steps `t`, int64 (B,)."""
         abar = self.alphas_cumprod.to(t.device)[t]
         return abar.sqrt(), (1 - abar).sqrt()
 
     def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = a_t x + s_t eps, for images (B, C, H, W), steps (B,), eps like x."""
+        """Return x_t = a_t x + s_t eps, for images (B, C, H, W), steps (B,), eps like x."""
         a_t, s_t = self.scales(t)
         return per_sample(a_t, x) * x + per_sample(s_t, x) * eps
 
     def start_level(self, sigma_init: float) -> int:
-        """Step `tau`; `sigma_init` has no effect."""
+        """Return step `tau`; `sigma_init` has no effect."""
         return self.tau
 
     def generator_level(self, uniform: Tensor, tmax: int) -> Tensor:
-        """Steps (B,) for the generator's loss from `uniform` numbers (B,) in [0, 1): uniform in [tmin, tmax)."""
-        return self._step(uniform, tmax)
+        """Map `uniform` numbers (B,) in [0, 1) to steps for the generator's loss: uniform in [tmin, tmax)."""
+        # No float32 number below 1 times the width rounds up to the width itself.
+        return self.tmin + (uniform * (tmax - self.tmin)).long()
 
     def fake_score_level(self, uniform: Tensor) -> Tensor:
-        """Steps (B,) for the fake score's training from `uniform` numbers (B,) in [0, 1): uniform in [tmin, tmax)."""
-        return self._step(uniform, self.tmax)
+        """Map `uniform` numbers (B,) in [0, 1) to steps for the fake score's training: uniform in [tmin, tmax)."""
+        return self.generator_level(uniform, self.tmax)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """The signal-to-noise ratio a_t^2 / s_t^2, shape (B,), for epsilon and for v networks.
+        """Return the signal-to-noise ratio a_t^2 / s_t^2, shape (B,), for epsilon and for v networks.
 
         In the clean image both losses are the same number: eps_hat - eps = -(a/s) (x_hat - x), with weight 1,
         and v_hat - v = -(1/s) (x_hat - x), with weight snr / (snr + 1) = a^2.
         """
         a_t, s_t = self.scales(t)
         return (a_t / s_t) ** 2
-
-    def _step(self, uniform: Tensor, end: int) -> Tensor:
-        # No float32 number below 1 times the width rounds up to the width itself.
-        return self.tmin + (uniform * (end - self.tmin)).long()

@@ -13,7 +13,7 @@ from raysid.method.predictions import to_prediction
 def one_step_from(
     network: Denoiser[Cond], noise: NoiseProcess, level: float, z: Tensor, cond: Cond | None
 ) -> Tensor:
-    """x_g = D(s z, level, c), with s the noise process's scale at that level (SiD, arXiv 2404.04057).
+    """Return x_g = D(s z, level, c), with s the noise process's scale at that level (SiD, arXiv 2404.04057).
 
     Args:
         level: the generator's noise level, as `NoiseProcess.start_level` returns it.
@@ -36,7 +36,7 @@ def heun(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
 ) -> Tensor:
-    """EDM's deterministic second-order sampler (arXiv 2206.00364, algorithm 1): 2 steps - 1 network evaluations.
+    """Sample with EDM's deterministic second-order method (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
 
     Args:
         z: standard normal noise (B, C, H, W).
@@ -63,7 +63,7 @@ def heun(
 
 @torch.no_grad()
 def ddim(network: Denoiser[Cond], noise: DDPMNoise, z: Tensor, cond: Cond | None, steps: int = 50) -> Tensor:
-    """DDIM's deterministic sampler (arXiv 2010.02502, equation 12 at sigma 0): `steps` network evaluations.
+    """Sample with DDIM's deterministic method (arXiv 2010.02502, equation 12 at sigma 0): `steps` network evaluations.
 
     The steps are spread evenly over the schedule, from the last to step 0; the result is the prediction at step 0.
 

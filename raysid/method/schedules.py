@@ -8,7 +8,7 @@ from raysid.config import AdversarialSettings, EMASettings, LearningRateSchedule
 
 
 def learning_rate(base: float, schedule: LearningRateSchedule, images: int, total_images: int) -> float:
-    """The learning rate of a step that begins after `images` of `total_images`.
+    """Return the learning rate of a step that begins after `images` of `total_images`.
 
     Warm-up counts the step itself, so the rate of the first step is above zero.
     """
@@ -24,7 +24,7 @@ def learning_rate(base: float, schedule: LearningRateSchedule, images: int, tota
 
 
 def ema_beta(settings: EMASettings, images: int, batch_size: int) -> float:
-    """The decay of the moving average for a step of `batch_size` that begins after `images` (EDM's ramp-up).
+    """Return the decay of the moving average for a step of `batch_size` that begins after `images` (EDM's ramp-up).
 
     beta = 0.5^(batch / half-life), half-life = min(H, ratio * images); 0 at 0 images.
     """

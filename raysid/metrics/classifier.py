@@ -35,7 +35,7 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(self.num_features, self.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate activations, (B, 64), non-negative.
+        """Return the penultimate activations, (B, 64), non-negative.
 
         Raises:
             ValueError: the images are not (B, 1, 8, 8).
@@ -50,12 +50,12 @@ class DigitsClassifier(nn.Module):
         return F.relu(self.hidden(x.flatten(1)))
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 64) and logits (B, 10) from one pass; raises as `features` does."""
+        """Return features (B, 64) and logits (B, 10) from one pass; raises as `features` does."""
         features = self.features(images)
         return features, self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 10); raises as `features` does."""
+        """Return logits (B, 10); raises as `features` does."""
         return self.features_and_logits(images)[1]
 
 

@@ -23,10 +23,10 @@ class FeatureClassifier(Protocol):
     """A classifier that the evaluator can use, such as `DigitsClassifier`."""
 
     def features_and_logits(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and logits (B, K) of float images (B, C, H, W) in [-1, 1]."""
+        """Return features (B, D) and logits (B, K) of float images (B, C, H, W) in [-1, 1]."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights, at least one; images are moved to their device."""
+        """Return the weights, at least one; images are moved to their device."""
 
 
 class EvaluationFigures(TypedDict):
@@ -140,7 +140,7 @@ class Evaluator:
         }
 
     def reference_figures(self, seed: int = 0) -> ReferenceFigures:
-        """The figures of the real set itself.
+        """Return the figures of the real set itself.
 
         Returns:
             halves_distance: Fréchet distance between two random halves of the real set, split by `seed`: the effect
@@ -157,7 +157,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _features_and_predictions(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and predicted classes (N,) on the CPU; NaN features for an image that is not finite."""
+        """Return features (N, D), NaN for an image that is not finite, and predicted classes (N,), on the CPU."""
         device = next(iter(self._classifier.parameters())).device
         features, predictions = [], []
         for chunk in images.split(FEATURE_CHUNK):

@@ -23,7 +23,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_features(cls, features: Features) -> FeatureStatistics:
-        """Statistics of a set (N, D), N at least 2.
+        """Return the statistics of a set (N, D), N at least 2.
 
         Raises:
             ValueError: not two-dimensional, fewer than 2 samples, or a value that is not finite.
@@ -32,7 +32,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_batches(cls, batches: Iterable[Features]) -> FeatureStatistics:
-        """Statistics of the union of batches (n, D), read one at a time; errors as in `from_features`."""
+        """Return the statistics of the union of batches (n, D), read one at a time; errors as in `from_features`."""
         accumulator = FeatureAccumulator()
         for batch in batches:
             accumulator.add(batch)
@@ -77,7 +77,7 @@ class FeatureAccumulator:
         self.count = total
 
     def statistics(self) -> FeatureStatistics:
-        """The statistics of all batches so far.
+        """Return the statistics of all batches so far.
 
         Raises:
             ValueError: fewer than 2 samples were added.
@@ -88,7 +88,7 @@ class FeatureAccumulator:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Squared Fréchet distance between two Gaussians with the given statistics; at least 0, symmetric.
+    """Return the squared Fréchet distance between two Gaussians with the given statistics; at least 0, symmetric.
 
         d^2 = |mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
@@ -111,7 +111,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def halves_distance(features: Features, seed: int) -> float:
-    """Fréchet distance between two random halves of a set (N, D), N at least 4: the figure's noise floor.
+    """Return the Fréchet distance between two random halves of a set (N, D), N at least 4: its noise floor.
 
     Each half has N // 2 samples. The same seed gives the same halves.
 
@@ -128,7 +128,7 @@ def halves_distance(features: Features, seed: int) -> float:
 
 
 def _square_root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
+    """Return the root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 

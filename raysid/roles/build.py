@@ -77,7 +77,7 @@ def build_fake_score(
 
 
 def parts_of_rank(config: Config, rank: int) -> list[tuple[int, int]]:
-    """A fake-score rank's parts of every batch, from offset to offset, as `RemoteLearner` hands them out."""
+    """Return a fake-score rank's parts of every batch, from offset to offset, as `RemoteLearner` hands them out."""
     own = microbatches(config, 0)[rank :: config.fake_score.num_workers]
     return [(at.start, at.start + at.count) for at in own]
 

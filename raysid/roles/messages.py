@@ -33,7 +33,10 @@ class Message:
                 object.__setattr__(self, name, value.contiguous())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: _to_wire(value) for name, value in self.__dict__.items()}
+        return {
+            name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            for name, value in self.__dict__.items()
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -45,10 +48,6 @@ class Message:
         tensors = {k: v for k, v in self.__dict__.items() if isinstance(v, Tensor) and v.device != device}
         moved = {name: value.to(device) for name, value in tensors.items()}
         return dataclasses.replace(self, **moved) if moved else self  # type: ignore[type-var]
-
-
-def _to_wire(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)

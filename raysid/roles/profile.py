@@ -126,7 +126,7 @@ class Traffic:
 
 
 def profile_of(role: Any, traffic: Traffic | None = None) -> Profile:
-    """The profile of a role's process. Without `traffic` the role shares its process, and no message travels."""
+    """Return the profile of a role's process. Without `traffic` the role shares its process, and no message travels."""
     parts = role.stopwatch.parts
     return Profile(
         parts=parts,

@@ -47,7 +47,7 @@ class FakeScoreRole(Protocol):
     """psi: scores generated images, and learns from them.
 
     `score`, `pullback` and any recomputation use psi as the last `step` left it, in eval mode, its parameters frozen:
-    psi has one version a step.
+    psi has one version per step.
     """
 
     def score(self, at: Slice, noised: Ref[Noised], /) -> Ref[Prediction]:
@@ -57,7 +57,7 @@ class FakeScoreRole(Protocol):
         """
 
     def pullback(self, at: Slice, noised: Ref[Noised], cotangent: Ref[Cotangent], /) -> Ref[Pull]:
-        """Return J^T cotangent at x_t, through the prediction and the logits; frees the graph. Once a microbatch."""
+        """Return J^T cotangent at x_t, through the prediction and the logits; frees the graph. Once per microbatch."""
 
     def accumulate(self, at: Slice, images: Ref[Images], /) -> Ref[Token]:
         """Add the gradient of one microbatch to psi's; with the adversarial term, of as many real images too.

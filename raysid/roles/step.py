@@ -39,7 +39,7 @@ class Share:
     ranks: int
 
     def bounds(self, config: Config) -> tuple[int, int]:
-        """First and last offset in the batch. Groups that SiDA's discriminator judges together are not divided."""
+        """Return the first and last offset in the batch. A group that SiDA's discriminator judges is not divided."""
         adversarial = config.method.adversarial
         unit = adversarial.group_size if adversarial else 1
         units = config.batch_size // unit
@@ -62,8 +62,9 @@ def take_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> 
 
 
 def updates_theta(config: Config, step: int) -> bool:
-    """True if the step updates theta."""
-    return theta_learns(config, step) and (config.schedule == "alternating" or step > 0)
+    """True if the step updates theta: SiDA's first phase, and step 0 of the overlapped order, train only psi."""
+    learns = generator_learns(config.method.adversarial, step * config.batch_size)
+    return learns and (config.schedule == "alternating" or step > 0)
 
 
 def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
@@ -144,8 +145,3 @@ def in_flight(config: Config, step: int, share: Share = WHOLE) -> list[list[Slic
     """Cut the step's microbatches into groups, each of which is under way at a time."""
     cut = microbatches(config, step, share)
     return [cut[first : first + config.in_flight] for first in range(0, len(cut), config.in_flight)]
-
-
-def theta_learns(config: Config, step: int) -> bool:
-    """True once theta's phase has begun (SiDA's first phase trains only psi)."""
-    return generator_learns(config.method.adversarial, step * config.batch_size)

@@ -75,7 +75,7 @@ class TeacherScorer:
         self.called.pop(run, None)
 
     def report(self) -> dict[str, float]:
-        """Figures since this scorer started: busy seconds, microbatches scored; and the graphs kept now."""
+        """Return figures since this scorer started: busy seconds, microbatches scored; and the graphs kept now."""
         return {
             "busy_seconds": self.stopwatch.seconds,
             "microbatches": self.microbatches,

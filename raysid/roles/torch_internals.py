@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 
 def lerp_all(averages: list[Tensor], weights: list[Tensor], weight: float) -> None:
-    """Move all averages towards the weights with a few kernels instead of one a tensor. Watch: a documented name."""
+    """Move all averages towards the weights with a few kernels instead of one per tensor. Watch: a documented name."""
     torch._foreach_lerp_(averages, weights, weight)
 
 
