@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Loggers of notices that no user of raysid needs. Watch: one whose module has moved is loud again.
+# Loggers of notices that no user of raysid needs. Watch: a logger whose module has moved logs again.
 AUTHENTICATION_LOG = "ray._private.authentication"  # tokens are on, at every start
 PROGRESS_LOG = "ray.data._internal.progress"  # progress bars are off
 PACKAGING_LOG = "ray._private.runtime_env.packaging"  # every upload of a job
@@ -54,7 +54,7 @@ def controller_callback() -> Any:
 
 
 def worker_errors(error: Exception) -> list[Exception]:
-    """Return what the workers of Ray Train raised, from the error that its `fit` raised.
+    """Return the exceptions of Ray Train's workers, from the error that its `fit` raised.
 
     The documented `worker_failures` holds wrappers whose text is the whole traceback. Watch: the wrapper's attribute.
     """

@@ -51,7 +51,7 @@ class ColocatedPlacement:
         self._numbers = [0] * self.group.size
         self.images_until = math.inf if source is None else 0.0
         self._get(self._all(Worker.build, inputs, source))
-        # Last: evaluations need as much as reading does, of what the workers leave.
+        # Last, since evaluations need as much of the remaining resources as reading does.
         wait_for_reading(self.config.failure.placement_timeout_s, notify)
 
     def step(self, step: int) -> list[Ref[StepReport]]:

@@ -89,7 +89,7 @@ class Mailbox:
     # -- for the workers and Ray Train -----------------------------------------------------------------------
 
     async def join(self, group: Group, rank: int) -> None:
-        """Add a worker to its group; the first of a new group ends the group before."""
+        """Add a worker to its group; the first worker of a new group ends the previous one."""
         async with self._changed:
             if self._group != group:
                 self._resize(group.size)

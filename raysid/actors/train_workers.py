@@ -157,7 +157,7 @@ class _GroupCallback(UserCallback, controller_callback()):  # type: ignore[misc]
         self.mailbox.started.remote(ray.get_runtime_context().current_actor)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """See `ControllerCallback`. Comes before the workers are ended, so that their end counts as no failure."""
+        """See `ControllerCallback`. Ray Train ends the workers after this call, so their end counts as no failure."""
         ray.get(self.mailbox.resize.remote(resize_decision.num_workers))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

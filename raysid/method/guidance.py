@@ -75,7 +75,7 @@ def drop_conditions(cond: Cond, uniform: Tensor, probability: float, uncondition
         cond: conditions of B samples: a tensor (B, ...) or a mapping of such tensors.
         uniform: numbers (B,) in [0, 1), on the device of `cond`.
         probability: the probability of dropping, in [0, 1].
-        unconditional: what replaces them, as `Denoiser.unconditional` returns it; broadcast to `cond`.
+        unconditional: their replacement, as `Denoiser.unconditional` returns it; broadcast to `cond`.
     """
 
     def replaced(value: Any, replacement: Any) -> Any:

@@ -64,9 +64,7 @@ def build_fake_score(
         parts: this rank's parts of every batch, from offset to offset; None is the whole batch.
     """
     config = inputs.config
-    stream = None
-    if source is not None:
-        stream = image_stream(config, source, read_blocks or source.blocks, parts)
+    stream = None if source is None else image_stream(config, source, read_blocks or source.blocks, parts)
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
     network.precision = config.precision
     equip(network, config.compute, config.device_of("fake_score"))

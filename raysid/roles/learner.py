@@ -21,7 +21,7 @@ from raysid.roles.ranks import Ranks
 from raysid.roles.step import all_microbatches
 from raysid.roles.torch_internals import lerp_all
 
-RECOMPUTED = "teacher_recomputes"
+RECOMPUTED = "teacher_recomputes"  # the entry of a token's sums that is no loss
 
 DrawsAt = Callable[[int, int, int], Draws]
 """Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""

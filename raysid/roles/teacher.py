@@ -92,7 +92,7 @@ class TeacherScorer:
         return next(self.network.parameters()).device
 
     def _graphs_of(self, run: str) -> Graphs:
-        """Return a run's graphs and note its call; drop the graphs of silent runs."""
+        """Return a run's graphs and note its call; drop the graphs of inactive runs."""
         now = time.monotonic()
         self.called[run] = now
         graphs = self.graphs.setdefault(run, OrderedDict())
