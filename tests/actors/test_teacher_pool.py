@@ -144,7 +144,7 @@ def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_p
     """The generator dies during a call on one of two scorers: the learner is lost, not retried on the other."""
     config = tiny_config(teacher, tmp_path, teacher__num_replicas=2)
     with split_placement(config) as placement:
-        pid = pid_of(placement.generator.first)
+        pid = pid_of(placement.generator.ranks[0])
         os.kill(pid, signal.SIGSTOP)
         noised, _ = placement.generator.generate(Slice(1, 0, 16))
         answer = placement.pool.score(noised, 1.0)
