@@ -1,14 +1,15 @@
 """Denoisers: networks that predict the clean sample, each behind the protocol of `raysid.method.denoiser`.
 
+    denoiser.py   the base class of all
     edm.py        EDM's preconditioning; unets.py (DDPM++, NCSN++, ADM), of blocks.py and layers.py
     diffusers.py  U-Nets of diffusers; diffusers_folder.py reads their folders
     factory.py    modules that a user's function makes; factory_check.py tries them before a run
-    files.py      our folders: model.safetensors and config.json; export.py writes them, or a torch file
+    files.py      our folders: model.safetensors and config.json; export as such a folder or a torch file
     published/    the .pkl files of EDM's, SiD's and SiDA's authors
 
 To add a kind of network, write its settings (`raysid/config/networks.py`) and its class with the methods of
-`Denoiser`, add the class to `denoiser.Network`, build it in `build_denoiser` and extend the check that
-recognises its settings in `files.py`.
+`Denoiser` (a subclass of `Network`), build it in `build_denoiser`, add the settings to `denoiser.AnySettings` and
+extend the check that recognises them in `files.py`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSe
 from raysid.errors import UserError
 
 if TYPE_CHECKING:
-    from raysid.networks.denoiser import Network
+    from raysid.networks.denoiser import AnySettings, Network
     from raysid.networks.edm import EDMDenoiser
 
 __all__ = ["DiffusersSettings", "EDMDenoiser", "FactorySettings", "NetworkSettings", "build_denoiser"]
 
 
-def build_denoiser(
-    settings: NetworkSettings | DiffusersSettings | FactorySettings, factory: str | None = None
-) -> Network:
+def build_denoiser(settings: AnySettings, factory: str | None = None) -> Network:
     """Build the network that settings describe, with initial weights, in train mode, on torch's default device.
 
     Args:

@@ -52,10 +52,6 @@ class BlockStyle:
     resample_proj: bool = False
     adaptive_scale: bool = True
 
-    def heads(self, channels: int) -> int:
-        """Attention heads of a block with `channels` channels; 0 if it is narrower than one head (as in EDM)."""
-        return channels // self.channels_per_head if self.num_heads is None else self.num_heads
-
 
 class UNetBlock(nn.Module):
     """Two convolutions with conditioning and a skip connection, then optionally self-attention.
@@ -85,7 +81,9 @@ class UNetBlock(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.checkpointed = False
-        self.num_heads = style.heads(out_channels) if attention else 0
+        # As in EDM, a block that is narrower than one head has no attention.
+        heads = out_channels // style.channels_per_head if style.num_heads is None else style.num_heads
+        self.num_heads = heads if attention else 0
         self.dropout = style.dropout
         self.skip_scale = style.skip_scale
         self.adaptive_scale = style.adaptive_scale

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raysid.config.networks import DiffusersSettings, Precision
+from raysid.config.networks import DiffusersSettings
 from raysid.errors import UserError
 from raysid.method.noise import DDPMNoise
 from raysid.method.predictions import PredictionType, clean_image
-from raysid.networks.precision import laid_out, lowered
+from raysid.networks.denoiser import Network
 
 
-class DiffusersDenoiser(nn.Module):
+class DiffusersDenoiser(Network):
     """A denoiser x_hat = D(x_t, t, c) around a diffusers U-Net that predicts epsilon or v.
 
     The U-Net is `model`. It computes in the precision of its weights, or in half precision with `precision` or within
@@ -39,9 +39,7 @@ class DiffusersDenoiser(nn.Module):
 
     Attributes:
         label_dim: number of classes, without the one for "no class"; 0 for a network without classes.
-        settings: the settings from which `build_diffusers` built it.
-        precision: the precision of the U-Net's layers.
-        memory_format: the memory layout of the images in the U-Net.
+        settings: set by `build_diffusers` only.
 
     Raises:
         UserError: the U-Net needs inputs that a denoiser does not get, or predicts something else.
@@ -69,8 +67,6 @@ class DiffusersDenoiser(nn.Module):
             raise ValueError("null_text is for a network that takes text embeddings")
         if null_class and classes < 2:
             raise ValueError("null_class is for a network with classes")
-        self.precision: Precision = "float32"
-        self.memory_format = torch.contiguous_format
         self.noise = noise
         self.prediction_type = prediction_type
         self.null_class = null_class
@@ -103,31 +99,31 @@ class DiffusersDenoiser(nn.Module):
             given["encoder_hidden_states"] = self._text(cond, len(x_t)).to(self.model.dtype)
         elif self.label_dim:
             given["class_labels"] = self._classes(cond, x_t)
-        images = laid_out(x_t.to(self.model.dtype), self.memory_format)
-        with lowered(self.precision, x_t.device):
+        images = self.laid_out(x_t.to(self.model.dtype))
+        with self.lowered(x_t.device):
             output = self.model(images, t, **given, return_dict=False)[0]
         return output.to(_at_least_float32(x_t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean image of a prediction at x_t, all (B, C, H, W), in float32 at least."""
+        """Return the clean image of a prediction at x_t, all (B, C, H, W), in float32 at least."""
         a_t, s_t = self.noise.scales(t)
         return clean_image(self.prediction_type, prediction, x_t.to(_at_least_float32(x_t)), a_t, s_t)
 
     def unconditional(self, cond: Tensor) -> Tensor:
-        """The unconditional counterpart of `cond`, of the same shape: zero labels, or the empty prompt's embeddings.
+        """Return zero labels or the empty prompt's embeddings, of the shape of `cond`.
 
         Raises:
             ValueError: the network takes text, and `null_text` is missing or of another shape.
         """
         if not self.takes_text:
-            return torch.zeros_like(cond)
+            return super().unconditional(cond)
         null_text = self._text(None, len(cond)).to(cond)
         if null_text.shape != cond.shape:
             raise ValueError(f"null_text has shape {tuple(null_text.shape)}, cond {tuple(cond.shape)}")
         return null_text
 
     def _text(self, cond: Tensor | None, batch: int) -> Tensor:
-        """The text embeddings (B, tokens, width): `cond`, or the empty prompt's."""
+        """Return the text embeddings (B, tokens, width): `cond`, or the empty prompt's."""
         if cond is None:
             if self.null_text is None:
                 raise ValueError("an unconditional prediction needs null_text, the empty prompt's embeddings")
@@ -139,7 +135,7 @@ class DiffusersDenoiser(nn.Module):
         return cond
 
     def _classes(self, cond: Tensor | None, x_t: Tensor) -> Tensor:
-        """Class indices (B,) of one-hot labels; the last class where the label is all zeros."""
+        """Return the class indices (B,) of one-hot labels; the last class where the label is all zeros."""
         shape = (len(x_t), self.label_dim)
         if cond is None:
             cond = x_t.new_zeros(shape)
@@ -197,11 +193,7 @@ def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
 
 
 def _diffusers() -> ModuleType:
-    """The package diffusers.
-
-    Raises:
-        UserError: it cannot be imported.
-    """
+    """Import the package diffusers. Raises UserError if that fails."""
     try:
         import diffusers
     except ImportError as error:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raysid.config.networks import NetworkSettings, Precision
+from raysid.config.networks import NetworkSettings
 from raysid.method.noise import EDMNoise
-from raysid.networks.precision import laid_out, lowered
+from raysid.networks.denoiser import Network
 from raysid.networks.unets import DhariwalUNet, SongUNet
 
 
-class EDMDenoiser(nn.Module):
+class EDMDenoiser(Network):
     """A denoiser D(x_t, sigma, c) = c_skip x_t + c_out F(c_in x_t, c_noise, c), where F is one of EDM's U-Nets.
 
     The U-Net is `model`, so the state dict has EDM's own keys (`model.enc.8x8_conv.weight`, …). It computes in the
@@ -22,26 +22,17 @@ class EDMDenoiser(nn.Module):
 
     In train mode, with `label_dropout` in the settings, every call zeroes each sample's whole label with
     that probability.
-
-    Attributes:
-        settings: the `NetworkSettings` it was built from.
-        precision: the precision of the U-Net's layers.
-        memory_format: the memory layout of the images in the U-Net.
     """
+
+    settings: NetworkSettings
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.precision: Precision = "float32"
-        self.memory_format = torch.contiguous_format
+        self.noise = EDMNoise(sigma_data=settings.sigma_data)
         self.model: SongUNet | DhariwalUNet = (
             SongUNet(settings) if settings.model_type == "SongUNet" else DhariwalUNet(settings)
         )
-
-    @property
-    def noise(self) -> EDMNoise:
-        """The noise process that the network was trained with."""
-        return EDMNoise(sigma_data=self.settings.sigma_data)
 
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
@@ -73,20 +64,12 @@ class EDMDenoiser(nn.Module):
         encoded = self._encode(x_t, t, cond, augment_labels)
         return self._decode(*encoded), self._logits(encoded[-1])
 
-    def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return `prediction`, which is the clean image already."""
-        return prediction
-
-    def unconditional(self, cond: Tensor) -> Tensor:
-        """Return all-zero labels, like `cond`."""
-        return torch.zeros_like(cond)
-
     def encode(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """The discriminator's logits from the encoder only (SiDA, arXiv 2410.14919); arguments as in `forward`.
+        """Return the discriminator's logits from the encoder only (SiDA, arXiv 2410.14919); arguments as in `forward`.
 
-        Returns (B, 1, h, w): the encoder's last feature map, averaged over channels.
+        They are the encoder's last feature map, averaged over channels: (B, 1, h, w).
         """
         return self._logits(self._encode(x_t, t, cond, augment_labels)[-1])
 
@@ -104,13 +87,13 @@ class EDMDenoiser(nn.Module):
         with torch.autocast(device, enabled=False) if outer else nullcontext():
             augment = None if augment_labels is None else augment_labels.to(dtype)
             emb = self.model.embed(sigma.flatten().log() / 4, self._labels(cond, x_t), augment)
-        with lowered(self.precision, x_t.device):
-            maps = self.model.enc(laid_out(c_in * x_t, self.memory_format), emb)
+        with self.lowered(x_t.device):
+            maps = self.model.enc(self.laid_out(c_in * x_t), emb)
         return x_t, sigma, emb, maps
 
     def _decode(self, x_t: Tensor, sigma: Tensor, emb: Tensor, maps: list[Tensor]) -> Tensor:
-        """The clean image from what `_encode` returns."""
-        with lowered(self.precision, x_t.device):
+        """Return the clean image of an encoded input."""
+        with self.lowered(x_t.device):
             output = self.model.decode(maps, emb)
         variance = self.settings.sigma_data**2
         c_skip = variance / (sigma.square() + variance)
@@ -118,7 +101,7 @@ class EDMDenoiser(nn.Module):
         return torch.addcmul(c_skip * x_t, c_out, output.to(x_t.dtype))
 
     def _labels(self, cond: Tensor | None, x_t: Tensor) -> Tensor | None:
-        """The labels (B, label_dim) after label dropout; None for a network without labels."""
+        """Return the labels (B, label_dim) after label dropout; None for a network without labels."""
         if not self.settings.label_dim:
             return None
         shape = (x_t.shape[0], self.settings.label_dim)

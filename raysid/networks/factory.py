@@ -18,35 +18,29 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from raysid.config.networks import FactorySettings, Precision
+from raysid.config.networks import FactorySettings
 from raysid.errors import UserError
 from raysid.method.noise import NoiseProcess
-from raysid.networks.precision import laid_out, lowered
+from raysid.networks.denoiser import Network
 
 MESSAGE_LENGTH = 300  # characters of an exception's text in an error's one line
 
 
-class FactoryDenoiser(nn.Module):
+class FactoryDenoiser(Network):
     """A denoiser x_hat = D(x_t, t, c) around the user's module, which predicts the clean sample.
 
     The module is `model`, so the names in the state dict begin with `model.`. It computes in its own precision, or
     within autocast with `precision`; the result is float32 at least. Parameters that it froze stay frozen in the
     learners' copies. If all parameters are frozen, the learners train all of them.
-
-    Attributes:
-        settings: the settings read from the module and its noise process.
-        noise: the process it was trained with.
-        precision: the precision of its layers, by autocast.
-        memory_format: the memory layout of the images that it gets.
     """
+
+    settings: FactorySettings
 
     def __init__(self, settings: FactorySettings, model: nn.Module, noise: NoiseProcess) -> None:
         super().__init__()
         self.settings = settings
         self.model = model
         self.noise = noise
-        self.precision: Precision = "float32"
-        self.memory_format = torch.contiguous_format
         named = dict(self.named_parameters())
         trainable = {name for name, parameter in named.items() if parameter.requires_grad}
         self._learns = trainable or {
@@ -65,12 +59,11 @@ class FactoryDenoiser(nn.Module):
         Raises:
             ValueError: the module does not return a tensor of this shape.
         """
-        with lowered(self.precision, x_t.device):
-            x_hat = self.model(laid_out(x_t, self.memory_format), t, cond)
+        with self.lowered(x_t.device):
+            x_hat = self.model(self.laid_out(x_t), t, cond)
         if not isinstance(x_hat, Tensor) or x_hat.shape != x_t.shape:
-            given = (
-                f"shape {tuple(x_hat.shape)}" if isinstance(x_hat, Tensor) else f"a {type(x_hat).__name__}"
-            )
+            is_tensor = isinstance(x_hat, Tensor)
+            given = f"shape {tuple(x_hat.shape)}" if is_tensor else f"a {type(x_hat).__name__}"
             raise ValueError(
                 f"{self.settings.factory}'s module returns {given} for x_t of {tuple(x_t.shape)}"
             )
@@ -83,14 +76,6 @@ class FactoryDenoiser(nn.Module):
         if augment_labels is not None:
             raise ValueError("a factory's module takes no augmentation labels; EDM's networks do")
         return self(x_t, t, cond)
-
-    def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return `prediction`, which is the clean sample already."""
-        return prediction
-
-    def unconditional(self, cond: Tensor) -> Tensor:
-        """Return all-zero labels, like `cond`."""
-        return torch.zeros_like(cond)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Act as `nn.Module.requires_grad_`, but parameters that the module froze stay frozen."""
@@ -112,11 +97,9 @@ def build_factory(name: str) -> FactoryDenoiser:
     with user_code(f"factory {name} failed"):
         made = function()
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        kind = (
-            f"({', '.join(type(part).__name__ for part in made)})"
-            if isinstance(made, tuple)
-            else type(made).__name__
-        )
+        kind = type(made).__name__
+        if isinstance(made, tuple):
+            kind = f"({', '.join(type(part).__name__ for part in made)})"
         raise UserError(
             f"factory {name} returns {kind}; it must return a torch.nn.Module and a noise process"
         )
@@ -141,11 +124,8 @@ def _function(name: str) -> Callable[[], Any]:
         with user_code(f"factory {name}: {module_name} cannot be imported"):
             module = importlib.import_module(module_name)
     except UserError as error:
-        missing = (
-            getattr(error.__cause__, "name", None)
-            if isinstance(error.__cause__, ModuleNotFoundError)
-            else None
-        )
+        cause = error.__cause__
+        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise UserError(
                 f"factory {name}: there is no module {missing}; it must be in the folder where the command is "
@@ -159,7 +139,7 @@ def _function(name: str) -> Callable[[], Any]:
 
 
 def _settings(name: str, model: nn.Module, noise: NoiseProcess) -> FactorySettings:
-    """The settings of a module and its noise process, read from their attributes."""
+    """Read the settings of a module and its noise process from their attributes."""
     shape = getattr(model, "sample_shape", None)
     if shape is None and hasattr(model, "img_channels") and hasattr(model, "img_resolution"):
         shape = (model.img_channels, model.img_resolution, model.img_resolution)
