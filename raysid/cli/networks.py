@@ -41,8 +41,7 @@ def import_network(
         raise click.UsageError("--sigma-init is for generators: add --as generator")
     if sigma_init is not None and not (math.isfinite(sigma_init) and sigma_init > 0):
         raise click.UsageError(f"--sigma-init is {sigma_init}; allowed: number above 0")
-    from raysid.networks.export import check_free
-    from raysid.networks.files import save_network
+    from raysid.networks.files import check_free, save_network
     from raysid.networks.published import SIGMA_INIT, read_published
     from raysid.storage import storage_folder
     from raysid.storage.download import file_name, local_copy
@@ -77,7 +76,7 @@ def export(
     RUN is the folder of a run, as in `runs/digits-sida`, of a generator, or of a teacher.
     """
     from raysid.generator import generator_folder
-    from raysid.networks.export import export_network
+    from raysid.networks.files import export_network
     from raysid.storage import storage_folder
 
     folder = generator_folder(run, which)

@@ -12,8 +12,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -22,7 +20,7 @@ from upath import UPath
 from raysid.config.networks import DiffusersSettings, ScheduleSettings
 from raysid.errors import UserError
 from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers
-from raysid.networks.files import CONFIG, NetworkCard, misfits, shapes_of, weight_shapes
+from raysid.networks.files import CONFIG, NetworkCard, misfits, parse_weights, shapes_of, weight_shapes
 from raysid.storage import BUCKETS, LOCAL, children, exists, read_json, read_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -49,7 +47,7 @@ class DiffusersNetwork:
     sha256: str
 
     def card(self, name: str) -> NetworkCard:
-        """The card of this network as a teacher of ours, imported from the folder `name`."""
+        """Return the card of this network as a teacher of ours, imported from the folder `name`."""
         trained = {"imported_from": name, "sha256": self.sha256, "sampler_steps": SAMPLER_STEPS}
         return NetworkCard(kind="teacher", network=self.settings, trained=trained)
 
@@ -61,7 +59,7 @@ class DiffusersNetwork:
 
 
 def find_unet(folder: UPath) -> UPath | None:
-    """The folder of the U-Net in a folder of diffusers; None if `folder` is of another kind or does not exist."""
+    """Return the folder of the U-Net in a folder of diffusers; None if `folder` is of another kind or missing."""
     if folder.protocol not in (*LOCAL, *BUCKETS) or not folder.is_dir():
         return None
     names = {path.name for path in children(folder)}
@@ -86,10 +84,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
     """
     settings = _settings(unet, num_classes)
     content = _weights_file(unet)
-    try:
-        given = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{unet / WEIGHTS} is damaged (truncated or not safetensors): {error}") from None
+    given = parse_weights(content, unet / WEIGHTS)
     try:
         expected = weight_shapes(settings)
         _check_runs(settings)
@@ -106,11 +101,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
 
 
 def _check_runs(settings: DiffusersSettings) -> None:
-    """Run the network on the meta device, without computing: it fails for images that cannot be halved often enough.
-
-    Raises:
-        ValueError: it does not run.
-    """
+    """Run the network on the meta device. Raises ValueError, as for images that cannot be halved often enough."""
     with torch.device("meta"):
         images = torch.empty(1, *settings.sample_shape)
         step = torch.zeros(1, dtype=torch.long)
@@ -136,12 +127,10 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
     scheduler = _config(file)
     if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
         raise UserError(f"{file} has no beta_schedule: it is not one with discrete DDPM steps")
-    known = {name: value for name, value in scheduler.items() if name in ScheduleSettings.model_fields}
-    classes = config.get("num_class_embeds")
     tree = {
-        "unet": {name: value for name, value in config.items() if not name.startswith("_")},
-        "scheduler": known,
-        "null_class": num_classes > 0 and classes == num_classes + 1,
+        "unet": {name: v for name, v in config.items() if not name.startswith("_")},
+        "scheduler": {name: v for name, v in scheduler.items() if name in ScheduleSettings.model_fields},
+        "null_class": num_classes > 0 and config.get("num_class_embeds") == num_classes + 1,
     }
     try:
         return DiffusersSettings.model_validate(tree)

@@ -7,6 +7,7 @@ user's function builds is built only if the caller names that function, too.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,39 +23,32 @@ from upath import UPath
 from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.errors import UserError
 from raysid.networks import build_denoiser
-from raysid.networks.denoiser import Network
-from raysid.storage import make_folder, read_whole, write_whole
+from raysid.networks.denoiser import AnySettings, Network
+from raysid.storage import exists, is_local, make_folder, read_whole, write_whole
 from raysid.storage.formats import check_format
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_EDM, _DIFFUSERS, _FACTORY = "edm", "diffusers", "factory"
-
-_LIBRARIES = (_EDM, _DIFFUSERS, _FACTORY)
-
-AnySettings = NetworkSettings | DiffusersSettings | FactorySettings
+_LIBRARIES = ("edm", "diffusers", "factory")
 Shapes = dict[str, tuple[int, ...]]
 
 
 def _library(network: Any) -> str:
-    """The kind of network settings before validation: diffusers' have a `unet`, the user's own a `factory`."""
-    if isinstance(network, DiffusersSettings) or (isinstance(network, Mapping) and "unet" in network):
-        return _DIFFUSERS
-    if isinstance(network, FactorySettings) or (isinstance(network, Mapping) and "factory" in network):
-        return _FACTORY
-    return _EDM
+    """Return the kind of network settings: diffusers' have a `unet`, the user's own a `factory`."""
+    fields = dict(network) if isinstance(network, Mapping | BaseModel) else {}
+    return "diffusers" if "unet" in fields else "factory" if "factory" in fields else "edm"
 
 
 class NetworkCard(BaseModel):
-    """The content of `config.json`: what the weights are, and the settings that build their network."""
+    """The content of `config.json`: the kind of the weights, and the settings that build their network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: Literal["raysid-1"] = "raysid-1"  # as in `raysid.storage.formats`
     kind: Literal["teacher", "generator"]
     network: Annotated[
-        Annotated[NetworkSettings, Tag(_EDM)]
-        | Annotated[DiffusersSettings, Tag(_DIFFUSERS)]
-        | Annotated[FactorySettings, Tag(_FACTORY)],
+        Annotated[NetworkSettings, Tag("edm")]
+        | Annotated[DiffusersSettings, Tag("diffusers")]
+        | Annotated[FactorySettings, Tag("factory")],
         Discriminator(_library),
     ]
     sigma_init: float | None = Field(
@@ -90,7 +84,7 @@ class NetworkCard(BaseModel):
 
     @classmethod
     def for_generator(cls, network: Network, sigma_init: float, trained: dict[str, Any]) -> Self:
-        """The card of a generator that runs at the noise process's start level for `sigma_init`."""
+        """Return the card of a generator that runs at the noise process's start level for `sigma_init`."""
         settings, level = network.settings, network.noise.start_level(sigma_init)
         at: dict[str, Any] = {"tau" if settings.discrete_levels else "sigma_init": level}
         return cls(kind="generator", network=settings, **at, trained=trained)
@@ -102,16 +96,12 @@ def save_network(folder: str | UPath, card: NetworkCard, network: Network) -> No
 
 
 def network_files(card: NetworkCard, network: Network) -> dict[str, bytes]:
-    """The content of the files of a network's folder, by name, the weights first."""
+    """Return the content of the files of a network's folder, by name, the weights first."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    return {
-        WEIGHTS: safetensors.torch.save(weights),
-        CONFIG: card_json(card),
-    }
+    return {WEIGHTS: safetensors.torch.save(weights), CONFIG: _card_json(card)}
 
 
-def card_json(card: NetworkCard) -> bytes:
-    """The content of `config.json` for a card."""
+def _card_json(card: NetworkCard) -> bytes:
     return (card.model_dump_json(indent=2) + "\n").encode()
 
 
@@ -178,11 +168,9 @@ def load_network(
     own = build_denoiser(card.network, factory) if isinstance(card.network, FactorySettings) else None
     file = folder / WEIGHTS
     try:
-        weights = safetensors.torch.load(read_whole(file))
+        weights = parse_weights(read_whole(file), file)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: copy the whole folder of the {kind}") from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
     try:
         expected = shapes_of(own.state_dict()) if own else weight_shapes(card.network)
     except ValueError as error:
@@ -196,8 +184,16 @@ def load_network(
     return card, network
 
 
+def parse_weights(content: bytes, file: UPath) -> dict[str, Tensor]:
+    """Parse the content of a safetensors file. Raises UserError, which names `file`, if it is damaged."""
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
+
+
 def weight_shapes(settings: AnySettings) -> Shapes:
-    """Name and shape of every weight of the network that settings describe, without allocating it.
+    """Return the name and shape of every weight of the network that settings describe, without allocating it.
 
     Raises:
         ValueError: there is no such network: channels do not divide into groups or heads, or it is too large.
@@ -211,20 +207,68 @@ def weight_shapes(settings: AnySettings) -> Shapes:
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
-    """Name and shape of every tensor of a state dict."""
+    """Return the name and shape of every tensor of a state dict."""
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def stored_shapes(folder: str | UPath) -> Shapes:
-    """Name and shape of every weight in a network's folder."""
+    """Return the name and shape of every weight in a network's folder."""
     return shapes_of(safetensors.torch.load(read_whole(UPath(folder) / WEIGHTS)))
 
 
 def misfits(expected: Shapes, found: Shapes) -> list[str]:
-    """Sorted names of the weights that only one of the two has, or that differ in shape."""
+    """Return the sorted names of the weights that only one of the two has, or that differ in shape."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def weights_digest(folder: str | UPath) -> str:
-    """SHA-256 of a folder's weights, which tells whether two folders hold the same network."""
+    """Return the SHA-256 of a folder's weights: equal if two folders hold the same network."""
     return hashlib.sha256(read_whole(UPath(folder) / WEIGHTS)).hexdigest()
+
+
+def export_network(
+    folder: UPath, form: Literal["safetensors", "torch"], out: UPath, factory: str | None = None
+) -> list[UPath]:
+    """Write the network in `folder` unchanged, bit for bit; return the paths written.
+
+    Args:
+        form: "safetensors" writes the folder `out`; "torch" writes the state dict to the file `out`, under EDM's
+            names, and the content of `config.json` to a JSON file beside it.
+        factory: as in `load_network`.
+
+    Raises:
+        UserError: `folder` has no complete network, or `out` exists.
+    """
+    kind = load_card(folder).kind
+    if form == "safetensors":
+        check_free(out)
+        write_network(out, network_files(*load_network(folder, kind, factory)))
+        return [out]
+    settings = out.with_suffix(".json")
+    if settings == out:
+        raise UserError(
+            f"{out} is the name of the settings file: give one for the weights, such as generator.pt"
+        )
+    for path in (out, settings):
+        if exists(path):
+            raise UserError(f"{path} exists already: give another --out")
+    card, network = load_network(folder, kind, factory)
+    content = io.BytesIO()
+    torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, content)
+    make_folder(out.parent)
+    write_whole(out, content.getvalue())
+    write_whole(settings, _card_json(card))
+    return [out, settings]
+
+
+def check_free(folder: UPath) -> None:
+    """Check that a network can be written to `folder`.
+
+    Raises:
+        UserError: it holds a network already, or is a file.
+    """
+    for name in (WEIGHTS, CONFIG):
+        if exists(folder / name):
+            raise UserError(f"{folder} holds a network already: give another folder")
+    if is_local(folder) and folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder")

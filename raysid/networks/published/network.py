@@ -74,7 +74,7 @@ class Published:
     def card(
         self, name: str, kind: Literal["teacher", "generator"] = "teacher", sigma_init: float | None = None
     ) -> NetworkCard:
-        """The card of this network as one of ours, imported from the file `name`."""
+        """Return the card of this network as one of ours, imported from the file `name`."""
         trained = {"imported_from": name, "sha256": self.sha256, "use_fp16": self.use_fp16}
         return NetworkCard(kind=kind, network=self.settings, sigma_init=sigma_init, trained=trained)
 
@@ -139,11 +139,10 @@ def _find_network(content: Any) -> tuple[Module, dict[str, Any]]:
 
 
 def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
-    """Our settings for the constructor's arguments, and True if the network ran in half precision."""
+    """Return our settings for the constructor's arguments, and True if the network ran in half precision."""
     given = {name: _plain(name, value) for name, value in arguments.items()}
     use_fp16 = given.pop("use_fp16", False)
-    unknown = [name for name in given if name not in NetworkSettings.model_fields]
-    if unknown:
+    if unknown := [name for name in given if name not in NetworkSettings.model_fields]:
         raise UnusableNetwork(
             f"was built with the setting {printable(unknown[0])}, which raysid's networks do not have"
         )
@@ -161,24 +160,19 @@ def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A setting's value, which must be a number, text, or a list of them."""
-    if type(value) in (list, tuple) and len(value) <= 100:
-        return [
-            _plain(name, item) if type(item) not in (list, tuple) else _no_setting(name) for item in value
-        ]
+    """Return a setting's value, which must be a number, text, or a list of them."""
     if value is None or type(value) in (bool, int, float) or (type(value) is str and len(value) <= 100):
         return value
-    return _no_setting(name)
-
-
-def _no_setting(name: str) -> Any:
+    flat = type(value) in (list, tuple) and not any(type(item) in (list, tuple) for item in value)
+    if flat and len(value) <= 100:
+        return [_plain(name, item) for item in value]
     raise UnusableNetwork(
         f"was built with a {printable(name)} that is neither a number, a text nor a list of them"
     )
 
 
 def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[str, Tensor]:
-    """The network's state dict, checked against the settings."""
+    """Return the network's state dict, checked against the settings."""
     views = dict(islice(_tensors(module, "", set()), MAX_TENSORS))
     # Each block of the encoder and of the decoder has ten tensors: a much larger network is not even described.
     if 20 * settings.num_blocks * len(settings.channel_mult) > len(views):

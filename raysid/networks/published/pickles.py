@@ -53,10 +53,10 @@ class PickleStream:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self.size = size
-        self.instructions_left = MAX_INSTRUCTIONS
+        self.instructions_left = MAX_INSTRUCTIONS  # nested pickles included
 
     def tell(self) -> int:
-        """Bytes read so far."""
+        """Return the number of bytes read so far."""
         return self._file.tell()
 
     def read(self, count: int) -> bytes:
@@ -70,15 +70,9 @@ class PickleStream:
             raise ValueError("a line has no end")
         return line
 
-    def spend(self) -> None:
-        """Count one instruction, also of nested pickles. Raises BadPickle after `MAX_INSTRUCTIONS`."""
-        if self.instructions_left == 0:
-            raise BadPickle(f"has over {MAX_INSTRUCTIONS:,} instructions, more than any such file needs")
-        self.instructions_left -= 1
-
 
 def printable(text: object) -> str:
-    """Text from a file for a message: one line, printable, at most 100 characters."""
+    """Return text from a file for a message: one line, printable, at most 100 characters."""
     line = ascii(text)[1:-1] if isinstance(text, str) else ascii(text)
     return line if len(line) <= 100 else line[:100] + "..."
 
@@ -99,7 +93,9 @@ def read_pickle(stream: PickleStream, names: Names, persistent: Maker | None = N
     machine = _Machine(stream, names, persistent)
     try:
         for instruction, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
-            stream.spend()
+            if stream.instructions_left == 0:
+                raise BadPickle(f"has over {MAX_INSTRUCTIONS:,} instructions, more than any such file needs")
+            stream.instructions_left -= 1
             if instruction.name == "STOP":
                 return machine.pop()
             machine.step(instruction.name, argument)
@@ -195,9 +191,8 @@ class _Machine:
         return self.stack.pop()
 
     def top(self) -> Any:
-        """The value on top."""
-        if not self.stack:
-            raise BadPickle("is damaged: takes a value where there is none")
+        """Return the value on top."""
+        self.stack.append(self.pop())
         return self.stack[-1]
 
     def since_mark(self) -> list[Any]:
@@ -208,7 +203,7 @@ class _Machine:
         return items
 
     def target(self, kind: type) -> Any:
-        """The container on top, which must be exactly of type `kind`."""
+        """Return the container on top, which must be exactly of type `kind`."""
         container = self.top()
         if type(container) is not kind:
             raise BadPickle(
