@@ -82,12 +82,11 @@ class Checkpoints:
         """The folder for the checkpoint of `step`, written or not."""
         return self.folder / f"step-{step:08d}"
 
-    def finish(self, step: int, images: int, files: list[StateFile]) -> Checkpoint:
+    def finish(self, step: int, images: int, files: list[StateFile]) -> None:
         """Write the manifest, which makes the files of `step` a checkpoint."""
         described = [vars(file) for file in files]
         content = {"format": FORMAT, "step": step, "images": images, "files": described}
         write_whole(self.path(step) / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-        return Checkpoint(self.path(step), step, images, tuple(files))
 
     def remove_old(self, distances: Mapping[int, float]) -> None:
         """Remove all but the newest and the best.

@@ -101,10 +101,9 @@ class ProgressLine:
         self._figures = dict(figures)
         if now >= self._next_sample:
             self._next_sample = now + 0.1
-            recent = self._recent
-            recent.append((now, images))
-            while len(recent) > 2 and recent[1][0] < now - _SPEED_WINDOW:
-                recent.popleft()
+            self._recent.append((now, images))
+            while len(self._recent) > 2 and self._recent[1][0] < now - _SPEED_WINDOW:
+                self._recent.popleft()
         changed = bool(note) and note != self._note
         if changed:
             self._note = note
@@ -157,8 +156,8 @@ class ProgressLine:
             parts.append(f"{short}/s" if compact else f"{short_number(rate)} images/s")
         if losses:
             figures = list(self._figures.items())[:losses]
-            text = ", ".join(f"{_short_name(name)} {short_number(value)}" for name, value in figures)
-            parts.append(f"loss {text}")
+            named = ((name.rpartition("/")[2].replace("_", " "), value) for name, value in figures)
+            parts.append("loss " + ", ".join(f"{name} {short_number(value)}" for name, value in named))
         if done:
             parts.append(f"took {duration(seconds)}")
         elif rate > 0:
@@ -199,7 +198,3 @@ def _short_count(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f}{letter}"
     return str(count)
-
-
-def _short_name(name: str) -> str:
-    return name.rpartition("/")[2].replace("_", " ")

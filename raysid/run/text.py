@@ -53,8 +53,7 @@ def short_number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in short form: 45s, 3m 24s, 1h 02m, 2d 03h."""
-    whole = round(seconds)
-    minutes, second = divmod(whole, 60)
+    minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
     if days:

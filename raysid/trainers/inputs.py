@@ -27,8 +27,7 @@ from raysid.roles.build import RunInputs
 from raysid.storage import exists, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.teacher_checks import shapes_or_refuse
-from raysid.trainers.teacher_identity import converted_folder
-from raysid.trainers.teachers import Found, find_teacher, network_settings
+from raysid.trainers.teachers import Found, converted_folder, find_teacher, network_settings
 
 Value = TypeVar("Value")
 

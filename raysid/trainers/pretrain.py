@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import json
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +30,6 @@ from raysid.storage.lease import Lease, lock, still_owned
 from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_checks import check_fits
-from raysid.trainers.teacher_identity import teacher_digest, teacher_folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class PretrainResult:
     path: str
     metrics: dict[str, Any]
     loss: float | None = None
+
+
+def teacher_digest(config: PretrainConfig) -> str:
+    """Return a short hash of the settings that make this teacher."""
+    identity = json.dumps(fixed_settings(config), sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def teacher_folder(config: PretrainConfig) -> UPath:
+    """Return `<storage>/teachers/<digest>`, where the teacher of a recipe is kept."""
+    return storage_folder(config.storage) / "teachers" / teacher_digest(config)
 
 
 def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:

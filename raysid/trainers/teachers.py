@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from upath import UPath
 
@@ -23,9 +23,8 @@ from raysid.recipes import load_recipe
 from raysid.storage import exists, is_local, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.evaluation import measure, teacher_sampler
-from raysid.trainers.pretrain import pretrain
+from raysid.trainers.pretrain import pretrain, teacher_folder
 from raysid.trainers.teacher_checks import check_factory_network, check_fits, check_method
-from raysid.trainers.teacher_identity import converted_folder, teacher_folder
 
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 
@@ -138,6 +137,11 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
     if exists(folder / CONFIG):
         return load_teacher(folder, source, name)
     return ForeignTeacher(folder, card, lambda: network)
+
+
+def converted_folder(storage: str, kind: Literal["teachers", "generators"], stem: str, digest: str) -> UPath:
+    """Return `<storage>/<kind>/<stem>-<digest>`, where a network converted from another format is kept."""
+    return storage_folder(storage) / kind / f"{stem}-{digest[:16]}"
 
 
 def trained_teacher(config: Config, found: Found, source: ImageSource | None) -> Teacher:

@@ -9,7 +9,7 @@ from raysid.config import Config, PretrainConfig, TeacherSettings, fixed_setting
 from raysid.config.fields import config_fields
 from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
-from raysid.trainers.teacher_identity import teacher_digest
+from raysid.trainers.pretrain import teacher_digest
 
 
 def test_the_settings_that_may_not_change_on_resume() -> None:

@@ -24,9 +24,8 @@ from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.recipes import config_yaml
 from raysid.roles.state_files import state_bytes, write_state
 from raysid.run.checkpoint import Checkpoints
-from raysid.trainers.pretrain import PretrainResult, pretrain
+from raysid.trainers.pretrain import PretrainResult, pretrain, teacher_folder
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
-from raysid.trainers.teacher_identity import teacher_folder
 from tests.support.command_line import raysid
 from tests.support.processes import Command, Moment, killing
 from tests.support.small_disk import KB, Disk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,17 +84,14 @@ class Reporter(Callback):
 
     def _log(self, trials: list[Trial], trial: Trial, event: str) -> None:
         ended = sum(other.is_finished() for other in trials)
-        log(f"{ended} trials ended | {trial.trial_id} {_format_values(trial.config)} | {event}")
+        values = " ".join(f"{name.rpartition('.')[2]}={value:.4g}" for name, value in trial.config.items())
+        log(f"{ended} trials ended | {trial.trial_id} {values} | {event}")
 
 
 def _reason(trial: Trial) -> str:
     """Return the last line of a failed trial's error."""
     file = trial.error_file
     return Path(file).read_text().strip().splitlines()[-1] if file and Path(file).exists() else ""
-
-
-def _format_values(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name.rpartition('.')[2]}={value:.4g}" for name, value in values.items())
 
 
 def log(message: str) -> None:

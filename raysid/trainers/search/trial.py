@@ -93,13 +93,12 @@ def run_trial(
         first[:] = first or [distance]
         if figures["step"] == 0:
             return  # before the first update, so equal for all trials
-        exploded = not math.isfinite(distance) or distance > config.diverged_above * first[0]
         value = figures[config.metric]
         tune.report(
             {
                 config.metric: value if value is not None and math.isfinite(value) else math.nan,
                 "images": figures["images"],
-                "diverged": exploded,
+                "diverged": not math.isfinite(distance) or distance > config.diverged_above * first[0],
             }
         )
 
