@@ -85,16 +85,18 @@ def start_placement(
 ) -> Placement:
     """Start the roles in the placement that the config names; arguments and errors as each placement's."""
     threads = torch_threads(inputs.config)
-    if inputs.config.placement == "local":
-        return LocalPlacement(inputs, source, threads)
-    if inputs.config.placement == "colocated":
-        from raysid.actors.colocated import ColocatedPlacement
+    match inputs.config.placement:
+        case "local":
+            return LocalPlacement(inputs, source, threads)
+        case "colocated":
+            from raysid.actors.colocated import ColocatedPlacement
 
-        assert workers is not None
-        return ColocatedPlacement(inputs, source, workers, notify)
-    from raysid.actors.split import SplitPlacement
+            assert workers is not None
+            return ColocatedPlacement(inputs, source, workers, notify)
+        case "split":
+            from raysid.actors.split import SplitPlacement
 
-    return SplitPlacement(inputs, source, threads, notify, within, stopping)
+            return SplitPlacement(inputs, source, threads, notify, within, stopping)
 
 
 def must_prepare(placement: Placement, config: Config, step: int, finish_steps: Callable[[], None]) -> bool:
