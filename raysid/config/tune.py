@@ -10,6 +10,9 @@ from pydantic import Field
 from raysid.config.settings import COMMON, Positive, Seed, Settings
 from raysid.config.training import RunSettings
 
+BETTER: dict[str, Literal["min", "max"]] = {"frechet_distance": "min", "label_accuracy": "max"}
+"""The direction of every figure that a search can compare."""
+
 
 class SearchDimension(Settings):
     """The values that a search tries for one setting, or for several settings that share them."""
@@ -91,5 +94,5 @@ class TuneConfig(Settings):
 
     @property
     def mode(self) -> Literal["min", "max"]:
-        """`min` if a small metric is better, else `max`."""
-        return "min" if self.metric == "frechet_distance" else "max"
+        """`min` if a small metric is better, `max` if a large one is."""
+        return BETTER[self.metric]
