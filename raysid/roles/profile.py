@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -147,6 +147,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _size(value: Any) -> int:
-    if not isinstance(value, Message):
-        return 0
-    return sum(part.nbytes for part in vars(value).values() if isinstance(part, Tensor))
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = vars(value) if isinstance(value, Message) else value
+    return sum(map(_size, parts.values())) if isinstance(parts, Mapping) else 0
