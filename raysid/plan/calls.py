@@ -122,7 +122,7 @@ class Call:
         self._arrives, self._seen = 0.0, 0
 
     def arrival(self, transport: Transport) -> float:
-        """When all inputs have arrived; infinite while one of them has not ended."""
+        """Return the time at which all inputs have arrived; infinite while one of them has not ended."""
         # An input that has ended is examined once: a step takes a token of every microbatch.
         while self._seen < len(self.inputs):
             other = self.inputs[self._seen]
