@@ -8,6 +8,5 @@
     results.py      waiting for results, and conversion of failures
     capacity.py     waiting for resources; shared_folder.py checks that all processes see the run's folder
 
-To add a placement, implement `placement.Placement`, start it in `start_placement` and add its name to
-`config.distill`. A method of a role that the step calls needs a handle's method in `remote_learners.py` or `pool.py`.
+Where to add a placement: docs/design.md, "Where to add what".
 """

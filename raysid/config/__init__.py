@@ -10,7 +10,7 @@ A recipe's `kind` names its tree. Unknown keys are refused, and lengths are coun
 
 To add a setting, add a field with a range, a description and, if its section's does not fit, a mark to its section.
 Conflicts between settings go into the section's `problems`. Commands take the field as an option without further code.
-A new section is a class of its subject's file and a field of the trees that have it.
+To add a section, write its class in the file of its subject, and add a field to each tree that has it.
 """
 
 # ruff: noqa: F401 (the imports are what this module exports)

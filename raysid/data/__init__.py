@@ -14,7 +14,7 @@ stream:
     stream.py          images by position; ray_data.py reads a source through Ray Data
     check.py, convert.py                                     the commands `raysid data`
 
-The words, everywhere:
+Terms in all modules:
 
     shard      images that a source stores together; a piece is a part of a shard, a block what one read returns
     index      number of an image in the source's list
@@ -29,7 +29,7 @@ The words, everywhere:
     x = to_unit(images, source.pixel_max)  # float32 in [-1, 1]
 
 To add a format, subclass `ListedSource` or `PictureSource` and add it to `files.KINDS` and `opening.find_source`. To
-stream samples other than images, such as prompts, reuse `Order`: it depends only on the number of samples.
+stream samples other than images, such as prompts, reuse `Order`: it needs only the sizes of their shards.
 
 Importing this package imports neither Ray nor scikit-learn.
 """

@@ -1,6 +1,6 @@
-"""The mathematics of the papers: pure functions of tensors, without state, roles or Ray.
+"""The mathematics of the papers: pure functions, without state, roles or Ray.
 
-A network is used through only the protocol of `denoiser.py`, so a new kind of network or condition needs no edit here.
+A network is used only through the protocol of `denoiser.py`, so a new kind of network or condition needs no edit here.
 
     losses.py       SiD's and SiDA's losses, one number per sample
     guidance.py     guided prediction, dropping conditions (SiD-LSG)
@@ -11,7 +11,5 @@ A network is used through only the protocol of `denoiser.py`, so a new kind of n
     schedules.py    learning rate, average, phases of a run
     augment.py      EDM's augmentation
 
-To add a noise process, implement `noise.NoiseProcess`. A network's attribute `noise` is the process it was trained
-with; its settings have the default `tmax` and state whether noise levels are step numbers
-(`raysid/config/networks.py`). A sampler for it goes into `sampling.py`; `raysid/trainers/evaluation.py` chooses one.
+Where to add a noise process: docs/design.md, "Where to add what".
 """

@@ -4,6 +4,5 @@
     frechet.py     feature statistics and the Fréchet distance between them
     classifier.py  the digits classifier whose features are used
 
-To add a metric, write it as a function of features or images and return it from `Evaluator.evaluate`, in
-`EvaluationFigures`; every figure there is recorded by its name. To use other features, write a `FeatureClassifier`.
+Where to add a metric: docs/design.md, "Where to add what".
 """

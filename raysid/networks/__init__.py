@@ -4,7 +4,7 @@
     edm.py        EDM's preconditioning; unets.py (DDPM++, NCSN++, ADM), of blocks.py and layers.py
     diffusers.py  U-Nets of diffusers; diffusers_folder.py reads their folders
     factory.py    modules that a user's function makes; factory_check.py tries them before a run
-    files.py      our folders: model.safetensors and config.json; export as such a folder or a torch file
+    files.py      raysid's folders: model.safetensors and config.json; export as such a folder or a torch file
     published/    the .pkl files of EDM's, SiD's and SiDA's authors
 
 To add a kind of network, write its settings (`raysid/config/networks.py`) and its class with the methods of

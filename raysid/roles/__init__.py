@@ -9,6 +9,5 @@
     state_files.py               the learners' files in a checkpoint
     profile.py                   measurements of a role; torch_internals.py: undocumented names of PyTorch
 
-To change what a step computes, write the formula in `raysid.method`, call it in the role, and add its call to
-`step.py` and `protocols.py` if it needs one. A new field of a message goes into `messages.py`.
+Where to add a condition or a method of a role: docs/design.md, "Where to add what".
 """

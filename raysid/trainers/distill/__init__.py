@@ -6,7 +6,7 @@
     keeper.py      checkpoints, generators and their evaluation
     recorder.py    metrics and their averages, progress, grids
 
-New metrics come from the roles' reports and need no edit here; what is written at intervals goes into `keeper.py`.
+A new figure in a role's report needs no edit here. Files written at intervals belong in `keeper.py`.
 """
 
 from raysid.trainers.distill.run import DistillResult, distill
