@@ -170,7 +170,7 @@ def check_absolute(what: str, path: str) -> None:
 
 def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
     """The config as the job reads it. If its teacher's recipe is a file, add that to `files`."""
-    from raysid.data.opening import is_path
+    from raysid.data.opening import BUILT_IN
     from raysid.recipes import config_yaml, load_recipe, packaged_recipes
 
     teacher, source = config.teacher, config.data.source
@@ -179,7 +179,7 @@ def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
     if config.generator.path is not None:
         check_absolute("generator.path", config.generator.path)
     for path in [source] if isinstance(source, str) else source or []:
-        if is_path(path):
+        if path not in BUILT_IN:
             check_absolute("data.source", path)
     if teacher.recipe is None or teacher.recipe in packaged_recipes():
         return config

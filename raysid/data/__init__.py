@@ -7,7 +7,7 @@ stream:
     opening.py         opens the source that a config names
     scikit_learn.py                                          sources that come with scikit-learn
     folder.py, edm_zip.py, parquet.py, webdataset.py         sources of files: one format each
-    files.py, fetching.py                                    for those: finding files, reading them
+    files.py                                                 for those: finding files
     pictures.py, picture_source.py                           for those: decoding, sources of encoded pictures, classes
     order.py           the image at each position, computed without reading
     windows.py         reading windows in passes over the source; reader.py keeps those that are needed

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysid.config import DataSettings
-from raysid.data.fetching import in_threads
+from raysid.data.files import in_threads
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
 from raysid.data.source import ImageSource, Piece, good_images
@@ -55,10 +55,8 @@ def survey(source: PictureSource, data: DataSettings, progress: Callable[[int], 
         for content in source.contents(piece):
             found.count += 1
             try:
-                if isinstance(content.data, BadPicture):
-                    raise content.data
-                image = decoded(content.data, fit)
-                size, mode = as_stored(content.data)
+                image = decoded(content.picture(), fit)
+                size, mode = as_stored(content.picture())
                 if content.label < 0:
                     raise BadPicture("has no label")
             except BadPicture as error:
@@ -88,9 +86,7 @@ def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> No
     good = found.count - len(found.bad)
     if not good:
         raise UserError(f"none of the {found.count:,} pictures of {source.name} can be used")
-    sizes = Counter[tuple[int, ...]]()
-    for shape, count in found.shapes.items():
-        sizes[shape[1:]] += count
+    sizes = {shape[1:] for shape in found.shapes}
     if len(sizes) > 1:
         raise UserError(
             f"the pictures of {source.name} have {len(sizes)} sizes: give data.resolution, to which all are cropped "
@@ -111,7 +107,7 @@ def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> No
 
 
 def first_images(source: ImageSource, count: int) -> np.ndarray:
-    """The first good images of a source, uint8 (N, C, H, W), at most `count`."""
+    """Return the first good images of a source, uint8 (N, C, H, W), at most `count`."""
     taken: list[np.ndarray] = []
     for block in source.blocks():
         taken.append(good_images(block)["image"])

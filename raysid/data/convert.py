@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 from upath import UPath
 
 from raysid.data.parquet import INDEX
@@ -84,6 +85,8 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
     """
     ours = {NAME.format(number, files) for number in range(files)}
     for path in children(target):
+        if path.name.startswith("."):  # PARTS, and hidden files of the system
+            continue
         if path.name in ours:
             try:
                 with open_file(path) as file:
@@ -92,22 +95,17 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
                 raise UserError(
                     f"{path} is damaged: remove it, then run the same command to write it again"
                 ) from None
-            known = made_from == _made_from(source)
-        else:
-            known = path.name.startswith(".")  # PARTS, and hidden files of the system
-        if not known:
-            raise UserError(
-                f"{target} holds {path.name}, which is not of this conversion: give another folder"
-            )
+            if made_from == _made_from(source):
+                continue
+        raise UserError(f"{target} holds {path.name}, which is not of this conversion: give another folder")
 
 
 def _made_from(source: PictureSource) -> bytes:
     """Identify a conversion: its source, settings and labels."""
     digest = hashlib.sha256(source.labels.numbers.tobytes() + json.dumps(source.labels.names).encode())
     column = getattr(source, "image_column", "")
-    return (
-        f"{source.name}, {source.num_images} images, {source.fit}, {column}, labels {digest.hexdigest()}"
-    ).encode()
+    images = f"{source.name}, {source.num_images} images, {source.fit}, {column}"
+    return f"{images}, labels {digest.hexdigest()}".encode()
 
 
 def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]) -> Iterator[Written]:
@@ -150,14 +148,14 @@ def _write_file(shared: Any, target: str, row: dict[str, Any]) -> dict[str, Any]
 
     source, files = ray.get(shared)
     number = int(row["id"])
-    count = sum(piece.size for piece in files[number])
     bad: list[str] = []
+    written, failed, full = 0, "", False
     try:
         written = _whole_file(UPath(target) / NAME.format(number, len(files)), source, files[number], bad)
     except (StorageError, UserError) as error:  # Ray Data would add a page to a raised error
-        full = isinstance(error, StorageError) and error.full
-        return {"images": count, "written": 0, "bad": bad, "failed": str(error), "full": full}
-    return {"images": count, "written": written, "bad": bad, "failed": "", "full": False}
+        failed, full = str(error), isinstance(error, StorageError) and error.full
+    images = sum(piece.size for piece in files[number])
+    return {"images": images, "written": written, "bad": bad, "failed": failed, "full": full}
 
 
 def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: list[str]) -> int:
@@ -194,9 +192,11 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
     for piece in pieces:
         for content in source.contents(piece):
             try:
-                image = source.image_of(content)
-                assert isinstance(content.data, bytes)  # otherwise image_of would have raised
-                data = content.data if _is_image(content.data, image) else _png(image)
+                image, data = source.image_of(content), content.picture()
+                (width, height), mode = as_stored(data)
+                # A picture that decodes to this image with any settings stays as it is.
+                if ({"L": 1, "RGB": 3}.get(mode), height, width) != image.shape:
+                    data = _png(image)
             except BadPicture as error:
                 bad.append(f"{source.name_of(content.entry)} {error}")
                 continue
@@ -207,15 +207,7 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
             }
 
 
-def _is_image(data: bytes, image: NDArray[np.uint8]) -> bool:
-    """True if a picture decodes to this image with any settings."""
-    (width, height), mode = as_stored(data)
-    return ({"L": 1, "RGB": 3}.get(mode), height, width) == image.shape
-
-
 def _png(image: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "PNG")
     return file.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -12,23 +13,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.fetching import ranges_of
-from raysid.data.files import Found, reading_source
+from raysid.data.files import REQUESTS, Found, reading_source
 from raysid.data.picture_source import Labels, ListedSource, class_labels
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
-from raysid.data.source import Texts, shuffled_once
+from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.errors import NotHere, StorageError, UserError
-from raysid.storage import open_file
+from raysid.storage import is_local, open_file, storage_errors
+from raysid.storage.s3 import in_one_request
 
 LABELS = "dataset.json"
 MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
 HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name (PKWARE's APPNOTE, section 4.3.7)
 ENCRYPTED = 1  # of a member's flags
+TOGETHER_BYTES = 1 << 26  # read from a bucket at a time
 SPARE = 32  # bytes by which the extra field may be longer there than in the directory
 
-# What zipfile raises for damaged files and for what it does not support.
+# The errors of zipfile for damaged files and for features that it does not support.
 _DAMAGED = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -67,7 +70,7 @@ class EDMZipSource(ListedSource):
                 self.labels = _labels(self.path, archive, names)
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
-        self.order = shuffled_once(len(names))
+        self.order = random_permutation(ORDER_SEED, len(names))
 
     def name_of(self, entry: int) -> str:
         return printable(f"{self.names[entry]} in {self.path}")
@@ -75,7 +78,7 @@ class EDMZipSource(ListedSource):
     def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         usable = [entry for entry in entries.tolist() if entry not in self.faults]
         with reading_source(self.name):
-            parts = ranges_of(self.path, self.offsets[usable], self.packed[usable] + self.ahead)
+            parts = _ranges(self.path, self.offsets[usable], self.packed[usable] + self.ahead)
             for entry in entries.tolist():
                 if entry in self.faults:
                     yield BadPicture(f"cannot be read: {self.faults[entry]}")
@@ -83,14 +86,14 @@ class EDMZipSource(ListedSource):
                     yield self._unpacked(entry, next(parts))
 
     def _unpacked(self, entry: int, part: bytes) -> bytes | BadPicture:
-        """The content of a member, from the bytes of the zip that begin at its header."""
+        """Return the content of a member, from the bytes of the zip that begin at its header."""
         if not part.startswith(SIGNATURE) or len(part) < HEADER:
             return BadPicture("cannot be read: its header in the zip is damaged")
         # Its content begins after its name and its extra field, whose lengths end the header.
         begin = HEADER + sum(struct.unpack_from("<HH", part, HEADER - 4))
         end = begin + int(self.packed[entry])
         if len(part) < end:
-            (part,) = ranges_of(self.path, self.offsets[[entry]], np.array([end]))
+            (part,) = _ranges(self.path, self.offsets[[entry]], np.array([end]))
         content = part[begin:end]
         if self.deflated[entry]:
             try:
@@ -100,6 +103,33 @@ class EDMZipSource(ListedSource):
         if len(content) != self.sizes[entry] or zlib.crc32(content) != self.sums[entry]:
             return BadPicture("cannot be read: its bytes do not match the zip's directory")
         return content
+
+
+def _ranges(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
+    """Read parts of a file, in order, from a bucket several at a time. A part beyond the end of the file is shorter.
+
+    Raises:
+        StorageError: the disk or the bucket fails.
+    """
+    remote = UPath(path)
+    if is_local(remote):
+        with storage_errors(path, "read"), open(remote.path, "rb", buffering=0) as file:
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+                yield os.pread(file.fileno(), size, start)
+        return
+    ends = starts + sizes
+    options = in_one_request(remote.fs.protocol)
+    first = 0
+    while first < len(starts):
+        together = int(
+            np.searchsorted(np.cumsum(sizes[first : first + REQUESTS]), TOGETHER_BYTES, side="right")
+        )
+        last = first + max(1, together)
+        wanted = [starts[first:last].tolist(), ends[first:last].tolist()]
+        with storage_errors(path, "read"):
+            parts = remote.fs.cat_ranges([remote.path] * (last - first), *wanted, on_error="raise", **options)
+        yield from parts
+        first = last
 
 
 def _open(path: str) -> zipfile.ZipFile:
@@ -112,7 +142,7 @@ def _open(path: str) -> zipfile.ZipFile:
 
 
 def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
-    """The class of each picture from `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null."""
+    """Read the class of each picture from `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null."""
     where = f"{LABELS} in {path}"
     by_name: dict[str, Any] = {}
     if LABELS in archive.namelist():
@@ -129,7 +159,7 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
 
 
 def _fault(member: zipfile.ZipInfo, limit: int) -> str | None:
-    """Why a member cannot be read, from the zip's directory; None if it can."""
+    """Return the reason why a member cannot be read, from the zip's directory; None if it can."""
     if member.flag_bits & ENCRYPTED:
         return "it is encrypted"
     # zipfile unpacks other methods whole, whatever size they claim.

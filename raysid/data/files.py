@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from upath import UPath
 
-from raysid.data.fetching import in_threads
 from raysid.data.pictures import SUFFIXES, printable
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import BUCKETS, is_local, storage_errors
@@ -20,6 +20,9 @@ from raysid.storage.failures import storage_error
 
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
 KIND_NAMES = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
+REQUESTS = 16  # at a time, for listings, headers and contents
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Found:
     name: str
     kind: str
     files: list[File]
+
+
+def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:
+    """Like `map`, with several calls at a time, for work that waits for disks or networks."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        yield from pool.map(work, *items)
 
 
 def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:

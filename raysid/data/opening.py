@@ -9,7 +9,7 @@ from raysid.data.picture_source import PictureSource
 from raysid.data.source import ImageSource
 from raysid.errors import NotHere, UserError
 
-BUILT_IN = ("digits", "patches")
+BUILT_IN = ("digits", "patches")  # sources that come with a package; all others are files
 
 
 def open_source(data: DataSettings | str) -> ImageSource:
@@ -60,8 +60,3 @@ def find_source(data: DataSettings) -> ImageSource:
         "webdataset": WebDatasetSource,
     }
     return kinds[found.kind](found, data)
-
-
-def is_path(source: str) -> bool:
-    """True if a source is files, not a set that comes with a package."""
-    return source not in BUILT_IN

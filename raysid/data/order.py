@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raysid.data.source import Piece
+from raysid.data.source import Piece, random_permutation, random_words
 
 PURPOSE = 0x5EA1  # separates the permutations from other draws of the run's seed
 SHARDS_PURPOSE = 0x5EA2
@@ -113,11 +113,11 @@ class Order:
         self._epoch = lru_cache(maxsize=EPOCHS_KEPT)(self._make_epoch)
 
     def lanes_of(self, parts: Iterable[tuple[int, int]]) -> set[int]:
-        """The lanes of parts of a batch, each given by its first offset and the offset after its last."""
+        """Return the lanes of parts of a batch, each given by its first offset and the offset after its last."""
         return {self._lane(offset) for begin, end in parts for offset in range(begin, end)}
 
     def locate(self, position: int) -> Location:
-        """The location of the image at a position of the stream."""
+        """Return the location of the image at a position of the stream."""
         number, within = divmod(position, self.num_images)
         if self.held:
             return Location(self._whole, within, number, self.num_images - within)
@@ -134,7 +134,7 @@ class Order:
         return Location(window, at - window.first, number, run)
 
     def windows_from(self, position: int, lanes: Iterable[int]) -> Iterator[Window]:
-        """The windows of some lanes from a position on, in the order in which they are needed; endless.
+        """Iterate over the windows of some lanes from a position on, in the order in which they are needed; endless.
 
         If one window holds the whole set, it is the only one.
         """
@@ -145,13 +145,13 @@ class Order:
         )
 
     def others(self, window: Window) -> Iterator[Window]:
-        """The other windows of the same lane and epoch, those after it first."""
+        """Iterate over the other windows of the same lane and epoch, those after it first."""
         count = 1 if self.held else len(self._epoch(window.epoch).cuts[window.lane]) - 1
         for step in range(1, count):
             yield self._window(window.epoch, window.lane, (window.number + step) % count)
 
     def pieces(self, window: Window) -> list[Piece]:
-        """The pieces of shards that form a window, in order."""
+        """Return the pieces of shards that form a window, in order."""
         if self.held:  # another order would only change which memory is read
             return [Piece(shard, 0, int(size)) for shard, size in enumerate(self.sizes)]
         epoch = self._epoch(window.epoch)
@@ -171,8 +171,7 @@ class Order:
 
     def permutation(self, window: Window, epoch: int) -> NDArray[np.intp]:
         """Return a window's permutation p in an epoch: row i shows image p[i], counted in the list's order."""
-        words = random_words(self.seed, window.size, PURPOSE, *self._address(window, epoch))
-        return np.argsort(words, kind="stable")
+        return random_permutation(self.seed, window.size, PURPOSE, *self._address(window, epoch))
 
     def flips(self, window: Window, epoch: int) -> NDArray[np.bool_]:
         """Return a mask of the rows that are mirrored in an epoch: bool (n,), each with probability 1/2."""
@@ -221,7 +220,7 @@ class Order:
         return Window(number, lane, index, first, last, begin, end)
 
     def _make_epoch(self, number: int) -> _Epoch:
-        shards = np.argsort(random_words(self.seed, len(self.sizes), SHARDS_PURPOSE, number), kind="stable")
+        shards = random_permutation(self.seed, len(self.sizes), SHARDS_PURPOSE, number)
         ends = np.cumsum(self.sizes[shards])
         begin, end = number * self.num_images, (number + 1) * self.num_images
         before = [self._taken(lane, begin) for lane in range(self.lanes)]
@@ -247,9 +246,3 @@ def _cuts(start: int, stop: int, window: int, ends: NDArray[np.int64] | None) ->
         nearest = np.where(inner - below < above - inner, below, above)
         inner = np.where((start < nearest) & (nearest < stop), nearest, inner)
     return np.unique(np.concatenate([[start], inner, [stop]]))
-
-
-def random_words(seed: int, count: int, *address: int) -> NDArray[np.uint64]:
-    """Return random words that depend only on the seed and an address: uint64 (count,)."""
-    # Not Generator.permutation: NumPy guarantees the raw words across versions, but not its methods.
-    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=address)).random_raw(count)

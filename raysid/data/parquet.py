@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.fetching import in_threads
-from raysid.data.files import File, Found, reading_source
+from raysid.data.files import File, Found, in_threads, reading_source
 from raysid.data.picture_source import IMAGES_PER_SHARD, Content, Labels, PictureSource, class_labels
-from raysid.data.pictures import MAX_PICTURE, BadPicture, printable
+from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Piece, Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
@@ -57,15 +56,10 @@ class ParquetSource(PictureSource):
             _check_file(path, footer, self.image_column, self.has_index, paths[0])
         self.groups, self.starts = _shards(footers)
         self.labels = _labels(found, footers, data.label_column, self.image_column)
-        self.num_classes = len(self.labels.names)
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
         return np.diff(self.starts)
-
-    @property
-    def label_counts(self) -> NDArray[np.int64]:
-        return self.labels.counts
 
     def contents(self, piece: Piece) -> Iterator[Content]:
         number, first, last = (int(value) for value in self.groups[piece.shard])
@@ -209,9 +203,7 @@ def _picture(value: pa.Scalar) -> bytes | BadPicture:
     if not value.is_valid:
         return BadPicture("is null")
     data = value.as_buffer()
-    return (
-        data.to_pybytes() if data.size <= MAX_PICTURE else BadPicture(f"has more than {MAX_PICTURE:,} bytes")
-    )
+    return data.to_pybytes() if data.size <= MAX_PICTURE else BadPicture(TOO_LARGE)
 
 
 def _shards(footers: Sequence[pq.FileMetaData]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -30,13 +30,19 @@ class Content:
         entry: its number in what the source lists, which `PictureSource.name_of` takes.
         index: its index in the source's list of images; after a conversion, in the list that was converted.
         label: its class; -1 if it has none and others have one.
-        data: its bytes, or why they cannot be read.
+        data: its bytes, or the reason why they cannot be read.
     """
 
     entry: int
     index: int
     label: int
     data: bytes | BadPicture
+
+    def picture(self) -> bytes:
+        """Return its bytes. Raises BadPicture if they cannot be read."""
+        if isinstance(self.data, BadPicture):
+            raise self.data
+        return self.data
 
 
 class Labels(NamedTuple):
@@ -49,11 +55,6 @@ class Labels(NamedTuple):
 
     numbers: NDArray[np.int64]
     names: list[str]
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Images of each class, (len(names),)."""
-        return np.bincount(self.numbers[self.numbers >= 0], minlength=len(self.names))[: len(self.names)]
 
 
 class PictureSource(ImageSource):
@@ -68,13 +69,22 @@ class PictureSource(ImageSource):
     fit: Fit
     labels: Labels
 
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        return len(self.labels.names)
+
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        numbers, classes = self.labels.numbers, self.num_classes
+        return np.bincount(numbers[numbers >= 0], minlength=classes)[:classes]
+
     @abstractmethod
     def contents(self, piece: Piece) -> Iterator[Content]:
         """Read the pictures of a part of a shard, in order."""
 
     @abstractmethod
     def name_of(self, entry: int) -> str:
-        """The name of a picture in messages."""
+        """Return the name of a picture in messages."""
 
     def read(self, piece: Piece) -> Iterator[Block]:
         """Read and decode a part of a shard; pictures that cannot be used have a fault."""
@@ -111,7 +121,7 @@ class PictureSource(ImageSource):
         seen = 0
         for content in self.contents(Piece(0, 0, int(self.shard_sizes[0]))):
             try:
-                shapes.setdefault(_image(content, self.fit).shape, self.name_of(content.entry))
+                shapes.setdefault(decoded(content.picture(), self.fit).shape, self.name_of(content.entry))
             except BadPicture as error:
                 reason = reason or f"{self.name_of(content.entry)} {error}"
             seen += 1
@@ -135,7 +145,7 @@ class PictureSource(ImageSource):
         """Decode a picture to an image of this source. Raises BadPicture if it cannot be trained on."""
         if content.label < 0:
             raise BadPicture("has no label")
-        image = _image(content, self.fit)
+        image = decoded(content.picture(), self.fit)
         if image.shape != self.image_shape:
             raise BadPicture(_odd(image.shape, self.image_shape))
         return image
@@ -158,16 +168,8 @@ class ListedSource(PictureSource):
         """Read the encoded pictures of some entries of the list, in the given order."""
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        return len(self.labels.names)
-
-    @property
     def shard_sizes(self) -> NDArray[np.int64]:
         return even_shards(len(self.order), self.per_shard)
-
-    @property
-    def label_counts(self) -> NDArray[np.int64]:
-        return self.labels.counts
 
     def contents(self, piece: Piece) -> Iterator[Content]:
         start = piece.shard * self.per_shard
@@ -201,12 +203,6 @@ def class_labels(found: Sequence[Any], where: str) -> Labels:
         )
     numbers = np.array([-1 if x is None else x for x in found], np.int64)
     return Labels(numbers, [str(number) for number in range(int(numbers.max()) + 1)])
-
-
-def _image(content: Content, fit: Fit) -> NDArray[np.uint8]:
-    if isinstance(content.data, BadPicture):
-        raise content.data
-    return decoded(content.data, fit)
 
 
 def _odd(shape: tuple[int, ...], wanted: tuple[int, int, int]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +19,13 @@ from raysid.config import DataSettings
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only formats that are decoded
 MAX_PICTURE = 1 << 26  # limit of a file's bytes, and of its pixels: far larger than any training image
+TOO_LARGE = f"has more than {MAX_PICTURE:,} bytes"
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 
 # Pillow's own limit is higher and only warns; turning its warning into an error would affect all threads at once.
 warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
 
-# What Pillow raises for damaged files, depending on the format.
+# Pillow's errors for damaged files, depending on the format.
 _DAMAGED = (
     OSError,
     ValueError,
@@ -33,6 +36,7 @@ _DAMAGED = (
     KeyError,
     TypeError,
     zlib.error,
+    Image.DecompressionBombError,
 )
 
 
@@ -65,33 +69,31 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
     if not content:
         raise BadPicture("is empty (0 bytes)")
     if len(content) > MAX_PICTURE:
-        raise BadPicture(f"has more than {MAX_PICTURE:,} bytes")
-    try:
-        with _opened(content) as picture:
-            image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
-    except Image.UnidentifiedImageError:
-        raise BadPicture("is not a PNG, JPEG or WebP") from None
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
+        raise BadPicture(TOO_LARGE)
+    with _opened(content) as picture:
+        image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
-    """Width, height and Pillow's mode of a picture, without decoding it. Raises BadPicture."""
+    """Return the width, height and Pillow's mode of a picture, without decoding it. Raises BadPicture."""
+    with _opened(content) as picture:
+        return picture.size, picture.mode
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Any]:
+    """Open a picture with Pillow. Raises BadPicture if it is too large, or found to be damaged inside the block."""
     try:
-        with _opened(content) as picture:
-            return picture.size, picture.mode
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PICTURE:
+                raise BadPicture(f"is {width}x{height}: more than {MAX_PICTURE:,} pixels")
+            yield picture
+    except Image.UnidentifiedImageError:
+        raise BadPicture("is not a PNG, JPEG or WebP") from None
+    except _DAMAGED as error:
         raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
-
-
-def _opened(content: bytes) -> Any:
-    """Open a picture with Pillow, without decoding it. Raises BadPicture if it is too large."""
-    picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    width, height = picture.size
-    if width * height > MAX_PICTURE:
-        raise BadPicture(f"is {width}x{height}: more than {MAX_PICTURE:,} pixels")
-    return picture
 
 
 def _in_mode(picture: Any, channels: int | None) -> Any:
@@ -122,5 +124,5 @@ def _resized(picture: Any, fit: Fit) -> Any:
 
 
 def printable(name: str) -> str:
-    """A name that can be printed and stored: bytes that are not UTF-8 become escapes."""
+    """Return a name that can be printed and stored: bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import suppress
 
@@ -14,7 +15,7 @@ CLOSE_SECONDS = 5.0
 
 
 class Reader:
-    """Keeps windows from when they are read until they are no longer needed.
+    """The windows of a stream's reader, kept until they are no longer needed.
 
     Windows are read in the order in which they are needed. A request for another one, before or after, restarts the
     reading there.
@@ -27,7 +28,7 @@ class Reader:
         ahead: read in a thread, as many images in advance as the lanes' windows hold; otherwise read in `load`.
 
     Attributes:
-        faults: why bad images cannot be used, for those read so far, by their index in the source's list.
+        faults: the fault of each bad image read so far, by its index in the source's list.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Reader:
         self._loaded: dict[Window, Loaded] = {}
         self._floor = 0  # no window before this position is kept or read
         self._passes: Passes | None = None
-        self._failed: tuple[Window, BaseException] | None = None  # what failed, and how
+        self._failed: tuple[Window, BaseException] | None = None  # the failed window, its error
         self._went_back = False  # since the pass began
         self._wanted: Window | None = None  # a caller waits for it
         self._stopping = False
@@ -88,13 +89,13 @@ class Reader:
                 self._wanted = None
             return self._loaded[window]
 
-    def loaded_until(self, position: int) -> int | None:
-        """The end of the consecutive positions, from one on, whose images are loaded; None if all are, for ever."""
+    def loaded_until(self, position: int) -> float:
+        """Return the end of the consecutive positions, from one on, that are loaded; infinity if all are, for ever."""
         with self._changed:
             for window in self.order.windows_from(position, self.lanes):
                 if window not in self._loaded:
                     return max(position, window.begin)
-        return None
+        return math.inf
 
     def stop(self) -> None:
         """End the reading after the current block, without waiting."""

@@ -34,7 +34,7 @@ class Block(TypedDict):
 
 
 def good_images(block: Block) -> Block:
-    """The images of a block that can be used, with their labels."""
+    """Return the images of a block that can be used, with their labels."""
     good = block["fault"] == "" if "fault" in block else slice(None)
     return Block(image=block["image"][good], label=block["label"][good])
 
@@ -155,19 +155,24 @@ class Texts:
 
 
 def even_shards(num_images: int, images_per_shard: int) -> NDArray[np.int64]:
-    """Sizes of shards of a list that can be split anywhere, (n,); the last may be smaller."""
+    """Return the sizes of shards of a list that can be split anywhere, (n,); the last may be smaller."""
     starts = np.arange(0, num_images, images_per_shard)
     return np.minimum(images_per_shard, num_images - starts)
 
 
-def shuffled_once(count: int) -> NDArray[np.int64]:
-    """A permutation of 0..count-1 that never changes, on any machine."""
+def random_words(seed: int, count: int, *address: int) -> NDArray[np.uint64]:
+    """Return random words that depend only on the seed and an address: uint64 (count,)."""
     # Not Generator.permutation: NumPy guarantees the raw words across versions, but not its methods.
-    return np.argsort(np.random.Philox(ORDER_SEED).random_raw(count), kind="stable").astype(np.int64)
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=address)).random_raw(count)
+
+
+def random_permutation(seed: int, count: int, *address: int) -> NDArray[np.intp]:
+    """Return a permutation of 0..count-1 that depends only on the seed and an address, on any machine."""
+    return np.argsort(random_words(seed, count, *address), kind="stable")
 
 
 def to_unit(images: NDArray[np.uint8], pixel_max: int) -> NDArray[np.float32]:
-    """Stored pixels 0..`pixel_max`, any shape, as float32 in [-1, 1]: x * 2 / pixel_max - 1.
+    """Convert stored pixels 0..`pixel_max`, any shape, to float32 in [-1, 1]: x * 2 / pixel_max - 1.
 
     Divides by half of `pixel_max` (exact in float32), as EDM does, so that both ends are exact.
     """

@@ -10,7 +10,6 @@ replaces it.
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,8 +39,7 @@ class ImageStream:
         seed: the run's seed, at least 0.
         window: images shuffled together, and held in memory; about twice as many with `prefetch`, besides what the
             source reads in advance. Part of the order: a resumed run needs the same (all windows that hold the whole
-                set
-            are the same).
+            set are the same).
         batch_size, lanes: images of a batch, and the lanes into which it is divided. Part of the order, too.
         parts: parts of every batch that this reader reads, each given by its first offset and the offset after its
             last; None for the whole batch. It can read other images, more slowly.
@@ -77,7 +75,7 @@ class ImageStream:
         self.xflip = xflip
         self.wait_seconds = 0.0
         self._order = Order(sizes, seed, window, batch_size, lanes)
-        mine = self._order.lanes_of(parts if parts is not None else [(0, batch_size)])
+        mine = self._order.lanes_of([(0, batch_size)] if parts is None else parts)
         self._reader = Reader(read_blocks, self._order, mine, max_bad_fraction, prefetch)
         self._permuted: dict[tuple[Window, int], tuple[NDArray[np.intp], NDArray[np.bool_] | None]] = {}
         self._closed = False
@@ -94,7 +92,7 @@ class ImageStream:
         return self._reader.faults
 
     def read(self, start: int, count: int) -> Images:
-        """Images `start` to `start + count` of the stream: uint8 (count, C, H, W) and int64 labels (count,).
+        """Return images `start` to `start + count` of the stream: uint8 (count, C, H, W) and int64 labels (count,).
 
         The arrays are the caller's own. `start` counts images consumed since the run's first, over all
         ranks; the range may cross the ends of windows, batches and epochs.
@@ -118,9 +116,8 @@ class ImageStream:
             self.wait_seconds += time.perf_counter() - began
 
     def loaded_until(self, position: int) -> float:
-        """The position up to which a reader at `position` need not wait; infinite if everything is loaded."""
-        until = self._reader.loaded_until(position)
-        return math.inf if until is None else until
+        """Return the position up to which a reader at `position` need not wait; infinite if everything is loaded."""
+        return self._reader.loaded_until(position)
 
     def close(self) -> None:
         """Stop the thread and the source; wait a few seconds at most for the current read."""
@@ -161,7 +158,7 @@ class ImageStream:
     def _permutation(
         self, window: Window, epoch: int, floor: int
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None]:
-        """The permutation of a window in an epoch, and which of its rows are mirrored."""
+        """Return the permutation of a window in an epoch, and the mask of its mirrored rows."""
         if (window, epoch) not in self._permuted:
             soon = floor + self._order.batch_size
             for key in list(self._permuted):
@@ -174,7 +171,7 @@ class ImageStream:
 
 
 def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:
-    """`read_blocks` for an `ImageStream` that reads through Ray Data, in order.
+    """Return the `read_blocks` of an `ImageStream` that reads through Ray Data, in order.
 
     The result can be pickled, so the driver can make it for the actor that reads.
 

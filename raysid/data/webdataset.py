@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.fetching import in_threads
-from raysid.data.files import Found, reading_source
+from raysid.data.files import Found, in_threads, reading_source
 from raysid.data.picture_source import ListedSource, class_labels
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
@@ -97,7 +96,7 @@ class WebDatasetSource(ListedSource):
     def _read(self, file: Any, entry: int) -> bytes | BadPicture:
         size = int(self.sizes[entry])
         if size > MAX_PICTURE:
-            return BadPicture(f"has more than {MAX_PICTURE:,} bytes")
+            return BadPicture(TOO_LARGE)
         file.seek(int(self.offsets[entry]))
         data = file.read(size)
         return data if len(data) == size else BadPicture("is cut off: the tar ends before it")

@@ -24,7 +24,7 @@ LONG_BYTES = 1 << 33
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images uint8 (n, C, H, W) and their labels int64 (n,)."""
 ReadBlocks = Callable[[Sequence[Piece]], Iterable[Block]]
-"""Reads pieces of a source, in order: `ImageSource.blocks`, or `ray_blocks(source)`."""
+"""A function that reads pieces of a source, in order: `ImageSource.blocks`, or `ray_blocks(source)`."""
 
 
 class Loaded(NamedTuple):
@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         rows: the usable images in the order of the source's list; a bad image is replaced by another row.
-        faults: why bad images cannot be used, by their index in the source's list.
+        faults: the fault of each bad image, by its index in the source's list.
     """
 
     images: NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Loaded(NamedTuple):
 
 
 class Passes:
-    """Reads windows one after another, in passes over the source.
+    """A reader of one window after another, in passes over the source.
 
     Args:
         windows: in the order in which they are needed.
