@@ -1,7 +1,7 @@
 """Reader of published .pkl files: EDM's networks, and the generators of SiD's and SiDA's authors.
 
 Nothing in such a file is executed. `pickles.py` reads a pickle without calling anything that it names, `modules.py`
-makes its modules and tensors plain values, `network.py` builds our network from them.
+turns its modules and tensors into plain values, `network.py` builds a network from them.
 """
 
 from raysid.networks.published.network import SIGMA_INIT, Published, read_published
