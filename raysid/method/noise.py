@@ -27,10 +27,11 @@ class NoiseProcess(Protocol):
     """A noise process. `t` is a noise level (B,) in the process's own measure.
 
     A level is a real number (float32) or the index of a step (int64), of the type that `start_level` returns.
+    All results are finite for uniform numbers in [0, 1).
 
     Attributes:
         fake_score_draw: the distribution of the random numbers that `fake_score_level` takes.
-        default_tmax: the `tmax` of `generator_level` where a run sets none.
+        default_tmax: the `tmax` of `generator_level` where a run sets none; 1 to 1000.
     """
 
     fake_score_draw: ClassVar[Literal["normal", "uniform"]]
