@@ -1,4 +1,1 @@
-"""Ray clusters: connect.py joins or starts one, submit.py runs a command on one as a job.
-
-To add a kind of cluster address, edit `connect.py`.
-"""
+"""Ray clusters: connect.py joins or starts one, submit.py runs a command on one as a job."""

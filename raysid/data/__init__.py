@@ -1,7 +1,6 @@
 """Real images as a shuffled stream in which every image has an address, its position.
 
-Because of that, ranks read slices of one stream and a checkpoint stores one number. The parts, from the files to the
-stream:
+So ranks read slices of one stream, and a checkpoint stores one number. The parts, from the files to the stream:
 
     source.py          the interface of a source: shards of images with labels, and faults
     opening.py         opens the source that a config names

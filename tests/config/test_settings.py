@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from raysid.config import Config, PretrainConfig, TeacherSettings, fixed_settings
+from raysid.config import Config, PretrainConfig, TeacherSettings, TuneConfig, fixed_settings
 from raysid.config.fields import config_fields
+from raysid.config.tune import BETTER
 from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
 from raysid.trainers.pretrain import teacher_digest
@@ -92,3 +95,7 @@ def test_a_noise_process_has_the_tmax_of_its_networks_settings() -> None:
 
     assert NetworkSettings.default_tmax == EDMNoise.default_tmax == 800
     assert DiffusersSettings.default_tmax == DDPMNoise.tmax == 980
+
+
+def test_every_figure_of_a_search_has_a_direction() -> None:
+    assert set(get_args(TuneConfig.model_fields["metric"].annotation)) == BETTER.keys()
