@@ -18,13 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from raysid.errors import UserError
-from raysid.recipes.files import (
-    RecipeSummary,
-    make_recipes_absolute,
-    merge,
-    packaged_recipes,
-    read_sources,
-)
+from raysid.recipes.files import make_recipes_absolute, merge, packaged_recipes, read_sources
 from raysid.recipes.yaml_form import NotYAML, dump_yaml, parse_yaml
 from raysid.storage.formats import FORMAT
 
@@ -34,17 +28,10 @@ if TYPE_CHECKING:
     # Importing pydantic takes a second, which listing the recipes does not need.
     from raysid.config import AnyConfig, Config, DataConfig, DataSettings, PretrainConfig, TuneConfig
 
-__all__ = [
-    "KINDS",
-    "RecipeSummary",
-    "config_model",
-    "config_yaml",
-    "load_recipe",
-    "override",
-    "packaged_recipes",
-]
+__all__ = ["KINDS", "config_model", "config_yaml", "load_recipe", "override", "packaged_recipes"]
 
 Model = TypeVar("Model", bound="BaseModel")
+Overrides = Mapping[str, Any] | None
 
 KINDS = ("pretrain", "distill", "tune")
 """Kinds of recipes; the command of the same name runs them."""
@@ -59,32 +46,14 @@ def config_model(kind: str) -> type[AnyConfig]:
 
 
 @overload
-def load_recipe(
-    recipe: str, overrides: Mapping[str, Any] | None = None, *, kind: Literal["pretrain"]
-) -> PretrainConfig: ...
-
-
+def load_recipe(recipe: str, overrides: Overrides = None, *, kind: Literal["pretrain"]) -> PretrainConfig: ...
 @overload
-def load_recipe(
-    recipe: str, overrides: Mapping[str, Any] | None = None, *, kind: Literal["distill"]
-) -> Config: ...
-
-
+def load_recipe(recipe: str, overrides: Overrides = None, *, kind: Literal["distill"]) -> Config: ...
 @overload
-def load_recipe(
-    recipe: str, overrides: Mapping[str, Any] | None = None, *, kind: Literal["tune"]
-) -> TuneConfig: ...
-
-
+def load_recipe(recipe: str, overrides: Overrides = None, *, kind: Literal["tune"]) -> TuneConfig: ...
 @overload
-def load_recipe(
-    recipe: str, overrides: Mapping[str, Any] | None = None, kind: str | None = None
-) -> AnyConfig: ...
-
-
-def load_recipe(
-    recipe: str, overrides: Mapping[str, Any] | None = None, kind: str | None = None
-) -> AnyConfig:
+def load_recipe(recipe: str, overrides: Overrides = None, kind: str | None = None) -> AnyConfig: ...
+def load_recipe(recipe: str, overrides: Overrides = None, kind: str | None = None) -> AnyConfig:
     """Return the config of a recipe.
 
     Args:
@@ -114,8 +83,8 @@ def load_recipe(
         )
     model = config_model(found)
     given: dict[str, Any] = {}
-    for path, value in (overrides or {}).items():
-        value = _from_text(path, value, model) if isinstance(value, str) else value
+    for path, text in (overrides or {}).items():
+        value = _parsed(path, text, model)
         _set(given, path, value)
         _set(merged, path, value)
     make_recipes_absolute(merged, Path.cwd())  # those in overrides; those in files are absolute already
@@ -135,7 +104,7 @@ def data_settings(overrides: Mapping[str, Any]) -> DataSettings:
 
     given: dict[str, Any] = {}
     for path, value in overrides.items():
-        _set(given, path, _from_text(path, value, DataConfig) if isinstance(value, str) else value)
+        _set(given, path, _parsed(path, value, DataConfig))
     return _validated(DataConfig, given, "data", [(None, given)]).data
 
 
@@ -189,8 +158,10 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     merge(values, value)
 
 
-def _from_text(path: str, text: str, model: type[AnyConfig | DataConfig]) -> Any:
-    """Return the value of an override given as text."""
+def _parsed(path: str, text: Any, model: type[AnyConfig | DataConfig]) -> Any:
+    """Return the value of an override, which may be given as text."""
+    if not isinstance(text, str):
+        return text
     from raysid.config.fields import config_fields
     from raysid.recipes.problems import abbreviated
 
