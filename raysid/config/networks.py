@@ -47,68 +47,61 @@ class NetworkSettings(Settings):
         description="Height and width of the images in pixels; divisible by 2 for every level after the first."
     )
     img_channels: PositiveInt = Field(description="Colour (or latent) channels of the images.")
-    label_dim: int = Field(default=0, ge=0, description="Number of classes; 0: unconditional.")
+    label_dim: int = Field(0, ge=0, description="Number of classes; 0: unconditional.")
     model_type: Literal["SongUNet", "DhariwalUNet"] = Field(
-        default="SongUNet", description="U-Net family: SongUNet for DDPM++ and NCSN++, DhariwalUNet for ADM."
+        "SongUNet", description="U-Net family: SongUNet for DDPM++ and NCSN++, DhariwalUNet for ADM."
     )
     embedding_type: Literal["positional", "fourier"] = Field(
-        default="positional", description="Noise-level embedding: positional for DDPM++, fourier for NCSN++."
+        "positional", description="Noise-level embedding: positional for DDPM++, fourier for NCSN++."
     )
     encoder_type: Literal["standard", "skip", "residual"] = Field(
-        default="standard",
+        "standard",
         description="Downsampled input in the encoder's lower levels: standard (none) for DDPM++, residual for NCSN++.",
     )
     decoder_type: Literal["standard", "skip"] = Field(
-        default="standard",
-        description="Output: standard, formed at full resolution, or skip, a sum over all levels.",
+        "standard", description="Output: standard, formed at full resolution, or skip, a sum over all levels."
     )
     channel_mult_noise: PositiveInt = Field(
-        default=1,
+        1,
         description="Width of the noise-level embedding, in units of model_channels: 1 for DDPM++, 2 for NCSN++.",
     )
     resample_filter: Annotated[tuple[float, ...], Field(min_length=2)] = Field(
-        default=(1, 1),
+        (1, 1),
         description="Taps of the separable resampling filter, an even number with a sum other than 0; they are "
         "normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
     )
     model_channels: PositiveInt = Field(
-        default=128, description="Base number of channels, which channel_mult multiplies.", ge=4
+        128, description="Base number of channels, which channel_mult multiplies.", ge=4
     )
     channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
-        default=(1, 2, 2, 2),
-        description="Channels of every level, in units of model_channels, finest level first.",
+        (1, 2, 2, 2), description="Channels of every level, in units of model_channels, finest level first."
     )
     channel_mult_emb: PositiveInt = Field(
-        default=4, description="Width of the conditioning vector, in units of model_channels."
+        4, description="Width of the conditioning vector, in units of model_channels."
     )
     num_blocks: PositiveInt = Field(
-        default=4, description="Residual blocks per level of the encoder; the decoder has one more."
+        4, description="Residual blocks per level of the encoder; the decoder has one more."
     )
     attn_resolutions: tuple[PositiveInt, ...] = Field(
-        default=(16,),
-        description="Resolutions, in pixels, at which blocks have self-attention; may be empty.",
+        (16,), description="Resolutions, in pixels, at which blocks have self-attention; may be empty."
     )
     dropout: float = Field(
-        default=0.10,
-        ge=0,
-        lt=1,
-        description="Dropout probability of the activations inside blocks, in training.",
+        0.10, ge=0, lt=1, description="Dropout probability of the activations inside blocks, in training."
     )
     label_dropout: float = Field(
-        default=0.0, ge=0, le=1, description="Probability of dropping a sample's label, in training."
+        0.0, ge=0, le=1, description="Probability of dropping a sample's label, in training."
     )
     augment_dim: int = Field(
-        default=0, ge=0, description="Width of the augmentation label: 9 with EDM's augmentations, 0 without."
+        0, ge=0, description="Width of the augmentation label: 9 with EDM's augmentations, 0 without."
     )
     sigma_data: PositiveFloat = Field(
-        default=0.5, description="Standard deviation of the data, for pixels in [-1, 1]."
+        0.5, description="Standard deviation of the data, for pixels in [-1, 1]."
     )
     sigma_min: float = Field(
-        default=0.0, ge=0, description="Lowest supported noise level (sigma), for pixels in [-1, 1]."
+        0.0, ge=0, description="Lowest supported noise level (sigma), for pixels in [-1, 1]."
     )
     sigma_max: PositiveFloat | None = Field(
-        default=None,
-        description="Highest supported noise level (sigma), for pixels in [-1, 1]. Default: unbounded.",
+        None, description="Highest supported noise level (sigma), for pixels in [-1, 1]. Default: unbounded."
     )
 
     @property
