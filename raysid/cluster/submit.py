@@ -80,7 +80,7 @@ class JobServer:
             )
 
     def ray_commands(self, job: str) -> dict[str, str]:
-        """Ray's own commands for a job, by purpose, ready to paste."""
+        """Return Ray's own commands for a job, by purpose, ready to paste."""
         # `ray job` sends the user's token only in this mode.
         mode = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
         verbs = {"log": "logs -f", "status": "status", "stop": "stop"}
@@ -95,7 +95,7 @@ class JobServer:
         return self.wait(job)
 
     def wait(self, job: str, seconds: float = 10.0) -> str:
-        """A job's status, one of PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, when it ends or the time is over."""
+        """Return a job's status (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED) when it ends or the time is over."""
         end = time.monotonic() + seconds
         while True:
             with self._user_errors():
@@ -140,7 +140,7 @@ class JobServer:
 
 
 def job_files(recipe: str, overrides: dict[str, str], kind: Any) -> dict[str, bytes]:
-    """The files of a job: its recipe, resolved here, and its teacher's recipe if that is a file.
+    """Return the files of a job: its recipe, resolved here, and its teacher's recipe if that is a file.
 
     Raises:
         UserError: the recipe cannot be used, or its storage would be lost with the job.
@@ -160,24 +160,23 @@ def job_files(recipe: str, overrides: dict[str, str], kind: Any) -> dict[str, by
     return files | {"recipe.yaml": config_yaml(config).encode()}
 
 
-def check_absolute(what: str, path: str) -> None:
+def check_absolute(name: str, path: str) -> None:
     """Refuse a relative path: it would lie in the job's temporary folder, which is empty and ends with the job."""
     if "://" not in path and not Path(path).is_absolute():
         raise UserError(
-            f"{what} {path} would lie in the job's temporary folder: give an absolute path that all nodes share"
+            f"{name} {path} would lie in the job's temporary folder: give an absolute path that all nodes share"
         )
 
 
 def _with_its_teacher(config: Config, files: dict[str, bytes]) -> Config:
-    """The config as the job reads it. If its teacher's recipe is a file, add that to `files`."""
+    """Return the config as the job reads it. If its teacher's recipe is a file, add that to `files`."""
     from raysid.data.opening import BUILT_IN
     from raysid.recipes import config_yaml, load_recipe, packaged_recipes
 
     teacher, source = config.teacher, config.data.source
-    if teacher.path is not None:
-        check_absolute("teacher.path", teacher.path)
-    if config.generator.path is not None:
-        check_absolute("generator.path", config.generator.path)
+    for name, path in (("teacher.path", teacher.path), ("generator.path", config.generator.path)):
+        if path is not None:
+            check_absolute(name, path)
     for path in [source] if isinstance(source, str) else source or []:
         if path not in BUILT_IN:
             check_absolute("data.source", path)
