@@ -1,7 +1,7 @@
 """The `raysid` command.
 
     train.py       pretrain, distill, quickstart, tune
-    runs.py        evaluate, sample, watch; figures.py prints an evaluation
+    runs.py        evaluate, sample, watch
     data.py, networks.py, recipes.py, plan.py, bench.py, submit.py    a group of commands each
     main.py        the group of all commands, and the entry point
     recipe_command.py, options.py    settings of a recipe as options; options that several commands share

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raysid.data import ImageSource
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8
-MOST_SHOWN = 12  # sizes, modes and classes in a line
+MOST_LISTED = 12  # sizes, modes and classes in a line
 
 
 class DataCommand(click.Command):
@@ -82,7 +82,7 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
         sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
         click.echo(f"sizes    {_counts(sizes)}")
         click.echo(f"modes    {_counts(dict(found.modes.most_common()))}")
-    _show_classes(source)
+    _print_classes(source)
     if isinstance(source, PictureSource):
         for name in found.bad:
             click.echo(f"bad      {name}")
@@ -131,7 +131,7 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     click.echo(f"{written:,} images in {len(files)} file{'s' * (len(files) > 1)}: {target}")
 
 
-def _show_classes(source: ImageSource) -> None:
+def _print_classes(source: ImageSource) -> None:
     if not source.num_classes:
         click.echo("classes  none")
         return
@@ -144,9 +144,9 @@ def _show_classes(source: ImageSource) -> None:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_SHOWN]]
-    more = len(counts) - MOST_SHOWN
-    return ", ".join(shown or ["-"]) + (f" and {more:,} more" if more > 0 else "")
+    listed = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_LISTED]]
+    more = len(counts) - MOST_LISTED
+    return ", ".join(listed or ["-"]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _check_recipe(config: Any, source: ImageSource) -> None:

@@ -25,8 +25,8 @@ RESUME_FROM = click.option(
     help="Start a new run from the folder of a checkpoint, or from the newest checkpoint of another run.",
 )
 FRESH_RUN, FRESH_SEARCH = (
-    click.option("--fresh", is_flag=True, help=f"Start over: delete the {what}'s folder first.")
-    for what in ("run", "search")
+    click.option("--fresh", is_flag=True, help=f"Start over: delete the {kind}'s folder first.")
+    for kind in ("run", "search")
 )
 WHICH = click.option(
     "--which",

@@ -124,8 +124,8 @@ class RecipeCommand(click.Command):
             if not option.hidden:
                 sections.setdefault(option.section, []).append(option)
         common = [title for title in sections if title.startswith(_COMMON)]
-        top = [title for title in sections if title.startswith(_TOP_LEVEL)]
-        others = [*top, *(title for title in sections if title not in common + top)]
+        others = [title for title in sections if title not in common]
+        others.sort(key=lambda title: not title.startswith(_TOP_LEVEL))
         full = _HELP_ALL in ctx.meta
         for title in common + others if full else common:
             _write(ctx, formatter, title, sections[title])

@@ -7,11 +7,10 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysid.cli.figures import print_figures
 from raysid.cli.options import EVALUATION_SEED, FACTORY, NUM_SAMPLES, RUN_HELP, SEEDS, WHICH, announce
 from raysid.errors import UserError
 
@@ -20,6 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysid.generator import Generator, Which
+
+_FIGURES = {
+    "frechet_distance": "Fréchet distance to the real images",
+    "halves_distance": "the same between two halves of the real images",
+    "ms_per_image": "milliseconds per image",
+    "num_samples": "images made",
+}
 
 
 @click.command(help=f"Measure a generator against the real images.\n\n{RUN_HELP}")
@@ -96,6 +102,16 @@ def watch(run: str, follow: bool) -> None:
         if not follow or state.finished:
             return
         time.sleep(WATCH_SECONDS)
+
+
+def print_figures(title: str, figures: dict[str, Any]) -> None:
+    """Print the figures of an evaluation as a table."""
+    from raysid.run.table import print_table
+
+    if figures.get("label_accuracy") is not None:
+        figures = figures | {"label_accuracy": f"{figures['label_accuracy']:.1%}"}
+    rows = [[_FIGURES.get(name, name.replace("_", " ")), value] for name, value in figures.items()]
+    print_table(title, ["figure", "value"], rows)
 
 
 def _parse_labels(text: str) -> list[int]:

@@ -49,7 +49,7 @@ def submit() -> None:
 
 
 def _submit_recipe(kind: str, short_help: str, *own: Callable[..., Any]) -> None:
-    """A `submit` command for the recipes of a kind, with the options of the command that it submits."""
+    """Add the `submit` command for recipes of a kind, with the options of the command that it submits."""
 
     @submit.command(
         kind,

@@ -6,9 +6,9 @@ import shlex
 
 import click
 
-from raysid.cli.figures import print_figures
 from raysid.cli.options import ADDRESS, FRESH_RUN, FRESH_SEARCH, OUT, RESUME_FROM, announce
 from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
+from raysid.cli.runs import print_figures
 from raysid.errors import NotHere
 from raysid.recipes import load_recipe
 
