@@ -45,7 +45,7 @@ class RoleUse:
 
     @property
     def busy(self) -> float:
-        """Busy seconds of a step."""
+        """Busy seconds per step."""
         return sum(self.parts.values())
 
 
@@ -82,15 +82,11 @@ class Side:
 
     def __init__(self, inputs: RunInputs, source: ImageSource | None) -> None:
         self.config: Config = inputs.config
-        self._stack = ExitStack()
-        workers = self._stack.enter_context(
-            workers_for(self.config, f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}")
-        )
-        try:
+        folder = f"{UPath(inputs.teacher).parent}/.bench-{uuid.uuid4().hex[:8]}"
+        with ExitStack() as stack:
+            workers = stack.enter_context(workers_for(self.config, folder))
             self.placement: Placement = start_placement(inputs, source, workers=workers)
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
         self.next_step = 0
         self.spans: dict[str, list[tuple[Span, ...]]] = {}
 
@@ -100,7 +96,7 @@ class Side:
         return max(TIMED_STEPS, round(seconds * TIMED_STEPS / self._advance(TIMED_STEPS)))
 
     def round(self, steps: int) -> Round:
-        """Take steps, and return what they used."""
+        """Take steps, and return their use of time and memory."""
         before, driver = self.placement.profile(), time.process_time()
         seconds = self._advance(steps)
         driver = time.process_time() - driver
