@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class InRounds:
 
     @property
     def speeds(self) -> list[float]:
-        """Images a second of each round."""
+        """Images per second of each round."""
         return [one.images_per_second for one in self.rounds]
 
     @property
@@ -107,10 +107,7 @@ def compare(
     found: list[list[Round]] = [[] for _ in configs]
     with ExitStack() as stack:
         folder = stack.enter_context(stand_in_teacher(config))
-        sides: list[Side] = []
-        for each in configs:
-            sides.append(side := Side(*role_inputs(each, folder)))
-            stack.callback(side.close)
+        sides = [stack.enter_context(closing(Side(*role_inputs(each, folder)))) for each in configs]
         steps = [side.warm_up(seconds) for side in sides]
         for number in range(rounds):
             for side, count, own in zip(sides, steps, found, strict=True):
@@ -164,13 +161,18 @@ def role_inputs(config: Config, teacher: str) -> tuple[RunInputs, ImageSource | 
     return run_inputs(config, teacher, source), source
 
 
+def recipe_network(config: Config) -> NetworkSettings | None:
+    """Return the settings of the teacher's network if the recipe, or that of its teacher, has them."""
+    teacher = config.teacher
+    if teacher.recipe is None or teacher.network or teacher.path is not None or teacher.factory is not None:
+        return teacher.network
+    return load_recipe(teacher.recipe, kind="pretrain").network
+
+
 @contextmanager
 def stand_in_teacher(config: Config) -> Iterator[str]:
     """Yield a folder of a teacher with the recipe's network, in its storage, which all nodes can read."""
-    settings, teacher = config.teacher.network, config.teacher
-    if settings is None and teacher.path is None and teacher.factory is None:
-        assert teacher.recipe is not None
-        settings = load_recipe(teacher.recipe, kind="pretrain").network
+    settings = recipe_network(config)
     if settings is None:
         yield str(trained_teacher(config, find_teacher(config, None), None).path)
         return

@@ -19,8 +19,8 @@ def print_comparison(found: Comparison) -> None:
     """Print the results of a bench."""
     sides = [side for side in (found.this, found.against) if side is not None]
     print_table(
-        "images a second, medians over rounds",
-        ["", "images/s", "lowest", "highest", "ms a step"],
+        "images per second, medians over rounds",
+        ["", "images/s", "lowest", "highest", "ms per step"],
         [
             [
                 describe(side),
@@ -37,11 +37,11 @@ def print_comparison(found: Comparison) -> None:
         print(f"bound {bound(found):.3f}: the ratio if neither side ever waited")
     print(f"overhead {overhead(found.this):.1%} of the wall time, in which the busiest role is not busy")
     if found.this.config.placement != "local":
-        print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU a microbatch")
+        print(f"driver {1000 * driver_seconds(found.this):.2f} ms of CPU per microbatch")
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """Return all results in numbers: seconds and bytes a step."""
+    """Return all results in numbers: seconds and bytes per step."""
     tree: dict[str, Any] = ratio(found.this, found.against)
     tree |= {"settings": found.this.config.model_dump(mode="json"), "this": _numbers(found.this)}
     if found.against is not None:
@@ -112,7 +112,7 @@ def _changes(usual: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
 
 
 def bound(found: Comparison) -> float:
-    """Return the ratio if neither side ever waited: the other side's busy time for an image over this side's."""
+    """Return the ratio if neither side ever waited: the other side's busy time per image over this side's."""
     assert found.against is not None
     this, against = (_busy(side) / side.config.batch_size for side in (found.this, found.against))
     return against / this
@@ -124,7 +124,7 @@ def overhead(side: SideResult) -> float:
 
 
 def driver_seconds(side: SideResult) -> float:
-    """Return the driver's CPU seconds for each microbatch."""
+    """Return the driver's CPU seconds per microbatch."""
     config = side.config
     workers = config.colocated.num_workers if config.placement == "colocated" else 1
     count = len(all_microbatches(config, 0, workers))
@@ -159,7 +159,7 @@ def _print_roles(side: SideResult) -> None:
     if side.config.placement == "split":
         rows.append(["MB moved", *(f"{(use.received_bytes + use.sent_bytes) / 1e6:.2f}" for use in uses)])
     rows.append(["peak MB", *(f"{use.peak_bytes / 1e6:,.0f}" for use in uses)])
-    print_table(f"{describe(side)}: ms a step by role", ["", *ROLE_NAMES.values()], rows)
+    print_table(f"{describe(side)}: ms per step by role", ["", *ROLE_NAMES.values()], rows)
 
 
 def _numbers(side: SideResult) -> dict[str, Any]:

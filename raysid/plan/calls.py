@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raysid.config import Config
@@ -85,41 +85,33 @@ class Workers:
     @property
     def all(self) -> list[Process]:
         """Every process, once."""
-        ray = [self.ray] if self.ray is not None else []
-        return [*self.generator, *self.teacher, *self.fake_score, self.driver, *ray]
+        roles = [*self.generator, *self.teacher, *self.fake_score, self.driver]
+        return roles if self.ray is None else [*roles, self.ray]
 
 
+@dataclass(eq=False, slots=True)
 class Call:
     """One call: its process, its length, and the calls whose results it takes.
 
-    Args:
+    Attributes:
         role: the role that computes; empty for the driver and Ray's own processes.
         process: the process that executes it.
-        beside: seconds that occupy the process alone, before those of its pool.
+        beside: seconds that occupy only the process, before those of its pool.
         seconds: seconds that occupy its pool too.
         inputs: calls that it waits for.
         size: bytes of the result of each input that is a role's.
-
-    Attributes:
-        ended: when it ended; infinite until then.
+        ended: time at which it ended; infinite until then.
     """
 
-    __slots__ = ("_arrives", "_seen", "beside", "ended", "inputs", "process", "role", "seconds", "size")
-
-    def __init__(
-        self,
-        role: str,
-        process: Process,
-        beside: float,
-        seconds: float,
-        inputs: tuple[Call, ...],
-        size: float,
-    ) -> None:
-        self.role, self.process = role, process
-        self.beside, self.seconds = beside, seconds
-        self.inputs, self.size = inputs, size
-        self.ended = math.inf
-        self._arrives, self._seen = 0.0, 0
+    role: str
+    process: Process
+    beside: float
+    seconds: float
+    inputs: tuple[Call, ...]
+    size: float
+    ended: float = math.inf
+    _arrives: float = 0.0
+    _seen: int = 0
 
     def arrival(self, transport: Transport) -> float:
         """Return the time at which all inputs have arrived; infinite while one of them has not ended."""
@@ -139,34 +131,26 @@ class Call:
         return self._arrives
 
 
+@dataclass
 class Recorder:
     """The calls of some steps, in the order in which the driver submits them.
 
-    Args:
+    Attributes:
         seconds: length of a call, by role and method.
         image_bytes: bytes of one image between processes.
-
-    Attributes:
         calls: every call so far, the driver's own work included.
         waits: calls that the driver waits for before it submits the next one.
     """
 
-    def __init__(
-        self,
-        workers: Workers,
-        transport: Transport,
-        seconds: Mapping[tuple[str, str], float],
-        image_bytes: float,
-    ) -> None:
-        self.workers = workers
-        self.transport = transport
-        self.seconds = seconds
-        self.image_bytes = image_bytes
-        self.calls: list[Call] = []
-        self.waits: tuple[Call, ...] = ()
+    workers: Workers
+    transport: Transport
+    seconds: Mapping[tuple[str, str], float]
+    image_bytes: float
+    calls: list[Call] = field(default_factory=list)
+    waits: tuple[Call, ...] = ()
 
     def roles(self, config: Config) -> Roles:
-        """The three roles of a config, which record their calls here."""
+        """Return the three roles of a config, which record their calls here."""
         size = config.microbatch * self.image_bytes
         roles: Any = _Teacher(self, size), _FakeScore(self, size), _Generator(self, size)
         return Roles(*roles)
@@ -263,8 +247,7 @@ class _Teacher:
     """The pool of scorers, which take turns; the one that scored a microbatch pulls it back."""
 
     def __init__(self, recorder: Recorder, size: float) -> None:
-        self.recorder = recorder
-        self.size = size
+        self.recorder, self.size = recorder, size
         self.turns = itertools.cycle(recorder.workers.teacher)
         self.scorers: dict[Call, Process] = {}
 

@@ -20,22 +20,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raysid.config.networks import Precision
 from raysid.errors import UserError
-from raysid.networks import EDMDenoiser, FactorySettings, build_denoiser
+from raysid.method.denoiser import EncoderDenoiser
+from raysid.networks import FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import AnySettings
 from raysid.roles.torch_internals import TorchDispatchMode
 
+_Inputs = tuple[Tensor, Tensor, Tensor | None]  # x_t, t and conditions
+_Run = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 BATCH = 2  # images of a counted pass: nearly all costs grow in proportion to them
 
 
 @dataclass(frozen=True)
 class GraphBytes:
-    """Bytes an image that a forward pass keeps for its backward pass, in one precision.
+    """Bytes per image that a forward pass keeps for its backward pass, in one precision.
 
     Attributes:
         learn: of a pass in train mode whose backward pass goes to the weights.
         pull: of a pass in eval mode whose backward pass goes to the input; the weights are frozen.
-        encoder: as `learn`, of the encoder alone (SiDA's discriminator on real images); 0 without one.
+        encoder: as `learn`, of the encoder only (SiDA's discriminator on real images); 0 without one.
     """
 
     learn: float
@@ -50,9 +53,9 @@ class NetworkCosts:
     Attributes:
         parameters: number of weights.
         forward: operations of a forward pass.
-        pullback: of the backward pass to the input alone, as a scorer computes it.
+        pullback: of the backward pass to the input only, as a scorer computes it.
         backward: of the backward pass to the weights, as a learner computes it.
-        encoder: of a forward pass through the encoder alone; 0 without one.
+        encoder: of a forward pass through the encoder only; 0 without one.
         encoder_backward: of the backward pass of that to the weights.
         graphs: bytes kept for the backward pass, by whether in half precision (bf16 and fp16 keep the same).
         kernels: operations that a forward pass launches one after the other, for any number of images.
@@ -94,25 +97,20 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         x_t = torch.empty(BATCH, *settings.sample_shape)
         t = torch.ones(BATCH, dtype=torch.long if settings.discrete_levels else None)
         cond = torch.empty(BATCH, settings.label_dim) if settings.label_dim else None
-
-    def run(x: Tensor) -> Tensor:
-        return network(x, t, cond)
-
-    def encode(x: Tensor) -> Tensor:
-        assert isinstance(network, EDMDenoiser)
-        return network.encode(x, t, cond)
+    inputs = x_t, t, cond
 
     def passes(half: bool) -> tuple[_Pass, _Pass, _Pass]:
-        """Return the passes of a learner, a scorer and the encoder alone."""
-        learn, pull = (_forward(network, run, x_t, learns, half) for learns in (True, False))
-        alone = isinstance(network, EDMDenoiser)
-        return learn, pull, _forward(network, encode, x_t, True, half) if alone else _Pass(0.0, 0.0, 0.0)
+        """Return the passes of a learner, a scorer and the encoder only."""
+        learn, pull = (_forward(network, network, inputs, learns, half) for learns in (True, False))
+        if not isinstance(network, EncoderDenoiser):
+            return learn, pull, _Pass(0.0, 0.0, 0.0)
+        return learn, pull, _forward(network, network.encode, inputs, True, half)
 
     try:
-        with _GroupNorms():
+        with _Operations():
             found = {half: passes(half) for half in (False, True)}
-        with torch.no_grad(), _GroupNorms(), _Launched() as launched:
-            run(x_t)
+        with torch.no_grad(), _Operations() as launched:
+            network(*inputs)
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"the network cannot be counted on torch's meta device: {str(error).splitlines()[0]}"
@@ -147,15 +145,13 @@ class _Pass(NamedTuple):
     graph: float
 
 
-def _forward(
-    network: Network, run: Callable[[Tensor], Tensor], x_t: Tensor, learns: bool, half: bool
-) -> _Pass:
+def _forward(network: Network, run: _Run, inputs: _Inputs, learns: bool, half: bool) -> _Pass:
     """Count a pass: in train mode with trainable weights if `learns`, else with a trainable input.
 
     The backward pass has the same operations in half precision: it is not counted there.
     """
     network.train(learns).requires_grad_(learns)
-    x_t = x_t.detach().requires_grad_(not learns)
+    x_t = inputs[0].detach().requires_grad_(not learns)
     lowering = _Autocast() if half else None
     kept: dict[int, Tensor] = {}
 
@@ -165,20 +161,23 @@ def _forward(
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as forward, hooks, lowering or nullcontext():
-        output = run(x_t)
+        output = run(x_t, *inputs[1:])
     weights: list[Tensor] = list(network.parameters())
     for weight in [*weights, *(lowering.weights.values() if lowering else ())]:
         kept.pop(weight.untyped_storage()._cdata, None)
     graph = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     with FlopCounterMode(display=False) as backward:
         if not half:
-            inputs = weights if learns else [x_t]
-            torch.autograd.grad(output, inputs, torch.ones_like(output), allow_unused=True)
+            sources = weights if learns else [x_t]
+            torch.autograd.grad(output, sources, torch.ones_like(output), allow_unused=True)
     return _Pass(*(count / BATCH for count in (forward.get_total_flops(), backward.get_total_flops(), graph)))
 
 
-class _Launched(TorchDispatchMode):
-    """Counts the operations that compute something."""
+class _Operations(TorchDispatchMode):
+    """Counts the operations that compute something, and replaces group norms by empty tensors.
+
+    torch computes the shapes of group norms in slow Python code, which would take half of the time of a count.
+    """
 
     count = 0
 
@@ -186,18 +185,6 @@ class _Launched(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-class _GroupNorms(TorchDispatchMode):
-    """Answers group norms with empty tensors, of which torch works out the shapes in slow Python code.
-
-    Half of the time of a count would go there.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
         aten = torch.ops.aten
         if func is aten.native_group_norm.default and args[0].dtype == torch.float32:
             x, (batch, groups) = args[0], (args[3], args[6])
@@ -210,20 +197,14 @@ class _GroupNorms(TorchDispatchMode):
 
 
 class _Autocast(TorchFunctionMode):
-    """Does as autocast does on a GPU, which the meta device lacks: layers in half precision, norms in float32.
+    """Imitates autocast on a GPU, which the meta device lacks: layers in half precision, norms in float32.
 
     Attributes:
-        weights: copies of parameters, which autocast makes once a pass.
+        weights: copies of parameters, which autocast makes once per pass.
     """
 
-    _LOWERED = (
-        F.conv2d,
-        F.conv_transpose2d,
-        F.linear,
-        F.scaled_dot_product_attention,
-        torch.bmm,
-        torch.matmul,
-    )
+    _LAYERS = (F.conv2d, F.conv_transpose2d, F.linear, F.scaled_dot_product_attention)
+    _LOWERED = (*_LAYERS, torch.bmm, torch.matmul)
     _RAISED = (F.group_norm, F.layer_norm)
 
     def __init__(self) -> None:

@@ -23,9 +23,9 @@ class Device:
     """One accelerator, or one core or GPU of this machine.
 
     Attributes:
-        teraflops: peak dense operations a second, in 10^12, by arithmetic; empty for a measured device.
+        teraflops: peak dense operations per second, in 10^12, by arithmetic; empty for a measured device.
         memory: bytes.
-        link: bytes a second between two devices of one node, each way.
+        link: bytes per second between two devices of one node, each way.
         label: value of Ray's node label `ray.io/accelerator-type`; None if Ray has none for it.
     """
 
@@ -40,7 +40,7 @@ class Device:
         return self.name in MEASURED
 
     def peak(self, arithmetic: Arithmetic, setting: str = "precision") -> float:
-        """Return the peak operations a second.
+        """Return the peak operations per second.
 
         Args:
             setting: name of the setting that asks for this arithmetic, for the message.
@@ -118,9 +118,9 @@ def parse_devices(text: str, option: str) -> Devices:
     if len(fitting) == 1:
         return Devices(count, fitting[0])
     known = ", ".join(device.name for device in (fitting or KNOWN))
-    what = "is one of several" if fitting else "is not known"
+    problem = "is one of several" if fitting else "is not known"
     raise UserError(
-        f"{option} {text}: {name} {what}; known: {known}; cpu or gpu for this machine's own; any other as "
+        f"{option} {text}: {name} {problem}; known: {known}; cpu or gpu for this machine's own; any other as "
         f"{count}x{re.sub('[^A-Za-z0-9-]', '', name) or 'NAME'}:TFLOPS:GB, at the precision that will be used"
     )
 
@@ -133,8 +133,8 @@ def _own(text: str, option: str) -> Device:
         teraflops = gigabytes = 0.0
     if not name or not 0 < teraflops < 1e9 or not 0 < gigabytes < 1e9:
         raise UserError(
-            f"{option}: {text!r} is not a device; give NAME:TFLOPS:GB, as in mine:40:24 for 40e12 operations a second "
-            "and 24 GB"
+            f"{option}: {text!r} is not a device; give NAME:TFLOPS:GB, as in mine:40:24 for 40e12 operations per "
+            "second and 24 GB"
         )
     return Device(name, dict.fromkeys(EFFICIENCY, teraflops), gigabytes * GB, OWN_LINK)
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from raysid.actors.placement import all_cores
+from raysid.bench.compare import recipe_network
 from raysid.config import Config
 from raysid.errors import UserError
-from raysid.networks.files import AnySettings
 from raysid.plan.calls import Transport
 from raysid.plan.costs import NetworkCosts, network_costs
 from raysid.plan.devices import GB, Devices, parse_devices
 from raysid.plan.measure import measure_parts, this_machine
 from raysid.plan.parts import ROLES, CountedParts, Parts
 from raysid.plan.transport import measure_transport
-from raysid.recipes import load_recipe
 from raysid.trainers.teachers import find_teacher, network_settings
 
 # A call through Ray between two processes of one machine, measured on two cores of an AMD EPYC: an empty call, and
@@ -50,37 +49,27 @@ class Hardware:
         return self.devices.device.name == "cpu"
 
 
-def _network_of(config: Config) -> AnySettings:
-    """Return the network settings of a config's teacher, from the config if they are there, else from its files."""
-    teacher = config.teacher
-    if teacher.network is not None:
-        return teacher.network
-    if teacher.recipe is not None and teacher.path is None and teacher.factory is None:
-        return load_recipe(teacher.recipe, kind="pretrain").network
-    return network_settings(find_teacher(config, None))
-
-
 def _find_devices(
     config: Config, devices: str | None, teacher_devices: str | None
 ) -> tuple[Devices, Devices | None]:
     """Return the devices to plan for; by default this machine's cores, or its GPUs if the recipe's roles use GPUs."""
-    asks = any(getattr(config.resources, role).num_gpus for role in ROLES)
-    if devices is None and asks and not torch.cuda.is_available():
+    uses_gpus = any(getattr(config.resources, role).num_gpus for role in ROLES)
+    if devices is None and uses_gpus and not torch.cuda.is_available():
         raise UserError(
             "this recipe's roles ask for GPUs, and this machine has none to measure: give --devices, as in "
             "8xH100-80GB, or 2xcpu for cores of this machine"
         )
-    here = f"{torch.cuda.device_count()}xgpu" if asks else f"{all_cores()}xcpu"
+    here = f"{torch.cuda.device_count()}xgpu" if uses_gpus else f"{all_cores()}xcpu"
     found = parse_devices(devices or here, "--devices")
-    apart = None if teacher_devices is None else parse_devices(teacher_devices, "--teacher-devices")
-    if apart is not None and (found.device.measured or apart.device.measured):
+    teacher_side = None if teacher_devices is None else parse_devices(teacher_devices, "--teacher-devices")
+    if teacher_side is not None and (found.device.measured or teacher_side.device.measured):
         raise UserError(
             "--teacher-devices needs named devices on both sides, as in --devices 4xH100-80GB --teacher-devices "
             "4xL4-24GB: cpu and gpu are measured here, where there is one kind"
         )
     if found.device.measured:
         found = this_machine(found.device.name, found.count)
-    return found, apart
+    return found, teacher_side
 
 
 def counted_hardware(
@@ -95,7 +84,7 @@ def counted_hardware(
 
     Args:
         efficiency: share of the peak, in (0, 1]; None: a default for each precision.
-        network: bytes a second between nodes.
+        network: bytes per second between nodes.
         node: devices of a node.
     """
     parts = CountedParts(costs, devices.device, (teacher_devices or devices).device, efficiency, network)
@@ -117,7 +106,7 @@ def make_hardware(
 
     Args:
         devices, teacher_devices: as for `raysid plan`.
-        network: GB a second between nodes.
+        network: GB per second between nodes.
         efficiency, node: as for `counted_hardware`.
         seconds, report: as for `measure_parts`.
 
@@ -127,11 +116,12 @@ def make_hardware(
             recipe, or the network cannot be counted.
         RunFailed: measuring failed.
     """
-    found, apart = _find_devices(config, devices, teacher_devices)
-    costs = network_costs(_network_of(config), config.teacher.factory)
+    found, teacher_side = _find_devices(config, devices, teacher_devices)
+    settings = recipe_network(config) or network_settings(find_teacher(config, None))
+    costs = network_costs(settings, config.teacher.factory)
     kind = found.device.name
     if not found.device.measured:
-        return counted_hardware(found, apart, costs, efficiency, network * GB, node)
+        return counted_hardware(found, teacher_side, costs, efficiency, network * GB, node)
     parts = measure_parts(config, costs, kind, seconds, report)
     report("measuring calls between two Ray actors")
     transport = measure_transport(config, costs.image_bytes, on_pool=kind == "cpu")

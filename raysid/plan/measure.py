@@ -1,7 +1,7 @@
 """The seconds of the roles' calls, measured on this machine.
 
-No step runs: each role's calls are repeated alone (`timing.py`). For processes that share the cores, as many as there
-are cores measure at the same time, so that each has the caches and the memory bandwidth that it would have in a run.
+No step runs: the calls of one role at a time are repeated (`timing.py`). For processes that share the cores, as many as
+there are cores measure at the same time, so that each has the caches and the memory bandwidth of a run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from raysid.errors import RunFailed, UserError
 from raysid.plan.costs import NetworkCosts
 from raysid.plan.devices import Device, Devices
 from raysid.plan.parts import Seconds, all_reduce_bytes
-from raysid.plan.timing import Task, run_task
+from raysid.plan.timing import FAILED_SECONDS, Task, run_task
 
 Line = tuple[float, float]
-"""Seconds for any number of images, and seconds an image."""
+"""Seconds for any number of images, and seconds per image."""
 Lines = dict[tuple[str, str], Line]
 """The line of every call, by role and method."""
 
@@ -112,9 +112,9 @@ def _on_this_machine(config: Config, kind: str) -> Config:
 
 
 def _measure(task: Task) -> tuple[Lines, float]:
-    """Return the line of every call, and the seconds a byte of summing gradients (0 with one process)."""
+    """Return the line of every call, and the seconds per byte of summing gradients (0 with one process)."""
     context = torch.multiprocessing.get_context("spawn")
-    barrier = context.Barrier(task.processes)
+    barrier = context.Barrier(task.processes, timeout=FAILED_SECONDS)
     addresses: Any = context.Queue()
     answers: Any = context.Queue()
     started = [

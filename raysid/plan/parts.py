@@ -41,7 +41,7 @@ class CountedParts:
 
     Attributes:
         efficiency: share of the data sheet's speed that is reached; None: `EFFICIENCY`.
-        network: bytes a second between nodes.
+        network: bytes per second between nodes.
     """
 
     costs: NetworkCosts
@@ -50,8 +50,11 @@ class CountedParts:
     efficiency: float | None
     network: float
 
-    def speed(self, config: Config, role: str, apart: bool = True) -> float:
-        """Return the operations a second of a role's device; `apart`: the teacher has devices of its own.
+    def speed(self, config: Config, role: str, separate_teacher: bool = True) -> float:
+        """Return the operations per second of a role's device.
+
+        Args:
+            separate_teacher: the teacher has devices of its own.
 
         Raises:
             UserError: the device lacks the config's arithmetic.
@@ -59,7 +62,7 @@ class CountedParts:
         kind = arithmetic(config, role)
         teacher = role == "teacher"
         setting = "teacher.precision" if teacher and config.teacher.precision else "precision"
-        peak = (self.teacher_device if teacher and apart else self.device).peak(kind, setting)
+        peak = (self.teacher_device if teacher and separate_teacher else self.device).peak(kind, setting)
         return peak * (self.efficiency or EFFICIENCY[kind])
 
     def seconds(self, config: Config, workers: int) -> Seconds:

@@ -27,7 +27,7 @@ ACCELERATOR = "ray.io/accelerator-type"  # Ray's label of nodes
 
 
 @dataclass(frozen=True)
-class Way:
+class Option:
     """One placement, with the settings that select it.
 
     Attributes:
@@ -50,28 +50,29 @@ class Plan:
     Attributes:
         config: the recipe.
         as_given: prediction of the recipe as it is.
-        ways: the placements compared, by schedule, the fastest first.
+        options: the placements compared, by schedule, the fastest first.
     """
 
     config: Config
     hardware: Hardware
     as_given: Prediction
-    ways: list[Way]
+    options: list[Option]
 
-    def best(self, schedule: str | None = None) -> Way | None:
+    def best(self, schedule: str | None = None) -> Option | None:
         """Return the fastest that fits, by default in the recipe's schedule; the simplest of those about as fast."""
-        fitting = [
-            way
-            for way in self.ways
-            if way.fits and way.prediction.config.schedule == (schedule or self.config.schedule)
-        ]
-        fastest = max((_speed(way) for way in fitting), default=0.0)
-        equal = [way for way in fitting if _speed(way) >= (1 - CLOSE) * fastest]
+        fitting = [one for one in self.in_schedule(schedule or self.config.schedule) if one.fits]
+        fastest = max(map(_speed, fitting), default=0.0)
+        equal = [one for one in fitting if _speed(one) >= (1 - CLOSE) * fastest]
         return min(equal, key=_effort, default=None)
 
-    def overrides(self, way: Way) -> dict[str, Any]:
-        """Return the settings of a way that differ from the recipe's."""
-        return {name: value for name, value in way.settings.items() if value != _setting(self.config, name)}
+    def in_schedule(self, schedule: str) -> list[Option]:
+        """Return the placements with a schedule, the fastest first."""
+        return [one for one in self.options if one.prediction.config.schedule == schedule]
+
+    def overrides(self, option: Option) -> dict[str, Any]:
+        """Return the settings of an option that differ from the recipe's."""
+        given = self.config
+        return {name: value for name, value in option.settings.items() if value != _setting(given, name)}
 
 
 def make_plan(config: Config, hardware: Hardware) -> Plan:
@@ -80,18 +81,18 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
     Raises:
         UserError: the devices lack the recipe's precision.
     """
-    ways = []
+    options = []
     for schedule in SCHEDULES:
         given = config.model_copy(update={"schedule": schedule})
         found = [_whole(given, hardware, 1)]
         if hardware.devices.count > 1:
             found.append(_whole(given, hardware, hardware.devices.count))
-        ways += sorted([*found, *_splits(given, hardware)], key=_speed, reverse=True)
+        options += sorted([*found, *_splits(given, hardware)], key=_speed, reverse=True)
     if config.placement == "colocated":
         as_given = _whole(config, hardware, config.colocated.num_workers).prediction
     else:
         as_given = predict(config, hardware)
-    return Plan(config, hardware, as_given, ways)
+    return Plan(config, hardware, as_given, options)
 
 
 def changed(recipe: str, given: Mapping[str, Any], config: Config) -> dict[str, Any]:
@@ -108,57 +109,51 @@ def changed(recipe: str, given: Mapping[str, Any], config: Config) -> dict[str, 
     return {name: value for name, value in given.items() if _setting(config, name) != _setting(plain, name)}
 
 
-def _speed(way: Way) -> float:
-    return way.prediction.images_per_second or 0.0
+def _speed(option: Option) -> float:
+    return option.prediction.images_per_second or 0.0
 
 
-def _effort(way: Way) -> tuple[int, int, int, int]:
-    """Return the complexity of a way: devices, then processes, then microbatches."""
-    found = way.prediction
+def _effort(option: Option) -> tuple[int, int, int, int]:
+    """Return the complexity of an option: devices, then processes, then microbatches."""
+    found = option.prediction
     config = found.config
     processes = found.workers or sum(config.learner_workers.values()) + config.teacher.num_replicas
     return found.devices, int(found.placement == "split"), processes, config.batch_size // config.microbatch
 
 
-def _whole(config: Config, hardware: Hardware, workers: int) -> Way:
+def _whole(config: Config, hardware: Hardware, workers: int) -> Option:
     """Return `local`, or `colocated` with so many workers, with the largest microbatches that fit."""
-    one: dict[str, Any] = {f"{learner}.num_workers": 1 for learner in config.learner_workers} | {
-        "teacher.num_replicas": 1
-    }
-    if config.teacher.autoscaling_config is not None:
-        one["teacher.autoscaling_config"] = None
+    one: dict[str, Any] = {f"{learner}.num_workers": 1 for learner in config.learner_workers}
+    one |= {"teacher.num_replicas": 1, "teacher.autoscaling_config": None}
     settings: dict[str, Any] = {"placement": "local", "schedule": config.schedule, **one}
     if workers == 1:
         settings |= _on(config, hardware)
     else:
         gpus = 0.0 if hardware.shared_cores else 1.0
-        settings |= {
-            "placement": "colocated",
-            "colocated.num_workers": workers,
-            "resources.worker.num_gpus": gpus,
-        }
+        settings |= {"placement": "colocated", "colocated.num_workers": workers}
+        settings |= {"resources.worker.num_gpus": gpus}
     if config.batch_size % workers:
         why_not = f"batch_size {config.batch_size} does not divide among {workers} workers"
-        return Way(settings, Prediction(config, workers, workers, why_not=why_not))
+        return Option(settings, Prediction(config, workers, workers, why_not=why_not))
     share = config.batch_size // workers
-    alone = {"placement": "local", "batch_size": share, **one, **_on(config, hardware)}
+    local = {"placement": "local", "batch_size": share, **one, **_on(config, hardware)}
     first = min(config.microbatch_size or share, share)
     sizes = [size for size in range(first, 0, -1) if share % size == 0]
-    found = _largest(config, hardware, alone, sizes, workers)
+    found = _largest(config, hardware, local, sizes, workers)
     if found.why_not is None:
         found = predict(found.config, hardware, workers)
     if found.config.microbatch != share:
         settings["microbatch_size"] = found.config.microbatch
-    return Way(settings, found)
+    return Option(settings, found)
 
 
-def _splits(config: Config, hardware: Hardware) -> list[Way]:
+def _splits(config: Config, hardware: Hardware) -> list[Option]:
     """Return the fastest split placements; if none fits, one of them with the reason."""
-    tried: list[list[Way]] = []  # by shape, a way for each cut of the batch
+    tried: list[list[Option]] = []  # by shape, an option for each cut of the batch
     for shape in _shapes(config, hardware):
         settings = _settings(config, hardware, shape)
         workers = math.lcm(shape.fake_score, shape.generator)
-        found_cuts: dict[int, Way] = {}
+        found_cuts: dict[int, Option] = {}
         for first in _first_sizes(config, shape):
             sizes = [
                 size
@@ -167,21 +162,21 @@ def _splits(config: Config, hardware: Hardware) -> list[Way]:
             ]
             found = _largest(config, hardware, settings, sizes)
             size = found.config.microbatch
-            found_cuts[size] = Way(settings | {"microbatch_size": size}, found)
+            found_cuts[size] = Option(settings | {"microbatch_size": size}, found)
         tried.append([*found_cuts.values()])
-    fitting = [cuts for cuts in ([way for way in cuts if way.fits] for cuts in tried) if cuts]
+    fitting = [cuts for cuts in ([one for one in cuts if one.fits] for cuts in tried) if cuts]
     if not fitting:
         return tried[0][:1] if tried else []
     fitting.sort(key=lambda cuts: max(map(_speed, cuts)), reverse=True)
-    best: list[Way] = []
+    best: list[Option] = []
     for cuts in fitting[:SIMULATED]:
         # The quick prediction, as if nothing ever waited, is a bound.
         if len(best) == KEPT and max(map(_speed, cuts)) <= _speed(best[-1]):
             break
-        ways = [Way(way.settings, predict(way.prediction.config, hardware)) for way in cuts]
-        fastest = max(map(_speed, ways))
+        options = [Option(one.settings, predict(one.prediction.config, hardware)) for one in cuts]
+        fastest = max(map(_speed, options))
         # No more microbatches than help.
-        best.append(next(way for way in ways if _speed(way) >= (1 - CLOSE) * fastest))
+        best.append(next(one for one in options if _speed(one) >= (1 - CLOSE) * fastest))
         best = sorted(best, key=_speed, reverse=True)[:KEPT]
     return best
 
@@ -221,10 +216,10 @@ def _shapes(config: Config, hardware: Hardware) -> Iterator[_Shape]:
         return
     if count == 1:
         yield _Shape(1, 1, 1, dict.fromkeys(ROLES, 0.33))
-    for alone in ROLES:  # the two others share a device
-        for number in range(1, count) if alone == "teacher" else [n for n in numbers if n < count]:
-            counts = dict.fromkeys(ROLES, 1) | {alone: number}
-            yield _Shape(**counts, shares=dict.fromkeys(ROLES, 0.5) | {alone: 1.0})
+    for role in ROLES:  # the two others share a device
+        for number in range(1, count) if role == "teacher" else [n for n in numbers if n < count]:
+            counts = dict.fromkeys(ROLES, 1) | {role: number}
+            yield _Shape(**counts, shares=dict.fromkeys(ROLES, 0.5) | {role: 1.0})
 
 
 def _settings(config: Config, hardware: Hardware, shape: _Shape) -> dict[str, Any]:
@@ -235,16 +230,15 @@ def _settings(config: Config, hardware: Hardware, shape: _Shape) -> dict[str, An
         "fake_score.num_workers": shape.fake_score,
         "generator.num_workers": shape.generator,
         "teacher.num_replicas": shape.teacher,
+        "teacher.autoscaling_config": None,
     }
-    if config.teacher.autoscaling_config is not None:
-        settings["teacher.autoscaling_config"] = None
     settings |= {f"resources.{role}.num_gpus": share for role, share in shape.shares.items()}
     teachers = hardware.teacher_devices
     if teachers is not None and teachers.device != hardware.devices.device:
-        apart = {"teacher": teachers.device, **dict.fromkeys(config.learner_workers, hardware.devices.device)}
+        on = {"teacher": teachers.device, **dict.fromkeys(config.learner_workers, hardware.devices.device)}
         settings |= {
             f"resources.{role}.label_selector": {ACCELERATOR: device.label}
-            for role, device in apart.items()
+            for role, device in on.items()
             if device.label is not None
         }
     return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from raysid.bench.compare import steady
@@ -58,7 +59,7 @@ class Prediction:
         return max(self.busy, key=lambda role: self.busy[role])
 
 
-Seat = tuple[str, tuple[bool, int]]
+Assignment = tuple[str, tuple[bool, int]]
 """The role and the device of one process: True for a device of `Hardware.teacher_devices`, and its number."""
 
 
@@ -118,17 +119,17 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
     """Predict a placement with processes for each role."""
     devices = hardware.devices
     cores = Pool(devices.count / (config.torch_threads or 1)) if hardware.shared_cores else None
-    seats = [(role, (False, 0)) for role in _processes(config)] if cores else _seats(config, hardware)
-    taken = len({device for _, device in seats})
-    memory, why_not = _split_memory(config, hardware, seats)
+    assignments = _assign(config, hardware)
+    taken = len({device for _, device in assignments})
+    memory, why_not = _split_memory(config, hardware, assignments)
     if why_not:
         return Prediction(config, 0, taken, memory, why_not=why_not)
     by_role: dict[str, list[Process]] = {role: [] for role in ROLES}
     pools = {(False, 0): cores} if cores else {}
-    for role, (teachers, number) in seats:
-        pool = pools.setdefault((teachers, number), Pool())
-        node = f"{'teachers' if teachers else 'devices'} {number // hardware.node}"
-        by_role[role].append(Process(pool, node))
+    for role, device in assignments:
+        teacher_side, number = device
+        node = f"{'teachers' if teacher_side else 'devices'} {number // hardware.node}"
+        by_role[role].append(Process(pools.setdefault(device, Pool()), node))
     workers = Workers(
         **by_role,
         driver=Process(cores or Pool(), "devices 0"),
@@ -140,7 +141,7 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
         if number > 1:
             nodes = {process.node for process in by_role[role]}
             seconds[role, "step"] += hardware.parts.all_reduce(number, len(nodes) == 1)
-    taken = devices.count if hardware.shared_cores else taken
+    taken = devices.count if cores else taken
     if quick:
         return Prediction(config, 0, taken, memory, _bound(config, workers, seconds, hardware.transport))
     found = simulate(steady(config), workers, seconds, hardware.transport, hardware.costs.image_bytes)
@@ -150,16 +151,16 @@ def _predict_split(config: Config, hardware: Hardware, quick: bool) -> Predictio
 def _bound(config: Config, workers: Workers, seconds: Seconds, transport: Transport) -> float:
     """Return the length of a step in which no process and no device ever waits."""
     count = config.batch_size // config.microbatch
-    by_process: dict[Process, float] = {}
-    by_pool: dict[Pool, float] = {}
+    longest = 0.0
+    by_pool: defaultdict[Pool, float] = defaultdict(float)
     for role in ROLES:
         ranks: list[Process] = getattr(workers, role)
         each = [call + transport.process for call in calls_of(role, config, seconds)]
+        work = sum(each) * count / len(ranks) + seconds.get((role, "step"), 0.0)
+        longest = max(longest, work)
         for rank in ranks:
-            work = sum(each) * count / len(ranks) + seconds.get((role, "step"), 0.0)
-            by_process[rank] = by_process.get(rank, 0.0) + work
-            by_pool[rank.pool] = by_pool.get(rank.pool, 0.0) + work / rank.pool.capacity
-    return max(*by_process.values(), *by_pool.values())
+            by_pool[rank.pool] += work / rank.pool.capacity
+    return max(longest, *by_pool.values())
 
 
 def _processes(config: Config) -> list[str]:
@@ -168,45 +169,51 @@ def _processes(config: Config) -> list[str]:
     return [role for role in ROLES for _ in range(counts[role])]
 
 
-def _seats(config: Config, hardware: Hardware) -> list[Seat]:
-    """Assign to each process the first device with enough of a GPU left, by `resources.<role>.num_gpus`."""
+def _assign(config: Config, hardware: Hardware) -> list[Assignment]:
+    """Assign to each process the first device with enough of a GPU left, by `resources.<role>.num_gpus`.
+
+    Processes on cores have one assignment in common: any of them may run on any core.
+    """
+    if hardware.shared_cores:
+        return [(role, (False, 0)) for role in _processes(config)]
     teachers = hardware.teacher_devices
     free = {False: [1.0] * hardware.devices.count, True: [1.0] * (teachers.count if teachers else 0)}
-    seats = []
+    assignments = []
     processes = [(role, role == "teacher" and teachers is not None) for role in _processes(config)]
-    for role, apart in processes:
+    for role, teacher_side in processes:
         share = getattr(config.resources, role).num_gpus
         if share == 0:
             raise DoesNotFit(f"resources.{role}.num_gpus is 0: the role would not compute on the devices")
         if share > 1:
             raise DoesNotFit(f"resources.{role}.num_gpus is {share:g}: a role computes on one device")
-        room = free[apart]
+        room = free[teacher_side]
         found = next((index for index, left in enumerate(room) if left >= share - 1e-9), None)
         if found is None:
-            asked = sum(getattr(config.resources, one).num_gpus for one, other in processes if other == apart)
+            here = (one for one, side in processes if side == teacher_side)
+            asked = sum(getattr(config.resources, one).num_gpus for one in here)
             raise DoesNotFit(f"asks for {asked:g} devices, there are {len(room)}")
         room[found] -= share
-        seats.append((role, (apart, found)))
-    return seats
+        assignments.append((role, (teacher_side, found)))
+    return assignments
 
 
-def _split_memory(config: Config, hardware: Hardware, seats: list[Seat]) -> tuple[float, str | None]:
+def _split_memory(config: Config, hardware: Hardware, found: list[Assignment]) -> tuple[float, str | None]:
     """Return the bytes on the fullest device, and the reason why a device is too small, if one is."""
     needs = role_memory(config, hardware.costs)
     on: dict[tuple[bool, int], list[str]] = {}
-    for role, device in seats:
+    for role, device in found:
         on.setdefault(device, []).append(role)
     fullest, why_not = 0.0, None
-    for (apart, _), roles in on.items():
+    for (teacher_side, _), roles in on.items():
         total = sum(needs[role].total for role in roles)
         fullest = max(fullest, total + len(roles) * PROCESS)
-        devices = hardware.teacher_devices if apart and hardware.teacher_devices else hardware.devices
+        devices = hardware.teacher_devices if teacher_side and hardware.teacher_devices else hardware.devices
         why_not = why_not or _too_much(total, devices, len(roles), " + ".join(ROLE_NAMES[r] for r in roles))
     return fullest, why_not
 
 
-def _too_much(total: float, devices: Devices, processes: int, what: str) -> str | None:
+def _too_much(total: float, devices: Devices, processes: int, roles: str) -> str | None:
     has = usable(devices.device.memory, processes)
     if total <= has:
         return None
-    return f"{what}: {total / GB:.1f} GB, {devices.device.name} has room for {max(0.0, has) / GB:.1f}"
+    return f"{roles}: {total / GB:.1f} GB, {devices.device.name} has room for {max(0.0, has) / GB:.1f}"

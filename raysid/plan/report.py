@@ -48,7 +48,7 @@ def recommendation(plan: Plan, recipe: str, given: Mapping[str, Any]) -> list[st
     """Return lines with the command to run, and with that of the other schedule where it is faster."""
     best = plan.best()
     if best is None:
-        own = (way.prediction for way in plan.ways if way.prediction.config.schedule == plan.config.schedule)
+        own = (one.prediction for one in plan.in_schedule(plan.config.schedule))
         reasons = dict.fromkeys(f"{one.placement}: {one.why_not}" for one in own)
         return [f"nothing fits: {'; '.join(reasons)}"]
     speed = best.prediction.images_per_second
@@ -115,9 +115,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "memory": {role: vars(memory) for role, memory in role_memory(plan.config, costs).items()},
         "as_given": _numbers(plan.as_given, plan.config),
         "placements": [
-            _numbers(way.prediction, plan.config) | {"overrides": plan.overrides(way)} for way in plan.ways
+            _numbers(one.prediction, plan.config) | {"overrides": plan.overrides(one)} for one in plan.options
         ],
-        "recommended": plan.ways.index(best) if best else None,
+        "recommended": plan.options.index(best) if best else None,
     }
 
 
@@ -138,10 +138,9 @@ def _numbers(prediction: Prediction, config: Config) -> dict[str, Any]:
 
 
 def _named(plan: Plan) -> list[tuple[str, Prediction]]:
-    """Every prediction with its short name: the recipe's own, then the placements."""
-    return [("as given", plan.as_given)] + [
-        (_short_name(way.prediction), way.prediction) for way in plan.ways
-    ]
+    """Return every prediction with its short name: the recipe's own, then the placements."""
+    placements = (one.prediction for one in plan.options)
+    return [("as given", plan.as_given), *((_short_name(one), one) for one in placements)]
 
 
 def _print_placements(plan: Plan, schedule: str) -> None:
@@ -178,7 +177,7 @@ def _short_name(prediction: Prediction) -> str:
 
 
 def _processes(prediction: Prediction) -> tuple[dict[str, int], list[str]]:
-    """Number of processes of each role, and the roles that share a device."""
+    """Return the number of processes of each role, and the roles that share a device."""
     config = prediction.config
     counts = config.learner_workers | {"teacher": config.teacher.scaling.min_replicas}
     return counts, [role for role in ROLES if 0 < getattr(config.resources, role).num_gpus < 1]
@@ -193,9 +192,10 @@ def _assumptions(plan: Plan) -> list[str]:
     """Return lines on the hardware, the network, and the figures that a prediction rests on."""
     hardware, costs = plan.hardware, plan.hardware.costs
     parts, call = hardware.parts, hardware.transport
-    apart = f", scorers on {hardware.teacher_devices}" if hardware.teacher_devices else ""
+    scorers = f", scorers on {hardware.teacher_devices}" if hardware.teacher_devices else ""
     forward = f"{costs.forward / 1e9:,.4g} GFLOP"
-    lines = [f"{hardware.devices}{apart}; {costs.parameters / 1e6:,.2f} M parameters, F = {forward} an image"]
+    size = f"{costs.parameters / 1e6:,.2f} M parameters"
+    lines = [f"{hardware.devices}{scorers}; {size}, F = {forward} per image"]
     if isinstance(parts, CountedParts):
         speeds: dict[str, None] = {}
         for role in ROLES:
@@ -220,10 +220,9 @@ def _assumptions(plan: Plan) -> list[str]:
 
 
 def _print_roles(plan: Plan) -> None:
-    """Print work and memory of each role, at the recipe's microbatch or that of the best way to split."""
-    splits = [way.prediction.config for way in plan.ways if way.prediction.workers == 0]
-    own = [config for config in splits if config.schedule == plan.config.schedule]
-    config = next(iter(own), plan.config)
+    """Print work and memory of each role, at the recipe's microbatch or that of the best split."""
+    own = (one.prediction for one in plan.in_schedule(plan.config.schedule))
+    config = next((one.config for one in own if one.workers == 0), plan.config)
     memory = role_memory(config, plan.hardware.costs)
     seconds = plan.hardware.parts.seconds(config, 0)
     work = _passes_per_image(config, plan)
@@ -241,7 +240,7 @@ def _print_roles(plan: Plan) -> None:
 
 
 def _passes_per_image(config: Config, plan: Plan) -> Mapping[str, float]:
-    """Return the operations an image of each role, in forward passes."""
+    """Return the operations per image of each role, in forward passes."""
     costs, guidance = plan.hardware.costs, config.method.guidance
     forward, backward = costs.forward, costs.backward
     made = 2 if config.schedule == "alternating" else 1

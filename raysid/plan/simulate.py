@@ -56,16 +56,12 @@ def simulate(
 
 
 def _busy(recorder: Recorder, seconds: float) -> dict[str, float]:
-    """The share of so many seconds in which the busiest process of each role works."""
-    shares: dict[str, float] = {}
-    works: defaultdict[tuple[str, Process], float] = defaultdict(float)
+    """Return the share of so many seconds in which the busiest process of each role works, by role."""
+    works: defaultdict[str, defaultdict[Process, float]] = defaultdict(lambda: defaultdict(float))
     for call in recorder.calls:
-        key = call.role, call.process
-        if call.role:
-            works[key] = works[key] + call.seconds + call.beside
-    for (role, _), work in works.items():
-        shares[role] = max(shares.get(role, 0.0), work / seconds)
-    return shares
+        works[call.role][call.process] += call.seconds
+        works[call.role][call.process] += call.beside
+    return {role: max(own.values()) / seconds for role, own in works.items() if role}
 
 
 def _execute_unshared(recorder: Recorder) -> None:

@@ -48,19 +48,15 @@ def run_task(task: Task, rank: int, barrier: Any, addresses: Any, answers: Any) 
 
     Args:
         rank: number of this process.
-        barrier: a barrier of all processes.
+        barrier: a barrier of all processes, with a timeout.
         addresses: a queue with the address of rank 0.
-        answers: a queue for ("found", (seconds by size and call, seconds a byte of summing)), or for ("user" or
+        answers: a queue for ("found", (seconds by size and call, seconds per byte of summing)), or for ("user" or
             "failed", message).
     """
-
-    def together() -> None:
-        barrier.wait(FAILED_SECONDS)
-
     try:
         torch.set_num_threads(task.threads)
-        found = {size: _measure_calls(task, size, together) for size in task.sizes}
-        sums = _measure_sums(task, rank, addresses, together) if task.processes > 1 else 0.0
+        found = {size: _measure_calls(task, size, barrier.wait) for size in task.sizes}
+        sums = _measure_sums(task, rank, addresses, barrier.wait) if task.processes > 1 else 0.0
         answers.put(("found", (found, sums)))
     except UserError as error:
         answers.put(("user", str(error)))
@@ -130,7 +126,7 @@ def _by_role(
 
 
 def _measure_sums(task: Task, rank: int, addresses: Any, together: Callable[[], object]) -> float:
-    """Return the seconds of summing a network's gradients, for each byte that a process sends."""
+    """Return the seconds of summing a network's gradients, per byte that a process sends."""
     ranks, host = Ranks(rank, task.processes), "127.0.0.1"
     if rank == 0:
         address = ranks.open(host)

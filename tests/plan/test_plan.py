@@ -23,12 +23,12 @@ from tests.support.tiny_run import tiny_config, tiny_teacher, write_recipe
 
 MILLION = 10**6
 GIGA = 1e9
-RATE = 1e12  # operations a second, attained
+RATE = 1e12  # operations per second, attained
 GRAPH = GraphBytes(learn=10 * MILLION, pull=8 * MILLION, encoder=4 * MILLION)
 
 
 def costs(parameters: int = 50 * MILLION, **changes: Any) -> NetworkCosts:
-    """A network whose forward pass F takes 10^9 operations an image."""
+    """A network whose forward pass F takes 10^9 operations per image."""
     figures: dict[str, Any] = {
         "parameters": parameters,
         "forward": GIGA,
@@ -47,9 +47,11 @@ def costs(parameters: int = 50 * MILLION, **changes: Any) -> NetworkCosts:
 def hardware(
     text: str = "8xmine:1:80", teachers: str | None = None, network: NetworkCosts | None = None
 ) -> Hardware:
-    """Devices that attain 10^12 operations a second."""
-    apart = None if teachers is None else parse_devices(teachers, "--teacher-devices")
-    return counted_hardware(parse_devices(text, "--devices"), apart, network or costs(), 1.0, 10 * GB, 8)
+    """Devices that attain 10^12 operations per second."""
+    teacher_side = None if teachers is None else parse_devices(teachers, "--teacher-devices")
+    return counted_hardware(
+        parse_devices(text, "--devices"), teacher_side, network or costs(), 1.0, 10 * GB, 8
+    )
 
 
 def config(**changes: Any) -> Config:
@@ -198,15 +200,17 @@ def test_the_recommendation_changes_if_the_networks_do_not_fit_together() -> Non
     """40 bytes a weight in one process, 20 in the largest of three processes."""
     plan = make_plan(config(), hardware("8xmine:1:80", network=costs(parameters=2000 * MILLION)))
     assert best(plan) == "split"
-    reasons = {way.prediction.placement: way.prediction.why_not for way in plan.ways if not way.fits}
+    reasons = {
+        option.prediction.placement: option.prediction.why_not for option in plan.options if not option.fits
+    }
     assert reasons.keys() == {"local", "colocated"}
     assert all(reason and "all three roles" in reason for reason in reasons.values())
 
 
 def test_a_microbatch_that_fits_is_found_and_reported() -> None:
     plan = make_plan(config(placement="local"), hardware("1xmine:1:8"))
-    way = next(way for way in plan.ways if way.prediction.placement == "local" and way.fits)
-    size = plan.overrides(way)["microbatch_size"]
+    option = next(option for option in plan.options if option.prediction.placement == "local" and option.fits)
+    size = plan.overrides(option)["microbatch_size"]
     assert size < 256 and 256 % size == 0
     has = usable(8 * GB, 1)
     for images, fits in ((size, True), (2 * size, False)):
@@ -218,18 +222,18 @@ def test_a_microbatch_that_fits_is_found_and_reported() -> None:
 def test_groups_of_the_discriminator_stay_whole() -> None:
     """SiDA's microbatches are multiples of its group: if these are too large, memory is the reason."""
     adversarial = config(method={"adversarial": {"group_size": 64}})
-    for way in make_plan(adversarial, hardware("8xmine:1:80")).ways:
-        if way.fits:
-            assert way.prediction.config.microbatch % 64 == 0
+    for option in make_plan(adversarial, hardware("8xmine:1:80")).options:
+        if option.fits:
+            assert option.prediction.config.microbatch % 64 == 0
     plan = make_plan(adversarial, hardware("1xmine:1:3.5"))
     assert plan.best() is None
-    assert all("room for" in (way.prediction.why_not or "") for way in plan.ways)
+    assert all("room for" in (option.prediction.why_not or "") for option in plan.options)
 
 
 def test_two_devices_are_shared_by_three_roles() -> None:
     """Psi has one device (5 F), theta and the scorer share the other (3 F and 2 F)."""
     plan = make_plan(config(), hardware("2xmine:1:80"))
-    splits = [way for way in plan.ways if way.fits and way.prediction.placement == "split"]
+    splits = [option for option in plan.options if option.fits and option.prediction.placement == "split"]
     settings = splits[0].settings
     shares = {role: settings[f"resources.{role}.num_gpus"] for role in ("fake_score", "generator", "teacher")}
     assert shares == {"fake_score": 1.0, "generator": 0.5, "teacher": 0.5}
@@ -238,7 +242,7 @@ def test_two_devices_are_shared_by_three_roles() -> None:
 
 def test_scorers_sit_on_the_devices_given_for_them() -> None:
     plan = make_plan(config(), hardware("4xH100-80GB", "4xL4-24GB"))
-    splits = [way for way in plan.ways if way.fits and way.prediction.placement == "split"]
+    splits = [option for option in plan.options if option.fits and option.prediction.placement == "split"]
     assert splits[0].settings["teacher.num_replicas"] > 1
     assert splits[0].settings["resources.teacher.label_selector"] == {"ray.io/accelerator-type": "L4"}
     assert splits[0].settings["resources.generator.label_selector"] == {"ray.io/accelerator-type": "H100"}
@@ -247,11 +251,14 @@ def test_scorers_sit_on_the_devices_given_for_them() -> None:
 def test_every_way_that_fits_is_one_that_a_run_would_take() -> None:
     """Its settings are a valid config with the same prediction."""
     plan = make_plan(config(), hardware("6xmine:1:80"))
-    for way in plan.ways:
-        if way.fits and way.prediction.placement != "colocated":
-            found = predict(override(plan.config, way.settings), plan.hardware)
-            assert found.config.microbatch == way.prediction.config.microbatch
-            assert (found.step_seconds, found.memory) == (way.prediction.step_seconds, way.prediction.memory)
+    for option in plan.options:
+        if option.fits and option.prediction.placement != "colocated":
+            found = predict(override(plan.config, option.settings), plan.hardware)
+            assert found.config.microbatch == option.prediction.config.microbatch
+            assert (found.step_seconds, found.memory) == (
+                option.prediction.step_seconds,
+                option.prediction.memory,
+            )
 
 
 # Devices
