@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import click
 
 from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
-from raysid.recipes import KINDS, config_yaml, load_recipe, packaged_recipes
+from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
+from raysid.storage.formats import FORMAT
 
 
 @click.command(
@@ -56,5 +57,10 @@ def _schema() -> dict[str, Any]:
     from raysid.config import AnyConfig
 
     adapter: TypeAdapter[Any] = TypeAdapter(Annotated[AnyConfig, Field(discriminator="kind")])
+    schema = adapter.json_schema()
+    # Not a setting: `config_yaml` writes it, and reading a recipe takes it out.
+    file_format = {"enum": [None, FORMAT], "default": None, "description": "Format of the file."}
+    for kind in KINDS:
+        schema["$defs"][config_model(kind).__name__]["properties"]["format"] = file_format
     heading = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return heading | {"title": "A raysid recipe, without `extends`"} | adapter.json_schema()
+    return heading | {"title": "A raysid recipe, without `extends`"} | schema
