@@ -39,6 +39,8 @@ def ray_cluster(cluster_bucket: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", cluster_bucket)
+        # Ray's workers start at niceness 15: beside another process of tests they would starve.
+        patch.setenv("RAY_worker_niceness", "0")
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -111,7 +111,6 @@ def test_other_json_is_one_line(teacher: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["format"], "raysid-2", "format"),
         (["kind"], "student", "kind"),
         (["surprise"], 1, "surprise"),
         (["network", "surprise"], 1, "network.surprise"),
