@@ -34,6 +34,7 @@ from raysid.config.training import (
     LearnerSettings,
     LearningRateSchedule,
     RunCheckpointSettings,
+    RunFailureSettings,
     RunSettings,
     TrackingSettings,
 )

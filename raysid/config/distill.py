@@ -17,11 +17,11 @@ from raysid.config.teacher import TeacherSettings
 from raysid.config.training import (
     EMASettings,
     EvaluationSettings,
-    FailureSettings,
     FakeScoreSettings,
     GeneratorSettings,
     LearningRateSchedule,
     RunCheckpointSettings,
+    RunFailureSettings,
     RunSettings,
     TrackingSettings,
 )
@@ -76,7 +76,7 @@ class Config(Settings):
     evaluation: Annotated[EvaluationSettings, MAY_CHANGE] = EvaluationSettings()
     tracking: Annotated[TrackingSettings, MAY_CHANGE] = TrackingSettings()
     checkpoint: Annotated[RunCheckpointSettings, MAY_CHANGE] = RunCheckpointSettings()
-    failure: Annotated[FailureSettings, MAY_CHANGE] = FailureSettings()
+    failure: Annotated[RunFailureSettings, MAY_CHANGE] = RunFailureSettings()
     resources: Annotated[ResourceSettings, MAY_CHANGE] = ResourceSettings()
     torch_threads: Annotated[Positive | None, MAY_CHANGE] = Field(
         None,

@@ -72,6 +72,19 @@ class FailureSettings(Settings):
     )
 
 
+class RunFailureSettings(FailureSettings):
+    max_bad_steps: Positive | None = Field(
+        10,
+        description="Steps in a row in which every sample is NaN or infinite, after which the run ends; null: never.",
+    )
+    hang_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds without an answer after which a role's process counts as lost. Default: half an hour, or "
+        "50 times the longest wait of the run if that is more.",
+    )
+
+
 class LearnerSettings(Settings):
     lr: float = Field(1e-5, gt=0, description="Adam's learning rate.")
     betas: tuple[Fraction, Fraction] = Field((0.0, 0.999), description="Adam's betas.")

@@ -180,16 +180,34 @@ def load_network(
             f"{file} does not fit the network of {CONFIG}: {odd[0]} and {len(odd) - 1} more differ"
         )
     network = own or build_denoiser(card.network)
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() != weights[name].is_floating_point():
+            raise UserError(
+                f"{file} does not fit the network of {CONFIG}: {name} is {weights[name].dtype}, not {value.dtype}"
+            )
     network.load_state_dict(weights)
     return card, network
 
 
 def parse_weights(content: bytes, file: UPath) -> dict[str, Tensor]:
-    """Parse the content of a safetensors file. Raises UserError, which names `file`, if it is damaged."""
+    """Parse the content of a safetensors file.
+
+    Raises:
+        UserError: the file is damaged, or has a weight that is NaN or infinite; the message names it.
+    """
     try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+        weights = safetensors.torch.load(content)
+    except (
+        safetensors.SafetensorError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # KeyError: an unknown dtype
         raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise UserError(f"{file}: {name} has values that are NaN or infinite: give another file")
+    return weights
 
 
 def weight_shapes(settings: AnySettings) -> Shapes:

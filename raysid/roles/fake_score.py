@@ -17,7 +17,7 @@ from raysid.method.draws import Draws, seed_torch
 from raysid.method.guidance import guided
 from raysid.method.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.networks.denoiser import Network
-from raysid.roles.learner import DrawsAt, Learner, one_hot, where_good
+from raysid.roles.learner import BAD_SAMPLES, DrawsAt, Learner, one_hot, where_good
 from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
 from raysid.roles.profile import busy
 from raysid.roles.ranks import Ranks
@@ -127,8 +127,10 @@ class FakeScoreLearner(Learner):
             with_logits=self.config.method.adversarial is not None,
             augment_labels=augment_labels,
         )
-        denoising = where_good(good, denoising_loss(x_hat, x, weight)).sum()
-        loss, losses = denoising, {"fake_score": denoising.item()}
+        each = where_good(good, denoising_loss(x_hat, x, weight))
+        counted = good & each.detach().isfinite()
+        loss = each.sum()
+        terms = {"fake_score": where_good(counted, each).sum(), BAD_SAMPLES: (~counted).sum()}
         adversarial = self.config.method.adversarial
         if adversarial is not None:
             assert logits is not None and isinstance(self.network, EncoderDenoiser)
@@ -139,9 +141,10 @@ class FakeScoreLearner(Learner):
             fake_logits = torch.where(good[:, None, None, None], logits, torch.nan)
             discriminator = discriminator_loss(real_logits, fake_logits, weight, adversarial.group_size)
             loss = loss + adversarial.discriminator_weight * discriminator.sum()
-            losses["discriminator"] = discriminator.sum().item()
+            terms["discriminator"] = discriminator.sum()
+        values = torch.stack([value.detach().float() for value in terms.values()]).tolist()
         (loss / self.config.batch_size).backward()
-        return Token(at, losses)
+        return Token(at, dict(zip(terms, values, strict=True)))
 
     def report(self) -> dict[str, float]:
         """Return figures since the start: busy seconds, seconds of waiting for real images, bad images skipped."""

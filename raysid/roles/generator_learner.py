@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raysid.config import Config
+from raysid.method.diagnostics import batch_spread, clamped_share, relative_error
 from raysid.method.draws import seed_torch
 from raysid.method.losses import finite_samples, generator_loss
 from raysid.method.noise import per_sample
@@ -18,10 +19,22 @@ from raysid.method.sampling import one_step_from
 from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, network_files
-from raysid.roles.learner import RECOMPUTED, DrawsAt, Learner, move_average, one_hot, where_good
+from raysid.roles.learner import (
+    BAD_SAMPLES,
+    RECOMPUTED,
+    DrawsAt,
+    Learner,
+    check_finite,
+    move_average,
+    one_hot,
+    where_good,
+)
 from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
 from raysid.roles.profile import busy
 from raysid.roles.ranks import Ranks
+
+TEACHER_ERROR, SPREAD = "generator/teacher_relative_error", "generator/image_spread"
+CLAMPED = "generator/clamped_logits"
 
 
 @dataclass
@@ -30,14 +43,14 @@ class _Pending:
 
     Attributes:
         x_g: generated images with their graph.
-        a_t: the noise process's scale of x_g in x_t.
+        scales: a_t and s_t, the noise process's scales of x_g and of the noise in x_t.
         good: True for samples without a NaN or infinity so far.
         direct: the direct part of the loss's gradient at x_g, once `cotangents` has it.
         sums: the microbatch's terms of the step's sums.
     """
 
     x_g: Tensor
-    a_t: Tensor
+    scales: tuple[Tensor, Tensor]
     good: Tensor
     direct: Tensor | None = None
     sums: dict[str, float] | None = None
@@ -89,7 +102,7 @@ class GeneratorLearner(Learner):
         t = self.noise.generator_level(uniform, self.tmax).to(self.device)
         eps = draws.normal("generator/noise", x_g.shape[1:]).to(self.device)
         x_t = self.noise.add_noise(x_g.detach(), t, eps)
-        self.pending[at] = _Pending(x_g, self.noise.scales(t)[0], good)
+        self.pending[at] = _Pending(x_g, self.noise.scales(t), good)
         return Noised(at, x_t, t, cond), Images(x_g.detach(), cond)
 
     @busy
@@ -119,12 +132,18 @@ class GeneratorLearner(Learner):
         )
         gradients = torch.autograd.grad(loss / self.config.batch_size, leaves)
         entry.good &= finite_samples(x_g, x_teacher, x_fake)
-        entry.sums = {"generator": loss.item(), "sid": sid.item(), RECOMPUTED: teacher.recomputed}
+        error = where_good(entry.good, relative_error(x_teacher, x_g, entry.scales))
+        terms = {"generator": loss.detach(), "sid": sid, TEACHER_ERROR: error.sum()}
+        if self.config.microbatch > 1:
+            spread = batch_spread(where_good(entry.good, x_g)) if at.count > 1 else torch.zeros_like(sid)
+            terms[SPREAD] = at.count * spread
         entry.direct, cotangent_teacher, cotangent_fake = (where_good(entry.good, g) for g in gradients[:3])
         cotangent_logits = None
         if logits is not None:
-            entry.sums["adversarial"] = adversarial.item()
+            terms |= {"adversarial": adversarial, CLAMPED: clamped_share(logits).sum()}
             cotangent_logits = gradients[3].nan_to_num(nan=0.0)
+        values = torch.stack([*terms.values()]).tolist()  # at once: each transfer waits for the device
+        entry.sums = dict(zip(terms, values, strict=True)) | {RECOMPUTED: teacher.recomputed}
         return Cotangent(cotangent_teacher), Cotangent(cotangent_fake, cotangent_logits)
 
     @busy
@@ -133,10 +152,12 @@ class GeneratorLearner(Learner):
         teacher, fake = teacher.to(self.device), fake.to(self.device)
         entry = self.pending.pop(at)
         assert entry.direct is not None and entry.sums is not None
-        gradient = entry.direct + per_sample(entry.a_t, entry.x_g) * (teacher.x_t + fake.x_t)
-        self._train(True)  # the mode of `generate`: a network with activation checkpointing computes again
+        gradient = entry.direct + per_sample(entry.scales[0], entry.x_g) * (teacher.x_t + fake.x_t)
         # A pull can be bad although the predictions were good: the backward pass itself may overflow.
-        entry.x_g.backward(where_good(entry.good & finite_samples(gradient), gradient))
+        good = entry.good & finite_samples(gradient)
+        entry.sums[BAD_SAMPLES] = at.count - float(good.sum())
+        self._train(True)  # the mode of `generate`: a network with activation checkpointing computes again
+        entry.x_g.backward(where_good(good, gradient))
         entry.sums[RECOMPUTED] += teacher.recomputed
         return Token(at, entry.sums)
 
@@ -145,7 +166,12 @@ class GeneratorLearner(Learner):
         del self.pending[at]
 
     def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
-        """Serialize the averaged generator as the files of its folder; `trained` is an entry of its card."""
+        """Serialize the averaged generator as the files of its folder; `trained` is an entry of its card.
+
+        Raises:
+            RunFailed: its weights are NaN or infinite.
+        """
+        check_finite("averaged generator", self.averages)
         card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained)
         return network_files(card, self.ema)
 

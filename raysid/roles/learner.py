@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raysid.config import Config, LearnerSettings
+from raysid.errors import RunFailed
 from raysid.method.draws import Draws
 from raysid.method.guidance import drop_conditions
 from raysid.method.noise import NoiseProcess
@@ -21,7 +23,9 @@ from raysid.roles.ranks import Ranks
 from raysid.roles.step import all_microbatches
 from raysid.roles.torch_internals import lerp_all
 
-RECOMPUTED = "teacher_recomputes"  # the entry of a token's sums that is no loss
+# Entries of a token's sums that are counts. All others are figures, with their learner's name, or losses, without.
+RECOMPUTED, BAD_SAMPLES = "teacher_recomputes", "bad_samples"
+BAD_GRADIENTS = "nonfinite_gradients"
 
 DrawsAt = Callable[[int, int, int], Draws]
 """Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""
@@ -57,7 +61,8 @@ class Optimizer:
             clip: largest absolute value of a gradient's element; None does not clip.
 
         Returns:
-            Learning rate, and norm of the cleaned gradient before clipping.
+            Learning rate; norm of the gradient before it is cleaned and clipped, which is NaN or infinite for one
+            that is not finite; number of its elements that are not.
 
         Raises:
             PeerLost: another rank is lost; nothing was applied.
@@ -65,9 +70,11 @@ class Optimizer:
         if self.ranks is not None:
             self._sum_over(self.ranks)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        for gradient in gradients:
-            torch.nan_to_num_(gradient, nan=0.0, posinf=1e5, neginf=-1e5)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm, bad = float(torch.nn.utils.get_total_norm(gradients)), 0
+        if not math.isfinite(norm):
+            bad = int(sum((~gradient.isfinite()).sum() for gradient in gradients))
+            for gradient in gradients:
+                torch.nan_to_num_(gradient, nan=0.0, posinf=1e5, neginf=-1e5)
         if clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, clip)
         rate = learning_rate(self.settings.lr, self.config.lr_schedule, images, self.config.total_images)
@@ -75,7 +82,7 @@ class Optimizer:
             group["lr"] = rate
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        return {"lr": rate, "gradient_norm": float(norm)}
+        return {"lr": rate, "gradient_norm": norm, BAD_GRADIENTS: float(bad)}
 
     def _sum_over(self, ranks: Ranks) -> None:
         """Sum the ranks' gradients; a missing one counts as zero, and stays missing if all ranks miss it."""
@@ -150,7 +157,10 @@ class Learner:
         return self.stopwatch.time("step", self.device, lambda: self._update(step, gathered))
 
     def state(self) -> dict[str, Any]:
-        """Return this learner's part of a checkpoint."""
+        """Return this learner's part of a checkpoint. Raises RunFailed if weights are NaN or infinite."""
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                check_finite(self.name.replace("_", " "), part.parameters())
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -170,9 +180,12 @@ class Learner:
         sums = check_tokens(step, size, tokens)
         recomputes = sums.pop(RECOMPUTED, 0.0)
         figures = self.optimizer.step(step * size, self.clip)
-        losses = {f"loss/{name}": total / size for name, total in sums.items()}
-        rates = {f"{self.name}/{name}": value for name, value in figures.items()}
-        return StepReport(losses | rates, recomputes=recomputes)
+        bad = sums.pop(BAD_SAMPLES, 0.0)
+        # Means of the samples that were not left out; of none they are NaN, since 0 would read as a good loss.
+        divisor = size - bad or math.nan
+        means = {name if "/" in name else f"loss/{name}": total / divisor for name, total in sums.items()}
+        rates = {f"{self.name}/{name}": value for name, value in (figures | {BAD_SAMPLES: bad}).items()}
+        return StepReport(means | rates, recomputes=recomputes)
 
     def _exchange(self, ranks: Ranks, step: int, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
         """Return the tokens of the step's microbatches that any rank has accumulated."""
@@ -196,6 +209,15 @@ class Learner:
             return cond
         drops = draws.uniform("fake/condition_drop").to(cond.device)
         return drop_conditions(cond, drops, guidance.condition_drop, self.network.unconditional(cond))
+
+
+def check_finite(name: str, weights: Iterable[Tensor]) -> None:
+    """Check a network before it is written. Raises RunFailed if a weight is NaN or infinite."""
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise RunFailed(
+            f"the {name}'s weights are NaN or infinite: the run has diverged; lower the learning rate or method.alpha, "
+            "or give precision fp32"
+        )
 
 
 def move_average(averages: list[Tensor], weights: list[Tensor], beta: float, foreach: bool) -> None:

@@ -27,7 +27,7 @@ from torch.utils.tensorboard.summary import hparams as torch_hparams
 from torch.utils.tensorboard.summary import text as text_summary
 from upath import UPath
 
-from raysid.run.metrics import COMMON_KEYS, with_floats
+from raysid.run.metrics import COMMON_KEYS, WARNING, with_floats
 from raysid.storage import append_whole, read_whole, storage_errors
 
 TENSORBOARD = "tensorboard"
@@ -91,6 +91,8 @@ class Events:
             with suppress(FileNotFoundError):
                 png = read_whole(UPath(self._folder / entry["path"]))
                 self._add(_picture("eval/samples", png), images, unix_time)
+        elif kind == WARNING:
+            self._add(text_summary("warnings", entry["text"]), images, unix_time)
         elif kind == "table":
             self._add(text_summary("table", _markdown(entry["rows"])), images, unix_time)
             for row in entry["rows"]:

@@ -231,7 +231,7 @@ def recorded_config(file: UPath) -> Config:
             else f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
         )
         raise UserError(
-            f"{file} is damaged ({reason}): put a copy of it back, or give --fresh to start over"
+            f"{file} cannot be read ({reason}): give --fresh to start over, or put a copy of it back"
         ) from None
 
 

@@ -6,6 +6,7 @@ without the time between a kill and a resume and without work that a kill threw 
 - `train`, `perf`, `evaluation`: the figures by name. Numbers that are not finite are the strings "nan", "inf" and
   "-inf", which `read_metrics` turns back into floats; a figure that does not apply is null.
 - `bad_images`: `names` of real images that are skipped, each with its fault; an image is named once.
+- `warning`: `text`, about the run's health.
 - `samples`: `path`, a picture's path in the run's folder.
 - `table`: `rows`, the run's final figures, a list of objects.
 """
@@ -24,7 +25,7 @@ from upath import UPath
 
 from raysid.storage import read_whole
 
-METRICS = "metrics.jsonl"
+METRICS, WARNING = "metrics.jsonl", "warning"
 COMMON_KEYS = frozenset({"kind", "step", "images", "time", "unix_time"})
 """Keys of every line, which no figure may be named after."""
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

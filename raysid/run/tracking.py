@@ -24,7 +24,7 @@ from upath import UPath
 
 from raysid.run.events import TENSORBOARD, Events
 from raysid.run.image_grid import beside, image_grid
-from raysid.run.metrics import COMMON_KEYS, METRICS, json_ready, read_lines
+from raysid.run.metrics import COMMON_KEYS, METRICS, WARNING, json_ready, read_lines
 from raysid.storage import append_whole, children, make_folder, remove_file, write_whole
 
 SAMPLES = "samples"
@@ -106,6 +106,10 @@ class Tracker:
     def evaluation(self, step: int, images: int, figures: Mapping[str, Any]) -> None:
         """Record the figures of an evaluation: `eval/<name>` in TensorBoard."""
         self._record("evaluation", step, images, figures)
+
+    def warning(self, step: int, images: int, text: str) -> None:
+        """Record a warning about the run's health: `warnings` in TensorBoard's texts."""
+        self._record(WARNING, step, images, {"text": text})
 
     def bad_images(self, step: int, images: int, names: Sequence[str]) -> None:
         """Record real images that are skipped, except those that are recorded already."""

@@ -11,7 +11,7 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.run.folder import LOCK, OWNER, RECORD
-from raysid.run.metrics import METRICS, read_metrics
+from raysid.run.metrics import METRICS, WARNING, read_metrics
 from raysid.run.text import duration
 from raysid.storage import exists, is_local, read_json, read_whole
 from raysid.storage.lease import is_running
@@ -81,6 +81,7 @@ def _lines(config: Mapping[str, Any], entries: list[dict[str, Any]], finished: b
     if train := _last(entries, "train"):
         losses = {name.removeprefix("loss/"): v for name, v in train.items() if name.startswith("loss/")}
         yield "losses      " + ", ".join(f"{name.replace('_', ' ')} {v:.4g}" for name, v in losses.items())
+    yield from _health(entries)
     measured = [entry for entry in entries if entry["kind"] == "evaluation"]
     if measured:
         best = min(measured, key=lambda entry: entry["frechet_distance"])
@@ -92,6 +93,18 @@ def _lines(config: Mapping[str, Any], entries: list[dict[str, Any]], finished: b
             if share is not None:
                 filled = round(min(1.0, share) * BAR)
                 yield f"{title:20}{'#' * filled}{'.' * (BAR - filled)} busy {share:.0%}{_also(perf, role)}"
+
+
+def _health(entries: list[dict[str, Any]]) -> Iterator[str]:
+    """The latest warning, and the samples left out since the last line but one."""
+    if warnings := [entry for entry in entries if entry["kind"] == WARNING]:
+        count, last = len(warnings), warnings[-1]
+        yield f"warnings    {count}, the last at step {last['step']:,}: {last['text']}"
+    train = _last(entries, "train") or {}
+    bad = {role: train.get(f"{role}/bad_samples") for role in ("generator", "fake_score")}
+    if any(bad.values()):
+        listed = ", ".join(f"{role.replace('_', ' ')} {count:.3g}" for role, count in bad.items() if count)
+        yield f"left out    samples of a step that are NaN or infinite: {listed}"
 
 
 def _also(perf: Mapping[str, Any], role: str) -> str:

@@ -17,7 +17,8 @@ from raysid.roles.messages import StepReport
 from raysid.roles.protocols import Ref
 from raysid.roles.step import STEPS_IN_FLIGHT
 from raysid.run.checkpoint import Checkpoint
-from raysid.trainers.distill.keeper import Keeper, every
+from raysid.trainers.distill.health import Diverged
+from raysid.trainers.distill.keeper import Keeper, every, how_to_resume
 from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import Session
 from raysid.trainers.evaluation import EvaluationFailed
@@ -119,6 +120,7 @@ class TrainingLoop:
     recorder: Recorder
     stop: StopSignals
     step: int
+    _owed: bool = False  # a checkpoint or an evaluation
     in_flight: deque[tuple[int, list[Ref[StepReport]]]] = field(default_factory=deque)
 
     def run(self) -> None:
@@ -126,6 +128,7 @@ class TrainingLoop:
         try:
             self._keep()
             self.recorder.begin(self.step, self.placement.report())
+            self.recorder.health.begin(self.step)
             while self.step < self.config.total_steps:
                 self._stop_if_asked()
                 self._wait_for_images()
@@ -141,6 +144,11 @@ class TrainingLoop:
             self.keeper.remove_old()
         except EvaluationFailed as error:
             self._stop_for(error)
+        except Diverged as error:  # no checkpoint of this state: it would take the place of a good one
+            with suppress(LearnerLost, RunFailed):
+                self.keeper.finish()
+            resume = how_to_resume(self.keeper.folder, self.keeper.newest, full=False)
+            raise RunFailed(f"{error}; {resume}") from error
 
     def _submit(self) -> None:
         try:
@@ -172,8 +180,13 @@ class TrainingLoop:
             self._stop_for(error)
 
     def _keep(self) -> None:
-        if self.keeper.is_due(self.step):
-            self._collect()
+        self._owed = self._owed or self.keeper.is_due(self.step)
+        if not self._owed:
+            return
+        self._collect()
+        # A state that makes no good sample would take the place of a good one: the next good step is kept instead.
+        if self.recorder.health.bad_steps == 0 or self.step == self.config.total_steps:
+            self._owed = False
             self.keeper.keep(self.step)
 
     def _wait_for_images(self) -> None:

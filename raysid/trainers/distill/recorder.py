@@ -15,6 +15,7 @@ from raysid.roles.messages import StepReport
 from raysid.run.metrics import METRICS, read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
+from raysid.trainers.distill.health import Health
 from raysid.trainers.evaluation import GRID_COLUMNS, Grids
 
 Report = Mapping[str, Mapping[str, float]]
@@ -38,8 +39,10 @@ class Recorder:
         self.progress = progress
         self.source = source
         # Scorings and pullbacks computed again for lost scorers.
-        recorded = [e[RECOMPUTED] for e in read_metrics(tracker.folder) if e["kind"] == "perf"]
+        entries = read_metrics(tracker.folder)
+        recorded = [e[RECOMPUTED] for e in entries if e["kind"] == "perf"]
         self.recomputes: float = recorded[-1] if recorded else 0
+        self.health = Health(config, entries, self.warning)
         self.losses: dict[str, float] = {}
         self._sums: dict[str, tuple[float, int]] = {}  # sum and number of each figure since the last line
         self._images_then, self._then = 0, time.perf_counter()
@@ -56,6 +59,9 @@ class Recorder:
 
         Args:
             step: steps taken, that one included.
+
+        Raises:
+            Diverged: as `Health.step`.
         """
         self.recomputes += report.recomputes
         for name, value in report.figures.items():
@@ -64,6 +70,12 @@ class Recorder:
             if name.startswith("loss/"):
                 self.losses[name] = value
         self.progress.update(self._images(step), self.losses, self.note)
+        self.health.step(step, report)
+
+    def warning(self, step: int, text: str) -> None:
+        """Record a warning, and print it."""
+        self.tracker.warning(step, self._images(step), text)
+        self.progress.message(f"warning: {text}")
 
     def log(self, step: int, report: Report) -> None:
         """Write a line of metrics: the means since the last one, speed, each role's busy share."""
@@ -71,6 +83,7 @@ class Recorder:
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums = {}
         self.tracker.train(step, images, means)
+        self.health.line(step, means)
         performance = self._performance(images, report)
         self.begin(step, report)
         self.tracker.perf(step, images, performance)
@@ -110,6 +123,7 @@ class Recorder:
     def evaluation(self, step: int, figures: dict[str, Any]) -> None:
         """Record an evaluation's figures, and note them on the progress line."""
         self.tracker.evaluation(step, self._images(step), figures)
+        self.health.evaluation(step, figures["frechet_distance"])
         self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
         if figures["label_accuracy"] is not None:
             self.note += f", accuracy {figures['label_accuracy']:.1%}"
