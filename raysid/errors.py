@@ -72,11 +72,19 @@ class RunStopped(RaysidError):
 
 
 class LearnerLost(RaysidError):
-    """A learner's process died. The run catches this and restores all learners from the newest checkpoint."""
+    """A learner's process died or hangs. The run catches this and restores all learners from the newest checkpoint."""
 
 
 class PeerLost(LearnerLost):
     """Another rank of the learner died or does not answer."""
+
+
+class NoAnswer(LearnerLost):
+    """A process did not answer in time. It may still exist, and is ended."""
+
+
+class DeviceFailed(LearnerLost):
+    """An accelerator failed under a learner, whose process must be replaced: its device's state is undefined."""
 
 
 class WorkersChanged(LearnerLost):

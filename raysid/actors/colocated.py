@@ -13,11 +13,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from raysid.actors.capacity import Notify, wait_for_reading
 from raysid.actors.local import LocalPlacement
 from raysid.actors.mailbox import Call
-from raysid.actors.results import RemoteWrite, get_ranks
+from raysid.actors.results import HangLimit, RemoteWrite, get_ranks
 from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers, Worker
 from raysid.data import ImageSource
 from raysid.data.source import all_faults
+from raysid.errors import NoAnswer
 from raysid.roles.build import RunInputs
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
@@ -47,6 +48,7 @@ class ColocatedPlacement:
     ) -> None:
         self.config = inputs.config
         self.workers = workers
+        self.limit = HangLimit(self.config.failure.hang_timeout_s)
         self.group = workers.next_group(notify)
         self._numbers = [0] * self.group.size
         self.images_until = math.inf if source is None else 0.0
@@ -104,7 +106,11 @@ class ColocatedPlacement:
         return [self._call(rank, method, *args, **kwargs) for rank in range(self.group.size)]
 
     def _get(self, references: list[Any]) -> list[Any]:
-        return get_ranks(references, self.workers.check)
+        try:
+            return get_ranks(references, self.workers.check, self.limit)
+        except NoAnswer as hung:
+            self.workers.abandon(str(hung))
+            raise
 
     def _write(self, written: Any) -> RemoteWrite[Any]:
         """Return a write by worker 0, which writes for all, since all hold the same weights."""

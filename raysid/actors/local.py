@@ -12,6 +12,7 @@ from raysid.data.windows import ReadBlocks
 from raysid.errors import LearnerLost, RunFailed
 from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, build_teacher
+from raysid.roles.faults import describe_fault, is_device_fault
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile, profile_of
 from raysid.roles.protocols import Roles
@@ -58,7 +59,16 @@ class LocalPlacement:
 
     def step(self, step: int) -> list[StepReport]:
         self._next_step = step + 1
-        return take_step(self.roles, self.config, step, self.share).reports
+        try:
+            return take_step(self.roles, self.config, step, self.share).reports
+        except RuntimeError as error:
+            # A worker of several names itself in the message. A fault of a device ends the process it is in.
+            if self.share is not WHOLE or not (
+                is_device_fault(error) or isinstance(error, torch.OutOfMemoryError)
+            ):
+                raise
+            again = "run the same command to resume from the newest checkpoint"
+            raise RunFailed(f"step {step:,} failed: {describe_fault(error)}; {again}") from error
 
     def collect(self, reports: list[StepReport]) -> StepReport:
         return merge_step_reports(reports)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raysid.errors import LearnerLost, WorkersChanged
+from raysid.errors import LearnerLost, RunFailed, WorkersChanged
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Mailbox:
     takes them in order and answers each. When the group is lost, all its unanswered calls fail.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_failed_starts: int = 3) -> None:
+        self._max_failed_starts, self._failed_starts, self._failure = max_failed_starts, 0, ""
         self._group: Group | None = None
         self._joined: set[int] = set()
         self._calls: dict[tuple[int, int], Call] = {}
@@ -51,7 +52,13 @@ class Mailbox:
     # -- for the driver --------------------------------------------------------------------------------------
 
     async def group(self, after: str | None, seconds: float) -> Group | None:
-        """Wait for a group other than `after` whose workers have all joined; None if there is none in time."""
+        """Wait for a group other than `after` whose workers have all joined; None if there is none in time.
+
+        Raises:
+            RunFailed: workers failed before all had joined, more than `max_failed_starts` times in a row.
+        """
+        if self._failed_starts > self._max_failed_starts:
+            raise RunFailed(f"the workers failed to start {self._failed_starts} times: {self._failure}")
 
         def complete() -> bool:
             group = self._group
@@ -95,6 +102,8 @@ class Mailbox:
                 self._resize(group.size)
                 self._group, self._joined, self._calls = group, set(), {}
             self._joined.add(rank)
+            if len(self._joined) == group.size:
+                self._failed_starts = 0
             self._changed.notify_all()
 
     async def take(self, group: str, rank: int, number: int) -> Call | None:
@@ -118,6 +127,7 @@ class Mailbox:
     async def lost(self, why: str) -> None:
         """End the group because workers have died; Ray Train will start a new one."""
         async with self._changed:
+            self._failed_starts, self._failure = self._failed_starts + 1, why
             self._end(LearnerLost(why))
             self._changed.notify_all()
 

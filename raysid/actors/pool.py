@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -14,11 +17,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raysid.actors.capacity import NOTICE_SECONDS, Notify, describe_shortage
 from raysid.actors.fleet import Members, RunStatus, Scorer
-from raysid.actors.results import describe_failed_start, is_ready
+from raysid.actors.results import HangLimit, describe_failed_start, is_ready
 from raysid.config import Config, RoleResources
 from raysid.errors import RunFailed
 from raysid.ray_internals import actor_ready, actor_state, task_attempt
 from raysid.roles.build import build_teacher
+from raysid.roles.faults import describe_fault, is_device_fault
 from raysid.roles.messages import Cotangent, Noised, Prediction, Pull
 from raysid.roles.profile import Profile, Traffic, profile_of
 
@@ -50,14 +54,16 @@ class TeacherActor:
         self.traffic = Traffic()
 
     def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, None]:
-        prediction = self.traffic.call(self.role.score, noised, scale, run)
+        with _exit_on_device_fault():
+            prediction = self.traffic.call(self.role.score, noised, scale, run)
         again = moved or task_attempt() > 0
         return dataclasses.replace(prediction, recomputed=int(again)), None
 
     def pullback(
         self, noised: Noised, cotangent: Cotangent, scale: float, run: str, moved: bool
     ) -> tuple[Pull, None]:
-        return self.traffic.call(self.role.pullback, noised, cotangent, scale, run), None
+        with _exit_on_device_fault():
+            return self.traffic.call(self.role.pullback, noised, cotangent, scale, run), None
 
     def forget(self, run: str) -> None:
         self.role.forget(run)
@@ -67,6 +73,18 @@ class TeacherActor:
 
     def profile(self) -> Profile:
         return profile_of(self.role, self.traffic)
+
+
+@contextmanager
+def _exit_on_device_fault() -> Iterator[None]:
+    """End this process if its accelerator fails: Ray starts another one, and its work moves."""
+    try:
+        yield
+    except Exception as error:  # only to look for the fault
+        if not is_device_fault(error):
+            raise
+        print(f"TeacherActor: {describe_fault(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 class PoolCall:
@@ -84,18 +102,28 @@ class PoolCall:
 
         Raises:
             RunFailed: there was no scorer for `failure.placement_timeout_s`.
+            NoAnswer: the fake score did not answer in time.
         """
-        ray.wait([fake], fetch_local=False)
+        limit = self.pool.limit
+        if not ray.wait([fake], timeout=limit.seconds, fetch_local=False)[0]:
+            raise limit.exceeded("the fake-score learner")
         began = time.perf_counter()
         while (error := self._lost()) is not None:
             self.scorer = self.pool.replace(self.scorer, error)
             self.result, self.answered = self.pool.submit(self.scorer, self.submit, moved=True)
-        self.pool.waited_seconds += time.perf_counter() - began
+        waited = time.perf_counter() - began
+        self.pool.waited_seconds += waited
+        limit.note(waited)
         return self.result
 
     def _lost(self) -> RayActorError | None:
-        """Wait for the scorer's answer; return the error if the scorer was lost."""
+        """Wait for the scorer's answer; return the error if the scorer was lost. One that hangs is killed."""
         try:
+            if not ray.wait([self.answered], timeout=self.pool.limit.seconds, fetch_local=False)[0]:
+                self.pool.notify(
+                    f"{self.pool.limit.exceeded(f'teacher scorer {self.scorer.number}')}; replacing it"
+                )
+                ray.kill(self.scorer.actor, no_restart=False)
             ray.get(self.answered)
         except RayError as error:
             # A call that failed by itself, or whose inputs are lost, would fail on any scorer: its result carries
@@ -121,6 +149,7 @@ class TeacherPool:
         timeout: seconds without any scorer after which the run fails.
         single: True if there is one scorer and there will never be another.
         notify: prints a line while scorers are waited for.
+        limit: the time after which a scorer that does not answer counts as lost.
         stopping: True once the run has been asked to stop; it waits for no scorer then.
     """
 
@@ -133,8 +162,10 @@ class TeacherPool:
         single: bool = False,
         notify: Notify = print,
         stopping: Callable[[], bool] = lambda: False,
+        limit: HangLimit | None = None,
     ) -> None:
         self.run = run
+        self.limit = limit or HangLimit(None)
         self.stopping = stopping
         self.resources = resources
         self.timeout = timeout

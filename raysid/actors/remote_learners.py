@@ -19,10 +19,11 @@ from raysid.actors.pool import PoolCall
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import LearnerLost, RunFailed, StorageError
+from raysid.errors import DeviceFailed, LearnerLost, RunFailed, StorageError
 from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
 from raysid.roles.fake_score import FakeScoreLearner
+from raysid.roles.faults import describe_fault, is_device_fault
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
 from raysid.roles.profile import Profile, Traffic, profile_of
@@ -60,7 +61,8 @@ def role_call(method: Any) -> Any:
             raise
         except Exception as error:  # any failure of a role ends the run with one line
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
-            raise RunFailed(f"the {self.name} learner failed in `{method.__name__}`{at}: {error}") from error
+            line = f"the {self.name} learner failed in `{method.__name__}`{at}: {describe_fault(error)}"
+            raise (DeviceFailed if is_device_fault(error) else RunFailed)(line) from error
 
     return call
 

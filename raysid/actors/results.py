@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
-from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
+from raysid.errors import LearnerLost, NoAnswer, PeerLost, RunFailed, StorageError
 
 T = TypeVar("T")
 
 POLL_SECONDS = 2.0
 NAMING_SECONDS = 5.0
+HANG_SECONDS, HANG_FACTOR = 1800.0, 50.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,30 @@ class RemoteWrite(Generic[T]):
 
     def done(self) -> bool:
         return all(map(is_ready, self.references))
+
+
+class HangLimit:
+    """The time after which a process that does not answer counts as lost.
+
+    Args:
+        seconds: `failure.hang_timeout_s`; None takes half an hour, or 50 times the longest wait so far.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._fixed = seconds
+        self._longest = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._fixed or max(HANG_SECONDS, HANG_FACTOR * self._longest)
+
+    def note(self, waited: float) -> None:
+        """Note the seconds after which an answer arrived."""
+        self._longest = max(self._longest, waited)
+
+    def exceeded(self, who: str) -> NoAnswer:
+        """Return the error for a process that has not answered in time."""
+        return NoAnswer(f"no answer from {who} for {self.seconds:,.0f} s (failure.hang_timeout_s)")
 
 
 def get(references: Any) -> Any:
@@ -57,28 +83,33 @@ def get(references: Any) -> Any:
         raise RunFailed(f"a role failed: {_first_line(error.cause)}") from error
 
 
-def get_ranks(references: list[Any], while_waiting: Callable[[], None]) -> list[Any]:
+def get_ranks(references: list[Any], while_waiting: Callable[[], None], limit: HangLimit) -> list[Any]:
     """Wait for a value from every rank.
 
     Raises a failure as soon as it arrives: the other ranks may be waiting for the one that failed.
 
     Args:
         while_waiting: called every few seconds while nothing arrives.
+        limit: the time after which a missing answer counts as a lost process.
 
     Raises:
         LearnerLost, RunFailed: as `get`. The line names the process that died, if Ray reports both deaths
             within 5 s.
     """
-    pending = list(references)
+    pending, began = list(references), time.monotonic()
     while pending:
-        done, pending = ray.wait(pending, timeout=POLL_SECONDS, fetch_local=False)
+        seconds = min(POLL_SECONDS, limit.seconds)
+        done, pending = ray.wait(pending, timeout=seconds, fetch_local=False)
         if not done:
             while_waiting()
+            if time.monotonic() - began > limit.seconds:
+                raise limit.exceeded(f"{len(pending)} of {len(references)} calls")
         try:
             get(done)
         except PeerLost:
             _raise_for_dead_process(pending)
             raise
+    limit.note(time.monotonic() - began)
     return get(references)
 
 

@@ -34,7 +34,7 @@ from raysid.actors.remote_learners import (
     RemoteLearner,
     learner_actor,
 )
-from raysid.actors.results import RemoteWrite, get, get_ranks
+from raysid.actors.results import HangLimit, RemoteWrite, get, get_ranks
 from raysid.actors.shared_folder import check_shared
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
@@ -113,6 +113,7 @@ class SplitPlacement:
             first, self.group = 1, within.group
             # Ray reschedules a group that has lost its node.
             wait_for_capacity(self.group.wait, "the learners", learners, timeout, notify)
+        self.limit = HangLimit(config.failure.hang_timeout_s)
         self.learners: list[RemoteLearner] = []
         self.images_until = math.inf if source is None else 0.0
         try:
@@ -135,8 +136,9 @@ class SplitPlacement:
                 single=single,
                 notify=notify,
                 stopping=stopping,
+                limit=self.limit,
             )
-            get_ranks(joined, self.pool.check_single)
+            get_ranks(joined, self.pool.check_single, self.limit)
             if source is not None:  # last: reading uses the remaining resources
                 wait_for_reading(timeout, notify)
                 if (note := shared_reading_warning(config, source)) is not None:
@@ -155,30 +157,30 @@ class SplitPlacement:
         check_shared(folder, "learner", lambda *file: get([rank.sees.remote(*file) for rank in ranks]))
 
     def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
-        merged = merge_step_reports(get_ranks(reports, self.pool.check_single))
+        merged = merge_step_reports(self._get(reports))
         self.images_until = merged.images_until
         return merged
 
     def save(self, folder: str) -> RemoteWrite[list[StateFile]]:
         files = [learner.save(folder) for learner in self.learners]
-        return RemoteWrite(files, lambda: get(files))
+        return RemoteWrite(files, lambda: self._get(files))
 
     def export(self, folder: str, trained: dict[str, Any]) -> RemoteWrite[None]:
         written = self.generator.export(folder, trained)
-        return RemoteWrite([written], lambda: get(written))
+        return RemoteWrite([written], lambda: self._get([written])[0])
 
     def report(self) -> dict[str, dict[str, float]]:
         return {
             "teacher": self.pool.report(),
-            "fake_score": merge_rank_reports(get(self.fake_score.report())),
-            "generator": merge_rank_reports(get(self.generator.report())),
+            "fake_score": merge_rank_reports(self._get(self.fake_score.report())),
+            "generator": merge_rank_reports(self._get(self.generator.report())),
         }
 
     def prepare(self, step: int) -> None:
-        get(self.fake_score.prepare(microbatches(self.config, step)))
+        self._get(self.fake_score.prepare(microbatches(self.config, step)))
 
     def bad_images(self) -> dict[int, str]:
-        return all_faults(get(self.fake_score.bad_images()))
+        return all_faults(self._get(self.fake_score.bad_images()))
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         actors: dict[str, dict[int, Any]] = {
@@ -202,6 +204,9 @@ class SplitPlacement:
             remove_placement_group(self.group)
         else:
             self.within.service.forget.remote(self.run)
+
+    def _get(self, references: list[Any]) -> list[Any]:
+        return get_ranks(references, self.pool.check_single, self.limit)
 
     def _sync_shared(self, status: RunStatus) -> Members:
         assert self.within is not None

@@ -28,9 +28,10 @@ from raysid.actors.results import describe_death, get
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import LearnerLost, PeerLost, RunFailed, StorageError
+from raysid.errors import DeviceFailed, LearnerLost, PeerLost, RunFailed, StorageError
 from raysid.ray_internals import controller_callback
 from raysid.roles.build import RunInputs
+from raysid.roles.faults import describe_fault, is_device_fault
 from raysid.roles.messages import StepReport
 from raysid.roles.ranks import TIMEOUT, Ranks
 from raysid.storage import for_ray, remove_folder
@@ -55,7 +56,7 @@ class TrainWorkers:
         self.mailbox: Any = (
             ray.remote(Mailbox)
             .options(num_cpus=0, max_concurrency=CALLS_WAITING, scheduling_strategy=on_this_node())
-            .remote()
+            .remote(config.failure.max_failures)
         )
         own, resources = config.colocated, config.resources.worker
         path, filesystem = for_ray(self.folder)
@@ -80,7 +81,8 @@ class TrainWorkers:
                 name="workers",
                 storage_path=path,
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=config.failure.max_failures),
+                # The run counts them itself: only since the last checkpoint that moved it forward.
+                failure_config=FailureConfig(max_failures=-1),
                 callbacks=[_GroupCallback(self.mailbox)],
             ),
         )
@@ -124,6 +126,10 @@ class TrainWorkers:
             raise RunFailed(
                 f"Ray Train has ended the workers: {reason.splitlines()[-1]}; run the same command to resume"
             )
+
+    def abandon(self, why: str) -> None:
+        """End the present group, of which a worker does not answer: Ray Train starts a new one."""
+        get(self.mailbox.lost.remote(why))
 
     def close(self) -> None:
         """End the workers, and remove Ray Train's files."""
@@ -200,6 +206,7 @@ class Worker:
 
         Raises:
             RunFailed: it failed; the line names the worker, the method and the step.
+            DeviceFailed: this worker's accelerator failed.
             PeerLost: another worker is lost.
         """
         try:
@@ -208,8 +215,8 @@ class Worker:
             raise
         except Exception as error:  # any failure of a role ends the run with one line
             at = f" of step {call.arguments[0]}" if call.method is Worker.step else ""
-            name = call.method.__name__
-            raise RunFailed(f"worker {self.ranks.rank} failed in `{name}`{at}: {error}") from error
+            line = f"worker {self.ranks.rank} failed in `{call.method.__name__}`{at}: {describe_fault(error)}"
+            raise (DeviceFailed if is_device_fault(error) else RunFailed)(line) from error
 
 
 def _serve(inputs: dict[str, Any]) -> None:
@@ -242,7 +249,7 @@ def _serve(inputs: dict[str, Any]) -> None:
                 value.add_done_callback(partial(_answer_when_done, answer))
             else:
                 answer(value, error)
-            if isinstance(error, PeerLost):
+            if isinstance(error, PeerLost | DeviceFailed):
                 raise error  # Ray Train starts a new group
             number += 1
     except RayActorError:

@@ -182,7 +182,7 @@ def _train_restoring(
     workers: TrainWorkers | None,
 ) -> None:
     """Train; when a learner is lost, restore all of them from the newest checkpoint."""
-    stop = StopSignals()
+    stop, reached = StopSignals(), start.step if start else 0
     limit, failures = session.config.failure.max_failures, 0
     while True:
         try:
@@ -191,11 +191,14 @@ def _train_restoring(
         except WorkersChanged as changed:
             why, count = f"{changed}; restoring them", ""
         except LearnerLost as lost:
-            failures += 1
+            newest = session.folder.checkpoints.newest_step() or 0
+            # Weeks of training may lose many learners. Those count that keep it from moving forward.
+            failures = failures + 1 if newest <= reached else 1
+            reached = max(reached, newest)
             if failures > limit:
                 raise RunFailed(
-                    f"a learner was lost more than failure.max_failures = {limit} times ({lost}); "
-                    "run the same command to resume from the newest checkpoint"
+                    f"a learner was lost more than failure.max_failures = {limit} times since the newest checkpoint "
+                    f"({lost}); run the same command to resume from it"
                 ) from lost
             why, count = f"lost a learner ({lost}); restoring all", f", failure {failures} of {limit}"
         start = session.newest_checkpoint()

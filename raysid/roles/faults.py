@@ -1,0 +1,31 @@
+"""Failures of the device under a role, as far as torch's exceptions show them."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch.distributed import DistBackendError
+
+# cuBLAS, cuDNN and HIP fail with a plain RuntimeError.
+_LIBRARY_FAULTS = re.compile(r"\b(CUDA|HIP|NCCL|cuDNN) error|\b(CUBLAS|CUDNN|CUSOLVER|CUFFT|MIOPEN)_STATUS_")
+LESS_MEMORY = "lower microbatch_size or microbatches_in_flight, or give compute.activation_checkpointing true"
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Return True for a failure of an accelerator or of the network between accelerators.
+
+    Such a failure (an uncorrectable memory error, a lost device, a broken NCCL connection) leaves the process's device
+    unusable, and says nothing about the run: another process may do the same work. Too little memory is none.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, torch.AcceleratorError | DistBackendError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_LIBRARY_FAULTS.search(str(error)))
+
+
+def describe_fault(error: BaseException) -> str:
+    """Return a role's failure in one line, with what to do where that is known."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{line}; {LESS_MEMORY}" if isinstance(error, torch.OutOfMemoryError) else line
