@@ -163,6 +163,8 @@ def test_tensorboard_reads_a_run_in_a_bucket(finished: BucketRun, monkeypatch: p
     ]
     with tensorboard(finished.url, fast=False) as board:
         board.wait_until(lambda: "eval/frechet_distance" in board.get("scalars/tags").get("tensorboard", {}))
+        # TensorBoard shows the first points while it reads the others.
+        board.wait_until(lambda: len(board.scalars("eval/frechet_distance", "tensorboard")) >= len(recorded))
         shown = board.scalars("eval/frechet_distance", "tensorboard")
         assert shown == [(images, pytest.approx(value)) for images, value in recorded]
         assert "eval/samples" in board.get("images/tags")["tensorboard"]
