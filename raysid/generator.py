@@ -13,7 +13,7 @@ from raysid.method.sampling import one_step_from
 from raysid.networks import FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
-from raysid.storage import exists
+from raysid.storage import exists, location
 
 Which = Literal["last", "best"]
 FOLDERS: dict[str, str] = {"last": "generator", "best": "generator-best"}
@@ -118,7 +118,7 @@ def generator_folder(path: str | UPath, which: Which = "last") -> UPath:
         UserError: there is no generator.
         StorageError: the folder or the bucket cannot be read.
     """
-    root = UPath(path)
+    root = location(path)
     if exists(root / CONFIG):
         return root
     folder = root / FOLDERS[which]

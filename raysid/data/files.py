@@ -15,7 +15,7 @@ from upath import UPath
 
 from raysid.data.pictures import SUFFIXES, printable
 from raysid.errors import NotHere, StorageError, UserError
-from raysid.storage import BUCKETS, is_local, storage_errors
+from raysid.storage import BUCKETS, is_local, location, storage_errors
 from raysid.storage.failures import storage_error
 
 KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
@@ -126,9 +126,9 @@ def reading_source(name: str) -> Iterator[None]:
 
 def absolute_path(path: str) -> UPath:
     """Return the path as an absolute path or URL, the same for all processes of this machine."""
-    found = UPath(path)
+    found = location(path)
     if is_local(found):
-        return UPath(Path(found.path).expanduser().absolute())
+        return UPath(Path(found.path).absolute())
     if found.protocol not in BUCKETS:
         raise UserError(
             f"data.source {path}: {found.protocol}:// is not supported; give a path, gs://... or s3://..."

@@ -24,7 +24,7 @@ from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSe
 from raysid.errors import UserError
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import AnySettings, Network
-from raysid.storage import exists, is_local, make_folder, read_whole, write_whole
+from raysid.storage import exists, is_local, location, make_folder, read_whole, write_whole
 from raysid.storage.formats import check_format
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -107,7 +107,7 @@ def _card_json(card: NetworkCard) -> bytes:
 
 def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
     """Write the files of `network_files` to a folder."""
-    folder = UPath(folder)
+    folder = location(folder)
     make_folder(folder)
     for name, content in files.items():
         write_whole(folder / name, content)
@@ -119,7 +119,7 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
     Raises:
         UserError: there is no such folder, or it does not hold a network of this `kind` (None: of any).
     """
-    folder = UPath(folder)
+    folder = location(folder)
     what = kind or "network"
     try:
         text = read_whole(folder / CONFIG).decode()
@@ -163,7 +163,7 @@ def load_network(
         UserError: as `load_card` and `build_denoiser`; or the weights are missing, damaged, or those of another
             network.
     """
-    folder = UPath(folder)
+    folder = location(folder)
     card = load_card(folder, kind)
     own = build_denoiser(card.network, factory) if isinstance(card.network, FactorySettings) else None
     file = folder / WEIGHTS
@@ -231,7 +231,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
 
 def stored_shapes(folder: str | UPath) -> Shapes:
     """Return the name and shape of every weight in a network's folder."""
-    return shapes_of(safetensors.torch.load(read_whole(UPath(folder) / WEIGHTS)))
+    return shapes_of(safetensors.torch.load(read_whole(location(folder) / WEIGHTS)))
 
 
 def misfits(expected: Shapes, found: Shapes) -> list[str]:
@@ -241,7 +241,7 @@ def misfits(expected: Shapes, found: Shapes) -> list[str]:
 
 def weights_digest(folder: str | UPath) -> str:
     """Return the SHA-256 of a folder's weights: equal if two folders hold the same network."""
-    return hashlib.sha256(read_whole(UPath(folder) / WEIGHTS)).hexdigest()
+    return hashlib.sha256(read_whole(location(folder) / WEIGHTS)).hexdigest()
 
 
 def export_network(

@@ -72,10 +72,10 @@ def read_sources(recipe: str, folder: Path) -> list[Source]:
 def make_recipes_absolute(values: dict[str, Any], folder: Path) -> None:
     """Make relative paths of other recipes (a teacher's, a search's) absolute: a command may run in any folder."""
     if _is_relative(values.get("recipe")):
-        values["recipe"] = str((folder / values["recipe"]).resolve())
+        values["recipe"] = str((folder / _expanded(values["recipe"])).resolve())
     teacher = values.get("teacher")
     if isinstance(teacher, dict) and _is_relative(teacher.get("recipe")):
-        values["teacher"] = {**teacher, "recipe": str((folder / teacher["recipe"]).resolve())}
+        values["teacher"] = {**teacher, "recipe": str((folder / _expanded(teacher["recipe"])).resolve())}
 
 
 def _summary(path: Path) -> RecipeSummary:
@@ -89,16 +89,20 @@ def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Pa
     packaged = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
     if recipe in packaged:
         return recipe, _FOLDER / f"{recipe}.yaml"
-    path = folder / recipe
+    path = folder / _expanded(recipe)
     if "://" in recipe:  # in a bucket, where a search writes its best recipe
-        from upath import UPath
+        from raysid.storage import BUCKETS, LOCAL, location
 
-        path = UPath(recipe)  # type: ignore[assignment]  # has the methods of a Path that are used here
+        path = location(recipe)  # type: ignore[assignment]  # has the methods of a Path that are used here
+        if getattr(path, "protocol", "") not in (*BUCKETS, *LOCAL):
+            raise UserError(f"{recipe} is no recipe that can be read; give a path, gs://... or s3://...")
     name = recipe if extended_by is None else str(path)
     prefix = f"{extended_by}: `extends`: " if extended_by else ""
     try:
         if path.is_dir():
             raise UserError(f"{prefix}{name} is a folder; give the YAML file in it")
+        if path.exists() and not path.is_file():  # reading a device or a pipe may never end
+            raise UserError(f"{prefix}{name} is not a file, but a pipe or a device; give a YAML file")
         if path.exists():
             return name, path.resolve()
     except OSError as error:  # a folder on the way without permission, a name that is too long
@@ -110,6 +114,15 @@ def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Pa
     hint = f"did you mean {' or '.join(likely)}? " if likely else ""
     choices = f"packaged recipes: {', '.join(packaged)}; or give the path of a YAML file"
     raise UserError(f"{prefix}{missing}; {hint}{choices}")
+
+
+def _expanded(recipe: str) -> str:
+    """Expand `~` and `${NAME}` in a recipe's path."""
+    if "${" in recipe:
+        from raysid.storage import expand  # imports the buckets' clients, which other recipes do not need
+
+        recipe = expand(recipe)
+    return os.path.expanduser(recipe)
 
 
 def _is_path(recipe: str) -> bool:

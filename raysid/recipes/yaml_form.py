@@ -7,11 +7,20 @@ from typing import Any
 
 import yaml
 
-# PyYAML reads YAML 1.1, in which `1e-4` is text because it has no point, and `no` and `on` are booleans (which a field
-# of numbers would accept as 0 and 1). YAML 1.2 has neither, and nor has this loader.
-_BOOLEAN_TAG, _FLOAT_TAG = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+# PyYAML reads YAML 1.1, in which `1e-4` is text because it has no point, `no` and `on` are booleans (which a field of
+# numbers would accept as 0 and 1), `010` is 8, `2:30` is 150 and `2026-11-30` is a date. YAML 1.2 has none of these,
+# and nor has this loader. Of 1.1 it keeps `1_000`.
+_BOOLEAN_TAG, _FLOAT_TAG, _INTEGER_TAG, _DATE_TAG = (
+    f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "timestamp")
+)
 _BOOLEAN = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
-_EXPONENT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_INTEGER = re.compile(r"^([-+]?[0-9]+(_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+)$")
+_FLOAT = re.compile(
+    r"^([-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+
+
+MOST_VALUES, MOST_DIGITS = 100_000, 100
 
 
 class NotYAML(Exception):
@@ -19,7 +28,26 @@ class NotYAML(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` (no tag creates an object) that refuses duplicate keys and keys that are not text."""
+    """`yaml.SafeLoader` (no tag creates an object) that refuses duplicate keys, keys that are not text, and bombs."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _expanded_size(node, {}) > MOST_VALUES:
+            problem = f"it has more than {MOST_VALUES:,} values once its aliases are expanded"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values of a node with each alias counted as what it stands for; `known`: sizes by the node's id."""
+    if id(node) not in known:
+        known[id(node)] = 1  # for a node inside itself, which is refused later
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        inner = (
+            node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+        )
+        known[id(node)] = 1 + sum(_expanded_size(part, known) for part in inner)
+    return known[id(node)]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -43,18 +71,31 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     return dict(loader.construct_pairs(node, deep=True))
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(node.value)
+    if len(text) > MOST_DIGITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number of more than {MOST_DIGITS} digits", node.start_mark
+        )
+    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+
+
 def _represent_mapping(dumper: _Dumper, data: dict[str, Any]) -> yaml.MappingNode:
     return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=False)
 
 
+_OTHERS = (_BOOLEAN_TAG, _FLOAT_TAG, _INTEGER_TAG, _DATE_TAG)
 _Loader.yaml_implicit_resolvers = {
-    start: [(tag, form) for tag, form in resolvers if tag != _BOOLEAN_TAG]
+    start: [(tag, form) for tag, form in resolvers if tag not in _OTHERS]
     for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOLEAN_TAG, _BOOLEAN, list("tTfF"))
-_Loader.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor(_INTEGER_TAG, _integer)
 # The dumper quotes text that either version of YAML would read as another type.
-_Dumper.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
+_Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(dict, _represent_mapping)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 

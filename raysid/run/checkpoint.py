@@ -24,6 +24,7 @@ from raysid.storage import (
     exists,
     file_size,
     is_local,
+    location,
     read_whole,
     remove_file,
     remove_folder,
@@ -199,7 +200,7 @@ def find_checkpoint(path: str | UPath) -> Checkpoint:
     Raises:
         UserError: there is none, or the one at `path` is damaged.
     """
-    folder = UPath(path)
+    folder = location(path)
     checkpoint = read_manifest(folder)
     if checkpoint is not None and (damaged := _damaged(checkpoint)):
         raise UserError(

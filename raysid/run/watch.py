@@ -13,7 +13,7 @@ from raysid.errors import UserError
 from raysid.run.folder import LOCK, OWNER, RECORD
 from raysid.run.metrics import METRICS, WARNING, read_metrics
 from raysid.run.text import duration
-from raysid.storage import exists, is_local, read_json, read_whole
+from raysid.storage import exists, is_local, location, read_json, read_whole
 from raysid.storage.lease import is_running
 
 WATCH_SECONDS = 2.0
@@ -38,7 +38,7 @@ def state_of(run: str) -> RunState:
         UserError: there is no run's folder, or nothing recorded in it yet.
         StorageError: the bucket cannot be read.
     """
-    folder = UPath(run)
+    folder = location(run)
     if not exists(folder / "config.yaml"):
         raise UserError(f"{run} is not a run's folder: it has no config.yaml")
     entries = read_metrics(folder)

@@ -10,7 +10,7 @@ events) are therefore written on this machine and copied to the bucket by `mirro
     download.py             files of the web and of buckets, cached on this machine
 """
 
-from raysid.storage.buckets import BUCKETS, LOCAL, for_ray, is_local, storage_folder
+from raysid.storage.buckets import BUCKETS, LOCAL, expand, for_ray, is_local, location, storage_folder
 from raysid.storage.failures import storage_errors
 from raysid.storage.files import (
     append_whole,
@@ -39,10 +39,12 @@ __all__ = [
     "copy_file",
     "empty_folder",
     "exists",
+    "expand",
     "file_size",
     "for_ray",
     "holds",
     "is_local",
+    "location",
     "make_folder",
     "open_file",
     "read_json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from raysid.errors import UserError
 from raysid.storage.failures import storage_error
 
 LOCAL = ("", "file", "local")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 BUCKETS = ("gs", "gcs", "s3")
 
 # gcsfs has a client for buckets of every kind, which asks for a bucket's kind by gRPC in each process. The plain one
@@ -36,6 +38,40 @@ for _protocol in ("gs", "gcs"):
     conf[_protocol].setdefault("consistency", "md5")
 
 
+def location(path: str | os.PathLike[str] | UPath) -> UPath:
+    """Return the file or folder that a user's path names.
+
+    `~` and `${NAME}` of the environment are expanded, and protocols are read in any case, as in `S3://`.
+
+    Raises:
+        UserError: a variable is not set, a protocol does not exist, or the address of a bucket has one slash.
+    """
+    if isinstance(path, UPath):
+        return path
+    text = expand(os.fspath(path))
+    scheme, separator, rest = text.partition(":")
+    scheme = scheme.lower()
+    if separator and scheme in BUCKETS and not rest.startswith("//"):
+        raise UserError(f"{text}: the address of a bucket has two slashes: {scheme}://{rest.lstrip('/')}")
+    if not rest.startswith("//") or not _SCHEME.fullmatch(scheme):
+        return UPath(os.path.expanduser(text))
+    try:
+        return UPath(f"{scheme}:{rest}")
+    except ValueError:  # as universal_pathlib and fsspec raise for a protocol that they do not know
+        raise UserError(f"{text}: {scheme}:// is not read; give a path, gs://... or s3://...") from None
+
+
+def expand(text: str) -> str:
+    """Replace each `${NAME}` by the environment's variable. Raises UserError if one is not set."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise UserError(f"{text}: the environment has no variable {match[1]}")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
+
+
 def storage_folder(storage: str) -> UPath:
     """Return a storage as an absolute folder, or as the URL of a bucket.
 
@@ -43,9 +79,9 @@ def storage_folder(storage: str) -> UPath:
         UserError: the protocol is neither a folder's nor a bucket's.
         StorageError: the bucket's client is not installed.
     """
-    path = UPath(storage)
+    path = location(storage)
     if is_local(path):
-        return UPath(Path(path.path).expanduser().absolute())
+        return UPath(Path(path.path).absolute())
     if path.protocol not in BUCKETS:
         raise UserError(
             f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, gs://BUCKET/... "

@@ -13,10 +13,9 @@ import filelock
 import fsspec
 from fsspec.core import OpenFile, OpenFiles
 from fsspec.implementations.cached import WholeFileCacheFileSystem
-from upath import UPath
 
 from raysid.errors import NotHere, UserError
-from raysid.storage.buckets import BUCKETS
+from raysid.storage.buckets import BUCKETS, expand, location
 from raysid.storage.failures import client_errors, foreign_errors, storage_error
 
 WEB = ("https", "http")
@@ -45,6 +44,7 @@ def local_copy(path: str) -> Path:
         NotHere: there is no such file, or this machine cannot fetch it.
         UserError: the protocol is not supported, or the cache cannot be written.
     """
+    path = expand(path)
     protocol = _protocol(path)
     if protocol in ("", "file"):
         local = Path(path.removeprefix("file://")).expanduser()
@@ -83,7 +83,8 @@ def _cached(path: str, protocol: str, folder: Path) -> Path:
         name = path
         remote = fsspec.filesystem("https", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
     else:
-        name, remote = UPath(path).path, UPath(path).fs
+        found = location(path)
+        name, remote = found.path, found.fs
     # The cache reads its list when it is opened: two processes must not fetch the same file at a time.
     with filelock.FileLock(folder / ".lock"):
         cache = WholeFileCacheFileSystem(

@@ -24,7 +24,7 @@ from raysid.networks.files import (
 )
 from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.roles.build import RunInputs
-from raysid.storage import exists, storage_folder
+from raysid.storage import exists, location, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.teacher_checks import shapes_or_refuse
 from raysid.trainers.teachers import Found, converted_folder, find_teacher, network_settings
@@ -106,7 +106,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
     if path is None:
         return None
     if not file_name(path).lower().endswith(".pkl"):
-        if not exists(UPath(path)):
+        if not exists(location(path)):
             raise NotHere(f"no run and no generator at {path}")
         folder = storage_folder(str(generator_folder(path)))
         card = load_card(folder, "generator")

@@ -20,7 +20,7 @@ from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.files import CONFIG, AnySettings, NetworkCard, load_network, network_files, save_network
 from raysid.networks.published import Published, read_published
 from raysid.recipes import load_recipe
-from raysid.storage import exists, is_local, storage_folder
+from raysid.storage import exists, is_local, location, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.evaluation import measure, teacher_sampler
 from raysid.trainers.pretrain import pretrain, teacher_folder
@@ -97,7 +97,7 @@ def _find(config: Config, source: ImageSource | None) -> Found:
         published = read_published(local_copy(path), path)
         return _find_converted(published, path, file_name(path), config.storage, source)
     if path is not None:
-        if (unet := find_unet(UPath(path))) is not None:
+        if (unet := find_unet(location(path))) is not None:
             network = read_diffusers(unet, source.num_classes if source else 0)
             return _find_converted(network, path, UPath(path).name, config.storage, source)
         teacher, loaded = _load(path, source, factory)

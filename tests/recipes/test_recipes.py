@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from raysid.config import Config, PretrainConfig, TuneConfig
 from raysid.errors import InvalidConfig, UserError
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
+from raysid.recipes.yaml_form import dump_yaml, parse_yaml
 
 DISTILL = "kind: distill\nteacher: {path: t}\ntotal_images: 1000\n"
 
@@ -244,7 +247,7 @@ def test_a_recipe_of_another_kind_is_refused_with_its_command() -> None:
         ("{[1]: 2}", "a key is not text"),
         ("a: &a {b: *a}", "recursive"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: !!timestamp 2024-13-45", "month must be in 1..12"),
         ("a: 1\n---\nb: 2", "another document"),
         ("[" * 5000, "nested too deeply"),
         (b"\xff\xfe\x00", "is not a recipe in YAML"),
@@ -407,3 +410,65 @@ def test_a_missing_value_is_reported_with_its_meaning(tmp_path: Path) -> None:
 
 def test_kinds_have_the_config_of_their_name() -> None:
     assert [config_model(kind) for kind in KINDS] == [PretrainConfig, Config, TuneConfig]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("08", 8),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("1_000", 1000),
+        ("1e-4", 1e-4),
+        (".5", 0.5),
+        ("-.inf", -math.inf),
+    ]
+    + [
+        (text, text) for text in ("2:30", "2026-11-30", "on", "0b1", "1__0", "1:30:00", "2026-11-30 10:00:00")
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    """YAML 1.1 reads octal numbers, numbers to the base of 60, and dates."""
+    assert parse_yaml(f"key: {text}") == {"key": value}
+    assert parse_yaml(dump_yaml({"key": text})) == {"key": text}  # as text it is quoted
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "pipe"])
+def test_a_recipe_that_is_no_file_is_refused_and_not_read(tmp_path: Path, device: str) -> None:
+    if device == "pipe":
+        os.mkfifo(tmp_path / "pipe.yaml")
+        device = str(tmp_path / "pipe.yaml")
+    mine = write(tmp_path, "mine.yaml", f"extends: {device}\n")
+    with pytest.raises(UserError, match="is not a file, but a pipe or a device"):
+        load_recipe(mine)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/mine.yaml", "ftp://host/mine.yaml", "r2://b/mine.yaml"]
+)
+def test_a_recipe_is_fetched_from_buckets_only(address: str) -> None:
+    with pytest.raises(UserError, match=r"give a path, gs://\.\.\. or s3://\.\.\."):
+        load_recipe(address)
+
+
+@pytest.mark.parametrize("kind", ["lists", "mappings", "merges"])
+def test_aliases_that_expand_without_end_are_refused(tmp_path: Path, kind: str) -> None:
+    """Twenty lines that stand for 9^20 values; a few aliases are usual."""
+    form = {"lists": "[{}]", "mappings": "{{{}}}", "merges": "{{<<: [{}]}}"}[kind]
+    lines = ["a0: &a0 {x: 1}"]
+    for level in range(1, 21):
+        parts = [f"k{n}: *a{level - 1}" if kind == "mappings" else f"*a{level - 1}" for n in range(9)]
+        lines.append(f"a{level}: &a{level} " + form.format(", ".join(parts)))
+    bomb = write(tmp_path, "bomb.yaml", DISTILL + "\n".join(lines) + "\n")
+    assert "more than 100,000 values once its aliases are expanded" in complaint(bomb)
+    few = "kind: distill\ntotal_images: 1000\ngenerator: &g {lr: 1e-4}\nfake_score: *g\nteacher: {path: t}\n"
+    config = load_recipe(write(tmp_path, "few.yaml", few))
+    assert isinstance(config, Config) and config.fake_score.lr == 1e-4
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "0o" + "7" * 5000])
+def test_a_number_without_measure_is_refused(tmp_path: Path, number: str) -> None:
+    assert "a number of more than 100 digits" in complaint(
+        write(tmp_path, "m.yaml", DISTILL + f"seed: {number}\n")
+    )

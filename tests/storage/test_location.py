@@ -1,0 +1,84 @@
+"""The paths that users give: `~`, variables, protocols in capitals, addresses with a typing error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raysid.config import Config
+from raysid.errors import UserError
+from raysid.generator import generator_folder
+from raysid.recipes import load_recipe
+from raysid.run.watch import state_of
+from raysid.storage import location, storage_folder
+from raysid.trainers.distill import distill
+from tests.support.tiny_run import SHORT, tiny_config, tiny_teacher
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    return tmp_path
+
+
+def test_the_home_folder_and_variables_are_expanded(home: Path) -> None:
+    assert str(location("~/runs")) == str(home / "runs")
+    assert str(location("${SCRATCH}/runs")) == str(home / "scratch" / "runs")
+    assert str(storage_folder("${SCRATCH}")) == str(home / "scratch")
+    assert str(location("price$5.png")) == "price$5.png"
+
+
+@pytest.mark.parametrize("given", ["S3://bucket/x", "Gs://bucket/a/b.zip"])
+def test_protocols_are_read_in_any_case(given: str) -> None:
+    scheme, _, rest = given.partition("://")
+    assert str(location(given)) == f"{scheme.lower()}://{rest}"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("r2://bucket/x", "r2:// is not read; give a path, gs://... or s3://..."),
+        ("s3n://bucket/x", "s3n:// is not read"),
+        ("gs:/bucket/x", "the address of a bucket has two slashes: gs://bucket/x"),
+        ("s3:bucket/x", "has two slashes: s3://bucket/x"),
+        ("${NOWHERE}/x", "the environment has no variable NOWHERE"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_one_line_everywhere(home: Path, given: str, words: str) -> None:
+    recipe = home / "mine.yaml"
+    recipe.write_text("kind: distill\n")
+    for use in (
+        location,
+        storage_folder,
+        generator_folder,
+        state_of,
+        lambda path: distill(tiny_config(path, home)),
+        lambda path: distill(tiny_config(str(home), home, data__source=path)),
+        lambda path: distill(tiny_config(tiny_teacher(home / "teacher"), home), resume_from=path),
+    ):
+        with pytest.raises(UserError) as refused:
+            use(given)
+        assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_run_of_paths_with_tildes_and_variables(home: Path) -> None:
+    tiny_teacher(home / "teachers" / "tiny")
+    config = tiny_config("~/teachers/tiny", Path("${SCRATCH}"), **SHORT)
+    result = distill(config)
+    assert result.path == str(home / "scratch" / "tiny")
+    assert state_of("${SCRATCH}/tiny").finished
+    assert generator_folder("~/scratch/tiny", "best").exists()
+    other = config.model_copy(update={"run": config.run.model_copy(update={"name": "branch"})})
+    assert distill(other, resume_from="~/scratch/tiny").metrics["step"] == 5
+
+
+def test_a_recipe_in_the_home_folder_and_what_it_extends(home: Path) -> None:
+    (home / "scratch").mkdir()
+    (home / "base.yaml").write_text("kind: distill\nteacher: {path: t}\nseed: 4\ntotal_images: 64\n")
+    (home / "mine.yaml").write_text("extends: ${SCRATCH}/../base.yaml\n")
+    for recipe in ("~/mine.yaml", "${SCRATCH}/../mine.yaml"):
+        config = load_recipe(recipe)
+        assert isinstance(config, Config) and config.seed == 4
