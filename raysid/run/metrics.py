@@ -40,16 +40,20 @@ def read_metrics(folder: UPath | str | os.PathLike[str]) -> list[dict[str, Any]]
 
 
 def read_lines(path: UPath) -> list[tuple[bytes, dict[str, Any]]]:
-    """The whole lines of a file of JSON objects, as bytes and parsed."""
+    """Read the whole lines of a file of JSON objects, as bytes and parsed; none where there is no file."""
     try:
-        content = read_whole(path)
+        return parse_lines(read_whole(path))
     except FileNotFoundError:
         return []
+
+
+def parse_lines(content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the lines that are JSON objects, as bytes and parsed."""
     lines = []
     for line in content.split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             lines.append((line, entry))
