@@ -213,7 +213,7 @@ class Learner:
 
 def check_finite(name: str, weights: Iterable[Tensor]) -> None:
     """Check a network before it is written. Raises RunFailed if a weight is NaN or infinite."""
-    if not all(bool(weight.isfinite().all()) for weight in weights):
+    if not torch.stack([weight.isfinite().all() for weight in weights]).all():  # one transfer from the device
         raise RunFailed(
             f"the {name}'s weights are NaN or infinite: the run has diverged; lower the learning rate or method.alpha, "
             "or give precision fp32"
