@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. Folders of one layer may import each other, but not in a circle.
 LAYERS = (
-    ("errors", "storage", "ray_internals"),
+    ("errors", "formats", "storage", "ray_internals"),
     ("config",),
     ("method",),
     ("data", "networks", "metrics"),
@@ -40,6 +40,7 @@ DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 # A name stands for a package and all its modules.
 NEVER_IMPORTED = {
     "raysid.errors": ("torch", "ray"),
+    "raysid.recipes.files": ("aiohttp", "pydantic", "torch", "ray"),  # `raysid recipes` answers at once
     "raysid.config": ("torch", "ray"),
     "raysid.method": ("ray", "raysid.roles", "raysid.networks"),
     "raysid.networks": ("ray", "raysid.roles"),

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import click
 
 from raysid.cli.recipe_command import RECIPE_HELP, RecipeCommand, given_overrides
+from raysid.formats import FORMAT
 from raysid.recipes import KINDS, config_model, config_yaml, load_recipe, packaged_recipes
-from raysid.storage.formats import FORMAT
 
 
 @click.command(

@@ -22,10 +22,10 @@ from upath import UPath
 
 from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.errors import UserError
+from raysid.formats import check_format
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import AnySettings, Network
 from raysid.storage import exists, is_local, location, make_folder, read_whole, write_whole
-from raysid.storage.formats import check_format
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LIBRARIES = ("edm", "diffusers", "factory")
@@ -43,7 +43,7 @@ class NetworkCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["raysid-1"] = "raysid-1"  # as in `raysid.storage.formats`
+    format: Literal["raysid-1"] = "raysid-1"  # as in `raysid.formats`
     kind: Literal["teacher", "generator"]
     network: Annotated[
         Annotated[NetworkSettings, Tag("edm")]

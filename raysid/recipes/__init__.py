@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from raysid.errors import UserError
+from raysid.formats import FORMAT
 from raysid.recipes.files import make_recipes_absolute, merge, packaged_recipes, read_sources
 from raysid.recipes.yaml_form import NotYAML, dump_yaml, parse_yaml
-from raysid.storage.formats import FORMAT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

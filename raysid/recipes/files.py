@@ -101,10 +101,10 @@ def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Pa
     try:
         if path.is_dir():
             raise UserError(f"{prefix}{name} is a folder; give the YAML file in it")
-        if path.exists() and not path.is_file():  # reading a device or a pipe may never end
-            raise UserError(f"{prefix}{name} is not a file, but a pipe or a device; give a YAML file")
-        if path.exists():
+        if path.is_file():
             return name, path.resolve()
+        if path.exists():  # reading a device or a pipe may never end
+            raise UserError(f"{prefix}{name} is not a file, but a pipe or a device; give a YAML file")
     except OSError as error:  # a folder on the way without permission, a name that is too long
         raise UserError(f"{prefix}{name} cannot be read: {error.strerror}") from error
     from raysid.recipes.problems import closest

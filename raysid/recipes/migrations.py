@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raysid.storage.formats import check_format
+from raysid.formats import check_format
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 RENAMED: Mapping[str, str | None] = {"tracking.samples_every_images": None}
 """Settings by the dotted name that earlier releases gave them: the present name, or None for one that is gone."""
 
 
-def migrated(values: Mapping[str, Any], path: Any) -> dict[str, Any]:
+def migrated(values: Mapping[str, Any], path: str | UPath) -> dict[str, Any]:
     """Return a file's settings in this release's names, without the file's `format`.
 
     Args:

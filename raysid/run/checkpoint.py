@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.formats import FORMAT, check_format
 from raysid.roles.state_files import StateFile
 from raysid.storage import (
     children,
@@ -30,7 +31,6 @@ from raysid.storage import (
     remove_folder,
     write_whole,
 )
-from raysid.storage.formats import FORMAT, check_format
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-\d{8,}")

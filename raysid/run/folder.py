@@ -16,6 +16,7 @@ from upath import UPath
 
 from raysid.config import Config, fixed_settings
 from raysid.errors import RaysidError, RunFailed, StorageError, UserError
+from raysid.formats import FORMAT, check_format
 from raysid.generator import FOLDERS
 from raysid.recipes import config_yaml
 from raysid.recipes.migrations import migrated
@@ -37,7 +38,6 @@ from raysid.storage import (
     storage_folder,
     write_whole,
 )
-from raysid.storage.formats import FORMAT, check_format
 from raysid.storage.lease import Lease, lock, still_owned, this_process
 from raysid.storage.mirror import Mirror
 

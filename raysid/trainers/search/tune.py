@@ -15,6 +15,7 @@ from upath import UPath
 from raysid.cluster.connect import connect
 from raysid.config import Config, TuneConfig
 from raysid.errors import RunFailed, StorageError, UserError
+from raysid.formats import FORMAT
 from raysid.recipes import config_yaml, load_recipe
 from raysid.recipes.migrations import migrated
 from raysid.run.events import TENSORBOARD
@@ -30,7 +31,6 @@ from raysid.storage import (
     write_whole,
 )
 from raysid.storage.failures import MAKE_ROOM
-from raysid.storage.formats import FORMAT
 from raysid.storage.lease import still_owned
 from raysid.storage.mirror import Mirror
 from raysid.trainers.evaluation import measures

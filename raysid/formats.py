@@ -1,20 +1,23 @@
-"""Versions of the files that raysid writes, recorded in them as `"format": "raysid-1"`."""
+"""Versions of the files that raysid writes, recorded in them as `"format": "raysid-1"`.
+
+Listing the recipes imports this: it needs no library.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-from typing import Any
-
-from upath import UPath
+from typing import TYPE_CHECKING, Any
 
 from raysid.errors import UserError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 NEWEST = 1
 FORMAT = f"raysid-{NEWEST}"
 
 
-def check_format(found: Any, path: str | os.PathLike[str] | UPath) -> None:
+def check_format(found: Any, path: str | UPath) -> None:
     """Refuse a file whose format this release does not know.
 
     Args:
