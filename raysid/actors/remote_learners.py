@@ -19,11 +19,11 @@ from raysid.actors.pool import PoolCall
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
-from raysid.errors import DeviceFailed, LearnerLost, RunFailed, StorageError
+from raysid.errors import LearnerLost, RunFailed, StorageError
 from raysid.networks.files import write_network
 from raysid.roles.build import RunInputs, build_fake_score, build_generator, parts_of_rank
 from raysid.roles.fake_score import FakeScoreLearner
-from raysid.roles.faults import describe_fault, is_device_fault
+from raysid.roles.faults import role_failure
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
 from raysid.roles.profile import Profile, Traffic, profile_of
@@ -61,8 +61,7 @@ def role_call(method: Any) -> Any:
             raise
         except Exception as error:  # any failure of a role ends the run with one line
             at = next((f" ({value})" for value in arguments if isinstance(value, Slice)), "")
-            line = f"the {self.name} learner failed in `{method.__name__}`{at}: {describe_fault(error)}"
-            raise (DeviceFailed if is_device_fault(error) else RunFailed)(line) from error
+            raise role_failure(f"the {self.name} learner failed in `{method.__name__}`{at}", error) from error
 
     return call
 

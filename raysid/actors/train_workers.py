@@ -31,7 +31,7 @@ from raysid.data import ImageSource, ray_blocks
 from raysid.errors import DeviceFailed, LearnerLost, PeerLost, RunFailed, StorageError
 from raysid.ray_internals import controller_callback
 from raysid.roles.build import RunInputs
-from raysid.roles.faults import describe_fault, is_device_fault
+from raysid.roles.faults import role_failure
 from raysid.roles.messages import StepReport
 from raysid.roles.ranks import TIMEOUT, Ranks
 from raysid.storage import for_ray, remove_folder
@@ -215,8 +215,8 @@ class Worker:
             raise
         except Exception as error:  # any failure of a role ends the run with one line
             at = f" of step {call.arguments[0]}" if call.method is Worker.step else ""
-            line = f"worker {self.ranks.rank} failed in `{call.method.__name__}`{at}: {describe_fault(error)}"
-            raise (DeviceFailed if is_device_fault(error) else RunFailed)(line) from error
+            what = f"worker {self.ranks.rank} failed in `{call.method.__name__}`{at}"
+            raise role_failure(what, error) from error
 
 
 def _serve(inputs: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ import re
 import torch
 from torch.distributed import DistBackendError
 
+from raysid.errors import DeviceFailed, RunFailed
+
 # cuBLAS, cuDNN and HIP fail with a plain RuntimeError.
 _LIBRARY_FAULTS = re.compile(r"\b(CUDA|HIP|NCCL|cuDNN) error|\b(CUBLAS|CUDNN|CUSOLVER|CUFFT|MIOPEN)_STATUS_")
 LESS_MEMORY = "lower microbatch_size or microbatches_in_flight, or give compute.activation_checkpointing true"
@@ -23,6 +25,11 @@ def is_device_fault(error: BaseException) -> bool:
     if isinstance(error, torch.AcceleratorError | DistBackendError):
         return True
     return isinstance(error, RuntimeError) and bool(_LIBRARY_FAULTS.search(str(error)))
+
+
+def role_failure(what: str, error: Exception) -> RunFailed | DeviceFailed:
+    """Return the error for a role's failure; `what` names the role and the call."""
+    return (DeviceFailed if is_device_fault(error) else RunFailed)(f"{what}: {describe_fault(error)}")
 
 
 def describe_fault(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from raysid.roles.torch_internals import lerp_all
 # Entries of a token's sums that are counts. All others are figures, with their learner's name, or losses, without.
 RECOMPUTED, BAD_SAMPLES = "teacher_recomputes", "bad_samples"
 BAD_GRADIENTS = "nonfinite_gradients"
+AFTER_DIVERGENCE = "lower the learning rate or method.alpha, or give precision fp32"
 
 DrawsAt = Callable[[int, int, int], Draws]
 """Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""
@@ -214,10 +215,7 @@ class Learner:
 def check_finite(name: str, weights: Iterable[Tensor]) -> None:
     """Check a network before it is written. Raises RunFailed if a weight is NaN or infinite."""
     if not torch.stack([weight.isfinite().all() for weight in weights]).all():  # one transfer from the device
-        raise RunFailed(
-            f"the {name}'s weights are NaN or infinite: the run has diverged; lower the learning rate or method.alpha, "
-            "or give precision fp32"
-        )
+        raise RunFailed(f"the {name}'s weights are NaN or infinite: the run has diverged; {AFTER_DIVERGENCE}")
 
 
 def move_average(averages: list[Tensor], weights: list[Tensor], beta: float, foreach: bool) -> None:

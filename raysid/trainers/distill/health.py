@@ -10,7 +10,7 @@ from typing import Any
 from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.roles.generator_learner import CLAMPED, SPREAD, TEACHER_ERROR
-from raysid.roles.learner import BAD_GRADIENTS, BAD_SAMPLES
+from raysid.roles.learner import AFTER_DIVERGENCE, BAD_GRADIENTS, BAD_SAMPLES
 from raysid.roles.messages import StepReport
 
 LARGEST_ALPHA = 1.5  # published runs use 0.5 to 1.2
@@ -76,19 +76,20 @@ class Health:
         bad = {role: figures.get(f"{role}/{BAD_SAMPLES}", 0.0) for role in ROLES}
         self.bad_steps = self.bad_steps + 1 if max(bad.values()) >= size else 0
         for role, count in bad.items():
+            title = role.replace("_", " ")
             self._check(
                 f"{role}'s samples",
                 count > 0,
                 step,
                 f"{count:,.0f} of {size:,} samples of step {step:,} are NaN or infinite and left out of the "
-                f"{role.replace('_', ' ')}'s update",
+                f"{title}'s update",
             )
             elements = figures.get(f"{role}/{BAD_GRADIENTS}", 0.0)
             self._check(
                 f"{role}'s gradient",
                 elements > 0,
                 step,
-                f"{elements:,.0f} elements of the {role.replace('_', ' ')}'s gradient of step {step:,} are NaN or "
+                f"{elements:,.0f} elements of the {title}'s gradient of step {step:,} are NaN or "
                 "infinite; NaN counts as 0",
             )
         error = figures.get(TEACHER_ERROR)
@@ -105,8 +106,7 @@ class Health:
         if limit is not None and self.bad_steps >= min(limit, self.config.total_steps):
             raise Diverged(
                 f"every sample of the last {self.bad_steps} steps is NaN or infinite "
-                f"(failure.max_bad_steps): the run has diverged at step {step:,}; lower the learning rate or "
-                "method.alpha, or give precision fp32"
+                f"(failure.max_bad_steps): the run has diverged at step {step:,}; {AFTER_DIVERGENCE}"
             )
 
     def line(self, step: int, means: Mapping[str, float]) -> None:
