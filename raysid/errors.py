@@ -1,6 +1,11 @@
-"""The errors of this package."""
+"""The errors of this package, and the form of their text."""
 
 from __future__ import annotations
+
+
+def one_line(text: str) -> str:
+    """Return text without control characters, which could steer the terminal or add lines; they become spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 class RaysidError(Exception):

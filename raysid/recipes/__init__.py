@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     # Importing pydantic takes a second, which listing the recipes does not need.
     from raysid.config import AnyConfig, Config, DataConfig, DataSettings, PretrainConfig, TuneConfig
 
-__all__ = ["KINDS", "config_model", "config_yaml", "load_recipe", "override", "packaged_recipes"]
+__all__ = ["KINDS", "config_model", "config_yaml", "load_recipe", "override", "packaged_recipes", "validated"]
 
 Model = TypeVar("Model", bound="BaseModel")
 Overrides = Mapping[str, Any] | None
@@ -91,7 +91,7 @@ def load_recipe(recipe: str, overrides: Overrides = None, kind: str | None = Non
     if found != "pretrain":
         _name_run(merged, sources[0].path.stem)
     named = [(None, given), *((source.name, source.values) for source in sources)]
-    return _validated(model, merged, name, named)
+    return validated(model, merged, name, named)
 
 
 def data_settings(overrides: Mapping[str, Any]) -> DataSettings:
@@ -105,7 +105,7 @@ def data_settings(overrides: Mapping[str, Any]) -> DataSettings:
     given: dict[str, Any] = {}
     for path, value in overrides.items():
         _set(given, path, _parsed(path, value, DataConfig))
-    return _validated(DataConfig, given, "data", [(None, given)]).data
+    return validated(DataConfig, given, "data", [(None, given)]).data
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
@@ -128,12 +128,18 @@ def config_yaml(config: AnyConfig) -> str:
     return dump_yaml({"format": FORMAT} | config.model_dump(mode="json"))
 
 
-def _validated(
+def validated(
     model: type[Model],
     values: dict[str, Any],
     name: str,
-    sources: Sequence[tuple[str | None, Mapping[str, Any]]],
+    sources: Sequence[tuple[str | None, Mapping[str, Any]]] = (),
 ) -> Model:
+    """Return the config of `values`. Raises InvalidConfig with a line for each problem.
+
+    Args:
+        name: the recipe or file, for messages.
+        sources: as in `raysid.recipes.problems.describe`.
+    """
     from pydantic import ValidationError
 
     from raysid.recipes.problems import describe

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from raysid.config.fields import config_fields
-from raysid.errors import InvalidConfig
+from raysid.errors import InvalidConfig, one_line
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -56,7 +56,7 @@ def describe(
         for line in _describe(problem, path, model):
             line = f"{source}: {line}" if source else line
             # YAML allows line breaks and control sequences of terminals in keys.
-            lines["".join(character if character.isprintable() else " " for character in line)] = None
+            lines[one_line(line)] = None
     return InvalidConfig("\n".join(lines))
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import filelock
-from pydantic import ValidationError
 from upath import UPath
 
 from raysid.config import Config, fixed_settings
-from raysid.errors import RaysidError, RunFailed, StorageError, UserError
+from raysid.errors import InvalidConfig, RaysidError, RunFailed, StorageError, UserError
 from raysid.formats import FORMAT, check_format
 from raysid.generator import FOLDERS
-from raysid.recipes import config_yaml
+from raysid.recipes import config_yaml, validated
 from raysid.recipes.migrations import migrated
 from raysid.recipes.yaml_form import NotYAML, parse_yaml
 from raysid.run.checkpoint import Checkpoints
@@ -183,7 +182,7 @@ class RunFolder:
         return record
 
     def _write_record(self, record: dict[str, Any]) -> None:
-        content = {"format": FORMAT} | record | {"format": FORMAT}
+        content = record | {"format": FORMAT}
         write_whole(self.path / RECORD, (json.dumps(content, indent=2) + "\n").encode())
 
     def _check(self, fresh: bool) -> None:
@@ -223,13 +222,9 @@ def recorded_config(file: UPath) -> Config:
         values = parse_yaml(read_whole(file))
         if not isinstance(values, dict):
             raise NotYAML("it holds no settings")
-        return Config.model_validate(migrated(values, file))
-    except (NotYAML, ValidationError) as error:
-        reason = (
-            str(error)
-            if isinstance(error, NotYAML)
-            else f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-        )
+        return validated(Config, migrated(values, file), file.name)
+    except (NotYAML, InvalidConfig) as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
             f"{file} cannot be read ({reason}): give --fresh to start over, or put a copy of it back"
         ) from None

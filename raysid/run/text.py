@@ -35,11 +35,6 @@ def write_text(stream: TextIO, text: str) -> None:
         raise storage_error(error, getattr(stream, "name", "the output"), "written") from error
 
 
-def one_line(text: str) -> str:
-    """Return text without control characters, which could steer the terminal or add lines; they become spaces."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
 def short_number(value: float) -> str:
     """A number with three significant digits: -12.3, 0.0450, 1,235, 1.20e-05."""
     if not math.isfinite(value):

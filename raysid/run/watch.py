@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from upath import UPath
 
-from raysid.errors import UserError
+from raysid.errors import UserError, one_line
 from raysid.recipes.yaml_form import NotYAML, parse_yaml
 from raysid.run.folder import LOCK, OWNER, RECORD
 from raysid.run.metrics import METRICS, WARNING, parse_lines, with_floats
-from raysid.run.text import duration, one_line
+from raysid.run.text import duration
 from raysid.storage import exists, is_local, location, read_json, read_whole
 from raysid.storage.lease import is_running
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from upath import UPath
 
 from raysid.cluster.connect import connect
 from raysid.config import Config, TuneConfig
-from raysid.errors import RunFailed, StorageError, UserError
+from raysid.errors import InvalidConfig, RunFailed, StorageError, UserError
 from raysid.formats import FORMAT
-from raysid.recipes import config_yaml, load_recipe
+from raysid.recipes import config_yaml, load_recipe, validated
 from raysid.recipes.migrations import migrated
 from raysid.run.events import TENSORBOARD
 from raysid.run.folder import LOCK, lock_folder
@@ -177,10 +176,8 @@ def _begin(folder: UPath, config: TuneConfig, fresh: bool) -> None:
     before = read_json(record)
     if before is None and others:
         raise UserError(f"{folder} holds something other than a search: give another --run.name")
-    if before is not None:
-        before = _recorded(before, config, record)
-    if before is not None and before != settings:
-        changed = [name for name in settings if before.get(name) != settings[name]]
+    if before is not None and (begun := _recorded(before, config, record)) != settings:
+        changed = [name for name in settings if begun.get(name) != settings[name]]
         raise UserError(
             f"{folder} is a search with other settings ({', '.join(changed)}): give another --run.name, or --fresh "
             "to start over"
@@ -192,9 +189,10 @@ def _recorded(before: Any, config: TuneConfig, record: UPath) -> dict[str, Any]:
     """The settings of the search that began in a folder, as this release would record them. Raises UserError."""
     values = migrated(before, record) if isinstance(before, dict) else {}
     try:
-        found = TuneConfig.model_validate(values | {"storage": config.storage})
-    except ValidationError as error:
+        found = validated(TuneConfig, values | {"storage": config.storage}, record.name)
+    except InvalidConfig as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{record} is damaged ({error.errors()[0]['msg']}): put a copy of it back, or give --fresh to start over"
+            f"{record} is damaged ({reason}): put a copy of it back, or give --fresh to start over"
         ) from None
     return found.model_dump(mode="json", exclude={"storage"})
