@@ -83,6 +83,7 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
         click.echo(f"sizes    {_counts(sizes)}")
         click.echo(f"modes    {_counts(dict(found.modes.most_common()))}")
     _print_classes(source)
+    _print_notes(source)
     if isinstance(source, PictureSource):
         for name in found.bad:
             click.echo(f"bad      {name}")
@@ -116,6 +117,7 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     source = open_source(data_settings(overrides))
     if not isinstance(source, PictureSource):
         raise UserError(f"data.source {source.name} comes with a package: there is nothing to convert")
+    _print_notes(source)
     target = storage_folder(dst)
     files = plan_files(source)
     check_target(target, source, len(files))
@@ -141,6 +143,11 @@ def _print_classes(source: ImageSource) -> None:
     names = map(printable, labels.names) if labels else map(str, range(source.num_classes))
     counts = dict(zip(names, source.label_counts.tolist(), strict=True))
     click.echo(f"classes  {source.num_classes:,}: {_counts(counts)}")
+
+
+def _print_notes(source: ImageSource) -> None:
+    for note in source.notes:
+        click.echo(f"note     {note}")
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -24,13 +24,13 @@ class DataSettings(Settings):
     )
     image_column: str | None = Field(
         None,
-        description="Column of the Parquet files that holds the encoded images (bytes, or a struct with `bytes`). "
-        "Default: the only such column.",
+        description="Column of the Parquet files that holds the encoded images (bytes, or a struct with `bytes`); in a "
+        ".tar the kind of picture, such as `input.png`. Default: the only one.",
     )
     label_column: str = Field(
         "label",
         description="Name of the class label: a column of the Parquet files or of their folders (`name=value`), or a "
-        "field of the .json files in a .tar.",
+        "field of the .json files in a .tar (nested: `meta.label`).",
     )
     resolution: Positive | None = Field(
         None,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +15,14 @@ from upath import UPath
 
 from raysid.config import DataSettings
 from raysid.data.files import REQUESTS, Found, reading_source
-from raysid.data.picture_source import Labels, ListedSource, class_labels
+from raysid.data.labels import DATASET_JSON, Labels, class_labels, listed_labels, match_labels, names_listed
+from raysid.data.picture_source import ListedSource
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import is_local, open_file, storage_errors
 from raysid.storage.s3 import in_one_request
 
-LABELS = "dataset.json"
 MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
 HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name (PKWARE's APPNOTE, section 4.3.7)
 ENCRYPTED = 1  # of a member's flags
@@ -68,6 +66,8 @@ class EDMZipSource(ListedSource):
             self.faults = {entry: fault for entry, fault in faults.items() if fault is not None}
             with reading_source(self.name):
                 self.labels = _labels(self.path, archive, names)
+            if not self.labels.names and _dataset_json(self.path, archive) is None:
+                self.notes += (f"no labels: there is no {DATASET_JSON} in {found.name}",)
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
         self.order = random_permutation(ORDER_SEED, len(names))
@@ -142,20 +142,32 @@ def _open(path: str) -> zipfile.ZipFile:
 
 
 def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
-    """Read the class of each picture from `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null."""
-    where = f"{LABELS} in {path}"
-    by_name: dict[str, Any] = {}
-    if LABELS in archive.namelist():
-        member = archive.getinfo(LABELS)
-        try:
-            if (fault := _fault(member, MAX_LABELS)) is not None:
-                raise ValueError(fault)
-            with archive.open(member) as file:
-                listed: Any = json.loads(file.read(member.file_size + 1))["labels"]
-            by_name = {} if listed is None else {str(name): label for name, label in listed}
-        except (*_DAMAGED, KeyError, TypeError) as error:
-            raise UserError(f"{where} is damaged: {error!r}") from None
-    return class_labels([by_name.get(name) for name in names], where)
+    """Read the class of each picture from `dataset.json`, which may lie in a folder with all pictures."""
+    member = _dataset_json(path, archive)
+    if member is None:
+        return class_labels([None] * len(names), path)
+    where = f"{printable(member.filename)} in {path}"
+    try:
+        if (fault := _fault(member, MAX_LABELS)) is not None:
+            raise ValueError(fault)
+        with archive.open(member) as file:
+            by_name = listed_labels(file.read(member.file_size + 1))
+    except (*_DAMAGED, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged: {error!r}") from None
+    return class_labels(match_labels(by_name, names, where), where)
+
+
+def _dataset_json(path: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo | None:
+    """Return the `dataset.json` that lies in the fewest folders. Raises UserError if there are several."""
+    found: dict[int, set[str]] = {}
+    for name in archive.namelist():
+        *folders, base = name.replace("\\", "/").split("/")
+        if base == DATASET_JSON and "__MACOSX" not in folders:
+            found.setdefault(len(folders), set()).add(name)
+    names = sorted(found[min(found)]) if found else []
+    if len(names) > 1:
+        raise UserError(f"{path} holds several {DATASET_JSON} ({names_listed(names)}): keep one of them")
+    return archive.getinfo(names[0]) if names else None
 
 
 def _fault(member: zipfile.ZipInfo, limit: int) -> str | None:

@@ -12,7 +12,8 @@ from upath import UPath
 
 from raysid.config import DataSettings
 from raysid.data.files import REQUESTS, Found, reading_source
-from raysid.data.picture_source import ListedSource, class_labels
+from raysid.data.labels import class_labels
+from raysid.data.picture_source import ListedSource
 from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.storage import storage_errors

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from raysid.config import DataSettings
 from raysid.data.files import File, Found, in_threads, reading_source
-from raysid.data.picture_source import IMAGES_PER_SHARD, Content, Labels, PictureSource, class_labels
+from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed
+from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
 from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Piece, Texts
 from raysid.errors import UserError
@@ -56,6 +57,8 @@ class ParquetSource(PictureSource):
             _check_file(path, footer, self.image_column, self.has_index, paths[0])
         self.groups, self.starts = _shards(footers)
         self.labels = _labels(found, footers, data.label_column, self.image_column)
+        if not self.labels.names:
+            self.notes += _without_labels(found, footers, data.label_column)
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -238,6 +241,18 @@ def _labels(found: Found, footers: Sequence[pq.FileMetaData], column: str, image
     return class_labels(values, found.name)
 
 
+def _without_labels(found: Found, footers: Sequence[pq.FileMetaData], column: str) -> tuple[str, ...]:
+    """Return the note on files without labels. Raises UserError if the label's column was given, but does not exist."""
+    columns = {name: None for footer in footers for name in footer.schema.to_arrow_schema().names}
+    columns |= {name: None for file in found.files for name, _ in _partitions(file)}
+    listed = f"no column {printable(column)}; columns: {names_listed([*columns])}"
+    if column in columns:
+        return (f"no labels: the column {printable(column)} is empty",)
+    if column != LABEL_COLUMN:
+        raise UserError(f"data.source {found.name} has {listed}: correct data.label_column")
+    return (f"no labels: there is {listed} (data.label_column names the column of the labels)",)
+
+
 def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if column not in footer.schema.to_arrow_schema().names:
         return [_partition(file, column)] * footer.num_rows
@@ -247,7 +262,7 @@ def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     labels: list[Any] = []
     with open_file(file.path) as opened:
         for batch in pq.ParquetFile(opened).iter_batches(batch_size=IMAGES_PER_SHARD, columns=[column]):
-            labels += map(_plain, batch.column(0).to_pylist())
+            labels += batch.column(0).to_pylist()
     if len(labels) != footer.num_rows:
         raise UserError(f"{file.path} is damaged: of {footer.num_rows:,} rows {len(labels):,} have a label")
     return labels
@@ -262,17 +277,16 @@ def _holds_labels(kind: pa.DataType) -> bool:
 
 def _partition(file: File, column: str) -> int | str | None:
     """The value of a folder `column=value` in a file's path."""
+    value = next((value for name, value in _partitions(file) if name == column), None)
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value
+
+
+def _partitions(file: File) -> Iterator[tuple[str, str]]:
+    """The names and values of folders `column=value` in a file's path."""
     for part in file.path.split("/")[:-1]:
         name, equals, value = part.partition("=")
-        if equals and unquote(name) == column and value != "__HIVE_DEFAULT_PARTITION__":
-            value = unquote(value)
-            return int(value) if value.isascii() and value.isdigit() else value
-    return None
-
-
-def _plain(label: Any) -> Any:
-    """A label as a Python value; a float that is a whole number becomes one."""
-    return int(label) if isinstance(label, float) and label.is_integer() else label
+        if equals and value != "__HIVE_DEFAULT_PARTITION__":
+            yield unquote(name), unquote(value)
 
 
 def _line(error: Exception) -> str:

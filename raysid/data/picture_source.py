@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
+from raysid.data.labels import Labels
 from raysid.data.pictures import BadPicture, Fit, decoded
 from raysid.data.source import Block, ImageSource, Piece, even_shards
 from raysid.errors import UserError
@@ -19,7 +19,6 @@ from raysid.errors import UserError
 SAMPLED = 16  # pictures that set the size and the channels of all
 IMAGES_PER_SHARD = 1024  # if a list can be split anywhere
 BLOCK_BYTES = 1 << 25
-MAX_CLASSES = 1_000_000
 
 
 @dataclass(slots=True)
@@ -43,18 +42,6 @@ class Content:
         if isinstance(self.data, BadPicture):
             raise self.data
         return self.data
-
-
-class Labels(NamedTuple):
-    """The classes of a list of images.
-
-    Attributes:
-        numbers: int64 (n,); -1 for an image without a label among others that have one; all zeros if none has.
-        names: of the classes, or their numbers if they have no names. Empty if there are no labels.
-    """
-
-    numbers: NDArray[np.int64]
-    names: list[str]
 
 
 class PictureSource(ImageSource):
@@ -179,30 +166,10 @@ class ListedSource(PictureSource):
             yield Content(entry, entry, label, data)
 
 
-def class_labels(found: Sequence[Any], where: str) -> Labels:
-    """Number the labels of a list of images: whole numbers from 0 stay as they are, names are numbered in sorted order.
-
-    Args:
-        found: the label of each image; None if it has none.
-        where: the origin of the labels, for an error.
-
-    Raises:
-        UserError: labels are of another type, or mix numbers and names.
-    """
-    given = [label for label in found if label is not None]
-    if not given:
-        return Labels(np.zeros(len(found), np.int64), [])
-    if all(type(label) is str for label in given):
-        names = sorted(set(given))
-        number = {name: index for index, name in enumerate(names)}
-        return Labels(np.array([-1 if x is None else number[x] for x in found], np.int64), names)
-    odd = next((x for x in given if type(x) is not int or not 0 <= x < MAX_CLASSES), None)
-    if odd is not None:
-        raise UserError(
-            f"{where} has the label {odd!r}: classes are whole numbers from 0, or every label must be a name"
-        )
-    numbers = np.array([-1 if x is None else x for x in found], np.int64)
-    return Labels(numbers, [str(number) for number in range(int(numbers.max()) + 1)])
+def left_out_note(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the note on what a source leaves out, given the number of files by the reason; none if it is nothing."""
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+    return (f"left out: {listed}",) if listed else ()
 
 
 def _odd(shape: tuple[int, ...], wanted: tuple[int, int, int]) -> str:

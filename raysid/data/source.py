@@ -93,6 +93,8 @@ class ImageSource(ABC):
     """0 if the images have no labels."""
     pixel_max: int
     """The stored value that means +1 (0 means -1): 255 for ordinary 8-bit images."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: what is left out of the source and why, and where its labels are from."""
     cut_freely = False
     """True if reading a part of a shard costs only that part, not the images before it as well."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from raysid.config import DataSettings
 from raysid.data.files import Found, in_threads, reading_source
-from raysid.data.picture_source import ListedSource, class_labels
+from raysid.data.json_fields import Field, label_field, nested, read_fields
+from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
+from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
 
+MOST_FIELDS = 100  # whose names are kept for a message
 MAX_LABEL = 1 << 20  # bytes of a cls or json member, and of a header that extends another
 _EXTENDING = (
     tarfile.GNUTYPE_LONGNAME,
@@ -31,12 +34,27 @@ _EXTENDING = (
 
 
 class _Sample(NamedTuple):
-    """A picture in a tar: its member's name, the position of its bytes, its label."""
+    """A picture in a tar: its member's name, the position of its bytes."""
 
     name: str
     offset: int
     size: int
-    label: int | str | None
+
+
+class _Contents(NamedTuple):
+    """The contents of a tar.
+
+    Attributes:
+        samples: those with a picture.
+        labels: the label of each, and the field of its .json that holds it; the field "" is its .cls.
+        fields: names of fields that .json members have.
+        left_out: the number of members that are left out, by the reason.
+    """
+
+    samples: list[_Sample]
+    labels: list[Field | None]
+    fields: dict[str, None]
+    left_out: Counter[str]
 
 
 class _Header(tarfile.TarInfo):
@@ -59,28 +77,33 @@ class WebDatasetSource(ListedSource):
     Opening it reads the headers and labels of all files, several at a time; a picture is read on its own, at its
     offset. Such files are shuffled when they are made; the stream shuffles within its window.
 
-    The label is the sample's `.cls` member, or the field of its `.json` that `data.label_column` names.
+    The label is the sample's `.cls` member, or the field of its `.json` that `data.label_column` names. If a sample has
+    several pictures, `data.image_column` names the kind to read, such as `png` or `input.png`.
 
     Raises:
-        UserError: a file is not a tar, none holds a picture, or labels are not classes.
+        UserError: a file is not a tar, none holds a picture, a sample has several, or labels are not classes.
     """
 
     def __init__(self, found: Found, data: DataSettings) -> None:
         self.name = found.name
         paths = [file.path for file in found.files]
         with reading_source(found.name):
-            listed = list(in_threads(partial(_samples, label_field=data.label_column), paths))
-        samples = [sample for file in listed for sample in file]
+            listed = list(in_threads(partial(_read_tar, data=data), paths))
+        samples = [sample for tar in listed for sample in tar.samples]
+        left_out = sum((tar.left_out for tar in listed), Counter[str]())
         if not samples:
             raise UserError(
                 f"data.source {found.name} holds no samples with a picture ({', '.join(SUFFIXES)})"
+                + "".join(f"; {note}" for note in left_out_note(left_out))
             )
         self.paths = Texts(paths)
-        self.file = np.repeat(np.arange(len(paths)), [len(file) for file in listed])
+        self.file = np.repeat(np.arange(len(paths)), [len(tar.samples) for tar in listed])
         self.names = Texts(sample.name for sample in samples)
         self.offsets = np.array([sample.offset for sample in samples], np.int64)
         self.sizes = np.array([sample.size for sample in samples], np.int64)
-        self.labels = class_labels([sample.label for sample in samples], found.name)
+        values, self.notes = _labels(listed, found.name, data.label_column)
+        self.labels = class_labels(values, found.name)
+        self.notes += left_out_note(left_out)
         self.order = np.arange(len(samples))
 
     def name_of(self, entry: int) -> str:
@@ -102,49 +125,134 @@ class WebDatasetSource(ListedSource):
         return data if len(data) == size else BadPicture("is cut off: the tar ends before it")
 
 
-def _samples(path: str, label_field: str) -> list[_Sample]:
+def _read_tar(path: str, data: DataSettings) -> _Contents:
     """Read the samples of a tar that have a picture.
 
     Raises:
-        UserError: it is not a tar.
+        UserError: it is not a tar, or a sample has several pictures or labels.
     """
-    pictures: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, int | str | None] = {}
+    gathered = _Gathered(path, data.label_column)
     try:
         with (
             open_file(path) as file,
             tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive,  # type: ignore[call-overload]
         ):
             for member in archive:
-                # The bytes of a sparse member, or of one with a size in an extended header, do not lie at its offset.
-                if not member.isfile() or member.issparse() or member.size < 0:
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, kind = base.partition(".")
-                key, kind = f"{folder}/{stem}", f".{kind.lower()}"
-                if kind.endswith(SUFFIXES):
-                    pictures.setdefault(key, (member.name, member.offset_data, member.size))
-                elif kind in (".cls", ".json") and member.size <= MAX_LABEL:
-                    text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                    label = _class(text) if kind == ".cls" else _field(text, label_field)
-                    if label is not None:
-                        labels[key] = label
+                gathered.add(member, archive)
     except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a tar (uncompressed): {error}") from None
-    return [_Sample(*picture, labels.get(key)) for key, picture in pictures.items()]
+    return gathered.contents(data.image_column)
 
 
-def _class(text: bytes) -> int | str | None:
-    """The label of a .cls member: a number or a name. A number with more digits than any class has is a name, too."""
-    label = text.decode("utf-8", "replace").strip()
-    return int(label) if label.isascii() and label.isdigit() and len(label) < 20 else label or None
+class _Gathered:
+    """The members of a tar by the sample's key: the name up to its first dot, as in WebDataset.
+
+    Attributes:
+        pictures: the pictures of each sample, by their kind: the rest of the name.
+        labels: the label of each sample.
+        others: the kinds of each sample's other members.
+    """
+
+    def __init__(self, path: str, label_column: str) -> None:
+        self.path, self.label_column = path, label_column
+        self.pictures: dict[str, dict[str, _Sample]] = {}
+        self.labels: dict[str, Field] = {}
+        self.others: dict[str, str] = {}
+        self.fields: dict[str, None] = {}
+        self.left_out: Counter[str] = Counter()
+
+    def add(self, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+        """Add a member. Raises UserError if it holds several labels."""
+        folder, _, base = member.name.rpartition("/")
+        stem, _, kind = base.partition(".")
+        key, kind = f"{folder}/{stem}", f".{kind.lower()}"
+        is_picture = kind.endswith(SUFFIXES)
+        if not stem or "__MACOSX" in folder:
+            self.left_out["hidden"] += is_picture
+        # The bytes of a sparse member, or of one with a size in an extended header, do not lie at its offset.
+        elif not member.isfile() or member.issparse() or member.size < 0:
+            self.left_out["links or sparse files"] += is_picture
+        elif is_picture:
+            kinds = self.pictures.setdefault(key, {})
+            self.left_out["of the name of an earlier one"] += kind in kinds
+            kinds.setdefault(kind, _Sample(member.name, member.offset_data, member.size))
+        else:
+            self.others.setdefault(key, kind)
+            label = self._label(member, archive, kind) if member.size <= MAX_LABEL else None
+            if label is not None and label.value is not None:
+                self.labels[key] = label
+
+    def _label(self, member: tarfile.TarInfo, archive: tarfile.TarFile, kind: str) -> Field | None:
+        if kind not in (".cls", ".json"):
+            return None
+        content: bytes = archive.extractfile(member).read()  # type: ignore[union-attr]
+        if kind == ".cls":
+            return Field("", number_or_name(content.decode("utf-8", "replace")))
+        found = read_fields(content)
+        if len(self.fields) < MOST_FIELDS:
+            self.fields |= dict.fromkeys(field.name for field in islice(nested(found), MOST_FIELDS))
+        try:
+            return label_field(found, self.label_column)
+        except UserError as error:
+            raise UserError(f"{printable(member.name)} in {self.path} has {error}") from None
+
+    def contents(self, kind: str | None) -> _Contents:
+        """Return the samples.
+
+        Args:
+            kind: the kind of picture to read; None if no sample has several.
+
+        Raises:
+            UserError: a sample has several pictures, and `kind` is None.
+        """
+        samples: dict[str, _Sample] = {}
+        for key, kinds in self.pictures.items():
+            sample = self._only(kinds) if kind is None else kinds.get(f".{kind.lower().removeprefix('.')}")
+            if sample is not None:
+                samples[key] = sample
+        self.left_out["of another kind"] += sum(map(len, self.pictures.values())) - len(samples)
+        for other in (kind for key, kind in self.others.items() if key not in self.pictures):
+            self.left_out[f"without a picture ({printable(other)})"] += 1
+        return _Contents(
+            [*samples.values()], [self.labels.get(key) for key in samples], self.fields, +self.left_out
+        )
+
+    def _only(self, kinds: dict[str, _Sample]) -> _Sample:
+        first = next(iter(kinds.values()))
+        if len(kinds) > 1:
+            named = names_listed([kind.removeprefix(".") for kind in kinds])
+            raise UserError(
+                f"{printable(first.name)} in {self.path} is one of {len(kinds)} pictures of a sample ({named}): give "
+                "data.image_column, the kind to read; or, if they are samples of their own, names with a single dot: "
+                "a sample's name ends at the first one"
+            )
+        return first
 
 
-def _field(text: bytes, name: str) -> int | str | None:
-    """A field of a .json member; None if it is missing, or the member is damaged."""
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    label = fields.get(name) if isinstance(fields, dict) else None
-    return label if type(label) in (int, str) else None
+def _labels(tars: list[_Contents], name: str, column: str) -> tuple[list[Any], tuple[str, ...]]:
+    """Return the samples' labels, and notes on them.
+
+    Raises:
+        UserError: the field was given, but no sample has it; or several nested fields have its name.
+    """
+    labels = [label for tar in tars for label in tar.labels]
+    used = sorted({label.name for label in labels if label is not None})
+    fields = list(dict.fromkeys(field for tar in tars for field in tar.fields))
+    listed = f"no .json with the field {column}; fields: {names_listed(fields)}"
+    if column != LABEL_COLUMN and not any(used):
+        raise UserError(f"data.source {name} has {listed}: correct data.label_column")
+    if not used:
+        if not fields:
+            return [None] * len(labels), ()
+        return [None] * len(labels), (f"no labels: there is {listed} (data.label_column names it)",)
+    elsewhere = [field for field in used if field not in ("", column)]
+    notes: tuple[str, ...] = ()
+    if len(elsewhere) == len(used):
+        if len(used) > 1:
+            raise UserError(
+                f"data.source {name} has several fields {column} ({names_listed(used)}): give data.label_column"
+            )
+        notes = (f"labels are the field {used[0]}",)
+        elsewhere = []
+    values = [None if label is None or label.name in elsewhere else label.value for label in labels]
+    return numbers_of_texts(values), notes

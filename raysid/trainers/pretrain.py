@@ -111,6 +111,8 @@ def _train(
     start = newest_checkpoint(training, checkpoints, config.batch_size)
     images = start.images if start else 0
     with ProgressLine("teacher", config.total_images, images, config.batch_size) as line:
+        for note in source.notes:
+            line.message(f"real images: {note}")
         line.message("connecting to Ray")
         connect()
         if start is not None:

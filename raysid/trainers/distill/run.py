@@ -148,6 +148,8 @@ def _run(session: Session) -> DistillResult:
         print(f"{folder.path} is finished already; --fresh starts it over")
     else:
         print(headline(config, session.teacher, session.source), flush=True)
+        for note in session.source.notes if session.source else ():
+            print(f"real images: {note}", flush=True)
         settings, step = config.model_dump(mode="json"), start.step if start else None
         with Tracker(folder.record, settings, step, str(folder.path)) as tracker:
             _train(session, start, tracker)
