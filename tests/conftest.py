@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -33,7 +36,30 @@ def cluster_bucket() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(cluster_bucket: str) -> Iterator[None]:
+def forked_workers() -> Iterator[None]:
+    """Make the workers of the Ray clusters that this process starts forks: see `tests.support.forked_workers`."""
+    from ray._private.parameter import RayParams
+
+    from tests.support import forked_workers
+
+    script = str(forked_workers.__file__)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = f"{folder}/socket"
+        command = [sys.executable, "-P", script, "--serve", path]  # -P: modules beside the script are not imported
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+            patch.setenv(forked_workers.SOCKET, path)
+            init = RayParams.__init__
+            patch.setattr(
+                RayParams,
+                "__init__",
+                lambda self, *given, **named: init(self, *given, **{"setup_worker_path": script} | named),
+            )
+            yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(cluster_bucket: str, forked_workers: None) -> Iterator[None]:
     """A new Ray cluster with 2 CPU slots, for the whole session."""
     import ray
 

@@ -1,0 +1,119 @@
+"""Ray's worker processes as forks of one process that has imported torch.
+
+A new worker imports torch, Ray and raysid for four seconds, and the tests start hundreds. A fork of a process that has
+them is ready in a few tenths, and is an ordinary process otherwise: it has its own pid, output and environment, Ray
+registers and watches it, and it can be killed. Only `ray` itself is imported after the fork, because it reads the
+environment of a worker once, at its import.
+
+Ray starts a worker by a script, with the worker's arguments. `forked_workers` names this file as that script. The
+script sends its arguments, environment and outputs to the server over a socket, and ends with the fork. A worker that
+has a runtime environment of its own is started by Ray's script. At an upgrade of Ray, watch
+`RayParams.setup_worker_path`, `setup_worker.py` and the arguments that it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+SOCKET = "RAYSID_TESTS_WORKERS"  # the environment variable that names the server's socket
+
+# Imported before the fork: packages that workers import, except those that import Ray.
+PRELOADED = (
+    "aiohttp google.protobuf.json_format grpc.aio jsonschema requests rich.console yaml "  # for Ray
+    "gcsfs pandas pyarrow.dataset pyarrow.parquet torch.distributed torch.nn.parallel scipy.linalg PIL.Image "
+    "raysid.roles.build raysid.generator raysid.recipes raysid.run.checkpoint raysid.metrics.evaluate "
+    "raysid.networks.factory raysid.data.stream raysid.storage.mirror"
+).split()
+
+
+def main() -> None:
+    """Have the server fork a worker, and wait until it ends."""
+    arguments = sys.argv[1:]
+    context = next((a.partition("=")[2] for a in arguments if a.startswith("--serialized-runtime-env-context=")), "")
+    own = {key: value for key, value in json.loads(context or "{}").items() if value}
+    if own.keys() - {"py_executable"}:
+        import ray._private.workers
+
+        script = os.path.join(os.path.dirname(ray._private.workers.__file__), "setup_worker.py")
+        os.execv(sys.executable, [sys.executable, script, *arguments])
+    passed = [a for a in arguments if not a.startswith(("--serialized-runtime-env-context=", "--language="))]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(os.environ[SOCKET])
+        request = json.dumps({"argv": passed, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+        socket.send_fds(server, [len(request).to_bytes(8, "big")], [1, 2])
+        server.sendall(request)
+        pid = int.from_bytes(server.recv(8), "big")
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+        server.recv(1)  # until the fork has ended, which closes its end
+
+
+def serve(path: str) -> None:
+    """Import `PRELOADED`, then fork a worker for each connection to `path`, until stdin ends."""
+    import gc
+    import importlib
+    import select
+
+    for module in PRELOADED:
+        importlib.import_module(module)
+    assert "ray" not in sys.modules
+    gc.freeze()  # a collection in a fork would copy the pages of everything that is imported
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps forks that have ended
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return
+        connection, _ = listener.accept()
+        header, outputs, _, _ = socket.recv_fds(connection, 8, 2)
+        size, content = int.from_bytes(header, "big"), b""
+        while len(content) < size:
+            content += connection.recv(size - len(content))
+        if os.fork() == 0:
+            listener.close()
+            _become_worker(json.loads(content), connection, outputs)
+        connection.close()
+        for output in outputs:
+            os.close(output)
+
+
+def _become_worker(request: dict, connection: socket.socket, outputs: list[int]) -> None:  # type: ignore[type-arg]
+    """Run Ray's worker with the arguments, environment, folder and outputs of `request`; never return."""
+    import runpy
+
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for output, target in zip(outputs, (1, 2), strict=True):
+        os.dup2(output, target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = request["argv"]
+    connection.sendall(os.getpid().to_bytes(8, "big"))
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
+    else:
+        main()
