@@ -45,7 +45,8 @@ def forked_workers() -> Iterator[None]:
     script = str(forked_workers.__file__)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = f"{folder}/socket"
-        command = [sys.executable, "-P", script, "--serve", path]  # -P: modules beside the script are not imported
+        # -P: the modules beside the script are not those that it imports.
+        command = [sys.executable, "-P", script, "--serve", path]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
             assert server.stdout is not None and server.stdout.readline() == b"ready\n"
             patch.setenv(forked_workers.SOCKET, path)

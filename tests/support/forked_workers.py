@@ -33,7 +33,9 @@ PRELOADED = (
 def main() -> None:
     """Have the server fork a worker, and wait until it ends."""
     arguments = sys.argv[1:]
-    context = next((a.partition("=")[2] for a in arguments if a.startswith("--serialized-runtime-env-context=")), "")
+    context = next(
+        (a.partition("=")[2] for a in arguments if a.startswith("--serialized-runtime-env-context=")), ""
+    )
     own = {key: value for key, value in json.loads(context or "{}").items() if value}
     if own.keys() - {"py_executable"}:
         import ray._private.workers
