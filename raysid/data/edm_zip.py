@@ -6,6 +6,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -14,16 +15,23 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import REQUESTS, Found, reading_source
-from raysid.data.labels import DATASET_JSON, Labels, class_labels, listed_labels, match_labels, names_listed
-from raysid.data.picture_source import ListedSource
+from raysid.data.files import HIDDEN, REQUESTS, Found, described, is_hidden, reading_source
+from raysid.data.labels import (
+    DATASET_JSON,
+    MAX_LABELS,
+    Labels,
+    class_labels,
+    listed_labels,
+    match_labels,
+    names_listed,
+)
+from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import is_local, open_file, storage_errors
 from raysid.storage.s3 import in_one_request
 
-MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
 HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name (PKWARE's APPNOTE, section 4.3.7)
 ENCRYPTED = 1  # of a member's flags
 TOGETHER_BYTES = 1 << 26  # read from a bucket at a time
@@ -50,7 +58,7 @@ class EDMZipSource(ListedSource):
             raise UserError(f"data.source {found.name} is {len(found.files)} zips: give one")
         self.path = found.files[0].path
         with _open(self.path) as archive:
-            names = sorted(n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in SUFFIXES)
+            names = sorted(n for n in archive.namelist() if _is_picture(n))
             if not names:
                 raise UserError(
                     f"data.source {self.path} holds no images: a zip of {', '.join(SUFFIXES)} is needed"
@@ -68,6 +76,7 @@ class EDMZipSource(ListedSource):
                 self.labels = _labels(self.path, archive, names)
             if not self.labels.names and _dataset_json(self.path, archive) is None:
                 self.notes += (f"no labels: there is no {DATASET_JSON} in {found.name}",)
+            self.notes += left_out_note(_left_out(archive.namelist()))
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
         self.order = random_permutation(ORDER_SEED, len(names))
@@ -103,6 +112,18 @@ class EDMZipSource(ListedSource):
         if len(content) != self.sizes[entry] or zlib.crc32(content) != self.sums[entry]:
             return BadPicture("cannot be read: its bytes do not match the zip's directory")
         return content
+
+
+def _is_picture(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path.parts)
+
+
+def _left_out(names: list[str]) -> Counter[str]:
+    """The number of files in a zip that are no pictures, by the reason."""
+    paths = [PurePosixPath(name.replace("\\", "/")) for name in names if not name.endswith("/")]
+    others = [path for path in paths if not _is_picture(str(path)) and path.name != DATASET_JSON]
+    return Counter(HIDDEN if is_hidden(path.parts) else described(path.suffix.lower()) for path in others)
 
 
 def _ranges(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:

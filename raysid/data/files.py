@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,13 +14,16 @@ from typing import Any, TypeVar
 
 from upath import UPath
 
-from raysid.data.pictures import SUFFIXES, printable
+from raysid.data.pictures import COMMON, SUFFIXES, printable
 from raysid.errors import NotHere, StorageError, UserError
 from raysid.storage import BUCKETS, is_local, location, storage_errors
 from raysid.storage.failures import storage_error
 
-KINDS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(SUFFIXES, "folder")
+CONTAINERS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"}
+KINDS = CONTAINERS | dict.fromkeys(SUFFIXES, "folder")
 KIND_NAMES = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
+FOREIGN = ("__MACOSX", "@eaDir")  # folders that macOS and Synology's NAS add, with pictures of their own
+HIDDEN, EMPTY, BACK = "hidden files", "empty folders", "linked folders that lead back"
 REQUESTS = 16  # at a time, for listings, headers and contents
 
 Value = TypeVar("Value")
@@ -42,11 +46,18 @@ class File:
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a source, sorted by path, and their kind."""
+    """The files of a source, sorted by path, and their kind.
+
+    Attributes:
+        others: the other files, sorted by path.
+        left_out: the number of files and folders that are not looked at, by the reason.
+    """
 
     name: str
     kind: str
     files: list[File]
+    others: list[File]
+    left_out: Counter[str]
 
 
 def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:
@@ -70,24 +81,25 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     if not given:
         raise UserError("data.source is an empty list: give files, or null for none")
     files: dict[str, File] = {}
+    left_out: Counter[str] = Counter()
     with reading_source(name):
         for path in given:
             root = absolute_path(path)
             with storage_errors(root, "read"):
-                for file in _below(path, root):
+                for file in _below(path, root, left_out):
                     files[file.path] = file
     if len({"://" in path for path in files}) > 1:
         raise UserError(
             f"data.source {name} is partly on this machine and partly in a bucket: give one of them"
         )
-    by_kind: dict[str, list[File]] = {}
+    by_kind: dict[str | None, list[File]] = {}
     for _, file in sorted(files.items()):
-        if (found := KINDS.get(PurePosixPath(file.parts[-1]).suffix.lower())) is not None:
-            by_kind.setdefault(found, []).append(file)
-    if kind is None and len(by_kind) > 1:
-        held = " and ".join(KIND_NAMES[found] for found in by_kind)
-        raise UserError(f"data.source {name} holds {held}: give data.format")
-    kind = kind or next(iter(by_kind), None)
+        by_kind.setdefault(KINDS.get(suffix(file)), []).append(file)
+    held = {KINDS[suffix(file)] for file in files.values() if suffix(file) in (*COMMON, *CONTAINERS)}
+    if kind is None and len(held) > 1:
+        names = " and ".join(KIND_NAMES[found] for found in by_kind if found in held)
+        raise UserError(f"data.source {name} holds {names}: give data.format")
+    kind = kind or next(iter(held), None) or ("folder" if "folder" in by_kind else None)
     if kind is None:
         raise UserError(
             f"data.source {name} holds no images: pictures ({', '.join(SUFFIXES)}), .parquet, .tar or a .zip are needed"
@@ -99,7 +111,18 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     if kind != "folder":  # pictures are checked when they are read
         for file in by_kind[kind]:
             _check_regular(file)
-    return Found(name, kind, by_kind[kind])
+    others = [file for found, some in by_kind.items() if found != kind for file in some]
+    return Found(name, kind, by_kind[kind], sorted(others, key=lambda file: file.path), left_out)
+
+
+def suffix(file: File) -> str:
+    """The suffix of a file's name, in small letters, with its dot; empty if it has none."""
+    return PurePosixPath(file.parts[-1]).suffix.lower()
+
+
+def described(ending: str) -> str:
+    """Describe the files that end so, as a reason why they are left out."""
+    return f"{printable(ending)} files" if ending else "files without a suffix"
 
 
 def _check_regular(file: File) -> None:
@@ -136,11 +159,16 @@ def absolute_path(path: str) -> UPath:
     return found
 
 
-def _below(given: str, absolute: UPath) -> list[File]:
-    """Return the files of one path or glob; `given`: the path as the user wrote it."""
+def _below(given: str, absolute: UPath, left_out: Counter[str]) -> list[File]:
+    """Return the files of one path or glob.
+
+    Args:
+        given: the path as the user wrote it.
+        left_out: increased by what is left out, as in `Found`.
+    """
     fs, path = absolute.fs, absolute.path
     if absolute.is_dir():
-        return _list_folder(absolute, path)
+        return _list_folder(absolute, path, left_out)
     if absolute.exists():
         return [_file(absolute, fs.info(path), os.path.dirname(path))]
     if not any(sign in given for sign in "*?["):
@@ -153,7 +181,7 @@ def _below(given: str, absolute: UPath) -> list[File]:
     files = []
     for match, info in found.items():
         if info["type"] == "directory":
-            files += _list_folder(_sibling(absolute, match), root)
+            files += _list_folder(_sibling(absolute, match), root, left_out)
         else:
             files.append(_file(absolute, info, root))
     return files
@@ -176,42 +204,79 @@ def _parts(path: str, root: str) -> tuple[str, ...]:
     return tuple(path.removeprefix(root).strip("/").split("/"))
 
 
-def _list_folder(folder: UPath, root: str) -> list[File]:
+def _list_folder(folder: UPath, root: str, left_out: Counter[str]) -> list[File]:
     """Return all files below a folder; its subfolders are listed in parallel."""
     if is_local(folder):
-        own: list[str] = []
-        inside: list[str] = []
-        with os.scandir(folder.path) as entries:
-            for entry in entries:
-                # A link to a folder is followed here but not further down, where links may lead back.
-                if not entry.name.startswith("."):
-                    (inside if entry.is_dir() else own).append(entry.path)
-        own += [path for found in in_threads(_walk_folder, inside) for path in found]
-        return _visible(File(path, _parts(path, root)) for path in own)
+        own, inside, hidden, back = _scan(folder.path, (os.path.realpath(folder.path),))
+        left_out[HIDDEN] += hidden
+        left_out[BACK] += back
+        for found, hidden, back in in_threads(_walk_folder, inside):
+            own += found
+            left_out[EMPTY] += not found
+            left_out[HIDDEN] += hidden
+            left_out[BACK] += back
+        return [File(path, _parts(path, root)) for path in own]
     fs = folder.fs
     listed = fs.ls(folder.path, detail=True)
-    found = [entry for entry in listed if entry["type"] == "file"]
-    inside = [entry["name"] for entry in listed if entry["type"] == "directory"]
-    for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), inside):
-        found += entries_inside
-    return _visible(_file(folder, entry, root) for entry in found)
+    entries = [entry for entry in listed if entry["type"] == "file"]
+    folders = [entry["name"] for entry in listed if entry["type"] == "directory"]
+    for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), folders):
+        entries += entries_inside
+    # A folder that was made in a bucket's console is an object whose name ends with a slash.
+    files = [_file(folder, entry, root) for entry in entries if not entry["name"].endswith("/")]
+    visible = [file for file in files if not is_hidden(file.parts)]
+    left_out[HIDDEN] += len(files) - len(visible)
+    return visible
 
 
-def _walk_folder(folder: str) -> list[str]:
-    """Return all files below a local folder.
+Folder = tuple[str, tuple[str, ...]]
+"""A local folder, and the real paths of itself and of those that led to it."""
+
+
+def _walk_folder(folder: Folder) -> tuple[list[str], int, int]:
+    """Return all files below a local folder, the number of hidden ones, and of linked folders that lead back.
 
     Raises:
         StorageError: a folder cannot be listed; without the error its class would be missing.
     """
+    files: list[str] = []
+    hidden, back = 0, 0
+    folders = [folder]
+    while folders:
+        found, inside, more_hidden, more_back = _scan(*folders.pop())
+        files += found
+        folders += inside
+        hidden, back = hidden + more_hidden, back + more_back
+    return files, hidden, back
 
-    def refuse(error: OSError) -> None:
+
+def _scan(folder: str, above: tuple[str, ...]) -> tuple[list[str], list[Folder], int, int]:
+    """List a local folder: its files, its folders, the number of hidden ones, and of links to a folder in `above`."""
+    files: list[str] = []
+    folders: list[Folder] = []
+    hidden, back = 0, 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden((entry.name,)):
+                    hidden += 1
+                elif not entry.is_dir():
+                    files.append(entry.path)
+                else:
+                    real = (
+                        os.path.realpath(entry.path)
+                        if entry.is_symlink()
+                        else os.path.join(above[-1], entry.name)
+                    )
+                    if real in above:
+                        back += 1
+                    else:
+                        folders.append((entry.path, (*above, real)))
+    except OSError as error:
         raise storage_error(error, error.filename or folder, "read") from error
-
-    return [
-        os.path.join(inside, name) for inside, _, names in os.walk(folder, onerror=refuse) for name in names
-    ]
+    return files, folders, hidden, back
 
 
-def _visible(files: Iterable[File]) -> list[File]:
-    """Leave out hidden files: those that macOS writes, and markers of folders made in a bucket's console."""
-    return [file for file in files if not any(part.startswith(".") for part in file.parts)]
+def is_hidden(parts: Sequence[str]) -> bool:
+    """True if a name, or a folder in its path, is one that file systems hide, or that they add."""
+    return any(part in FOREIGN or (part.startswith(".") and part not in (".", "..")) for part in parts)

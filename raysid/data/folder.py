@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import REQUESTS, Found, reading_source
+from raysid.data.files import REQUESTS, Found, described, reading_source, suffix
+from raysid.data.folder_labels import folder_labels
 from raysid.data.labels import class_labels
-from raysid.data.picture_source import ListedSource
+from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.storage import storage_errors
@@ -25,8 +27,11 @@ class FolderSource(ListedSource):
     """Pictures in files, on this machine or in a bucket.
 
     The list is sorted by path and read in an order that is shuffled once: folders are sorted by class, and the stream
-    shuffles only within its window. Classes are the subfolders, numbered in sorted order as in torchvision's
-    ImageFolder; pictures beside class folders have no label.
+    shuffles only within its window. Labels are those of EDM's `dataset.json`. Without one, classes are the subfolders,
+    numbered in sorted order as in torchvision's ImageFolder; pictures beside class folders have no label.
+
+    Raises:
+        UserError: `dataset.json` is damaged, or its labels are not the pictures' or not classes.
     """
 
     def __init__(self, found: Found, data: DataSettings) -> None:
@@ -34,9 +39,12 @@ class FolderSource(ListedSource):
         self.paths = Texts(file.path for file in found.files)
         sizes = np.array([file.size for file in found.files], np.int64)
         self.sizes = None if (sizes < 0).any() else sizes
-        classes = [file.parts[0] if len(file.parts) > 1 else None for file in found.files]
-        self.labels = class_labels(classes, found.name)
-        self.order = random_permutation(ORDER_SEED, len(classes))
+        with reading_source(found.name):
+            labels = folder_labels(found)
+        self.labels = class_labels(labels.labels, labels.where)
+        left_out = Counter(described(suffix(file)) for file in found.others if file not in labels.read)
+        self.notes = labels.notes + left_out_note(found.left_out + left_out)
+        self.order = random_permutation(ORDER_SEED, len(found.files))
 
     def name_of(self, entry: int) -> str:
         return printable(self.paths[entry])

@@ -16,6 +16,7 @@ from raysid.errors import UserError
 
 LABEL_COLUMN = "label"  # the default of `data.label_column`
 DATASET_JSON = "dataset.json"
+MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
 MAX_CLASSES = 1_000_000
 MAX_DIGITS = 19  # of a number in text; a longer one is a name
 LISTED = 12  # columns and fields that a message names

@@ -168,7 +168,7 @@ class ListedSource(PictureSource):
 
 def left_out_note(counts: Mapping[str, int]) -> tuple[str, ...]:
     """Return the note on what a source leaves out, given the number of files by the reason; none if it is nothing."""
-    listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+    listed = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(counts.items()) if count)
     return (f"left out: {listed}",) if listed else ()
 
 

@@ -1,4 +1,4 @@
-"""Decoding of pictures: files of PNG, JPEG or WebP as uint8 images of one size and number of channels."""
+"""Decoding of pictures: files of PNG, JPEG and other formats as uint8 images of one size and number of channels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from PIL import Image
 
 from raysid.config import DataSettings
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")  # the only formats that are decoded
+COMMON = (".png", ".jpg", ".jpeg", ".webp")  # suffixes that are a picture's whatever else a source holds
+SUFFIXES = (
+    *COMMON,
+    *(".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"),
+    *(".avif", ".jp2", ".j2k", ".jpx"),
+)
+# The only formats that are decoded: none that runs other programs, or that any file could be.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 MAX_PICTURE = 1 << 26  # limit of a file's bytes, and of its pixels: far larger than any training image
 TOO_LARGE = f"has more than {MAX_PICTURE:,} bytes"
-GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
+GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
 
 # Pillow's own limit is higher and only warns; turning its warning into an error would affect all threads at once.
 warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, in_threads, reading_source
+from raysid.data.files import HIDDEN, Found, in_threads, is_hidden, reading_source
 from raysid.data.json_fields import Field, label_field, nested, read_fields
 from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
 from raysid.data.picture_source import ListedSource, left_out_note
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture, printable
+from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Texts
 from raysid.errors import UserError
 from raysid.storage import open_file
@@ -167,14 +167,14 @@ class _Gathered:
         stem, _, kind = base.partition(".")
         key, kind = f"{folder}/{stem}", f".{kind.lower()}"
         is_picture = kind.endswith(SUFFIXES)
-        if not stem or "__MACOSX" in folder:
-            self.left_out["hidden"] += is_picture
+        if is_hidden((*folder.split("/"), base)):
+            self.left_out[HIDDEN] += is_picture
         # The bytes of a sparse member, or of one with a size in an extended header, do not lie at its offset.
         elif not member.isfile() or member.issparse() or member.size < 0:
             self.left_out["links or sparse files"] += is_picture
         elif is_picture:
             kinds = self.pictures.setdefault(key, {})
-            self.left_out["of the name of an earlier one"] += kind in kinds
+            self.left_out["pictures with the name of an earlier one"] += kind in kinds
             kinds.setdefault(kind, _Sample(member.name, member.offset_data, member.size))
         else:
             self.others.setdefault(key, kind)
@@ -210,16 +210,18 @@ class _Gathered:
             sample = self._only(kinds) if kind is None else kinds.get(f".{kind.lower().removeprefix('.')}")
             if sample is not None:
                 samples[key] = sample
-        self.left_out["of another kind"] += sum(map(len, self.pictures.values())) - len(samples)
+        self.left_out["pictures of another kind"] += sum(map(len, self.pictures.values())) - len(samples)
         for other in (kind for key, kind in self.others.items() if key not in self.pictures):
-            self.left_out[f"without a picture ({printable(other)})"] += 1
+            self.left_out[f"samples without a picture, but with {printable(other)}"] += 1
         return _Contents(
             [*samples.values()], [self.labels.get(key) for key in samples], self.fields, +self.left_out
         )
 
     def _only(self, kinds: dict[str, _Sample]) -> _Sample:
-        first = next(iter(kinds.values()))
-        if len(kinds) > 1:
+        """The picture of a sample: the only one, or the only one of a common format."""
+        common = [sample for kind, sample in kinds.items() if kind.endswith(COMMON)]
+        first = (common or [*kinds.values()])[0]
+        if len(common or kinds) > 1:
             named = names_listed([kind.removeprefix(".") for kind in kinds])
             raise UserError(
                 f"{printable(first.name)} in {self.path} is one of {len(kinds)} pictures of a sample ({named}): give "

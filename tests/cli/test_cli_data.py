@@ -56,6 +56,13 @@ def test_check_describes_the_images_and_shows_them(tmp_path: Path) -> None:
     ]
 
 
+def test_check_and_convert_say_what_is_left_out(ray_cluster: None, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "digits", digit_pictures(20))
+    (tmp_path / "digits" / "3" / "a.heic").write_bytes(b"")
+    assert "\nnote     left out: .heic files (1)\n" in data("check", folder).stdout
+    assert "note     left out: .heic files (1)\n" in data("convert", folder, "out").stdout
+
+
 def test_check_names_bad_pictures_and_refuses_too_many(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "digits", digit_pictures(50))
     (tmp_path / "digits" / "3" / "empty.png").write_bytes(b"")
