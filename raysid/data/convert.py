@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
 
+from raysid.data.footers import read_footers
 from raysid.data.parquet import INDEX
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, as_stored
@@ -84,20 +85,24 @@ def check_target(target: UPath, source: PictureSource, files: int) -> None:
         UserError: it holds another file, which the message names.
     """
     ours = {NAME.format(number, files) for number in range(files)}
-    for path in children(target):
-        if path.name.startswith("."):  # PARTS, and hidden files of the system
-            continue
-        if path.name in ours:
-            try:
-                with open_file(path) as file:
-                    made_from = (pq.ParquetFile(file).schema_arrow.metadata or {}).get(MADE_FROM)
-            except pa.ArrowException:
-                raise UserError(
-                    f"{path} is damaged: remove it, then run the same command to write it again"
-                ) from None
-            if made_from == _made_from(source):
-                continue
-        raise UserError(f"{target} holds {path.name}, which is not of this conversion: give another folder")
+    # Leave out PARTS, and hidden files of the system.
+    found = [path for path in children(target) if not path.name.startswith(".")]
+    other = [path for path in found if path.name not in ours]
+    parts = [path for path in found if path.name in ours]
+    try:
+        footers = read_footers([str(path) for path in parts])
+    except UserError as error:
+        raise UserError(f"{error}: remove it, then run the same command to write it again") from None
+    made_from = _made_from(source)
+    other += [
+        path
+        for path, footer in zip(parts, footers, strict=True)
+        if (footer.metadata or {}).get(MADE_FROM) != made_from
+    ]
+    if other:
+        raise UserError(
+            f"{target} holds {other[0].name}, which is not of this conversion: give another folder"
+        )
 
 
 def _made_from(source: PictureSource) -> bytes:

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import HIDDEN, REQUESTS, Found, described, is_hidden, reading_source
+from raysid.data.files import HIDDEN, REQUESTS, Found, damaged_file, described, is_hidden, reading_source
 from raysid.data.labels import (
     DATASET_JSON,
     MAX_LABELS,
@@ -28,17 +28,18 @@ from raysid.data.labels import (
 from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
-from raysid.errors import NotHere, StorageError, UserError
+from raysid.errors import NotHere, RaysidError, UserError
 from raysid.storage import is_local, open_file, storage_errors
+from raysid.storage.failures import explain
 from raysid.storage.s3 import in_one_request
 
+FORM = "a zip of images"
 HEADER, SIGNATURE = 30, b"PK\x03\x04"  # of a member, before its name (PKWARE's APPNOTE, section 4.3.7)
 ENCRYPTED = 1  # of a member's flags
 TOGETHER_BYTES = 1 << 26  # read from a bucket at a time
 SPARE = 32  # bytes by which the extra field may be longer there than in the directory
 
-# The errors of zipfile for damaged files and for features that it does not support.
-_DAMAGED = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+LARGEST = 1 << 61  # of a zip's numbers, which may have 64 bits without a sign
 
 
 class EDMZipSource(ListedSource):
@@ -57,21 +58,25 @@ class EDMZipSource(ListedSource):
         if len(found.files) > 1:
             raise UserError(f"data.source {found.name} is {len(found.files)} zips: give one")
         self.path = found.files[0].path
-        with _open(self.path) as archive:
-            names = sorted(n for n in archive.namelist() if _is_picture(n))
+        with _open(self.path) as archive, damaged_file(self.path, FORM):
+            members = [member for member in archive.infolist() if _is_picture(member.filename)]
+            members.sort(key=lambda member: member.filename)
+            names = [member.filename for member in members]
             if not names:
                 raise UserError(
                     f"data.source {self.path} holds no images: a zip of {', '.join(SUFFIXES)} is needed"
                 )
             self.names = Texts(names)
-            members = [archive.getinfo(name) for name in names]
-            self.offsets = np.array([member.header_offset for member in members], np.int64)
-            self.packed = np.array([member.compress_size for member in members], np.int64)
-            self.sizes = np.array([member.file_size for member in members], np.int64)
-            self.sums = np.array([member.CRC for member in members], np.int64)
+            self.offsets = _numbers(member.header_offset for member in members)
+            self.packed = _numbers(member.compress_size for member in members)
+            self.sizes = _numbers(member.file_size for member in members)
+            self.sums = _numbers(member.CRC for member in members)
             self.deflated = np.array([member.compress_type == zipfile.ZIP_DEFLATED for member in members])
             faults = {entry: _fault(member, MAX_PICTURE) for entry, member in enumerate(members)}
             self.faults = {entry: fault for entry, fault in faults.items() if fault is not None}
+            self.faults |= dict.fromkeys(
+                _misplaced(self, archive), "its place lies outside the zip or in another file of it"
+            )
             with reading_source(self.name):
                 self.labels = _labels(self.path, archive, names)
             if not self.labels.names and _dataset_json(self.path, archive) is None:
@@ -155,11 +160,24 @@ def _ranges(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> I
 
 def _open(path: str) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(open_file(path))  # type: ignore[arg-type]
+        with damaged_file(path, FORM):
+            return zipfile.ZipFile(open_file(path))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise NotHere(f"there is no file {path}") from None
-    except (*_DAMAGED, StorageError) as error:
-        raise UserError(f"data.source {path} cannot be read as a zip of images: {error}") from None
+
+
+def _numbers(values: Iterable[int]) -> NDArray[np.int64]:
+    return np.array([min(max(value, -1), LARGEST) for value in values], np.int64)
+
+
+def _misplaced(source: EDMZipSource, archive: zipfile.ZipFile) -> list[int]:
+    """Find the entries that lie outside the zip or in another one, which could unpack the same bytes many times."""
+    order = np.argsort(source.offsets, kind="stable")
+    starts = source.offsets[order]
+    end = archive.start_dir  # of the directory, which follows all members
+    following = np.append(starts[1:], end)
+    outside = (starts < 0) | (starts + HEADER + source.packed[order] > np.maximum(following, 0))
+    return order[outside].tolist()
 
 
 def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
@@ -173,8 +191,10 @@ def _labels(path: str, archive: zipfile.ZipFile, names: list[str]) -> Labels:
             raise ValueError(fault)
         with archive.open(member) as file:
             by_name = listed_labels(file.read(member.file_size + 1))
-    except (*_DAMAGED, KeyError, TypeError) as error:
-        raise UserError(f"{where} is damaged: {error!r}") from None
+    except RaysidError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} is damaged: {type(error).__name__}: {explain(error)}") from None
     return class_labels(match_labels(by_name, names, where), where)
 
 

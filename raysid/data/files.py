@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from upath import UPath
 
 from raysid.data.pictures import COMMON, SUFFIXES, printable
-from raysid.errors import NotHere, StorageError, UserError
+from raysid.errors import NotHere, RaysidError, StorageError, UserError
 from raysid.storage import BUCKETS, is_local, location, storage_errors
-from raysid.storage.failures import storage_error
+from raysid.storage.failures import explain, storage_error
 
 CONTAINERS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"}
 KINDS = CONTAINERS | dict.fromkeys(SUFFIXES, "folder")
@@ -145,6 +145,24 @@ def reading_source(name: str) -> Iterator[None]:
     except StorageError as error:
         file = "" if error.path == name else f": {error.path}"
         raise UserError(f"data.source {name} cannot be read: {error.reason}{file}") from None
+
+
+@contextmanager
+def damaged_file(path: str, form: str) -> Iterator[None]:
+    """Turn whatever a library raises for a damaged file into a UserError that names the file.
+
+    Which class of exception that is depends on the place of the damage: sizes that overflow, names that are no text,
+    memory that is not there.
+
+    Args:
+        form: what the file is read as, for the message.
+    """
+    try:
+        yield
+    except (RaysidError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise UserError(f"{printable(path)} cannot be read as {form}: {explain(error)}") from None
 
 
 def absolute_path(path: str) -> UPath:

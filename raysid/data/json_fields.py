@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from raysid.data.labels import names_listed
 from raysid.errors import UserError
+from raysid.storage.plain_json import parse_json
 
 DEEPEST = 8  # mappings in mappings that are searched
 
@@ -22,8 +22,8 @@ class Field(NamedTuple):
 def read_fields(text: bytes) -> dict[str, Any]:
     """Read a `.json` member; return no fields if it is damaged or no mapping."""
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
+        fields = parse_json(text)
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
 

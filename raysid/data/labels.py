@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from raysid.data.pictures import printable
 from raysid.errors import UserError
+from raysid.storage.plain_json import parse_json
 
 LABEL_COLUMN = "label"  # the default of `data.label_column`
 DATASET_JSON = "dataset.json"
@@ -96,7 +96,7 @@ def listed_labels(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError, TypeError, KeyError, RecursionError: it is damaged.
     """
-    listed: Any = json.loads(content)["labels"]
+    listed: Any = parse_json(content)["labels"]
     pairs = listed.items() if isinstance(listed, Mapping) else listed or []
     return {str(name): label for name, label in pairs}
 

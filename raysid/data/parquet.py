@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import File, Found, in_threads, reading_source
+from raysid.data.files import File, Found, damaged_file, in_threads, reading_source
+from raysid.data.footers import FORM, read_footers
 from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed
 from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
 from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Piece, Texts
-from raysid.errors import UserError
+from raysid.errors import RaysidError, UserError
 from raysid.storage import open_file
+from raysid.storage.failures import explain
 
 INDEX = "raysid_index"
 """Column in which `raysid data convert` stores a picture's index in the list that it was made from."""
@@ -48,7 +50,7 @@ class ParquetSource(PictureSource):
         paths = [file.path for file in found.files]
         _check_whole(found)
         with reading_source(found.name):
-            footers = list(in_threads(_footer, paths))
+            footers = read_footers(paths)
         schema = footers[0].schema.to_arrow_schema()
         self.image_column = _image_column(schema, data.image_column, found)
         self.has_index = INDEX in schema.names
@@ -103,8 +105,10 @@ class ParquetSource(PictureSource):
             missing = part.stop - max(begin, part.start)
             try:
                 batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:  # Arrow's OSError is for damage
-                yield from [(BadPicture(f"cannot be read: {_line(error)}"), None)] * missing
+            except RaysidError:
+                raise
+            except Exception as error:
+                yield from [(BadPicture(f"cannot be read: {explain(error)}"), None)] * missing
                 return
             if batch is None:
                 yield from [(BadPicture("is cut off: its row group ends before it"), None)] * missing
@@ -135,16 +139,6 @@ def _check_whole(found: Found) -> None:
             f"data.source {found.name}: {len(parts)} of {total} files are there; run the same `raysid data convert` "
             "to write the others"
         )
-
-
-def _footer(path: str) -> pq.FileMetaData:
-    try:
-        with open_file(path) as file:
-            return pq.ParquetFile(file).metadata
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:  # Arrow's OSError is for damage
-        raise UserError(f"{path} cannot be read as Parquet: {_line(error)}") from None
 
 
 def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool, first: str) -> None:
@@ -260,7 +254,7 @@ def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if not _holds_labels(kind):
         raise UserError(f"{file.path} has {kind} in its column {column}: labels are whole numbers or names")
     labels: list[Any] = []
-    with open_file(file.path) as opened:
+    with open_file(file.path) as opened, damaged_file(file.path, FORM):
         for batch in pq.ParquetFile(opened).iter_batches(batch_size=IMAGES_PER_SHARD, columns=[column]):
             labels += batch.column(0).to_pylist()
     if len(labels) != footer.num_rows:
@@ -287,7 +281,3 @@ def _partitions(file: File) -> Iterator[tuple[str, str]]:
         name, equals, value = part.partition("=")
         if equals and value != "__HIVE_DEFAULT_PARTITION__":
             yield unquote(name), unquote(value)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,8 @@ from raysid.config import DataSettings
 from raysid.data.labels import Labels
 from raysid.data.pictures import BadPicture, Fit, decoded
 from raysid.data.source import Block, ImageSource, Piece, even_shards
-from raysid.errors import UserError
+from raysid.errors import RaysidError, UserError
+from raysid.storage.failures import explain
 
 SAMPLED = 16  # pictures that set the size and the channels of all
 IMAGES_PER_SHARD = 1024  # if a list can be split anywhere
@@ -162,8 +163,23 @@ class ListedSource(PictureSource):
         start = piece.shard * self.per_shard
         entries = self.order[start + piece.first : start + piece.last]
         labels = self.labels.numbers[entries].tolist()
-        for entry, label, data in zip(entries.tolist(), labels, self.fetched(entries), strict=True):
+        for entry, label, data in zip(entries.tolist(), labels, self._all_fetched(entries), strict=True):
             yield Content(entry, entry, label, data)
+
+    def _all_fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+        """Like `fetched`; a picture whose reading raises is a bad one, and those after it are read."""
+        done = 0
+        while done < len(entries):
+            try:
+                for data in self.fetched(entries[done:]):
+                    yield data
+                    done += 1
+                return
+            except RaysidError:  # the whole source cannot be read
+                raise
+            except Exception as error:
+                yield BadPicture(f"cannot be read: {explain(error)}")
+                done += 1
 
 
 def left_out_note(counts: Mapping[str, int]) -> tuple[str, ...]:

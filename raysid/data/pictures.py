@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raysid.config import DataSettings
+from raysid.storage.failures import explain
 
 COMMON = (".png", ".jpg", ".jpeg", ".webp")  # suffixes that are a picture's whatever else a source holds
 SUFFIXES = (
@@ -28,22 +29,17 @@ MAX_PICTURE = 1 << 26  # limit of a file's bytes, and of its pixels: far larger 
 TOO_LARGE = f"has more than {MAX_PICTURE:,} bytes"
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
 
+SOI, EOI, SOS, TEM = 0xD8, 0xD9, 0xDA, 0x01  # markers of a JPEG (ITU-T T.81, table B.1)
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not what scans contain: stuffed bytes and restarts
+
 # Pillow's own limit is higher and only warns; turning its warning into an error would affect all threads at once.
 warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
 
-# Pillow's errors for damaged files, depending on the format.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    IndexError,
-    KeyError,
-    TypeError,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# Decoders of some formats hold several copies of the pixels.
+MAX_PIXELS = dict.fromkeys(FORMATS, MAX_PICTURE) | {"WEBP": 1 << 25, "AVIF": 1 << 25, "JPEG2000": 1 << 24}
+# A progressive JPEG may have any number of scans (ten are usual), and each passes over all pixels again.
+MAX_SCANNED = 1 << 30  # limit of pixels times scans
+ROWS_AT_A_TIME = 256  # of a transparent picture, so that its copies do not exceed the memory
 
 
 class BadPicture(Exception):
@@ -76,30 +72,56 @@ def decoded(content: bytes, fit: Fit) -> NDArray[np.uint8]:
         raise BadPicture("is empty (0 bytes)")
     if len(content) > MAX_PICTURE:
         raise BadPicture(TOO_LARGE)
-    with _opened(content) as picture:
-        image = np.asarray(_resized(_in_mode(picture, fit.channels), fit))
+    with _damage():
+        image = np.asarray(_resized(_in_mode(_opened(content), fit.channels), fit))
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def as_stored(content: bytes) -> tuple[tuple[int, int], str]:
     """Return the width, height and Pillow's mode of a picture, without decoding it. Raises BadPicture."""
-    with _opened(content) as picture:
+    with _damage():
+        picture = _opened(content)
         return picture.size, picture.mode
 
 
 @contextmanager
-def _opened(content: bytes) -> Iterator[Any]:
-    """Open a picture with Pillow. Raises BadPicture if it is too large, or found to be damaged inside the block."""
+def _damage() -> Iterator[None]:
+    """Raise BadPicture for all that Pillow raises inside the block.
+
+    Which class of exception a damaged file raises depends on the format and on the place of the damage: Pillow's
+    assertions fail, too, and a claimed size may exceed the memory.
+    """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PICTURE:
-                raise BadPicture(f"is {width}x{height}: more than {MAX_PICTURE:,} pixels")
-            yield picture
+        yield
+    except BadPicture:
+        raise
     except Image.UnidentifiedImageError:
         raise BadPicture("is not a PNG, JPEG or WebP") from None
-    except _DAMAGED as error:
-        raise BadPicture(f"cannot be read as an image: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        raise BadPicture(f"cannot be read as an image: {explain(error)}") from None
+
+
+def _opened(content: bytes) -> Any:
+    """Open a picture with Pillow, which has not decoded it yet. Raises BadPicture if it is too large."""
+    picture: Any = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = picture.size
+    if width * height > (most := MAX_PIXELS.get(picture.format, MAX_PICTURE)):
+        raise BadPicture(f"is {width}x{height}: more than {most:,} pixels")
+    if picture.format == "JPEG" and (scans := _scans(content)) * width * height > MAX_SCANNED:
+        raise BadPicture(f"is a JPEG of {scans:,} scans, each of {width}x{height}: too much to decode")
+    return picture
+
+
+def _scans(jpeg: bytes) -> int:
+    """Count the scans of a JPEG, without decoding it."""
+    scans, place = 0, 2
+    # As libjpeg does, pass over what is no marker: the data of a scan, and damage.
+    while (marker := _MARKER.search(jpeg, place)) is not None and (kind := jpeg[marker.end() - 1]) != EOI:
+        scans += kind == SOS
+        place = marker.end()
+        if kind not in (SOI, TEM):  # all others begin with their length
+            place += int.from_bytes(jpeg[place : place + 2])
+    return scans
 
 
 def _in_mode(picture: Any, channels: int | None) -> Any:
@@ -111,9 +133,20 @@ def _in_mode(picture: Any, channels: int | None) -> Any:
     if mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     elif picture.has_transparency_data:
-        seen = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        picture = _on_white(picture)
     return picture if picture.mode == wanted else picture.convert(wanted)
+
+
+def _on_white(picture: Any) -> Any:
+    """Blend a picture with white, to RGB."""
+    blended = Image.new("RGB", picture.size)
+    width, height = picture.size
+    for top in range(0, height, ROWS_AT_A_TIME):
+        rows = picture.crop((0, top, width, min(height, top + ROWS_AT_A_TIME))).convert("RGBA")
+        blended.paste(
+            Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows).convert("RGB"), (0, top)
+        )
+    return blended
 
 
 def _resized(picture: Any, fit: Fit) -> Any:

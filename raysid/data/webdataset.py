@@ -19,18 +19,12 @@ from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_
 from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture, printable
 from raysid.data.source import Texts
+from raysid.data.tar_headers import tar_members
 from raysid.errors import UserError
 from raysid.storage import open_file
 
 MOST_FIELDS = 100  # whose names are kept for a message
-MAX_LABEL = 1 << 20  # bytes of a cls or json member, and of a header that extends another
-_EXTENDING = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+MAX_LABEL = 1 << 20  # bytes of a cls or json member
 
 
 class _Sample(NamedTuple):
@@ -55,20 +49,6 @@ class _Contents(NamedTuple):
     labels: list[Field | None]
     fields: dict[str, None]
     left_out: Counter[str]
-
-
-class _Header(tarfile.TarInfo):
-    """A member's header. Raises tarfile.ReadError for sizes with which tarfile would never end or read everything."""
-
-    def _block(self, count: int) -> int:
-        if count < 0:
-            raise tarfile.ReadError(f"a member has {count} bytes")
-        return super()._block(count)  # type: ignore[misc]
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _EXTENDING and self.size > MAX_LABEL:
-            raise tarfile.ReadError(f"a header has {self.size:,} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class WebDatasetSource(ListedSource):
@@ -132,15 +112,8 @@ def _read_tar(path: str, data: DataSettings) -> _Contents:
         UserError: it is not a tar, or a sample has several pictures or labels.
     """
     gathered = _Gathered(path, data.label_column)
-    try:
-        with (
-            open_file(path) as file,
-            tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive,  # type: ignore[call-overload]
-        ):
-            for member in archive:
-                gathered.add(member, archive)
-    except (tarfile.TarError, EOFError, ValueError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as a tar (uncompressed): {error}") from None
+    for member, archive in tar_members(path):
+        gathered.add(member, archive)
     return gathered.contents(data.image_column)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -113,9 +114,12 @@ class OpenFile:
             return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with storage_errors(self._path, "read"):
-            position: int = self._file.seek(offset, whence)
-            return position
+        """Like a file's. Raises OSError for a place before the file, which some libraries rely on."""
+        try:
+            position: int = self._file.seek(offset, whence)  # without a request
+        except ValueError as error:  # of fsspec
+            raise OSError(errno.EINVAL, str(error)) from None
+        return position
 
     def __getattr__(self, name: str) -> Any:  # tell, close, closed, seekable and so on
         return getattr(self._file, name)
