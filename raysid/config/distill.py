@@ -85,6 +85,9 @@ class Config(Settings):
     )
 
     def problems(self) -> Iterator[str]:
+        tmax, by_recipe = self.method.tmax, self.teacher.path is None and self.teacher.factory is None
+        if tmax is not None and tmax > 1000 and (by_recipe or self.teacher.network is not None):
+            yield f"method.tmax is {tmax}; allowed: integer above 0, at most 1000"
         workers = self.learner_workers
         named = " and ".join(f"{learner}.num_workers {number}" for learner, number in workers.items())
         if self.placement == "local" and max(workers.values()) > 1:

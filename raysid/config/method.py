@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raysid.config.networks import MAX_STEPS
 from raysid.config.settings import COMMON, Count, Fraction, Positive, Settings
 
 
@@ -49,20 +50,45 @@ class GuidanceSettings(Settings):
         return (self.train_fake, self.eval_fake) != (1.0, 1.0) and self.condition_drop > 0
 
 
+class NoiseSteps(Settings):
+    """Steps of the discrete noise process of a network of diffusers."""
+
+    tau: Count | None = Field(
+        None,
+        description="Step at the generator's input. Default: that whose sigma is nearest `method.sigma_init`.",
+    )
+    tmin: Count | None = Field(
+        None, description="First step that both learners draw. Default: that whose sigma is nearest 0.138."
+    )
+    tmax: Positive | None = Field(
+        None,
+        description="One more than the last step that psi draws. Default: after that whose sigma is nearest 12.97.",
+    )
+
+
+UNRECORDED_STEPS = NoiseSteps(tau=625, tmin=20, tmax=980)
+"""The steps of every run of release 0.1.0 with a network of diffusers, whatever its schedule."""
+
+
 class MethodSettings(Settings):
     alpha: Annotated[float, COMMON] = Field(1.0, description="SiD's alpha; the papers use 1.0 and 1.2.")
     sigma_init: float = Field(
         2.5,
         gt=0,
-        description="Noise level (sigma) at the generator's input. Unused by networks with discrete levels, such as "
-        "those of diffusers: their noise process has its own (step 625).",
+        description="Noise level (sigma) at the generator's input; for networks of diffusers that of the step at which "
+        "the generator runs.",
     )
     tmax: int | None = Field(
         None,
         gt=0,
-        le=1000,
-        description="Largest time (0 to 1000) at which theta's noise levels are drawn. Default: the noise "
-        "process's own, 800 for EDM's and 980 for diffusers' networks.",
+        le=MAX_STEPS,
+        description="Largest time at which theta's noise levels are drawn: 1 to 1000, or the step after the last where "
+        "noise levels are steps. Default: 800 for EDM's noise process, `noise_steps.tmax` for networks of diffusers.",
+    )
+    noise_steps: NoiseSteps | None = Field(
+        None,
+        description="Steps of the noise process of a network of diffusers. Default: by their sigmas; a run records "
+        "them.",
     )
     sid_weight: float = Field(100.0, gt=0, description="Weight of the score-identity loss.")
     adversarial: AdversarialSettings | None = Field(

@@ -9,14 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
 from raysid.config.settings import Settings
 
 Precision = Literal["float32", "bf16", "fp16"]
 
+MAX_STEPS = 100_000
 EDM_TMAX, DDPM_TMAX = 800, 980
-"""The default `method.tmax` of EDM's noise process and of a discrete one."""
+"""The default `method.tmax` of EDM's noise process, and of a discrete one with Stable Diffusion's betas."""
 
 # Only SongUNet (DDPM++ and NCSN++) has these; ADM has one fixed choice for each.
 _SONG_ONLY = ("embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter")
@@ -167,7 +176,7 @@ class ScheduleSettings(Settings):
     beta_end: PositiveFloat = Field(0.02, description="The last beta.")
     trained_betas: tuple[float, ...] | None = Field(None, description="All betas, instead of a schedule.")
     num_train_timesteps: int = Field(
-        1000, ge=980, le=100_000, description="Number of steps of the noise process."
+        1000, ge=50, le=MAX_STEPS, description="Number of steps of the noise process."
     )
     rescale_betas_zero_snr: bool = Field(False, description="The last step is pure noise.")
     prediction_type: Literal["epsilon", "v_prediction"] = Field(
@@ -252,7 +261,14 @@ class FactorySettings(Settings):
     )
     label_dim: int = Field(0, ge=0, description="Number of classes; 0: unconditional.")
     discrete_levels: bool = Field(False, description="Noise levels are step numbers, not real numbers.")
-    default_tmax: int = Field(gt=0, le=1000, description="Default of `method.tmax`.")
+    default_tmax: int = Field(gt=0, le=MAX_STEPS, description="Default of `method.tmax`.")
+
+    @field_validator("default_tmax")
+    @classmethod
+    def _is_a_time(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1000 and not info.data.get("discrete_levels"):
+            raise ValueError("allowed: at most 1000, unless noise levels are step numbers")
+        return value
 
 
 def _is_count(value: Any) -> bool:

@@ -8,7 +8,7 @@ nothing here consumes randomness.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from raysid.config.networks import DDPM_TMAX, EDM_TMAX
 
 KARRAS_RHO = 7.0
+SIGMA_MIN, SIGMA_MAX = 0.138, 12.97  # of steps 20 and 979 of Stable Diffusion, between which SiD-LSG draws
 
 
 def per_sample(value: Tensor, images: Tensor) -> Tensor:
@@ -111,6 +112,8 @@ class DDPMNoise:
     Noise levels are step indices, int64. Both learners draw theirs uniformly from [tmin, tmax), which leaves out the
     ends of the schedule (SiD-LSG, arXiv 2406.01561).
 
+    The defaults of the steps are SiD-LSG's, for Stable Diffusion's betas; `nearest` finds those of any schedule.
+
     Attributes:
         alphas_cumprod: abar_t of every step, float32 (steps,), decreasing, in [0, 1).
         tmin: the first step that may be drawn.
@@ -135,6 +138,22 @@ class DDPMNoise:
             raise ValueError(
                 f"a schedule of {len(abar)} steps has no steps {self.tmin} to {self.tmax - 1} and {self.tau}"
             )
+
+    @classmethod
+    def nearest(cls, alphas_cumprod: Tensor, sigma_init: float = 2.5) -> Self:
+        """Return the process of a schedule, with the steps whose sigmas are nearest those of SiD-LSG.
+
+        tau is nearest `sigma_init`, the first and the last step that may be drawn are nearest `SIGMA_MIN` and
+        `SIGMA_MAX`. For Stable Diffusion's betas they are 625, 20 and 979.
+
+        Raises:
+            ValueError: `alphas_cumprod` is not a schedule.
+        """
+        sigmas = sigmas_of(alphas_cumprod)
+        tau, first, last = (
+            int((sigmas - sigma).abs().argmin()) for sigma in (sigma_init, SIGMA_MIN, SIGMA_MAX)
+        )
+        return cls(alphas_cumprod, tmin=first, tmax=last + 1, tau=tau)
 
     @property
     def default_tmax(self) -> int:
@@ -172,3 +191,9 @@ class DDPMNoise:
         """
         a_t, s_t = self.scales(t)
         return (a_t / s_t) ** 2
+
+
+def sigmas_of(alphas_cumprod: Tensor) -> Tensor:
+    """Return sigma = s_t / a_t of every step, float64 (steps,), as images of unit scale see the noise."""
+    abar = alphas_cumprod.double()
+    return ((1 - abar) / abar).sqrt()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from raysid.config.method import NoiseSteps
 from raysid.config.networks import DiffusersSettings, FactorySettings, NetworkSettings, Precision
 from raysid.method.noise import NoiseProcess
 
@@ -48,6 +49,9 @@ class Network(nn.Module):
     def unconditional(self, cond: Tensor) -> Tensor:
         """Return all-zero labels, like `cond`."""
         return torch.zeros_like(cond)
+
+    def use_steps(self, steps: NoiseSteps | None) -> None:
+        """Set the steps of a discrete noise process that a run gives; other networks have a process of their own."""
 
     def lowered(self, device: torch.device) -> AbstractContextManager[object]:
         """Return a context in which layers run in `precision`; float32 leaves the surrounding context as it is."""

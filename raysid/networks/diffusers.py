@@ -6,12 +6,14 @@ The package diffusers is an extra (`raysid[diffusers]`): it is imported on use, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raysid.config.method import NoiseSteps
 from raysid.config.networks import DiffusersSettings
 from raysid.errors import UserError
 from raysid.method.noise import DDPMNoise
@@ -46,6 +48,7 @@ class DiffusersDenoiser(Network):
         ValueError: `null_text` or `null_class` for a network that cannot use it.
     """
 
+    noise: DDPMNoise
     model: Any  # diffusers' classes are empty placeholders to type checkers
     null_text: Tensor | None
     settings: DiffusersSettings
@@ -109,6 +112,15 @@ class DiffusersDenoiser(Network):
         a_t, s_t = self.noise.scales(t)
         return clean_image(self.prediction_type, prediction, x_t.to(_at_least_float32(x_t)), a_t, s_t)
 
+    def use_steps(self, steps: NoiseSteps | None) -> None:
+        """Set tau, tmin and tmax of the noise process, those of them that are given.
+
+        Raises:
+            ValueError: the schedule has no such steps.
+        """
+        if steps is not None:
+            self.noise = replace(self.noise, **steps.model_dump(exclude_none=True))
+
     def unconditional(self, cond: Tensor) -> Tensor:
         """Return zero labels or the empty prompt's embeddings, of the shape of `cond`.
 
@@ -153,7 +165,8 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType
     """Read the noise process and the prediction type of a network from its diffusers scheduler's config.
 
     It takes only the training schedule, computed as in diffusers' `DDPMScheduler`, so the config may be that of any
-    scheduler with discrete steps (`scheduler_config.json` of a Stable Diffusion model).
+    scheduler with discrete steps (`scheduler_config.json` of a Stable Diffusion model). The process's tau, tmin and
+    tmax are those of `DDPMNoise.nearest`.
 
     Raises:
         UserError: diffusers is not installed, or the config describes something else.
@@ -163,7 +176,7 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType
         raise UserError("this scheduler config has no beta_schedule: it is not one with discrete DDPM steps")
     try:
         scheduler = _diffusers().DDPMScheduler.from_config(dict(config))
-        noise = DDPMNoise(scheduler.alphas_cumprod)
+        noise = DDPMNoise.nearest(scheduler.alphas_cumprod)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]  # torch appends lists of signatures
         raise UserError(f"this scheduler config describes no noise schedule: {reason}") from None

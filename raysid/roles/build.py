@@ -66,6 +66,7 @@ def build_fake_score(
     config = inputs.config
     stream = None if source is None else image_stream(config, source, read_blocks or source.blocks, parts)
     network = learner_network(inputs.teacher, config.fake_score, config.teacher.factory)
+    network.use_steps(config.method.noise_steps)
     network.precision = config.precision
     equip(network, config.compute, config.device_of("fake_score"))
     learner = FakeScoreLearner(config, network, stream, source.pixel_max if source else 255, ranks=ranks)
@@ -126,6 +127,7 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
     """
     config = inputs.config
     network = learner_network(inputs.teacher, config.generator, config.teacher.factory)
+    network.use_steps(config.method.noise_steps)
     network.precision = config.precision
     equip(network, config.compute, config.device_of("generator"))
     if inputs.start is not None and inputs.checkpoint is None:

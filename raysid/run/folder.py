@@ -14,6 +14,7 @@ import filelock
 from upath import UPath
 
 from raysid.config import Config, fixed_settings
+from raysid.config.method import UNRECORDED_STEPS
 from raysid.errors import InvalidConfig, RaysidError, RunFailed, StorageError, UserError
 from raysid.formats import FORMAT, check_format
 from raysid.generator import FOLDERS
@@ -28,6 +29,7 @@ from raysid.run.tracking import SAMPLES
 from raysid.storage import (
     children,
     empty_folder,
+    exists,
     is_local,
     make_folder,
     read_json,
@@ -40,7 +42,7 @@ from raysid.storage import (
 from raysid.storage.lease import Lease, lock, still_owned, this_process
 from raysid.storage.mirror import Mirror
 
-LOCK, OWNER, RECORD = ".lock", "owner.json", "run.json"
+LOCK, OWNER, RECORD, CONFIG = ".lock", "owner.json", "run.json", "config.yaml"
 
 
 class RunFolder:
@@ -103,7 +105,7 @@ class RunFolder:
         record.setdefault("resume_from", resume_from)
         record.setdefault("sessions", []).append(new_session())
         self._write_record(record)
-        write_whole(self.path / "config.yaml", config_yaml(self.config).encode())
+        write_whole(self.path / CONFIG, config_yaml(self.config).encode())
         self._begun = True
         if not is_local(self.path):
             self.record = Path(tempfile.mkdtemp(prefix="raysid-record-"))
@@ -188,13 +190,13 @@ class RunFolder:
     def _check(self, fresh: bool) -> None:
         names = {path.name for path in children(self.path)} - {LOCK}
         if fresh:
-            if names and not names & {"config.yaml", OWNER}:
+            if names and not names & {CONFIG, OWNER}:
                 raise UserError(f"{self.path} is not a run's folder, so --fresh does not empty it")
             return
         # Before anything is written: a newer release's files are refused as they are.
         self._read_record()
         self.checkpoints.all()
-        if "config.yaml" in names:
+        if CONFIG in names:
             self._check_unchanged()
 
     def _owner(self) -> str:
@@ -203,13 +205,33 @@ class RunFolder:
         return f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')}"
 
     def _check_unchanged(self) -> None:
-        before = recorded_config(self.path / "config.yaml")
+        before = recorded_config(self.path / CONFIG)
+        if before.method.noise_steps is None and self.config.method.noise_steps is not None:
+            steps = {"noise_steps": UNRECORDED_STEPS}
+            before = before.model_copy(update={"method": before.method.model_copy(update=steps)})
         if changed := _first_difference("", fixed_settings(before), fixed_settings(self.config)):
             where, old, new = changed
             raise UserError(
                 f"{self.path} was started with {where} = {old} and cannot resume with {new}: give another --run.name, "
                 "or --fresh to start over"
             )
+
+
+def begun_config(config: Config, fresh: bool, branch: UPath | None) -> Config | None:
+    """Return the recorded config of the run that `config` resumes or branches from; None for a new run.
+
+    Args:
+        branch: the folder of the checkpoint to branch from, if the run branches.
+
+    Raises:
+        UserError: as `recorded_config`.
+    """
+    own = storage_folder(config.storage) / str(config.run.name) / CONFIG
+    if not fresh and exists(own):
+        return recorded_config(own)
+    if branch is not None and exists(branched := branch.parent.parent / CONFIG):
+        return recorded_config(branched)
+    return None
 
 
 def recorded_config(file: UPath) -> Config:

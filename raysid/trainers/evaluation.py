@@ -15,6 +15,7 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.config import Config, PretrainConfig
+from raysid.config.method import NoiseSteps
 from raysid.data import Block, ImageSource, Piece, open_source, to_unit
 from raysid.data.scikit_learn import DigitsSource
 from raysid.data.source import good_images
@@ -265,17 +266,23 @@ def _sample_chunk(
 
 
 def generator_before(
-    teacher: str, sigma_init: float, start: str | None = None, factory: str | None = None
+    teacher: str,
+    sigma_init: float,
+    start: str | None = None,
+    factory: str | None = None,
+    noise_steps: NoiseSteps | None = None,
 ) -> Generator:
     """Return the generator before a distillation: the teacher's network, run once at `sigma_init` (or tau).
 
     Args:
         start: folder of a generator to start from instead.
         factory: as in `load_network`.
+        noise_steps: the run's `method.noise_steps`.
     """
     if start is not None:
         return Generator.from_pretrained(start, factory)
     card, network = load_network(teacher, "teacher", factory)
+    network.use_steps(noise_steps)
     return Generator(NetworkCard.for_generator(network, sigma_init, card.trained), network).eval()
 
 

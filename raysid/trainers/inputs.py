@@ -143,6 +143,24 @@ def _check_start(config: Config, card: NetworkCard, teacher: Found | None) -> No
         )
 
 
+def check_start_step(config: Config, start: str | None) -> None:
+    """Refuse a generator to start from that runs at another step than the run's generator.
+
+    Args:
+        config: as `with_noise_steps` returns it.
+        start: the generator's folder, as in `Inputs`.
+
+    Raises:
+        UserError: its card has another tau.
+    """
+    steps = config.method.noise_steps
+    if start is not None and steps is not None and (tau := load_card(start, "generator").tau) != steps.tau:
+        raise UserError(
+            f"generator.path {config.generator.path} runs at step {tau}, and this run's generator at step "
+            f"{steps.tau}: give --method.noise_steps.tau {tau}"
+        )
+
+
 def _check_start_level(config: Config, folder: UPath) -> None:
     """Refuse a generator of a factory's module that runs at another noise level than this run's."""
     card, network = load_network(folder, "generator", config.teacher.factory)

@@ -98,8 +98,10 @@ def summary_rows(
     if source is None or not measures(source):
         return []
     seed, samples = config.evaluation.seed + 1, config.evaluation.num_samples
-    factory = config.teacher.factory
-    before = generator_before(str(teacher.path), config.method.sigma_init, start, factory)
+    factory, method = config.teacher.factory, config.method
+    before = generator_before(
+        str(teacher.path), method.sigma_init, start, factory, noise_steps=method.noise_steps
+    )
     rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
     last, best = load_generator(run, "last", factory), load_generator(run, "best", factory)
     for name, generator in ((BEFORE, before), (LAST, last), (BEST, best)):

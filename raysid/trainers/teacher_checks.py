@@ -14,6 +14,7 @@ from raysid.networks.factory_check import check_factory
 from raysid.networks.files import AnySettings, Shapes, misfits, weight_shapes
 from raysid.roles.compute import checkpoint_activations
 from raysid.trainers.evaluation import measures
+from raysid.trainers.noise_steps import check_noise_steps, step_warning
 
 
 def shapes_or_refuse(network: AnySettings, name: str) -> Shapes:
@@ -90,6 +91,12 @@ def check_method(config: Config, network: AnySettings) -> None:
         )
     if isinstance(network, DiffusersSettings):
         _check_diffusers_method(config.method, network, name)
+    elif config.method.noise_steps is not None:
+        raise UserError(f"method.noise_steps is for networks of diffusers, not for {name}: give null")
+    if not network.discrete_levels and config.method.tmax is not None and config.method.tmax > 1000:
+        raise UserError(
+            f"method.tmax is {config.method.tmax}; allowed for {name}: integer above 0, at most 1000"
+        )
     if config.fake_score.augment and network.augment_dim != LABEL_DIM:
         raise UserError(
             f"fake_score.augment is {config.fake_score.augment:g}, but {name} has augment_dim "
@@ -105,6 +112,8 @@ def check_factory_network(network: FactoryDenoiser, config: Config) -> None:
         UserError: they cannot.
     """
     check_factory(network, config.method.sigma_init, config.method.tmax)
+    if (warning := step_warning(network.noise, config.method.sigma_init)) is not None:
+        print(f"warning: teacher.factory {config.teacher.factory}: {warning}", flush=True)
     if config.compute.activation_checkpointing or config.teacher_compute.activation_checkpointing:
         checkpoint_activations(network)  # only to raise its error: every role builds a separate network
     if measures(config.data.source_name) and not isinstance(network.noise, EDMNoise | DDPMNoise):
@@ -120,11 +129,7 @@ def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, 
             f"method.adversarial (SiDA) is not for {name}: a network of diffusers has no encoder logits; give "
             "method.adversarial null (SiD)"
         )
-    steps = network.scheduler.num_train_timesteps
-    if method.tmax is not None and not DDPMNoise.tmin < method.tmax <= steps:
-        raise UserError(
-            f"method.tmax is {method.tmax}; allowed for {name}: integer above {DDPMNoise.tmin}, at most {steps}"
-        )
+    check_noise_steps(method, network)
     guidance = method.guidance
     scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
     if network.label_dim and not network.null_class and scales != (1.0, 1.0, 1.0):

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from raysid.config import Config, PretrainConfig, TeacherSettings, TuneConfig, fixed_settings
 from raysid.config.fields import config_fields
+from raysid.config.method import UNRECORDED_STEPS
 from raysid.config.tune import BETTER
 from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.recipes import load_recipe
@@ -95,6 +96,7 @@ def test_a_noise_process_has_the_tmax_of_its_networks_settings() -> None:
 
     assert NetworkSettings.default_tmax == EDMNoise.default_tmax == 800
     assert DiffusersSettings.default_tmax == DDPMNoise.tmax == 980
+    assert UNRECORDED_STEPS.model_dump() == {"tau": DDPMNoise.tau, "tmin": DDPMNoise.tmin, "tmax": 980}
 
 
 def test_every_figure_of_a_search_has_a_direction() -> None:

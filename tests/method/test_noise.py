@@ -125,6 +125,47 @@ def test_an_invalid_schedule_is_refused() -> None:
             DDPMNoise(abar, **settings)
 
 
+def abar_of(steps: int, schedule: str = "linear") -> torch.Tensor:
+    """The published schedules: DDPM's betas, Stable Diffusion's, and the cosine of improved DDPM."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    cosine = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas = {
+        "linear": torch.linspace(1e-4, 0.02, steps, dtype=torch.float64),
+        "stable-diffusion": torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64) ** 2,
+        "cosine": (1 - cosine[1:] / cosine[:-1]).clamp(max=0.999),
+    }[schedule]
+    return (1 - betas).cumprod(0).float()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "found"),
+    [
+        ("stable-diffusion", 1000, (625, 20, 980)),
+        ("linear", 1000, (440, 38, 712)),
+        ("linear", 500, (312, 28, 500)),
+        ("linear", 4000, (871, 69, 1415)),
+        ("cosine", 1000, (755, 79, 951)),
+        ("cosine", 4000, (3022, 320, 3802)),
+    ],
+)
+def test_the_steps_of_a_schedule_are_found_by_their_sigmas(
+    schedule: str, steps: int, found: tuple[int, int, int]
+) -> None:
+    abar = abar_of(steps, schedule)
+    noise = DDPMNoise.nearest(abar)
+    assert (noise.tau, noise.tmin, noise.tmax) == found
+    a_t, s_t = noise.scales(torch.tensor([noise.tau]))
+    assert (s_t / a_t).item() == pytest.approx(2.5, rel=0.01)
+    lower = DDPMNoise.nearest(abar, sigma_init=1.0)
+    assert lower.tau < noise.tau and (lower.tmin, lower.tmax) == found[1:]
+
+
+def test_a_schedule_that_ends_in_pure_noise_has_steps() -> None:
+    abar = abar_of(1000)
+    abar[-1] = 0
+    assert DDPMNoise.nearest(abar).tau == 440
+
+
 @pytest.mark.parametrize("noise", [NOISE, DDPM], ids=["EDM", "DDPM"])
 def test_every_process_is_used_in_one_way(noise: NoiseProcess) -> None:
     """A uniform draw gives a level, a level gives scales and a weight, scales give x_t."""

@@ -13,7 +13,7 @@ from raysid.errors import LearnerLost, RunFailed, StorageError, UserError, Worke
 from raysid.networks.files import shapes_of, stored_shapes, weights_digest
 from raysid.roles.state_files import read_state
 from raysid.run.checkpoint import Checkpoint, Checkpoints, find_checkpoint
-from raysid.run.folder import RunFolder
+from raysid.run.folder import RunFolder, begun_config
 from raysid.run.metrics import read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
@@ -22,7 +22,8 @@ from raysid.trainers.distill.keeper import how_to_resume, remove_unfinished
 from raysid.trainers.distill.loop import StopSignals, train
 from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import OnEvaluation, Session
-from raysid.trainers.inputs import find_inputs
+from raysid.trainers.inputs import check_start_step, find_inputs
+from raysid.trainers.noise_steps import with_noise_steps
 from raysid.trainers.summary import (
     evaluated_distances,
     finished_rows,
@@ -30,7 +31,7 @@ from raysid.trainers.summary import (
     print_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Found, Teacher, network_settings, trained_teacher
+from raysid.trainers.teachers import Teacher, network_settings, trained_teacher
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -85,7 +86,9 @@ def distill(
         raise UserError("give run.name: this config has no recipe to take it from")
     branch = _find_branch(config, resume_from, fresh) if resume_from else None
     inputs = find_inputs(config)
-    config = _with_tmax(config, inputs.teacher)
+    begun = begun_config(config, fresh, branch.path if branch else None)
+    config = with_noise_steps(config, network_settings(inputs.teacher), begun.method if begun else None)
+    check_start_step(config, inputs.start)
     with RunFolder(config, fresh) as folder:
         if resume_from is not None:
             _check_branch(folder, branch, fresh, resume_from)
@@ -131,12 +134,6 @@ def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )
-
-
-def _with_tmax(config: Config, found: Found) -> Config:
-    """Set `method.tmax` to that of the teacher's noise process if it is not given, so that the run records it."""
-    tmax = config.method.tmax or network_settings(found).default_tmax
-    return config.model_copy(update={"method": config.method.model_copy(update={"tmax": tmax})})
 
 
 def _run(session: Session) -> DistillResult:
