@@ -5,7 +5,8 @@ The package diffusers is an extra (`raysid[diffusers]`): it is imported on use, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -203,6 +204,12 @@ def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
     network = DiffusersDenoiser(model, noise, prediction_type, null_class=settings.null_class)
     network.settings = settings
     return network
+
+
+def unet_parameters() -> Collection[str]:
+    """Return the names of the settings of diffusers' UNet2DModel. Raises UserError without the package."""
+    parameters = inspect.signature(_diffusers().UNet2DModel.__init__).parameters
+    return parameters.keys() - {"self"}
 
 
 def _diffusers() -> ModuleType:

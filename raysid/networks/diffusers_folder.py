@@ -1,8 +1,9 @@
 """Networks in the folders that `save_pretrained` of diffusers writes, for use as teachers.
 
 The folder of a pipeline has the U-Net in `unet/` and its scheduler in `scheduler/`; the folder of a model has the
-U-Net's files, and `scheduler_config.json` beside them or in `scheduler/`. Only JSON and safetensors are read: nothing
-is executed or unpickled.
+U-Net's files, and `scheduler_config.json` beside them or in `scheduler/`. Weights are one file of safetensors or
+several with an index, in float32 or as a variant such as `fp16`. Only JSON and safetensors are read: nothing is
+executed or unpickled.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from upath import UPath
 
 from raysid.config.networks import DiffusersSettings, ScheduleSettings
 from raysid.errors import UserError
-from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers
+from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers, unet_parameters
 from raysid.networks.files import CONFIG, NetworkCard, misfits, parse_weights, shapes_of, weight_shapes
 from raysid.storage import BUCKETS, LOCAL, children, exists, read_json, read_whole
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+STEM, SAFETENSORS = "diffusion_pytorch_model", ".safetensors"
+PIPELINE = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 SAMPLER_STEPS = 50
+
+# Forms of weights by their endings: those that could run a program, and those that raysid has no reader of.
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
+_OTHERS = (".msgpack", ".onnx", ".h5", ".gguf", ".xml")
+_VARIANTS = ("fp16", "bf16")  # of several, the first that is there
 
 # Names of attention weights before diffusers 0.12, which many published models still use.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -65,7 +72,7 @@ def find_unet(folder: UPath) -> UPath | None:
     names = {path.name for path in children(folder)}
     if "unet" in names:
         return folder / "unet"
-    if "model_index.json" in names:
+    if PIPELINE in names:
         return folder
     try:
         return folder if "_class_name" in _config(folder / CONFIG) else None
@@ -83,21 +90,28 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
         UserError: a file is missing or damaged, the weights are a pickle, or raysid cannot use the network.
     """
     settings = _settings(unet, num_classes)
-    content = _weights_file(unet)
-    given = parse_weights(content, unet / WEIGHTS)
+    digest, given = hashlib.sha256(), dict[str, Tensor]()
+    for file in _weights_files(unet):
+        content = _read(file)
+        given |= parse_weights(content, file)
+        digest.update(content)
+    digest.update(settings.model_dump_json().encode())
     try:
         expected = weight_shapes(settings)
         _check_runs(settings)
     except ValueError as error:
         raise UserError(f"{unet} cannot be used: {error}") from None
+    if odd := sorted(name for name, value in given.items() if not value.is_floating_point()):
+        raise UserError(
+            f"{file}: {odd[0]} is {given[odd[0]].dtype}, where numbers with a fraction are needed"
+        )
     weights = {"model." + _OLD_NAME.sub(lambda old: _OLD_NAMES[old[0]], name): v for name, v in given.items()}
     if odd := misfits(expected, shapes_of(weights)):
         raise UserError(
-            f"{unet / WEIGHTS} does not fit the network of {CONFIG}: {odd[0].removeprefix('model.')} and "
-            f"{len(odd) - 1} more differ"
+            f"{file} does not fit the network of {CONFIG}: {odd[0].removeprefix('model.')} and {len(odd) - 1} more "
+            "differ"
         )
-    digest = hashlib.sha256(content + settings.model_dump_json().encode()).hexdigest()
-    return DiffusersNetwork(settings, weights, digest)
+    return DiffusersNetwork(settings, weights, digest.hexdigest())
 
 
 def _check_runs(settings: DiffusersSettings) -> None:
@@ -113,22 +127,27 @@ def _check_runs(settings: DiffusersSettings) -> None:
 
 
 def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
-    """Return the settings in the two configs, without metadata (`_diffusers_version`) and sampling settings."""
+    """Return the settings in the two configs, without those of sampling.
+
+    Keys that diffusers' class does not take, such as those of a moving average, are left out as diffusers does.
+    """
+    _check_makes_images(unet)
     config = _config(unet / CONFIG)
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
         raise UserError(f"{unet} holds a {kind}: of diffusers' networks only a UNet2DModel can be a teacher")
-    files = [unet / SCHEDULER, unet / "scheduler" / SCHEDULER]
-    if unet.name == "unet":
-        files.append(unet.parent / "scheduler" / SCHEDULER)
-    file = next((file for file in files if exists(file)), None)
+    file = next((file for file in _scheduler_files(unet) if exists(file)), None)
     if file is None:
         raise UserError(f"{unet} has no scheduler: {SCHEDULER} must be next to it or in scheduler/")
     scheduler = _config(file)
-    if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
+    betas = scheduler.get("trained_betas")
+    if "beta_schedule" not in scheduler and betas is None:
         raise UserError(f"{file} has no beta_schedule: it is not one with discrete DDPM steps")
+    if isinstance(betas, list) and len(betas) != scheduler.get("num_train_timesteps", 1000):
+        raise UserError(f"{file} cannot be used: its {len(betas)} trained_betas are not num_train_timesteps")
+    known = unet_parameters()
     tree = {
-        "unet": {name: v for name, v in config.items() if not name.startswith("_")},
+        "unet": {name: value for name, value in config.items() if name in known},
         "scheduler": {name: v for name, v in scheduler.items() if name in ScheduleSettings.model_fields},
         "null_class": num_classes > 0 and config.get("num_class_embeds") == num_classes + 1,
     }
@@ -153,15 +172,90 @@ def _config(file: UPath) -> dict[str, Any]:
     return config
 
 
-def _weights_file(unet: UPath) -> bytes:
-    """Read the file of weights."""
-    try:
-        return read_whole(unet / WEIGHTS)
-    except FileNotFoundError:
-        pass
-    if pickled := [path.name for path in children(unet) if path.suffix in (".bin", ".pt", ".ckpt")]:
+def _scheduler_files(unet: UPath) -> list[UPath]:
+    """Return the places of the scheduler's config: in the model's folder, the pipeline's, or that of its training."""
+    folders = [unet, unet / "scheduler"]
+    if unet.name in ("unet", "unet_ema"):
+        folders.append(unet.parent / "scheduler")
+        if unet.parent.name.startswith("checkpoint-"):
+            folders.append(unet.parent.parent / "scheduler")
+    return [folder / SCHEDULER for folder in folders]
+
+
+def _check_makes_images(unet: UPath) -> None:
+    """Refuse a pipeline without a U-Net, and one whose U-Net makes latents of a VAE."""
+    folder = unet.parent if unet.name in ("unet", "unet_ema") else unet
+    names = {path.name for path in children(folder)}
+    pipeline = _config(folder / PIPELINE) if PIPELINE in names else {}
+    kind = pipeline.get("_class_name", "pipeline")
+    if folder == unet and pipeline and CONFIG not in names:
+        raise UserError(
+            f"{folder} is a {kind}, which has no U-Net: of diffusers' networks only a UNet2DModel can be a teacher"
+        )
+    parts = {name: value[-1] for name, value in pipeline.items() if isinstance(value, list) and value}
+    parts |= {name: name for name in names & _DECODERS}
+    decoders = [name for name, part in parts.items() if name in _DECODERS or _DECODER.match(str(part))]
+    if decoders:
+        raise UserError(
+            f"{folder} cannot be used: this {kind}'s U-Net makes latents, which its {decoders[0]} decodes, and raysid "
+            "distils pixels: give a model that makes images itself, such as a DDPMPipeline"
+        )
+
+
+_DECODERS = {"vae", "vqvae", "movq"}
+_DECODER = re.compile("(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
+
+
+def _weights_files(unet: UPath) -> list[UPath]:
+    """Return the files of the weights: one, or the shards of an index.
+
+    The weights without a variant come first, as in diffusers; of variants, those of `_VARIANTS`.
+    """
+    names = {path.name for path in children(unet)}
+    found: dict[str, str] = {}  # by variant; "" for none
+    for name in sorted(names):
+        if match := _WEIGHTS.fullmatch(name):
+            found.setdefault(match["variant"] or "", name)
+        elif match := _INDEX.fullmatch(name):
+            found.setdefault(match["variant"] or "", name)
+    variant = next((variant for variant in ("", *_VARIANTS) if variant in found), None)
+    if variant is None and len(found) > 1:
+        raise UserError(f"{unet} has several variants of its weights ({', '.join(found)}): keep one")
+    if found:
+        name = found[variant] if variant is not None else next(iter(found.values()))
+        return [unet / name] if name.endswith(SAFETENSORS) else _shards(unet / name)
+    if pickled := sorted(name for name in names if name.endswith(_PICKLES)):
         raise UserError(
             f"{unet} has its weights in {pickled[0]}, which could run a program and is never opened: save the "
             "model with save_pretrained(..., safe_serialization=True)"
         )
-    raise UserError(f"{unet / WEIGHTS} is missing: copy the whole folder")
+    if others := sorted(name for name in names if name.endswith(_OTHERS)):
+        raise UserError(
+            f"{unet} has its weights in {others[0]}, which raysid does not read: save the model with "
+            "save_pretrained(..., safe_serialization=True) of diffusers for torch"
+        )
+    raise UserError(f"{unet / STEM}{SAFETENSORS} is missing: copy the whole folder")
+
+
+_WEIGHTS = re.compile(rf"{STEM}(\.(?P<variant>[\w-]+))?\.safetensors")
+_INDEX = re.compile(rf"{STEM}\.safetensors\.index(\.(?P<variant>[\w-]+))?\.json")
+
+
+def _shards(index: UPath) -> list[UPath]:
+    """Return the files that an index of shards names."""
+    places = _config(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{index} is damaged: it has no weight_map")
+    names = {name if isinstance(name, str) else "" for name in places.values()}
+    if any(not re.fullmatch(r"\w[\w.-]*\.safetensors", name) for name in names):
+        raise UserError(
+            f"{index} is damaged: its weight_map names files that are not {SAFETENSORS} beside it"
+        )
+    return [index.parent / name for name in sorted(names)]
+
+
+def _read(file: UPath) -> bytes:
+    try:
+        return read_whole(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: copy the whole folder") from None
