@@ -48,8 +48,9 @@ class TeacherSettings(Settings):
     )
     path: Annotated[str | None, COMMON] = Field(
         None,
-        description="Teacher to distil, instead of `recipe`: a folder that raysid or diffusers wrote, or a .pkl "
-        "published by EDM's authors (a path, gs://..., s3://... or https://...).",
+        description="Teacher to distil, instead of `recipe`: a folder that raysid or diffusers wrote, a .pkl published "
+        "by EDM's authors (a path, gs://..., s3://... or https://...), or a model of the Hugging Face Hub "
+        "(org/name, org/name@revision).",
     )
     factory: FactoryName | None = Field(
         None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,23 +207,35 @@ _DECODERS = {"vae", "vqvae", "movq"}
 _DECODER = re.compile("(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
 
 
-def _weights_files(unet: UPath) -> list[UPath]:
-    """Return the files of the weights: one, or the shards of an index.
+def weights_name(names: Iterable[str]) -> str | None:
+    """Return the file of the weights among the names in a U-Net's folder: safetensors, or an index of shards.
 
-    The weights without a variant come first, as in diffusers; of variants, those of `_VARIANTS`.
+    The weights without a variant come first, as in diffusers; of variants, those of `_VARIANTS`. None if there are no
+    weights that can be read.
+
+    Raises:
+        ValueError: there are several other variants; the text lists them.
     """
-    names = {path.name for path in children(unet)}
     found: dict[str, str] = {}  # by variant; "" for none
     for name in sorted(names):
-        if match := _WEIGHTS.fullmatch(name):
-            found.setdefault(match["variant"] or "", name)
-        elif match := _INDEX.fullmatch(name):
+        if match := _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name):
             found.setdefault(match["variant"] or "", name)
     variant = next((variant for variant in ("", *_VARIANTS) if variant in found), None)
-    if variant is None and len(found) > 1:
-        raise UserError(f"{unet} has several variants of its weights ({', '.join(found)}): keep one")
-    if found:
-        name = found[variant] if variant is not None else next(iter(found.values()))
+    if variant is not None:
+        return found[variant]
+    if len(found) > 1:
+        raise ValueError(f"several variants of its weights ({', '.join(found)})")
+    return next(iter(found.values()), None)
+
+
+def _weights_files(unet: UPath) -> list[UPath]:
+    """Return the files of the weights: one, or the shards of an index."""
+    names = {path.name for path in children(unet)}
+    try:
+        name = weights_name(names)
+    except ValueError as error:
+        raise UserError(f"{unet} has {error}: keep one") from None
+    if name is not None:
         return [unet / name] if name.endswith(SAFETENSORS) else _shards(unet / name)
     if pickled := sorted(name for name in names if name.endswith(_PICKLES)):
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -12,12 +13,21 @@ from upath import UPath
 
 from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource
-from raysid.errors import UserError
+from raysid.errors import NotHere, UserError
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers_folder import SAMPLER_STEPS as DDIM_STEPS
 from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
 from raysid.networks.factory import FactoryDenoiser, build_factory
-from raysid.networks.files import CONFIG, AnySettings, NetworkCard, load_network, network_files, save_network
+from raysid.networks.files import (
+    CONFIG,
+    AnySettings,
+    NetworkCard,
+    load_network,
+    network_files,
+    save_network,
+    weights_digest,
+)
+from raysid.networks.hub import hub_folder, is_hub_name, pinned
 from raysid.networks.published import Published, read_published
 from raysid.recipes import load_recipe
 from raysid.storage import exists, is_local, location, storage_folder
@@ -95,8 +105,11 @@ def _find(config: Config, source: ImageSource | None) -> Found:
     path, factory = config.teacher.path, config.teacher.factory
     if path is not None and file_name(path).lower().endswith(".pkl"):
         published = read_published(local_copy(path), path)
-        return _find_converted(published, path, file_name(path), config.storage, source)
+        name = file_name(path)
+        return _find_converted(published, path, name, config.storage, source, PurePath(name).stem)
     if path is not None:
+        if is_hub_name(path):
+            return _find_hub(path, config, source)
         if (unet := find_unet(location(path))) is not None:
             network = read_diffusers(unet, source.num_classes if source else 0)
             return _find_converted(network, path, UPath(path).name, config.storage, source)
@@ -114,15 +127,59 @@ def _find(config: Config, source: ImageSource | None) -> Found:
 
 
 def _find_converted(
-    foreign: Published | DiffusersNetwork, path: str, name: str, storage: str, source: ImageSource | None
+    foreign: Published | DiffusersNetwork,
+    path: str,
+    name: str,
+    storage: str,
+    source: ImageSource | None,
+    stem: str | None = None,
 ) -> Teacher | ForeignTeacher:
-    """Return the converted teacher if it exists, else the source to convert."""
+    """Return the converted teacher if it exists, else the source to convert.
+
+    Args:
+        name: recorded on its card as where it is from.
+        stem: begins the name of its folder; `name` by default.
+    """
     check_fits(foreign.settings, f"teacher {path}", source)
-    stem = PurePath(name).stem if isinstance(foreign, Published) else name
-    folder = converted_folder(storage, "teachers", stem, foreign.sha256)
+    folder = converted_folder(storage, "teachers", stem or name, foreign.sha256)
     if exists(folder / CONFIG):
         return load_teacher(folder, source)
     return ForeignTeacher(folder, foreign.card(name), foreign.network)
+
+
+def _find_hub(path: str, config: Config, source: ImageSource | None) -> Teacher | ForeignTeacher:
+    """Return the converted teacher of a model of the Hub if it exists, else the model to convert.
+
+    A folder of raysid's is converted too, that is copied: other nodes do not have this machine's cache.
+    """
+    cached = hub_folder(path)
+    name = path.partition("@")[0]
+    stem, revision = name.rpartition("/")[2], f"{name}@{cached.name}"
+    if (unet := find_unet(UPath(cached))) is not None:
+        network = read_diffusers(unet, source.num_classes if source else 0)
+        return _find_converted(network, path, revision, config.storage, source, stem)
+    teacher, loaded = _load(UPath(cached), source, config.teacher.factory)
+    if isinstance(loaded, FactoryDenoiser):
+        check_factory_network(loaded, config)
+    folder = converted_folder(config.storage, "teachers", stem, weights_digest(UPath(cached)))
+    if exists(folder / CONFIG):
+        return load_teacher(folder, source, config.teacher.factory)
+    trained = teacher.card.trained | {"imported_from": revision}
+    return ForeignTeacher(folder, teacher.card.model_copy(update={"trained": trained}), lambda: loaded)
+
+
+def with_revision(config: Config, recorded: str | None) -> Config:
+    """Return a config whose `teacher.path`, if it is a model of the Hub, names the commit, so that the run records it.
+
+    Args:
+        recorded: the path that the run to resume recorded, whose commit stays.
+    """
+    path = config.teacher.path
+    if path is None or not is_hub_name(path):
+        return config
+    with suppress(NotHere):  # `find_teacher` raises it together with other files that are missing
+        path = pinned(path, recorded)
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": path})})
 
 
 def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teacher | ForeignTeacher:

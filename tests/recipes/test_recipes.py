@@ -342,7 +342,7 @@ def test_a_bad_override_is_reported(overrides: dict[str, Any], words: str) -> No
             [
                 "unknown key storag; did you mean storage?",
                 "seed is -1; allowed: integer at least 0, below 9223372036854775808",
-                "method.tmax is 0; allowed: integer above 0, at most 1000, or null",
+                "method.tmax is 0; allowed: integer above 0, at most 100000, or null",
             ],
         ),
         (  # conflicts, with all settings valid or not

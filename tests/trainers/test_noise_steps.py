@@ -119,7 +119,7 @@ def pipeline(folder: Path, **scheduler: Any) -> Path:
     return folder
 
 
-def short(teacher: Path, storage: Path, steps: int = 2, **changes: Any) -> Config:
+def short(teacher: Path | str, storage: Path, steps: int = 2, **changes: Any) -> Config:
     """A run of few steps without evaluation."""
     settings = {
         "method__adversarial": None,

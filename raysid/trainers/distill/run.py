@@ -31,7 +31,7 @@ from raysid.trainers.summary import (
     print_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Teacher, network_settings, trained_teacher
+from raysid.trainers.teachers import Teacher, network_settings, trained_teacher, with_revision
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -85,8 +85,9 @@ def distill(
     if config.run.name is None:
         raise UserError("give run.name: this config has no recipe to take it from")
     branch = _find_branch(config, resume_from, fresh) if resume_from else None
-    inputs = find_inputs(config)
     begun = begun_config(config, fresh, branch.path if branch else None)
+    config = with_revision(config, begun.teacher.path if begun else None)
+    inputs = find_inputs(config)
     config = with_noise_steps(config, network_settings(inputs.teacher), begun.method if begun else None)
     check_start_step(config, inputs.start)
     with RunFolder(config, fresh) as folder:
