@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters, line separators, marks that reverse the direction of text, and halves of characters.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def one_line(text: str) -> str:
     """Return text without control characters, which could steer the terminal or add lines; they become spaces."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def printable(text: str) -> str:
+    """Return a name or a message as one line that cannot steer a terminal: control characters become escapes."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class RaysidError(Exception):

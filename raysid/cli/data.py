@@ -137,7 +137,7 @@ def _print_classes(source: ImageSource) -> None:
     if not source.num_classes:
         click.echo("classes  none")
         return
-    from raysid.data.pictures import printable
+    from raysid.errors import printable
 
     labels = getattr(source, "labels", None)
     names = map(printable, labels.names) if labels else map(str, range(source.num_classes))

@@ -13,6 +13,7 @@ from typing import IO, Any
 import click
 
 from raysid.errors import InvalidConfig, NotHere, RunFailed, RunStopped, StorageError, UserError
+from raysid.run.output import printable_output
 
 _SIGNALLED = 128  # plus the signal's number: the convention of shells
 
@@ -68,6 +69,11 @@ def _in_one_line() -> Iterator[None]:
 
 class Commands(click.Group):
     """A group whose commands report errors that the user can act on in one line, without a traceback."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line; its output, and that of libraries, does not steer the terminal."""
+        with printable_output():
+            return super().main(*arguments, **options)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Parse the command line, and print the help if it asks for it."""

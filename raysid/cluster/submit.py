@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from raysid.cluster.connect import DEFAULT_DASHBOARD, TOKEN_HELP, use_token
 from raysid.errors import UserError
 from raysid.ray_internals import PACKAGING_LOG
+from raysid.run.output import drawing, printable_lines
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -113,10 +114,12 @@ class JobServer:
             for line in lines:
                 progress = redraw and _PROGRESS.match(line) is not None
                 # From the line's start, over the progress that stands there, if it does.
-                print(("\r\x1b[K" if open_line else "") + line, end="" if progress else "\n", flush=True)
+                out = drawing(sys.stdout)
+                clean = ("\r\x1b[K" if open_line else "") + printable_lines(line)
+                print(clean, end="" if progress else "\n", file=out, flush=True)
                 open_line = progress
         if open_line or rest:
-            print(rest, flush=True)
+            print(printable_lines(rest), flush=True)
 
     @contextmanager
     def _user_errors(self) -> Iterator[None]:

@@ -26,9 +26,9 @@ from raysid.data.labels import (
     names_listed,
 )
 from raysid.data.picture_source import ListedSource, left_out_note
-from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture, printable
+from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
-from raysid.errors import NotHere, RaysidError, UserError
+from raysid.errors import NotHere, RaysidError, UserError, printable
 from raysid.storage import is_local, open_file, storage_errors
 from raysid.storage.failures import explain
 from raysid.storage.s3 import in_one_request

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from upath import UPath
 
-from raysid.data.pictures import COMMON, SUFFIXES, printable
-from raysid.errors import NotHere, RaysidError, StorageError, UserError
+from raysid.data.pictures import COMMON, SUFFIXES
+from raysid.errors import NotHere, RaysidError, StorageError, UserError, printable
 from raysid.storage import BUCKETS, is_local, location, storage_errors
 from raysid.storage.failures import explain, storage_error
 

@@ -16,8 +16,9 @@ from raysid.data.files import REQUESTS, Found, described, reading_source, suffix
 from raysid.data.folder_labels import folder_labels
 from raysid.data.labels import class_labels
 from raysid.data.picture_source import ListedSource, left_out_note
-from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
+from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
+from raysid.errors import printable
 from raysid.storage import storage_errors
 from raysid.storage.failures import storage_error
 from raysid.storage.s3 import in_one_request

@@ -10,8 +10,7 @@ from upath import UPath
 
 from raysid.data.files import File, Found
 from raysid.data.labels import DATASET_JSON, MAX_LABELS, listed_labels, match_labels, names_listed
-from raysid.data.pictures import printable
-from raysid.errors import UserError
+from raysid.errors import UserError, printable
 from raysid.storage import file_size, read_whole
 
 _CHUNK = re.compile(r"(\d{5})/img\d{8}\.\w+")  # a picture's path as EDM's dataset tool writes it

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from raysid.data import parquet_check
 from raysid.data.files import damaged_file, in_threads
 from raysid.data.parquet_check import LENGTH, read_footer
-from raysid.data.pictures import printable
-from raysid.errors import UserError
+from raysid.errors import UserError, printable
 from raysid.storage import open_file
 
 FORM = "Parquet"

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raysid.data.pictures import printable
-from raysid.errors import UserError
+from raysid.errors import UserError, printable
 from raysid.storage.plain_json import parse_json
 
 LABEL_COLUMN = "label"  # the default of `data.label_column`

@@ -19,9 +19,9 @@ from raysid.data.files import File, Found, damaged_file, in_threads, reading_sou
 from raysid.data.footers import FORM, read_footers
 from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed
 from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
-from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture, printable
+from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture
 from raysid.data.source import Piece, Texts
-from raysid.errors import RaysidError, UserError
+from raysid.errors import RaysidError, UserError, printable
 from raysid.storage import open_file
 from raysid.storage.failures import explain
 

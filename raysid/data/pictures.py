@@ -160,8 +160,3 @@ def _resized(picture: Any, fit: Fit) -> Any:
         picture = picture.crop((left, top, left + side, top + side))
     size = (fit.resolution, fit.resolution)
     return picture.resize(size, Image.Resampling[fit.filter.upper()])
-
-
-def printable(name: str) -> str:
-    """Return a name that can be printed and stored: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

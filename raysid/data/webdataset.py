@@ -17,10 +17,10 @@ from raysid.data.files import HIDDEN, Found, in_threads, is_hidden, reading_sour
 from raysid.data.json_fields import Field, label_field, nested, read_fields
 from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
 from raysid.data.picture_source import ListedSource, left_out_note
-from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture, printable
+from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture
 from raysid.data.source import Texts
 from raysid.data.tar_headers import tar_members
-from raysid.errors import UserError
+from raysid.errors import UserError, printable
 from raysid.storage import open_file
 
 MOST_FIELDS = 100  # whose names are kept for a message

@@ -13,6 +13,7 @@ from raysid.recipes.migrations import migrated
 from raysid.recipes.yaml_form import NotYAML, parse_yaml
 
 _FOLDER = Path(__file__).resolve().parent
+MAX_RECIPE = 1 << 18  # bytes; PyYAML takes seconds for them
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -135,6 +136,10 @@ def _is_relative(recipe: Any) -> bool:
 
 def _read(name: str, path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > MAX_RECIPE:
+            raise UserError(
+                f"{name} has {size:,} bytes, and a recipe at most {MAX_RECIPE:,}; give a YAML file"
+            )
         values = parse_yaml(path.read_bytes())
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from error

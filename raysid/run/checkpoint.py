@@ -31,6 +31,7 @@ from raysid.storage import (
     remove_folder,
     write_whole,
 )
+from raysid.storage.plain_json import parse_json
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-\d{8,}")
@@ -171,8 +172,8 @@ def read_manifest(path: UPath) -> Checkpoint | None:
     """
     file = path / MANIFEST
     try:
-        content = json.loads(read_whole(file))
-    except (FileNotFoundError, ValueError, RecursionError):
+        content = parse_json(read_whole(file))
+    except (FileNotFoundError, ValueError):
         return None
     if isinstance(content, dict):
         check_format(content.get("format"), file)

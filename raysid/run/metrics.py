@@ -13,7 +13,6 @@ without the time between a kill and a resume and without work that a kill threw 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.storage import read_whole
+from raysid.storage.plain_json import parse_json
 
 METRICS, WARNING = "metrics.jsonl", "warning"
 COMMON_KEYS = frozenset({"kind", "step", "images", "time", "unix_time"})
@@ -52,8 +52,8 @@ def parse_lines(content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     lines = []
     for line in content.split(b"\n"):
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line)
+        except ValueError:
             continue
         if isinstance(entry, dict):
             lines.append((line, entry))

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raysid.errors import printable
+from raysid.run.output import drawing, printable_lines
 from raysid.run.text import duration, is_terminal, short_number, write_text
 
 _SPEED_WINDOW = 15.0  # seconds over which the speed is averaged
@@ -68,7 +70,7 @@ class ProgressLine:
         # (time, images) of recent updates. It begins with the first update: before that actors start.
         self._recent: deque[tuple[float, int]] = deque()
         if is_terminal(self._out):
-            console = Console(file=self._out, force_terminal=True)
+            console = Console(file=drawing(self._out), force_terminal=True)
             # Rich draws from a separate thread, so `update` never waits for a terminal.
             self._live = Live(
                 console=console,
@@ -113,9 +115,9 @@ class ProgressLine:
     def message(self, text: str) -> None:
         """Print a separate line."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            write_text(self._out, text + "\n")
+            write_text(self._out, printable_lines(text) + "\n")
 
     def _speed(self) -> float:
         """Images per second over the last seconds; 0 while unknown."""
@@ -164,7 +166,7 @@ class ProgressLine:
             parts.append(f"{duration((total - images) / rate)} left")
         if note and self._note:
             parts.append(self._note.rpartition(": ")[2] if compact else self._note)
-        return " | ".join(parts)
+        return printable(" | ".join(parts))
 
     def _layouts(self) -> Iterator[tuple[str, bool]]:
         """Ways to write the live line, (text after the bar, whether there is a bar), the best first."""

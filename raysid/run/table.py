@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysid.errors import printable
+from raysid.run.output import drawing
 from raysid.run.text import is_terminal, is_unicode, write_text
 
 
@@ -30,6 +32,7 @@ def print_table(
     """
     out = stream or sys.stdout
     terminal = is_terminal(out)
+    title, columns = printable(title), [printable(column) for column in columns]
     cells = [[_cell(value) for value in row] for row in rows]
     # Few lines, which survive any log viewer.
     style = box.SIMPLE_HEAD if is_unicode(out) else box.ASCII
@@ -47,7 +50,7 @@ def print_table(
     console.print(Text(title, "bold"), soft_wrap=True)
     console.print(table)
     lines = (line.rstrip() for line in text.getvalue().splitlines())
-    write_text(out, "\n".join(lines) + "\n")
+    write_text(drawing(out), "\n".join(lines) + "\n")
 
 
 def _column_widths(
@@ -79,7 +82,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
+    return printable(str(value))
 
 
 def _is_number(value: Any) -> bool:

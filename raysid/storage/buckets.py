@@ -54,11 +54,13 @@ def location(path: str | os.PathLike[str] | UPath) -> UPath:
     if separator and scheme in BUCKETS and not rest.startswith("//"):
         raise UserError(f"{text}: the address of a bucket has two slashes: {scheme}://{rest.lstrip('/')}")
     if not rest.startswith("//") or not _SCHEME.fullmatch(scheme):
-        return UPath(os.path.expanduser(text))
-    try:
-        return UPath(f"{scheme}:{rest}")
-    except ValueError:  # as universal_pathlib and fsspec raise for a protocol that they do not know
-        raise UserError(f"{text}: {scheme}:// is not read; give a path, gs://... or s3://...") from None
+        local = Path(os.path.expanduser(text))
+        return UPath(
+            local.absolute() if ":" in text else local
+        )  # fsspec sees protocols in `data:x` and `zip::x`
+    if scheme not in (*LOCAL, *BUCKETS):  # fsspec has more, some of which fetch from the web or run programs
+        raise UserError(f"{text}: {scheme}:// is not read; give a path, gs://... or s3://...")
+    return UPath(f"{scheme}:{rest}")
 
 
 def expand(text: str) -> str:

@@ -17,6 +17,7 @@ from fsspec.implementations.cached import WholeFileCacheFileSystem
 from raysid.errors import NotHere, UserError
 from raysid.storage.buckets import BUCKETS, expand, location
 from raysid.storage.failures import client_errors, foreign_errors, storage_error
+from raysid.storage.files import check_regular
 
 WEB = ("https", "http")
 SILENT_SECONDS = 60  # without an answer; a whole file may take any time
@@ -50,6 +51,7 @@ def local_copy(path: str) -> Path:
         local = Path(path.removeprefix("file://")).expanduser()
         if not local.exists():
             raise NotHere(f"there is no file {path}")
+        check_regular(local)
         return local
     if protocol not in (*WEB, *BUCKETS):
         raise UserError(f"{path} cannot be reached: give a local path, gs://..., s3://... or https://...")

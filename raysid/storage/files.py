@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Set
 from contextlib import suppress
@@ -14,10 +14,11 @@ from typing import Any, Self
 
 from upath import UPath
 
-from raysid.errors import UserError
+from raysid.errors import StorageError, UserError
 from raysid.storage import s3
 from raysid.storage.buckets import is_local
 from raysid.storage.failures import storage_errors
+from raysid.storage.plain_json import parse_json
 
 PARTIAL = ".partial"  # the ending of a file that is being written
 
@@ -85,6 +86,7 @@ def read_whole(path: UPath) -> bytes:
     """
     with storage_errors(path, "read"):
         if is_local(path):
+            check_regular(path)
             try:
                 return path.read_bytes()
             except NotADirectoryError:
@@ -93,9 +95,19 @@ def read_whole(path: UPath) -> bytes:
         return content
 
 
+def check_regular(path: UPath | Path) -> None:
+    """Raise StorageError if a local path is a pipe, a device or a socket: reading it may never end."""
+    if is_local(path):
+        with suppress(OSError):  # opening it raises a better one
+            kind = os.stat(str(getattr(path, "path", path))).st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise StorageError(str(path), "read", "it is a pipe, a device or a socket, not a file")
+
+
 def open_file(path: str | UPath) -> OpenFile:
     """Open a file for reading in parts. Raises FileNotFoundError where there is none."""
     with storage_errors(path, "read"):
+        check_regular(UPath(path))
         return OpenFile(UPath(path).open("rb"), str(path))
 
 
@@ -154,7 +166,7 @@ def holds(path: UPath, content: str) -> bool:
 def read_json(path: UPath) -> Any:
     """Read a JSON file; None where there is none. Raises UserError where it is damaged."""
     try:
-        return json.loads(read_whole(path))
+        return parse_json(read_whole(path))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -18,6 +18,7 @@ from upath import UPath
 from raysid.errors import RunFailed, StorageError
 from raysid.storage.buckets import is_local
 from raysid.storage.files import read_whole, remove_file, write_new, write_whole
+from raysid.storage.plain_json import parse_json
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -120,7 +121,7 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            held = json.loads(read_whole(self.path))
+            held = parse_json(read_whole(self.path))
         except (FileNotFoundError, ValueError):
             return None
         return held if isinstance(held, dict) else None

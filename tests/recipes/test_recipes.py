@@ -472,3 +472,10 @@ def test_a_number_without_measure_is_refused(tmp_path: Path, number: str) -> Non
     assert "a number of more than 100 digits" in complaint(
         write(tmp_path, "m.yaml", DISTILL + f"seed: {number}\n")
     )
+
+
+def test_a_file_that_is_too_large_for_a_recipe_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_bytes(b"[" * (1 << 19))
+    with pytest.raises(UserError, match="has 524,288 bytes, and a recipe at most 262,144"):
+        load_recipe(str(path))

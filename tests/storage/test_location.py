@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 from raysid.config import Config
-from raysid.errors import UserError
+from raysid.errors import StorageError, UserError
 from raysid.generator import generator_folder
 from raysid.recipes import load_recipe
 from raysid.run.watch import state_of
-from raysid.storage import location, storage_folder
+from raysid.storage import is_local, location, open_file, read_json, read_whole, storage_folder
+from raysid.storage.download import local_copy
 from raysid.trainers.distill import distill
 from tests.support.tiny_run import SHORT, tiny_config, tiny_teacher
 
@@ -82,3 +86,36 @@ def test_a_recipe_in_the_home_folder_and_what_it_extends(home: Path) -> None:
     for recipe in ("~/mine.yaml", "${SCRATCH}/../mine.yaml"):
         config = load_recipe(recipe)
         assert isinstance(config, Config) and config.seed == 4
+
+
+@pytest.mark.parametrize(
+    "scheme", ["http", "https", "ftp", "memory", "github", "data", "simplecache", "HTTP"]
+)
+def test_only_the_schemes_of_folders_and_buckets_are_read(scheme: str) -> None:
+    with pytest.raises(UserError, match=f"{scheme.lower()}:// is not read; give a path"):
+        location(f"{scheme}://host/folder")
+
+
+@pytest.mark.parametrize(
+    "name", ["zip::/tmp/x.zip", "simplecache::http://127.0.0.1/x", "data:text/plain,x", "a:b"]
+)
+def test_other_names_are_files_of_this_machine(name: str) -> None:
+    found = location(name)
+    assert is_local(found) and found.path.startswith("/")
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    for name in ("pipe", "zero", "socket"):
+        path = UPath(tmp_path / name)
+        for read in (read_whole, open_file, local_copy, read_json):
+            with pytest.raises(
+                StorageError, match=f"{name} cannot be read: it is a pipe, a device or a socket"
+            ):
+                read(path if read is not local_copy else str(path))  # type: ignore[operator]
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_bytes(b"1")
+    assert read_whole(UPath(tmp_path / "link")) == b"1"
