@@ -34,10 +34,13 @@ TENSORBOARD = "tensorboard"
 # The kinds of lines whose numbers are curves, and the prefix of each.
 _CURVES = {"train": "train", "perf": "perf", "evaluation": "eval"}
 _CHUNK = 1 << 20  # bytes of events that are written together
+_FILE_BYTES = (
+    1 << 20
+)  # a larger file is left as it is, and another begins: a bucket gets a changed file whole
 
 
 class Events:
-    """A new file of events in a run's `tensorboard/`; older files are removed.
+    """New files of events in a run's `tensorboard/`; older files are removed.
 
     Args:
         folder: the run's folder, on this machine.
@@ -60,10 +63,8 @@ class Events:
                 # Emptied now and removed the next time: a TensorBoard that is reading a file does not survive its
                 # removal.
                 old.write_bytes(b"") if old.stat().st_size else old.unlink()
-        # TensorBoard reads a folder's files in the order of their names.
-        self._file = logs / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._pending = io.BytesIO()
-        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._begin_file()
         # At a session's start an open TensorBoard forgets the events that it has read: all of them follow again.
         self._add_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
         # No summary of the experiment: it would fix the HParams tab's columns, for every run under a storage folder.
@@ -109,7 +110,16 @@ class Events:
 
     def _flush(self) -> None:
         append_whole(self._file, self._pending.getvalue())
+        self._written += self._pending.tell()
         self._pending = io.BytesIO()
+        if self._written > _FILE_BYTES:
+            self._begin_file()
+
+    def _begin_file(self) -> None:
+        """Write what follows to another file. TensorBoard reads a folder's files in the order of their names."""
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file, self._written = self._folder / TENSORBOARD / name, 0
+        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, bool | float | str]]:

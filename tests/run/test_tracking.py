@@ -17,9 +17,12 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from upath import UPath
 
 from raysid.run.metrics import read_metrics
 from raysid.run.tracking import Tracker
+from raysid.storage import make_folder, write_whole
+from raysid.storage.mirror import Mirror
 from tests.support.tensorboard_server import tensorboard
 
 BATCH = 256
@@ -217,8 +220,41 @@ def events(folder: Path) -> Callable[[str], Any]:
     return accumulator.Scalars
 
 
+def test_a_long_record_is_not_uploaded_whole_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object of a bucket cannot grow: what has grown is uploaded whole. So TensorBoard has several files."""
+    run, bucket = tmp_path / "run", UPath(tmp_path / "bucket")
+    mirror = Mirror(run, bucket)
+    uploaded: list[int] = []
+
+    def upload(path: UPath, content: bytes) -> None:
+        make_folder(path.parent)
+        if "tfevents" in path.name:
+            uploaded.append(len(content))
+        write_whole(path, content)
+
+    monkeypatch.setattr("raysid.storage.mirror.write_whole", upload)
+    figures = {f"loss/{number}" * 5: float(number) for number in range(200)}
+    with Tracker(run, SETTINGS) as tracker:
+        for step in range(1, 400):
+            tracker.train(step, step * BATCH, figures)
+            if step % 100 == 0:
+                mirror.sync()
+        mirror.sync()
+        whole = sum(uploaded)
+        uploaded.clear()
+        tracker.train(400, 400 * BATCH, figures)
+        mirror.sync()
+    assert sum(uploaded) < 1.1 * 2**20 and whole > 4 * 2**20
+    for folder in (run, tmp_path / "bucket"):
+        scalars = events(folder)
+        assert [event.step for event in scalars(f"train/{'loss/7' * 5}")] == [
+            s * BATCH for s in range(1, 401)
+        ]
+
+
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_resumed_run_in_tensorboard(tmp_path: Path, fast: bool) -> None:
+def test_a_resumed_run_in_tensorboard(tmp_path: Path, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysid.run.events._FILE_BYTES", 3000)  # a few lines
     run = tmp_path / "digits-sida"
     with Tracker(run, SETTINGS) as tracker:
         record(tracker, range(1, 16))
