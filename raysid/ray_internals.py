@@ -5,6 +5,7 @@ Written against Ray 2.60. Ray is imported inside the functions, so that importin
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 # Loggers of notices that no user of raysid needs. Watch: a logger whose module has moved logs again.
@@ -40,6 +41,22 @@ def task_attempt() -> int:
 
     worker: Any = ray._private.worker.global_worker  # type: ignore[attr-defined]
     return worker.core_worker.get_current_task_attempt_number()
+
+
+def autoscales() -> bool:
+    """Return True unless the connected cluster's monitor reports that nobody adds nodes to it.
+
+    The monitor calls the types of nodes `node_<id>` if it has no autoscaler's config. No documented name has this.
+    Watch: the key, the report's names, and the prefix.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    try:
+        report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
+        types = list(report["autoscaler_report"]["active_nodes"])
+    except (KeyError, TypeError, ValueError):
+        return True
+    return not types or not all(name.startswith("node_") for name in types)
 
 
 def controller_callback() -> Any:

@@ -16,6 +16,8 @@ TOKEN_HELP = (
     "give it in RAY_AUTH_TOKEN (on the cluster's head `ray get-auth-token` prints it)"
 )
 
+_started_here = False
+
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names or this process is part of; otherwise start one on this machine.
@@ -25,6 +27,7 @@ def connect() -> None:
     Raises:
         UserError: the address cannot be joined or does not answer, or the token is missing.
     """
+    global _started_here
     address = os.environ.get(ADDRESS, "")
     check_address(address)
     import ray
@@ -56,6 +59,12 @@ def connect() -> None:
         raise UserError(
             f"no Ray cluster to join at {address}: {' '.join(str(error).split())[:200]}"
         ) from None
+    _started_here = not address
+
+
+def started_here() -> bool:
+    """Return True if `connect` started the cluster in this process: nobody adds nodes to it."""
+    return _started_here
 
 
 def check_address(address: str) -> None:

@@ -93,11 +93,7 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         UserError: the network cannot be built, or a module of the user's own cannot run on the meta device.
     """
     network = _on_meta(settings, factory)
-    with torch.device("meta"):
-        x_t = torch.empty(BATCH, *settings.sample_shape)
-        t = torch.ones(BATCH, dtype=torch.long if settings.discrete_levels else None)
-        cond = torch.empty(BATCH, settings.label_dim) if settings.label_dim else None
-    inputs = x_t, t, cond
+    inputs = _meta_inputs(settings)
 
     def passes(half: bool) -> tuple[_Pass, _Pass, _Pass]:
         """Return the passes of a learner, a scorer and the encoder only."""
@@ -125,9 +121,44 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         encoder_backward=encoder.backward,
         graphs={half: GraphBytes(*(one.graph for one in counted)) for half, counted in found.items()},
         kernels=launched.count,
-        image_bytes=x_t[0].nbytes,
+        image_bytes=inputs[0][0].nbytes,
         classes=settings.label_dim,
     )
+
+
+def quick_costs(settings: AnySettings, factory: str | None, precision: Precision) -> NetworkCosts:
+    """Count a network's memory only, by one pass of a learner in `precision`, for a check that must be quick.
+
+    A scorer's graph is taken to be as large as a learner's; that of the encoder half as large.
+
+    Args:
+        factory: as for `build_denoiser`.
+    """
+    network = _on_meta(settings, factory)
+    inputs = _meta_inputs(settings)
+    half = precision != "float32"
+    with _Operations():
+        graph = _forward(network, network, inputs, True, half, count=False).graph
+    found = GraphBytes(graph, graph, graph / 2)
+    return NetworkCosts(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        forward=0.0,
+        pullback=0.0,
+        backward=0.0,
+        encoder=0.0,
+        encoder_backward=0.0,
+        graphs={False: found, True: found},
+        kernels=0,
+        image_bytes=inputs[0][0].nbytes,
+        classes=settings.label_dim,
+    )
+
+
+def _meta_inputs(settings: AnySettings) -> _Inputs:
+    with torch.device("meta"):
+        x_t = torch.empty(BATCH, *settings.sample_shape)
+        t = torch.ones(BATCH, dtype=torch.long if settings.discrete_levels else None)
+        return x_t, t, torch.empty(BATCH, settings.label_dim) if settings.label_dim else None
 
 
 def _on_meta(settings: AnySettings, factory: str | None) -> Network:
@@ -145,10 +176,13 @@ class _Pass(NamedTuple):
     graph: float
 
 
-def _forward(network: Network, run: _Run, inputs: _Inputs, learns: bool, half: bool) -> _Pass:
+def _forward(
+    network: Network, run: _Run, inputs: _Inputs, learns: bool, half: bool, count: bool = True
+) -> _Pass:
     """Count a pass: in train mode with trainable weights if `learns`, else with a trainable input.
 
-    The backward pass has the same operations in half precision: it is not counted there.
+    The backward pass has the same operations in half precision: it is not counted there. Without `count` only the
+    graph is looked at.
     """
     network.train(learns).requires_grad_(learns)
     x_t = inputs[0].detach().requires_grad_(not learns)
@@ -160,17 +194,20 @@ def _forward(network: Network, run: _Run, inputs: _Inputs, learns: bool, half: b
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with FlopCounterMode(display=False) as forward, hooks, lowering or nullcontext():
+    forwards, backwards = (FlopCounterMode(display=False) for _ in range(2))
+    with forwards if count else nullcontext(), hooks, lowering or nullcontext():
         output = run(x_t, *inputs[1:])
     weights: list[Tensor] = list(network.parameters())
     for weight in [*weights, *(lowering.weights.values() if lowering else ())]:
         kept.pop(weight.untyped_storage()._cdata, None)
     graph = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    with FlopCounterMode(display=False) as backward:
-        if not half:
+    with backwards:
+        if count and not half:
             sources = weights if learns else [x_t]
             torch.autograd.grad(output, sources, torch.ones_like(output), allow_unused=True)
-    return _Pass(*(count / BATCH for count in (forward.get_total_flops(), backward.get_total_flops(), graph)))
+    return _Pass(
+        *(count / BATCH for count in (forwards.get_total_flops(), backwards.get_total_flops(), graph))
+    )
 
 
 class _Operations(TorchDispatchMode):
