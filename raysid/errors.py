@@ -52,6 +52,10 @@ class RunFailed(RaysidError):
     """
 
 
+class Diverged(RunFailed):
+    """A run has diverged: its samples or its weights are NaN or infinite."""
+
+
 class StorageError(RaysidError):
     """A file, a folder or a bucket could not be read or written.
 
@@ -100,6 +104,10 @@ class NoAnswer(LearnerLost):
 
 class DeviceFailed(LearnerLost):
     """An accelerator failed under a learner, whose process must be replaced: its device's state is undefined."""
+
+
+class CheckpointDamaged(RaysidError):
+    """A learner read another file than its checkpoint's manifest names. The run catches this and takes one before."""
 
 
 class WorkersChanged(LearnerLost):

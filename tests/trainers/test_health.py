@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from upath import UPath
 
-from raysid.errors import RunFailed, UserError
+from raysid.errors import Diverged, RunFailed, UserError
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import WEIGHTS, load_network, save_network
 from raysid.roles.messages import StepReport
@@ -21,7 +21,7 @@ from raysid.run.checkpoint import Checkpoints
 from raysid.run.metrics import read_metrics
 from raysid.run.watch import state_of
 from raysid.trainers.distill import distill
-from raysid.trainers.distill.health import Diverged, Health
+from raysid.trainers.distill.health import LINES_KEPT, LOSSES, Health
 from tests.support.tiny_run import NETWORK, SHORT, run_of, tiny_config, tiny_teacher
 
 
@@ -44,7 +44,7 @@ def test_a_run_without_one_good_sample_fails_and_names_its_checkpoint(teacher: s
     """The teacher's weights are finite, but its images overflow. Such a run used to end with a loss of 0."""
     change_weights(teacher, lambda value: value * 1e20)
     config = tiny_config(teacher, tmp_path, **SHORT)
-    with pytest.raises(RunFailed, match="every sample of the last 5 steps is NaN or infinite") as failed:
+    with pytest.raises(Diverged, match="every sample of the last 5 steps is NaN or infinite") as failed:
         distill(config)
     first = run_of(config) / "checkpoints" / "step-00000000"
     assert f"the last whole checkpoint is {first}" in str(failed.value) and "\n" not in str(failed.value)
@@ -66,8 +66,9 @@ def test_a_run_ends_after_max_bad_steps(teacher: str, tmp_path: Path) -> None:
 def test_weights_that_overflow_are_never_written(teacher: str, tmp_path: Path) -> None:
     """A learning rate without measure: the run ends, and its generator and checkpoints are those from before."""
     config = tiny_config(teacher, tmp_path, **SHORT, generator__lr=1e38)
-    with pytest.raises(RunFailed, match=r"(weights are NaN or infinite|every sample of the last)"):
+    with pytest.raises(Diverged, match=r"(weights are NaN or infinite|every sample of the last)") as failed:
         distill(config)
+    assert str(failed.value).count("run the same command") == 1
     load_network(run_of(config) / "generator", "generator")  # refuses what is not finite
     assert Checkpoints(UPath(run_of(config)) / "checkpoints").newest() is not None
 
@@ -207,3 +208,14 @@ def test_a_few_bad_steps_do_not_end_a_run(watched: tuple[Health, list[str]]) -> 
     with pytest.raises(Diverged):
         health.step(19, bad)
     assert len(warnings) == 1
+
+
+def test_the_memory_of_a_long_run_is_bounded(watched: tuple[Health, list[str]]) -> None:
+    """The last lines are kept for a median; a run of weeks has hundreds of thousands."""
+    health, warnings = watched
+    for step in range(2 * LINES_KEPT):
+        health.line(step, line(loss__sid=-3.0 if step < LINES_KEPT else -40.0))
+    assert {len(health._losses[name]) for name in LOSSES} == {LINES_KEPT}
+    assert len(warnings) == 0  # 40 is usual by now
+    health.line(step, line(loss__sid=-900.0))
+    assert len(warnings) == 1 and "where 40 was usual" in warnings[0]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
 from raysid.config import Config
-from raysid.errors import RunFailed
+from raysid.errors import Diverged
 from raysid.roles.generator_learner import CLAMPED, SPREAD, TEACHER_ERROR
 from raysid.roles.learner import AFTER_DIVERGENCE, BAD_GRADIENTS, BAD_SAMPLES
 from raysid.roles.messages import StepReport
 
 LARGEST_ALPHA = 1.5  # published runs use 0.5 to 1.2
-EXPLODED = 20.0  # times the median of the lines so far
+EXPLODED = 20.0  # times the median of the last lines
 LINES_FOR_MEDIAN = 5
+LINES_KEPT = 1000  # a run of weeks has hundreds of thousands
 WORSE_DISTANCE = 3.0  # times the best one
 COLLAPSED = 0.1  # times the spread of the first line
 ALL_CLAMPED = 0.99
@@ -24,10 +26,6 @@ LOSSES = ("loss/sid", "loss/fake_score")
 # samples are not quite that.
 NO_DENOISER = 3.0
 ROLES = ("generator", "fake_score")
-
-
-class Diverged(RunFailed):
-    """No sample of a run is good any more."""
 
 
 class Health:
@@ -47,7 +45,7 @@ class Health:
         self.config = config
         self._warn = warn
         self._active: set[str] = set()
-        self._losses: dict[str, list[float]] = {name: [] for name in LOSSES}
+        self._losses: dict[str, deque[float]] = {name: deque(maxlen=LINES_KEPT) for name in LOSSES}
         self._first_spread: float | None = None
         self._best_distance = math.inf
         self.bad_steps = 0

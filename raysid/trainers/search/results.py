@@ -25,6 +25,7 @@ class TrialResult:
         metric: its best evaluated figure; None if it was not evaluated.
         images: images generated in its training.
         run: its run's folder.
+        diverged_at: the step at which it had diverged, if that is known.
     """
 
     values: dict[str, float]
@@ -32,6 +33,12 @@ class TrialResult:
     metric: float | None
     images: int
     run: str
+    diverged_at: int | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The status, and the step at which the trial had diverged."""
+        return self.status if self.diverged_at is None else f"{self.status} at step {self.diverged_at:,}"
 
     @property
     def usable(self) -> bool:
@@ -48,8 +55,9 @@ def collect_trials(config: TuneConfig, folder: UPath, ended: list[Trial]) -> lis
         figures = [e[config.metric] for e in entries if e["kind"] == "evaluation" and e["step"] > 0]
         usable = [value for value in figures if value is not None and math.isfinite(value)]
         choose = min if config.mode == "min" else max
-        if (trial.last_result or {}).get("diverged"):
-            status = DIVERGED
+        last, diverged_at = trial.last_result or {}, None
+        if last.get("diverged"):
+            status, diverged_at = DIVERGED, last.get("step")
         elif trial.status == Trial.ERROR:
             status = FAILED
         elif any(entry["kind"] == "table" for entry in entries):
@@ -63,6 +71,7 @@ def collect_trials(config: TuneConfig, folder: UPath, ended: list[Trial]) -> lis
                 metric=choose(usable) if usable else None,
                 images=max((entry["images"] for entry in entries), default=0),
                 run=str(run),
+                diverged_at=diverged_at,
             )
         )
     sign = 1 if config.mode == "min" else -1

@@ -14,11 +14,12 @@ from upath import UPath
 
 from raysid.actors.split import Within
 from raysid.config import Config, TuneConfig
-from raysid.errors import UserError
+from raysid.errors import Diverged, UserError
 from raysid.recipes import override
 from raysid.run.metrics import read_metrics
 from raysid.storage import holds
 from raysid.trainers.distill import distill
+from raysid.trainers.search.callbacks import log
 from raysid.trainers.search.results import TRIALS
 
 SHARED = ".shared"  # a file by which every trial checks that its node shares the search's folder
@@ -98,10 +99,20 @@ def run_trial(
             {
                 config.metric: value if value is not None and math.isfinite(value) else math.nan,
                 "images": figures["images"],
+                "step": figures["step"],
                 "diverged": not math.isfinite(distance) or distance > config.diverged_above * first[0],
             }
         )
 
     group = get_current_placement_group()
     assert group is not None, "a trial runs in a placement group"
-    distill(run, within=Within(group, ray.get_actor(service_name(UPath(folder)))), on_evaluation=report)
+    within = Within(group, ray.get_actor(service_name(UPath(folder))))
+    try:
+        distill(run, within=within, on_evaluation=report)
+    except Diverged as error:
+        log(f"{run.run.name}: {error}")
+        lines = read_metrics(UPath(run.storage) / str(run.run.name))
+        step = max((entry["step"] for entry in lines), default=0)
+        tune.report(
+            {config.metric: math.nan, "images": step * run.batch_size, "step": step, "diverged": True}
+        )

@@ -139,7 +139,7 @@ def _report(config: TuneConfig, base: Config, folder: UPath, trials: list[TrialR
         f"Trials of {folder.name}, the best first",
         [*columns, "images", "status", "run"],
         [
-            [*trial.values.values(), trial.metric, trial.images, trial.status, UPath(trial.run).name]
+            [*trial.values.values(), trial.metric, trial.images, trial.outcome, UPath(trial.run).name]
             for trial in trials
         ],
     )

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray import tune
 from ray.cluster_utils import Cluster
+from ray.tune.experiment import Trial
+from upath import UPath
 
 from raysid.actors.split import start_fleet
-from raysid.config import TuneConfig
+from raysid.config import Config, TuneConfig
 from raysid.errors import UserError
 from raysid.recipes import load_recipe
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.messages import Slice
 from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
-from raysid.trainers.search.results import TrialResult
+from raysid.trainers.distill import distill
+from raysid.trainers.search.results import TrialResult, collect_trials
+from raysid.trainers.search.trial import SHARED, run_trial
 from raysid.trainers.search.tune import run_search
 from tests.support.processes import Command, Moment, wait_until
 from tests.support.tensorboard_server import tensorboard
 from tests.support.tiny_networks import tiny_network
 from tests.support.tiny_run import (
     BATCH,
+    SHORT,
     STEPS,
     assert_ends_as_local,
     tiny_config,
@@ -131,6 +139,38 @@ def test_a_trial_that_diverges_is_marked_and_the_search_continues(ray_cluster: N
     ]
     assert result.trials[1].images < STEPS * BATCH or result.trials[1].metric is None
     assert result.best is not None and load_recipe(result.best, {}, kind="distill").generator.lr == 1e-3
+
+
+def test_a_run_without_a_good_sample_is_a_diverged_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run ends with an error that names a checkpoint. The trial reports NaN instead of failing."""
+    teacher, search = (
+        tiny_teacher(tmp_path / "teacher"),
+        search_of(tmp_path, {"fields": ["generator.lr"], "grid": [1e38]}),
+    )
+    (tmp_path / SHARED).write_text("shared")
+    base = tiny_config(teacher, tmp_path, **SHORT)
+    reported: list[dict[str, Any]] = []
+
+    def alone(config: Config, within: object, on_evaluation: Any) -> None:
+        distill(config, on_evaluation=on_evaluation)
+
+    monkeypatch.setattr("raysid.trainers.search.trial.distill", alone)  # without a cluster
+    monkeypatch.setattr(ray, "get_actor", lambda name: None)
+    monkeypatch.setattr("raysid.trainers.search.trial.get_current_placement_group", lambda: "a group")
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "first"))
+    monkeypatch.setattr(tune, "report", reported.append)
+    settings = (search.model_dump(mode="json"), base.model_dump(mode="json"))
+    run_trial({"generator.lr": 1e38}, *settings, str(tmp_path), teacher, "shared")
+    last = reported[-1]
+    assert last["diverged"] and math.isnan(last["frechet_distance"]) and last["step"] >= 0
+    ended = SimpleNamespace(
+        trial_id="first", last_result=last, status=Trial.TERMINATED, config={"generator.lr": 1e38}
+    )
+    (result,) = collect_trials(search, UPath(tmp_path), [ended])  # type: ignore[list-item]
+    assert result.status == "diverged" and not result.usable
+    assert result.outcome == f"diverged at step {last['step']}"
 
 
 @pytest.mark.slow
