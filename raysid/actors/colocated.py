@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from raysid.actors.capacity import Notify, wait_for_reading
 from raysid.actors.local import LocalPlacement
 from raysid.actors.mailbox import Call
-from raysid.actors.results import HangLimit, RemoteWrite, get_ranks
+from raysid.actors.results import HangLimit, RemoteWrite, get_ranks, is_ready
 from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers, Worker
 from raysid.data import ImageSource
@@ -23,7 +23,7 @@ from raysid.roles.build import RunInputs
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile
-from raysid.roles.protocols import Ref
+from raysid.roles.protocols import Ref, Report
 from raysid.roles.state_files import StateFile
 
 P = ParamSpec("P")
@@ -59,6 +59,9 @@ class ColocatedPlacement:
     def step(self, step: int) -> list[Ref[StepReport]]:
         return self._all(Worker.step, step)
 
+    def is_done(self, reports: list[Ref[StepReport]]) -> bool:
+        return all(map(is_ready, reports))
+
     def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
         merged = merge_step_reports(self._get(reports))
         self.images_until = merged.images_until
@@ -73,10 +76,18 @@ class ColocatedPlacement:
     def export(self, folder: str, trained: dict[str, Any]) -> RemoteWrite[None]:
         return self._write(self._call(0, LocalPlacement.export, folder, trained))
 
-    def report(self) -> dict[str, dict[str, float]]:
-        reports = self._get(self._all(LocalPlacement.report))
-        merged = {role: merge_rank_reports([report[role] for report in reports]) for role in reports[0]}
-        return merged | {"worker": {"replicas": float(self.group.size)}}
+    def report(self) -> Report:
+        return self.begin_report()()
+
+    def begin_report(self) -> Callable[[], Report]:
+        asked = self._all(LocalPlacement.report)
+
+        def merged() -> Report:
+            reports = self._get(asked)
+            roles = {role: merge_rank_reports([report[role] for report in reports]) for role in reports[0]}
+            return roles | {"worker": {"replicas": float(self.group.size)}}
+
+        return merged
 
     def prepare(self, step: int) -> None:
         self._get(self._all(LocalPlacement.prepare, step))

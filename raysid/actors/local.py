@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,9 +16,9 @@ from raysid.roles.build import RunInputs, build_fake_score, build_generator, bui
 from raysid.roles.faults import describe_fault, is_device_fault
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile, profile_of
-from raysid.roles.protocols import Roles
+from raysid.roles.protocols import Report, Roles
 from raysid.roles.ranks import Ranks
-from raysid.roles.state_files import StateFile, state_bytes, write_state
+from raysid.roles.state_files import StateFile, write_state
 from raysid.roles.step import WHOLE, Share, microbatches, take_step
 
 
@@ -70,6 +71,9 @@ class LocalPlacement:
             again = "run the same command to resume from the newest checkpoint"
             raise RunFailed(f"step {step:,} failed: {describe_fault(error)}; {again}") from error
 
+    def is_done(self, reports: list[StepReport]) -> bool:
+        return True
+
     def collect(self, reports: list[StepReport]) -> StepReport:
         return merge_step_reports(reports)
 
@@ -77,19 +81,22 @@ class LocalPlacement:
         pass  # there is one process
 
     def save(self, folder: str) -> Future[list[StateFile]]:
-        fake_score, generator = state_bytes(self.fake_score.state()), state_bytes(self.generator.state())
-        files = (("fake_score", fake_score), ("generator", generator))
-        return self._writer.submit(lambda: [write_state(folder, *file) for file in files])
+        states = {"fake_score": self.fake_score.state(), "generator": self.generator.state()}
+        return self._writer.submit(lambda: [write_state(folder, *state) for state in states.items()])
 
     def export(self, folder: str, trained: dict[str, Any]) -> Future[None]:
-        return self._writer.submit(write_network, folder, self.generator.product(trained))
+        return self._writer.submit(write_network, folder, *self.generator.product(trained))
 
-    def report(self) -> dict[str, dict[str, float]]:
+    def report(self) -> Report:
         return {
             "teacher": {"busy_seconds": self.teacher.stopwatch.seconds},
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
         }
+
+    def begin_report(self) -> Callable[[], Report]:
+        report = self.report()
+        return lambda: report
 
     def prepare(self, step: int) -> None:
         try:

@@ -13,7 +13,7 @@ from raysid.data import ImageSource
 from raysid.roles.build import RunInputs
 from raysid.roles.messages import StepReport
 from raysid.roles.profile import Profile
-from raysid.roles.protocols import Ref
+from raysid.roles.protocols import Ref, Report
 from raysid.roles.state_files import StateFile, Write
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ class Placement(Protocol):
             RunFailed: no teacher scorer is available; the step may have been submitted in part.
         """
 
+    def is_done(self, reports: list[Ref[StepReport]]) -> bool:
+        """Return True if a step is done or has failed: `collect` does not wait then."""
+
     def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
         """Wait for a step and merge its reports. Raises RunFailed."""
 
@@ -52,8 +55,11 @@ class Placement(Protocol):
     def export(self, folder: str, trained: dict[str, Any]) -> Write[None]:
         """Begin to write the averaged generator, as it is now, to `folder`; `trained` is for its card."""
 
-    def report(self) -> dict[str, dict[str, float]]:
+    def report(self) -> Report:
         """Return figures by role: seconds since the role started (`busy_seconds` and so on), and current counts."""
+
+    def begin_report(self) -> Callable[[], Report]:
+        """Ask for the figures of `report` after the steps submitted so far; the returned function waits for them."""
 
     def prepare(self, step: int) -> None:
         """Read the real images of a step before any of it is computed.

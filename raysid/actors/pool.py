@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -244,7 +245,13 @@ class TeacherPool:
 
     def report(self) -> dict[str, float]:
         """Return figures for this run: mean busy seconds of the scorers that answer, number of scorers."""
-        asked = {scorer: scorer.actor.report.remote() for scorer in self.present()}
+        return self.begin_report()()
+
+    def begin_report(self) -> Callable[[], dict[str, float]]:
+        """Ask the scorers for the figures of `report`; the function that is returned waits for them."""
+        return partial(self._reported, {scorer: scorer.actor.report.remote() for scorer in self.present()})
+
+    def _reported(self, asked: dict[Scorer, Any]) -> dict[str, float]:
         if asked:
             ray.wait([*asked.values()], num_returns=len(asked), timeout=REPORT_SECONDS)
         for scorer, answer in asked.items():

@@ -29,7 +29,7 @@ from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, S
 from raysid.roles.profile import Profile, Traffic, profile_of
 from raysid.roles.protocols import Ref, Reports
 from raysid.roles.ranks import Ranks
-from raysid.roles.state_files import StateFile, state_bytes, write_state
+from raysid.roles.state_files import StateFile, write_state
 
 WRITING = "writing"
 
@@ -103,13 +103,12 @@ class LearnerActor:
 
     @role_call
     def save(self, folder: str) -> None:
-        """Serialize the state as it is between two steps; the `write` that takes this call's result writes it."""
-        content = state_bytes(self.role.state())
-        self.writes.append(functools.partial(write_state, folder, self.name, content))
+        """Copy the state as it is between two steps; the `write` that takes this call's result writes the copy."""
+        self.writes.append(functools.partial(write_state, folder, self.name, self.role.state()))
 
     @ray.method(concurrency_group=WRITING)
-    def write(self, serialized: None) -> StateFile | None:
-        """Write what was serialized first, in a thread beside the other calls. Raises as `Write.result`."""
+    def write(self, copied: None) -> StateFile | None:
+        """Write what was copied first, in a thread beside the other calls. Raises as `Write.result`."""
         return self.writes.popleft()()
 
     def sees(self, file: str, content: str) -> str | None:
@@ -191,9 +190,8 @@ class GeneratorActor(LearnerActor):
 
     @role_call
     def export(self, folder: str, trained: dict[str, Any]) -> None:
-        """Serialize the averaged generator, as `save` does the state."""
-        files = self.role.product(trained)
-        self.writes.append(functools.partial(write_network, folder, files))
+        """Copy the averaged generator, as `save` does the state."""
+        self.writes.append(functools.partial(write_network, folder, *self.role.product(trained)))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from raysid.actors.remote_learners import (
     RemoteLearner,
     learner_actor,
 )
-from raysid.actors.results import HangLimit, RemoteWrite, get, get_ranks
+from raysid.actors.results import HangLimit, RemoteWrite, get, get_ranks, is_ready
 from raysid.actors.shared_folder import check_shared
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
@@ -44,7 +44,7 @@ from raysid.roles.build import RunInputs, shared_reading_warning
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile
-from raysid.roles.protocols import Ref, Roles
+from raysid.roles.protocols import Ref, Report, Roles
 from raysid.roles.state_files import StateFile
 from raysid.roles.step import microbatches, take_step
 
@@ -156,6 +156,9 @@ class SplitPlacement:
         ranks = [rank for learner in self.learners for rank in learner.ranks]
         check_shared(folder, "learner", lambda *file: get([rank.sees.remote(*file) for rank in ranks]))
 
+    def is_done(self, reports: list[Ref[StepReport]]) -> bool:
+        return all(map(is_ready, reports))
+
     def collect(self, reports: list[Ref[StepReport]]) -> StepReport:
         merged = merge_step_reports(self._get(reports))
         self.images_until = merged.images_until
@@ -169,11 +172,19 @@ class SplitPlacement:
         written = self.generator.export(folder, trained)
         return RemoteWrite([written], lambda: self._get([written])[0])
 
-    def report(self) -> dict[str, dict[str, float]]:
-        return {
-            "teacher": self.pool.report(),
-            "fake_score": merge_rank_reports(self._get(self.fake_score.report())),
-            "generator": merge_rank_reports(self._get(self.generator.report())),
+    def report(self) -> Report:
+        return self.begin_report()()
+
+    def begin_report(self) -> Callable[[], Report]:
+        teacher, fake_score, generator = (
+            self.pool.begin_report(),
+            self.fake_score.report(),
+            self.generator.report(),
+        )
+        return lambda: {
+            "teacher": teacher(),
+            "fake_score": merge_rank_reports(self._get(fake_score)),
+            "generator": merge_rank_reports(self._get(generator)),
         }
 
     def prepare(self, step: int) -> None:

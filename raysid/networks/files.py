@@ -92,12 +92,12 @@ class NetworkCard(BaseModel):
 
 def save_network(folder: str | UPath, card: NetworkCard, network: Network) -> None:
     """Write a network's folder, the weights first. Each file is written completely or not at all."""
-    write_network(folder, network_files(card, network))
+    write_network(folder, card, network.state_dict())
 
 
-def network_files(card: NetworkCard, network: Network) -> dict[str, bytes]:
+def network_files(card: NetworkCard, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Return the content of the files of a network's folder, by name, the weights first."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     return {WEIGHTS: safetensors.torch.save(weights), CONFIG: _card_json(card)}
 
 
@@ -105,11 +105,11 @@ def _card_json(card: NetworkCard) -> bytes:
     return (card.model_dump_json(indent=2) + "\n").encode()
 
 
-def write_network(folder: str | UPath, files: dict[str, bytes]) -> None:
-    """Write the files of `network_files` to a folder."""
+def write_network(folder: str | UPath, card: NetworkCard, weights: Mapping[str, Tensor]) -> None:
+    """Write the folder of a network with these weights, as `save_network` does."""
     folder = location(folder)
     make_folder(folder)
-    for name, content in files.items():
+    for name, content in network_files(card, weights).items():
         write_whole(folder / name, content)
 
 
@@ -260,7 +260,7 @@ def export_network(
     kind = load_card(folder).kind
     if form == "safetensors":
         check_free(out)
-        write_network(out, network_files(*load_network(folder, kind, factory)))
+        save_network(out, *load_network(folder, kind, factory))
         return [out]
     settings = out.with_suffix(".json")
     if settings == out:

@@ -16,8 +16,9 @@ from raysid.networks.files import load_network
 from raysid.roles.compute import equip
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
+from raysid.roles.learner import Learner
 from raysid.roles.ranks import Ranks
-from raysid.roles.state_files import read_state
+from raysid.roles.state_files import StateFile, read_state, state_file
 from raysid.roles.step import microbatches
 from raysid.roles.teacher import TeacherScorer
 
@@ -30,6 +31,7 @@ class RunInputs:
         teacher: folder of the teacher.
         label_frequencies: relative frequency of each class among generated images.
         checkpoint: folder of the checkpoint to resume from; None starts from the beginning.
+        files: the checkpoint's files; a learner compares what it reads with them.
         start: folder of the generator that initializes theta; None takes the teacher.
     """
 
@@ -38,6 +40,7 @@ class RunInputs:
     label_frequencies: Sequence[float]
     checkpoint: str | None = None
     start: str | None = None
+    files: tuple[StateFile, ...] = ()
 
 
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
@@ -70,8 +73,7 @@ def build_fake_score(
     network.precision = config.precision
     equip(network, config.compute, config.device_of("fake_score"))
     learner = FakeScoreLearner(config, network, stream, source.pixel_max if source else 255, ranks=ranks)
-    if inputs.checkpoint is not None:
-        learner.load_state(read_state(inputs.checkpoint, "fake_score"))
+    _restore(learner, inputs)
     return learner
 
 
@@ -134,9 +136,15 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
         start = load_network(inputs.start, "generator", config.teacher.factory)[1]
         network.load_state_dict(start.state_dict())
     learner = GeneratorLearner(config, network, inputs.label_frequencies, ranks=ranks)
-    if inputs.checkpoint is not None:
-        learner.load_state(read_state(inputs.checkpoint, "generator"))
+    _restore(learner, inputs)
     return learner
+
+
+def _restore(learner: Learner, inputs: RunInputs) -> None:
+    """Load the learner's state from the checkpoint, if there is one. Raises UserError as `read_state`."""
+    if inputs.checkpoint is not None:
+        expected = next((file for file in inputs.files if file.name == state_file(learner.name)), None)
+        learner.load_state(read_state(inputs.checkpoint, learner.name, expected))
 
 
 def learner_network(teacher: str, settings: LearnerSettings, factory: str | None = None) -> Network:

@@ -18,7 +18,7 @@ from raysid.method.noise import per_sample
 from raysid.method.sampling import one_step_from
 from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
-from raysid.networks.files import NetworkCard, network_files
+from raysid.networks.files import NetworkCard
 from raysid.roles.learner import (
     BAD_SAMPLES,
     RECOMPUTED,
@@ -32,6 +32,7 @@ from raysid.roles.learner import (
 from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
 from raysid.roles.profile import busy
 from raysid.roles.ranks import Ranks
+from raysid.roles.state_files import copied_state
 
 TEACHER_ERROR, SPREAD = "generator/teacher_relative_error", "generator/image_spread"
 CLAMPED = "generator/clamped_logits"
@@ -165,15 +166,15 @@ class GeneratorLearner(Learner):
         """Free a microbatch that theta does not learn from: in an opening step or a start-up phase."""
         del self.pending[at]
 
-    def product(self, trained: dict[str, Any]) -> dict[str, bytes]:
-        """Serialize the averaged generator as the files of its folder; `trained` is an entry of its card.
+    def product(self, trained: dict[str, Any]) -> tuple[NetworkCard, dict[str, Tensor]]:
+        """Return the averaged generator's card, with `trained` in it, and a copy of its weights in host memory.
 
         Raises:
-            RunFailed: its weights are NaN or infinite.
+            Diverged: its weights are NaN or infinite.
         """
         check_finite("averaged generator", self.averages)
         card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained)
-        return network_files(card, self.ema)
+        return card, copied_state(self.ema.state_dict())
 
     def _update(self, step: int, tokens: tuple[Token, ...]) -> StepReport:
         report = super()._update(step, tokens)

@@ -16,6 +16,7 @@ Rules for all roles:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeVar
 
@@ -27,6 +28,10 @@ Ref = Annotated[T, "the value, or an object reference to it"]
 
 Reports = StepReport | list[Ref[StepReport]]
 """A learner's report of a step, or one of each of its ranks; all ranks report the same figures."""
+
+
+Report = Mapping[str, Mapping[str, float]]
+"""Each role's present figures, by role and name."""
 
 
 class TeacherService(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from raysid.errors import PeerLost
 from raysid.roles.torch_internals import gloo_group, nccl_group
 
-TIMEOUT = timedelta(minutes=10)  # for a slow peer, which may be serializing a checkpoint
+TIMEOUT = timedelta(minutes=10)  # for a slow peer, which may be copying its state for a checkpoint
 BUCKET = 2**26  # elements summed at a time: bounds the copy to 256 MB in float32, however large the network
 
 

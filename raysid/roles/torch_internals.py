@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
-# Sees every operation of a forward or backward pass, to count it. Watch: a documented home.
+# TorchDispatchMode sees every operation of a forward or backward pass, to count it. Tensors that `torch.load` makes
+# under FakeTensorMode have shapes and no content, which it does not read. Watch: a documented home of each.
 
 
 def lerp_all(averages: list[Tensor], weights: list[Tensor], weight: float) -> None:

@@ -7,7 +7,6 @@ understand, because it is newer or damaged, never leads to a removal.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -19,12 +18,11 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.formats import FORMAT, check_format
-from raysid.roles.state_files import StateFile
+from raysid.roles.state_files import StateFile, matches
 from raysid.storage import (
     children,
     exists,
     file_size,
-    is_local,
     location,
     read_whole,
     remove_file,
@@ -110,11 +108,14 @@ class Checkpoints:
         """The checkpoints that have a manifest, oldest first. Raises UserError as `read_manifest`."""
         return sorted((c for _, c in self._found() if c is not None), key=lambda c: c.step)
 
-    def newest(self, report: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
+    def newest(
+        self, report: Callable[[str], None] = lambda line: None, contents: bool = True
+    ) -> Checkpoint | None:
         """The newest checkpoint whose files match its manifest; None if no checkpoint was ever finished.
 
         Args:
             report: called with a line for each newer checkpoint that is damaged.
+            contents: read the files and compare their digests; otherwise only their sizes are compared.
 
         Raises:
             UserError: all checkpoints are damaged, or a newer release wrote one.
@@ -123,7 +124,7 @@ class Checkpoints:
         for path, checkpoint in reversed(self._found()):
             if checkpoint is None:
                 damaged += [path / MANIFEST] * exists(path / MANIFEST)
-            elif files := _damaged(checkpoint):
+            elif files := damaged_files(checkpoint, contents):
                 damaged.append(path / files[0])
             else:
                 for file in damaged:
@@ -195,19 +196,22 @@ def _best(checkpoints: list[Checkpoint], distances: Mapping[int, float]) -> Chec
     return min(evaluated, key=lambda checkpoint: distances[checkpoint.step], default=None)
 
 
-def find_checkpoint(path: str | UPath) -> Checkpoint:
+def find_checkpoint(path: str | UPath, contents: bool = True) -> Checkpoint:
     """Find the checkpoint to branch from: `path` is a checkpoint's folder, or a run's (its newest).
+
+    Args:
+        contents: as in `Checkpoints.newest`.
 
     Raises:
         UserError: there is none, or the one at `path` is damaged.
     """
     folder = location(path)
     checkpoint = read_manifest(folder)
-    if checkpoint is not None and (damaged := _damaged(checkpoint)):
+    if checkpoint is not None and (damaged := damaged_files(checkpoint, contents)):
         raise UserError(
             f"{folder / damaged[0]} is damaged: it does not match {MANIFEST}; give another checkpoint"
         )
-    checkpoint = checkpoint or Checkpoints(folder / "checkpoints").newest()
+    checkpoint = checkpoint or Checkpoints(folder / "checkpoints").newest(contents=contents)
     if checkpoint is None:
         raise UserError(
             f"no whole checkpoint at {folder}: give a run's folder or one of its checkpoints/step-*"
@@ -215,21 +219,15 @@ def find_checkpoint(path: str | UPath) -> Checkpoint:
     return checkpoint
 
 
-def _damaged(checkpoint: Checkpoint) -> list[str]:
-    """The files of a checkpoint that do not match its manifest."""
-    return [file.name for file in checkpoint.files if not _intact(checkpoint.path / file.name, file)]
+def damaged_files(checkpoint: Checkpoint, contents: bool = True) -> list[str]:
+    """The files of a checkpoint that do not match its manifest; without `contents` those of another size."""
+    return [
+        file.name for file in checkpoint.files if not _intact(checkpoint.path / file.name, file, contents)
+    ]
 
 
-def _intact(path: UPath, file: StateFile) -> bool:
-    """True if a file matches the manifest.
-
-    In a bucket the size is enough: uploads are compared with a checksum, and the learners download the gigabytes of
-    a checkpoint anyway.
-    """
+def _intact(path: UPath, file: StateFile, contents: bool) -> bool:
     try:
-        if not is_local(path):
-            return file_size(path) == file.size
-        content = read_whole(path)
+        return file_size(path) == file.size and (not contents or matches(read_whole(path), file))
     except FileNotFoundError:
         return False
-    return len(content) == file.size and hashlib.sha256(content).hexdigest() == file.sha256

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Set
-from contextlib import suppress
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from upath import UPath
 
 from raysid.errors import StorageError, UserError
 from raysid.storage import s3
-from raysid.storage.buckets import is_local, listed_path
+from raysid.storage.buckets import is_local
 from raysid.storage.failures import storage_errors
 from raysid.storage.plain_json import parse_json
 
@@ -25,14 +26,30 @@ PARTIAL = ".partial"  # the ending of a file that is being written
 
 def write_whole(path: UPath, content: bytes) -> None:
     """Write a file so that it is either there and whole, or as it was before, and nothing else is left."""
-    with storage_errors(path, "written"):
-        if not is_local(path):
+    if is_local(path):
+        with writing_whole(path) as file:
+            file.write(content)
+    else:
+        with storage_errors(path, "written"):
             path.fs.pipe_file(path.path, content)
-            return
+
+
+@contextmanager
+def writing_whole(path: UPath) -> Iterator[IO[bytes]]:
+    """Write a file in parts. It has its name once the block has ended without an error, as with `write_whole`.
+
+    A bucket gets the file in one piece at the end, from memory.
+    """
+    if not is_local(path):
+        buffer = io.BytesIO()
+        yield buffer
+        write_whole(path, buffer.getvalue())
+        return
+    with storage_errors(path, "written"):
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         try:
             with open(partial.path, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 # The caller removes older files next, and some disks report only at a sync that they are full.
                 os.fsync(file.fileno())
@@ -107,9 +124,8 @@ def check_regular(path: UPath | Path) -> None:
 def open_file(path: str | UPath) -> OpenFile:
     """Open a file for reading in parts. Raises FileNotFoundError where there is none."""
     with storage_errors(path, "read"):
-        found = listed_path(path) if isinstance(path, str) else path
-        check_regular(found)
-        return OpenFile(found.open("rb"), str(path))
+        check_regular(UPath(path))
+        return OpenFile(UPath(path).open("rb"), str(path))
 
 
 class OpenFile:

@@ -24,6 +24,7 @@ from raysid.networks.files import (
 )
 from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.roles.build import RunInputs
+from raysid.run.checkpoint import Checkpoint
 from raysid.storage import exists, location, storage_folder
 from raysid.storage.download import file_name, local_copy
 from raysid.trainers.teacher_checks import shapes_or_refuse
@@ -80,7 +81,7 @@ def run_inputs(
     config: Config,
     teacher: str,
     source: ImageSource | None,
-    checkpoint: str | None = None,
+    checkpoint: Checkpoint | None = None,
     start: str | None = None,
 ) -> RunInputs:
     """Return the inputs from which the roles are built.
@@ -88,14 +89,16 @@ def run_inputs(
     Args:
         teacher: the teacher's folder.
         source: the real images, if the method needs them.
-        checkpoint, start: as in `RunInputs`.
+        checkpoint: the one to resume from.
+        start: as in `RunInputs`.
     """
     classes = load_card(teacher, "teacher").network.label_dim
     return RunInputs(
         config=config,
         teacher=teacher,
         label_frequencies=tuple(source.label_counts.tolist()) if source else (1.0,) * max(classes, 1),
-        checkpoint=checkpoint,
+        checkpoint=str(checkpoint.path) if checkpoint else None,
+        files=checkpoint.files if checkpoint else (),
         start=start,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.roles.state_files import read_state, state_bytes, write_state
+from raysid.roles.state_files import read_state, write_state
 from raysid.run.checkpoint import Checkpoint, Checkpoints
 from raysid.storage import children, remove_folder
 
@@ -23,7 +23,7 @@ def write_checkpoint(checkpoints: Checkpoints, state: dict[str, Any], batch_size
         state: tensors and plain values, among them `step`, the number of steps taken.
     """
     step = state["step"]
-    file = write_state(checkpoints.path(step), STATE, state_bytes(state))
+    file = write_state(checkpoints.path(step), STATE, state)
     checkpoints.finish(step, step * batch_size, [file])
     checkpoints.remove_old({})
 

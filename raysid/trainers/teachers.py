@@ -189,7 +189,7 @@ def _find_factory(name: str, config: Config, source: ImageSource | None) -> Teac
     check_factory_network(network, config)
     steps = {"sampler_steps": DDIM_STEPS} if network.settings.discrete_levels else {}
     card = NetworkCard(kind="teacher", network=network.settings, trained=steps)
-    digest = hashlib.sha256(b"".join(network_files(card, network).values())).hexdigest()
+    digest = hashlib.sha256(b"".join(network_files(card, network.state_dict()).values())).hexdigest()
     folder = converted_folder(config.storage, "teachers", name.replace(":", "-"), digest)
     if exists(folder / CONFIG):
         return load_teacher(folder, source, name)

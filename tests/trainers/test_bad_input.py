@@ -19,7 +19,7 @@ import torch
 from raysid.errors import UserError
 from raysid.networks.files import weights_digest
 from raysid.recipes import load_recipe
-from raysid.roles.state_files import state_bytes, write_state
+from raysid.roles.state_files import write_state
 from raysid.run.folder import RunFolder
 from tests.support.command_line import raysid
 from tests.support.tiny_networks import digits_network, save_generator, save_teacher, tiny_network
@@ -110,7 +110,7 @@ class Desk:
         folder = self.run_folder()
         folder.begin(weights_digest(self.teacher))
         files = [
-            write_state(folder.checkpoints.path(1), name, state_bytes({"weight": torch.ones(2)}))
+            write_state(folder.checkpoints.path(1), name, {"weight": torch.ones(2)})
             for name in ("fake_score", "generator")
         ]
         folder.checkpoints.finish(1, 32, files)

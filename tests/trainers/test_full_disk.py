@@ -15,7 +15,7 @@ import pytest
 from upath import UPath
 
 from raysid.errors import RunFailed, RunStopped, StorageError
-from raysid.roles.state_files import state_bytes, write_state
+from raysid.roles.state_files import write_state
 from raysid.run.checkpoint import Checkpoints
 from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
@@ -156,7 +156,7 @@ def test_a_process_that_lost_a_run_removes_nothing_of_its_new_owner(
 
     with RunFolder(tiny_config(teacher, tmp_path)) as folder:
         unfinished = folder.checkpoints.path(2)
-        write_state(unfinished, "generator", state_bytes({"step": 2}))
+        write_state(unfinished, "generator", {"step": 2})
         with monkeypatch.context() as patch:
             patch.setattr(folder, "check", lost)
             remove_unfinished(folder)
@@ -167,9 +167,9 @@ def test_a_process_that_lost_a_run_removes_nothing_of_its_new_owner(
 
 def test_a_checkpoint_without_room_for_its_manifest_is_none(disk: Disk) -> None:
     checkpoints = Checkpoints(UPath(disk.folder), keep=1)
-    files = [write_state(checkpoints.path(1), "generator", state_bytes({"step": 1}))]
+    files = [write_state(checkpoints.path(1), "generator", {"step": 1})]
     checkpoints.finish(1, 32, files)
-    files = [write_state(checkpoints.path(2), "generator", state_bytes({"step": 2}))]
+    files = [write_state(checkpoints.path(2), "generator", {"step": 2})]
     disk.fill()
     with pytest.raises(StorageError, match="the disk is full") as full:
         checkpoints.finish(2, 64, files)

@@ -12,7 +12,7 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.networks.files import NetworkCard
-from raysid.roles.state_files import state_bytes, write_state
+from raysid.roles.state_files import write_state
 from raysid.run.checkpoint import Checkpoints, find_checkpoint
 from raysid.run.tracking import Tracker
 from raysid.storage import children
@@ -34,7 +34,7 @@ def bucket() -> Iterator[UPath]:
 def test_the_newest_and_the_best_are_kept(where: str, bucket: UPath, tmp_path: Path) -> None:
     checkpoints = Checkpoints(UPath(tmp_path) if where == "folder" else bucket, keep=2)
     for step in (0, 4, 8, 12, 16, 20):
-        files = [write_state(checkpoints.path(step), "generator", state_bytes({"step": step}))]
+        files = [write_state(checkpoints.path(step), "generator", {"step": step})]
         checkpoints.finish(step, 32 * step, files)
 
     def left(distances: dict[int, float]) -> list[int]:

@@ -22,7 +22,7 @@ from raysid.method.noise import EDMNoise
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import CONFIG, WEIGHTS, load_network
 from raysid.recipes import config_yaml
-from raysid.roles.state_files import state_bytes, write_state
+from raysid.roles.state_files import write_state
 from raysid.run.checkpoint import Checkpoints
 from raysid.trainers.pretrain import PretrainResult, pretrain, teacher_folder
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
@@ -262,11 +262,13 @@ def test_a_training_begun_under_an_earlier_version_is_resumed(tmp_path: Path) ->
     checkpoints = Checkpoints(training / "checkpoints")
     assert newest_checkpoint(training, checkpoints, BATCH) is None
     for step in (20, 30):
-        content = state_bytes({"step": step, "network": {"weight": torch.full((100,), float(step))}})
-        write_state(training / f"checkpoint_2026-11-30_20-{step}-00.123456", "state", content)
+        state = {"step": step, "network": {"weight": torch.full((100,), float(step))}}
+        write_state(training / f"checkpoint_2026-11-30_20-{step}-00.123456", "state", state)
     (training / "checkpoint_manager_snapshot.json").write_text("{}")
     torn = training / "checkpoint_2026-11-30_20-40-00.123456"
-    write_state(torn, "state", content[: len(content) // 2])
+    write_state(torn, "state", state)
+    whole = (torn / "state.pt").read_bytes()
+    (torn / "state.pt").write_bytes(whole[: len(whole) // 2])
     (training / "checkpoint_2026-11-30_20-50-00.123456").mkdir()
     newest = newest_checkpoint(training, checkpoints, BATCH)
     assert newest is not None and (newest.step, newest.images) == (30, 30 * BATCH)

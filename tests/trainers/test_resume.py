@@ -16,6 +16,7 @@ from raysid.config import Config
 from raysid.errors import UserError
 from raysid.networks import EDMDenoiser
 from raysid.networks.files import NetworkCard, save_network
+from raysid.roles.messages import StepReport
 from raysid.run.checkpoint import MANIFEST, Checkpoint
 from raysid.run.tracking import Tracker
 from raysid.trainers.distill import distill
@@ -166,6 +167,39 @@ def test_a_torn_checkpoint_is_passed_over(
     kept = {path.name for path in (run_of(config) / "checkpoints").iterdir()}
     assert kept == {f"step-{step:08d}" for step in range(0, STEPS + 1, CHECKPOINT_STEPS)}
     assert {path.name for path in torn.iterdir()} == {"fake_score.pt", "generator.pt", MANIFEST}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["split", "colocated"])
+def test_actors_pass_over_a_checkpoint_that_differs_from_its_manifest(
+    whole_run: Path, whole_config: Config, tmp_path: Path, placement: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The learners find the damage; the driver starts them again from the checkpoint before."""
+    config = continued(whole_run, whole_config, tmp_path, before=17, placement=placement)
+    torn = run_of(config) / "checkpoints" / "step-00000016"
+    with_another_byte(torn)
+    distill(config)
+    shown = capsys.readouterr()
+    assert f"{torn}/fake_score.pt is damaged: that checkpoint is not used" in shown.out + shown.err
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert_same_record(run_of(config), whole_run)
+
+
+def test_a_resumed_run_reads_each_file_of_its_checkpoint_once(
+    whole_run: Path, whole_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = continued(whole_run, whole_config, tmp_path, before=17)
+    read, read_bytes = [], Path.read_bytes
+
+    def counting(path: Path) -> bytes:
+        if path.suffix == ".pt":
+            read.append(f"{path.parent.name}/{path.name}")
+        return read_bytes(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", counting)
+        distill(config)
+    assert sorted(read) == ["step-00000016/fake_score.pt", "step-00000016/generator.pt"]
 
 
 def test_with_no_whole_checkpoint_a_run_begins_again(
@@ -329,7 +363,7 @@ def test_a_split_run_resumes_in_one_process(
 def test_a_run_of_one_process_resumes_split(whole_run: Path, teacher: str, tmp_path: Path) -> None:
     """Interrupted in one process (by an error instead of a kill), finished on three actors."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(LocalPlacement, "collect", interrupted_after(27))
+        patched.setattr(LocalPlacement, "collect", interrupted_after(14))
         with pytest.raises(KeyboardInterrupt):
             distill(tiny_config(teacher, tmp_path, placement="local", checkpoint__keep=100))
     config = tiny_config(teacher, tmp_path, checkpoint__keep=100)
@@ -340,14 +374,14 @@ def test_a_run_of_one_process_resumes_split(whole_run: Path, teacher: str, tmp_p
     assert_same_record(run_of(config), whole_run)
 
 
-def interrupted_after(calls: int) -> Callable[..., dict[str, float]]:
-    """A `LocalPlacement.collect` that is interrupted; it is called twice a step."""
-    done = iter(range(calls))
+def interrupted_after(calls: int) -> Callable[..., StepReport]:
+    """A `LocalPlacement.collect` that is interrupted in the step after `calls`."""
+    done, method = iter(range(calls)), LocalPlacement.collect
 
-    def collect(self: LocalPlacement, figures: dict[str, float]) -> dict[str, float]:
+    def collect(self: LocalPlacement, reports: list[StepReport]) -> StepReport:
         if next(done, None) is None:
             raise KeyboardInterrupt
-        return figures
+        return method(self, reports)
 
     return collect
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from raysid.actors.placement import Placement
 from raysid.config import Config
-from raysid.errors import RaysidError, RunFailed, StorageError
+from raysid.errors import Diverged, RaysidError, RunFailed, StorageError
 from raysid.generator import FOLDERS
 from raysid.networks.files import CONFIG, WEIGHTS
 from raysid.roles.state_files import StateFile, Write
@@ -80,6 +80,7 @@ class Keeper:
         """Wait for what has begun.
 
         Raises:
+            Diverged: a learner's weights are NaN or infinite; nothing was written.
             RunFailed: a checkpoint or the generator could not be written; names the newest whole checkpoint.
             LearnerLost: a learner died before it had written.
             EvaluationFailed: the evaluation failed; the learners are well.
@@ -138,6 +139,8 @@ class Keeper:
             what = "generator"
             if generator is not None:
                 generator.result()
+        except Diverged:
+            raise
         except (StorageError, RunFailed) as error:
             self._full = isinstance(error, StorageError) and error.full
             raise RunFailed(

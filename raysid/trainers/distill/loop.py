@@ -5,19 +5,19 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysid.actors.placement import Placement, must_prepare, start_placement
 from raysid.config import Config
-from raysid.errors import LearnerLost, RunFailed, RunStopped
+from raysid.errors import CheckpointDamaged, Diverged, LearnerLost, RunFailed, RunStopped, UserError
 from raysid.roles.messages import StepReport
-from raysid.roles.protocols import Ref
+from raysid.roles.protocols import Ref, Report
 from raysid.roles.step import STEPS_IN_FLIGHT
-from raysid.run.checkpoint import Checkpoint
-from raysid.trainers.distill.health import Diverged
+from raysid.run.checkpoint import Checkpoint, damaged_files
 from raysid.trainers.distill.keeper import Keeper, every, how_to_resume
 from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import Session
@@ -79,7 +79,9 @@ def train(
         stop: notes signals while the loop runs.
 
     Raises:
+        CheckpointDamaged: the files of `start` are not those of its manifest; nothing was trained.
         LearnerLost: a learner's process died; the run can resume from its newest checkpoint.
+        Diverged: samples or weights are NaN or infinite; the line names the newest whole checkpoint.
         RunFailed: the run cannot continue; its checkpoints are whole.
         RunStopped: a signal asked for it; a checkpoint of that step is written.
     """
@@ -88,14 +90,15 @@ def train(
     newest = session.folder.checkpoints.newest_step()  # None in a run that branches from another's checkpoint
     config = session.config
     source = session.source if config.method.adversarial is not None else None
-    checkpoint = str(start.path) if start else None
-    inputs = run_inputs(config, str(session.teacher.path), source, checkpoint, session.start)
-    placement = start_placement(
-        inputs, source, recorder.progress.message, session.within, workers, stop.asked
-    )
+    inputs = run_inputs(config, str(session.teacher.path), source, start, session.start)
+    with _checking(start):
+        placement = start_placement(
+            inputs, source, recorder.progress.message, session.within, workers, stop.asked
+        )
     keeper = Keeper(session, placement, recorder, newest)
     try:
-        placement.check_shared(str(session.folder.path))
+        with _checking(start):  # the first answer of each learner's process
+            placement.check_shared(str(session.folder.path))
         # Not before: while the roles wait for resources there is nothing to save, and a signal acts at once.
         stop.enter()
         TrainingLoop(config, placement, keeper, recorder, stop, step).run()
@@ -103,6 +106,35 @@ def train(
         stop.leave()
         placement.close()
         keeper.close()
+
+
+@contextmanager
+def _checking(start: Checkpoint | None) -> Iterator[None]:
+    """Raise CheckpointDamaged if the roles cannot start because the checkpoint's files are damaged.
+
+    The learners compare what they load with the manifest. Only after a failure does the driver read the files.
+    """
+    try:
+        yield
+    except (RunFailed, UserError) as error:
+        if start is not None and (damaged := damaged_files(start)):
+            raise CheckpointDamaged(f"{start.path / damaged[0]} is damaged") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A step in flight.
+
+    Attributes:
+        step: steps taken after it.
+        reports: the learners' reports.
+        line: waits for the roles' figures; None if no line of metrics is due after this step.
+    """
+
+    step: int
+    reports: list[Ref[StepReport]]
+    line: Callable[[], Report] | None
 
 
 @dataclass
@@ -121,7 +153,8 @@ class TrainingLoop:
     stop: StopSignals
     step: int
     _owed: bool = False  # a checkpoint or an evaluation
-    in_flight: deque[tuple[int, list[Ref[StepReport]]]] = field(default_factory=deque)
+    _report: Report | None = None  # of the last line, until its count of bad images has been looked at
+    in_flight: deque[Submitted] = field(default_factory=deque)
 
     def run(self) -> None:
         """Train to the end of the run. Raises as `train`."""
@@ -133,11 +166,8 @@ class TrainingLoop:
                 self._stop_if_asked()
                 self._wait_for_images()
                 self._submit()
-                if every(self.config, self.config.tracking.log_every_images, self.step):
-                    self._collect()
-                    self._log()
-                else:
-                    self._collect(but=STEPS_IN_FLIGHT)
+                self._collect(but=STEPS_IN_FLIGHT)
+                self._check_images()
                 self._keep()
                 self.keeper.poll()
             self.keeper.finish()
@@ -148,7 +178,7 @@ class TrainingLoop:
             with suppress(LearnerLost, RunFailed):
                 self.keeper.finish()
             resume = how_to_resume(self.keeper.folder, self.keeper.newest, full=False)
-            raise RunFailed(f"{error}; {resume}") from error
+            raise Diverged(f"{error}; {resume}") from error
 
     def _submit(self) -> None:
         try:
@@ -158,18 +188,27 @@ class TrainingLoop:
                 self._last_checkpoint()
                 self._stop_if_asked()
             raise
-        self.in_flight.append((self.step, reports))
         self.step += 1
+        logged = every(self.config, self.config.tracking.log_every_images, self.step)
+        line = self.placement.begin_report() if logged else None
+        self.in_flight.append(Submitted(self.step, reports, line))
 
     def _collect(self, but: int = 0) -> None:
-        """Wait for the steps in flight, except the last `but`, and record the learners' figures."""
-        while len(self.in_flight) > but:
-            step, reports = self.in_flight.popleft()
-            self.recorder.add(step + 1, self.placement.collect(reports))
+        """Record the figures of the steps that are done. Wait for the steps in flight, except the last `but`."""
+        while self.in_flight and (
+            len(self.in_flight) > but or self.placement.is_done(self.in_flight[0].reports)
+        ):
+            done = self.in_flight.popleft()
+            self.recorder.add(done.step, self.placement.collect(done.reports))
+            if done.line is not None:
+                self._report = done.line()
+                self.recorder.log(done.step, self._report)
 
-    def _log(self) -> None:
-        reports = self.placement.report()
-        self.recorder.log(self.step, reports)
+    def _check_images(self) -> None:
+        """Record the bad images that the last line counts. Raises RunFailed if there are too many."""
+        if self._report is None:
+            return
+        reports, self._report = self._report, None
         if not self.recorder.found_bad_images(reports):
             return
         faults = self.placement.bad_images()
@@ -184,6 +223,7 @@ class TrainingLoop:
         if not self._owed:
             return
         self._collect()
+        self._check_images()
         # A state that makes no good sample would take the place of a good one: the next good step is kept instead.
         if self.recorder.health.bad_steps == 0 or self.step == self.config.total_steps:
             self._owed = False

@@ -12,14 +12,12 @@ from raysid.data.source import check_faults
 from raysid.roles.fake_score import BAD_IMAGES
 from raysid.roles.generator_learner import RECOMPUTED
 from raysid.roles.messages import StepReport
+from raysid.roles.protocols import Report
 from raysid.run.metrics import METRICS, read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.trainers.distill.health import Health
 from raysid.trainers.evaluation import GRID_COLUMNS, Grids
-
-Report = Mapping[str, Mapping[str, float]]
-"""Each role's present figures, by role and name."""
 
 
 class Recorder:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysid.actors.placement import workers_for
+from raysid.actors.requirements import check_resources, role_resources
 from raysid.cluster.connect import connect
 from raysid.config import Config
-from raysid.errors import LearnerLost, RunFailed, StorageError, UserError, WorkersChanged
-from raysid.networks.files import shapes_of, stored_shapes, weights_digest
-from raysid.roles.state_files import read_state
+from raysid.errors import CheckpointDamaged, LearnerLost, RunFailed, StorageError, UserError, WorkersChanged
+from raysid.networks.files import AnySettings, shapes_of, stored_shapes, weights_digest
+from raysid.roles.state_files import read_outline
 from raysid.run.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from raysid.run.folder import RunFolder, begun_config
 from raysid.run.metrics import read_metrics
@@ -38,6 +41,10 @@ if TYPE_CHECKING:
     from raysid.actors.train_workers import TrainWorkers
 
 
+Check = Callable[[Config, AnySettings], list[str]]
+"""Returns warnings about a run with these settings and this network, or raises UserError."""
+
+
 @dataclass(frozen=True)
 class DistillResult:
     """The outcome of a distillation.
@@ -62,6 +69,7 @@ def distill(
     *,
     within: Within | None = None,
     on_evaluation: OnEvaluation | None = None,
+    check: Check | None = None,
 ) -> DistillResult:
     """Distil the teacher that `config` names; the same call again resumes from the newest checkpoint.
 
@@ -74,6 +82,7 @@ def distill(
             began so.
         within: the placement group and the teacher service of a search that the run is a trial of.
         on_evaluation: called with each evaluation's figures, `step` and `images` among them.
+        check: called before the run starts, once the cluster is connected.
 
     Raises:
         NotHere: the teacher or the real images are missing; says where to get them.
@@ -93,6 +102,8 @@ def distill(
     with RunFolder(config, fresh) as folder:
         if resume_from is not None:
             _check_branch(folder, branch, fresh, resume_from)
+        if within is None and (fresh or (folder.checkpoints.newest_step() or 0) < config.total_steps):
+            _check_machines(config, network_settings(inputs.teacher), check)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         if branch is not None:
             _check_network(branch, teacher)
@@ -107,15 +118,30 @@ def distill(
             raise RunFailed(f"{error}; run the same command to resume from the newest checkpoint") from error
 
 
+def _check_machines(config: Config, network: AnySettings, check: Check | None) -> None:
+    """Check that the machines have what the roles ask for, and the memory. Raises UserError."""
+    if config.placement != "local":
+        connect()
+    check_resources(role_resources(config), config.placement == "local", _warn)
+    if check is not None:
+        for warning in check(config, network):
+            _warn(f"warning: {warning}")
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _find_branch(config: Config, resume_from: str, fresh: bool) -> Checkpoint | None:
     """Return the checkpoint to begin at; None if it was deleted and this run already has one. Raises UserError."""
+    own = Checkpoints(storage_folder(config.storage) / str(config.run.name) / "checkpoints")
+    begun = not fresh and own.newest(contents=False) is not None
     try:
-        return find_checkpoint(resume_from)
+        return find_checkpoint(resume_from, contents=not begun)
     except UserError:
-        own = Checkpoints(storage_folder(config.storage) / str(config.run.name) / "checkpoints")
-        if fresh or own.newest() is None:
-            raise
-        return None
+        if begun:
+            return None
+        raise
 
 
 def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, resume_from: str) -> None:
@@ -130,7 +156,7 @@ def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, res
 
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     """Check that a checkpoint is of the teacher's network. Raises UserError."""
-    weights = read_state(branch.path, "generator")["network"]
+    weights = read_outline(branch.path, "generator")["network"]
     if shapes_of(weights) != stored_shapes(teacher.path):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
@@ -170,8 +196,13 @@ def _train(session: Session, start: Checkpoint | None, tracker: Tracker) -> None
             connect()  # before the loop notes signals: Ray takes SIGTERM for itself
         if start is not None:
             progress.message(f"resuming from {start.path}, step {start.step:,}")
-        with workers_for(config, str(session.folder.path / ".ray-train")) as workers:
-            _train_restoring(session, start, tracker, progress, workers)
+        while True:
+            try:
+                with workers_for(config, str(session.folder.path / ".ray-train")) as workers:
+                    return _train_restoring(session, start, tracker, progress, workers)
+            except CheckpointDamaged:
+                start = session.newest_checkpoint(contents=True)
+                tracker.cut_back(start.step if start else -1)
 
 
 def _train_restoring(
@@ -208,7 +239,7 @@ def _train_restoring(
 
 
 def _result(folder: RunFolder, rows: list[dict[str, Any]]) -> DistillResult:
-    newest = folder.checkpoints.newest()
+    newest = folder.checkpoints.newest(contents=False)
     distances = evaluated_distances(folder.record)
     best = folder.checkpoints.best(distances)
     if best is not None and distances[best.step] > min(distances.values()):

@@ -40,6 +40,11 @@ class Session:
     within: Within | None = None
     on_evaluation: OnEvaluation | None = None
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """Return the checkpoint to resume from, and report damaged ones; None starts from the beginning."""
-        return self.folder.checkpoints.newest(self.folder.report) or self.branch
+    def newest_checkpoint(self, contents: bool = False) -> Checkpoint | None:
+        """Return the checkpoint to resume from, and report damaged ones; None starts from the beginning.
+
+        Args:
+            contents: read the files to find the damaged ones. The learners check what they load, so without it only
+                the sizes are compared here.
+        """
+        return self.folder.checkpoints.newest(self.folder.report, contents) or self.branch
