@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysid.config import DataSettings
-from raysid.data.files import in_threads
+from raysid.data.listing import in_threads
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
 from raysid.data.source import ImageSource, Piece, good_images

@@ -21,7 +21,7 @@ from PIL import Image
 from upath import UPath
 
 from raysid.data.footers import read_footers
-from raysid.data.parquet import INDEX
+from raysid.data.parquet import CLASSES, INDEX
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, as_stored
 from raysid.data.source import Piece
@@ -186,7 +186,8 @@ def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> 
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [("image", picture), ("label", pa.int64()), (INDEX, pa.int64())]
     kept = [field for field in fields if source.num_classes or field[0] != "label"]
-    schema = pa.schema(kept, metadata={MADE_FROM: _made_from(source)})
+    metadata = {MADE_FROM: _made_from(source), CLASSES: json.dumps(source.labels.names).encode()}
+    schema = pa.schema(kept, metadata=metadata)
     # Pictures are already compressed.
     with pq.ParquetWriter(path, schema, compression="none") as writer:
         while group := list(islice(rows, GROUP_ROWS)):

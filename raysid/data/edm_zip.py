@@ -12,10 +12,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from upath import UPath
 
 from raysid.config import DataSettings
-from raysid.data.files import HIDDEN, REQUESTS, Found, damaged_file, described, is_hidden, reading_source
+from raysid.data.files import Found, damaged_file, described, reading_source
 from raysid.data.labels import (
     DATASET_JSON,
     MAX_LABELS,
@@ -25,11 +24,12 @@ from raysid.data.labels import (
     match_labels,
     names_listed,
 )
+from raysid.data.listing import HIDDEN, REQUESTS, is_hidden
 from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.errors import NotHere, RaysidError, UserError, printable
-from raysid.storage import is_local, open_file, storage_errors
+from raysid.storage import is_local, listed_path, open_file, storage_errors
 from raysid.storage.failures import explain
 from raysid.storage.s3 import in_one_request
 
@@ -81,7 +81,7 @@ class EDMZipSource(ListedSource):
                 self.labels = _labels(self.path, archive, names)
             if not self.labels.names and _dataset_json(self.path, archive) is None:
                 self.notes += (f"no labels: there is no {DATASET_JSON} in {found.name}",)
-            self.notes += left_out_note(_left_out(archive.namelist()))
+            self.notes += left_out_note(_left_out(archive.namelist()) + found.not_read())
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
         self.order = random_permutation(ORDER_SEED, len(names))
@@ -137,7 +137,7 @@ def _ranges(path: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> I
     Raises:
         StorageError: the disk or the bucket fails.
     """
-    remote = UPath(path)
+    remote = listed_path(path)
     if is_local(remote):
         with storage_errors(path, "read"), open(remote.path, "rb", buffering=0) as file:
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):

@@ -1,47 +1,32 @@
-"""Finding the files of a source of real images: a path, a glob or a list, on this machine or in a bucket."""
+"""Finding the files of a source of real images: paths, globs or a list, and their kind."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from pathlib import PurePosixPath
 
-from upath import UPath
-
+from raysid.data.listing import File, absolute_path, in_threads, list_path
+from raysid.data.patterns import expanded
 from raysid.data.pictures import COMMON, SUFFIXES
 from raysid.errors import NotHere, RaysidError, StorageError, UserError, printable
-from raysid.storage import BUCKETS, is_local, location, storage_errors
-from raysid.storage.failures import explain, storage_error
+from raysid.storage import exists, is_local, listed_path, open_file, storage_errors
+from raysid.storage.failures import explain
 
 CONTAINERS = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"}
 KINDS = CONTAINERS | dict.fromkeys(SUFFIXES, "folder")
 KIND_NAMES = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar files", "folder": "pictures"}
-FOREIGN = ("__MACOSX", "@eaDir")  # folders that macOS and Synology's NAS add, with pictures of their own
-HIDDEN, EMPTY, BACK = "hidden files", "empty folders", "linked folders that lead back"
-REQUESTS = 16  # at a time, for listings, headers and contents
-
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a source.
-
-    Attributes:
-        path: absolute, or with the protocol; `UPath` opens it.
-        parts: its path below the folder that the source names.
-        size: in bytes; -1 if unknown.
-    """
-
-    path: str
-    parts: tuple[str, ...]
-    size: int = -1
+TEXTS = (".csv", ".html", ".json", ".jsonl", ".md", ".py", ".txt", ".xml", ".yaml", ".yml")  # beside images
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+COMPRESSED_TAR = (
+    "is a compressed tar, whose pictures cannot be read one by one: unpack it to a .tar with gunzip, bunzip2, unxz or "
+    "zstd -d"
+)
+HEAD = 512  # bytes of a file that show its kind
 
 
 @dataclass(frozen=True)
@@ -59,11 +44,15 @@ class Found:
     others: list[File]
     left_out: Counter[str]
 
+    def not_read(self, read: Sequence[File] = ()) -> Counter[str]:
+        """Count all files that are left out, by the reason: `left_out` and the others; not texts beside containers.
 
-def in_threads(work: Callable[..., Value], *items: Iterable[Any]) -> Iterator[Value]:
-    """Like `map`, with several calls at a time, for work that waits for disks or networks."""
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        yield from pool.map(work, *items)
+        Args:
+            read: files among the others that are read.
+        """
+        texts = () if self.kind == "folder" else TEXTS
+        others = [file for file in self.others if file not in read and suffix(file) not in texts]
+        return self.left_out + Counter(described(suffix(file)) for file in others)
 
 
 def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
@@ -84,35 +73,108 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     left_out: Counter[str] = Counter()
     with reading_source(name):
         for path in given:
-            root = absolute_path(path)
-            with storage_errors(root, "read"):
-                for file in _below(path, root, left_out):
-                    files[file.path] = file
+            for each in _paths(path):
+                root = absolute_path(each)
+                with storage_errors(root, "read"):
+                    files |= {file.path: file for file in list_path(each, root, left_out)}
     if len({"://" in path for path in files}) > 1:
         raise UserError(
             f"data.source {name} is partly on this machine and partly in a bucket: give one of them"
         )
-    by_kind: dict[str | None, list[File]] = {}
-    for _, file in sorted(files.items()):
-        by_kind.setdefault(KINDS.get(suffix(file)), []).append(file)
-    held = {KINDS[suffix(file)] for file in files.values() if suffix(file) in (*COMMON, *CONTAINERS)}
-    if kind is None and len(held) > 1:
-        names = " and ".join(KIND_NAMES[found] for found in by_kind if found in held)
-        raise UserError(f"data.source {name} holds {names}: give data.format")
-    kind = kind or next(iter(held), None) or ("folder" if "folder" in by_kind else None)
-    if kind is None:
+    listed = [file for _, file in sorted(files.items())]
+    found = _kind(name, listed) if kind is None else kind
+    chosen = [file for file in listed if KINDS.get(suffix(file)) == found]
+    if kind is not None and not chosen:
+        chosen = _of_unusual_names(name, listed, kind)
+    if found != "folder":  # pictures are checked when they are read
+        for file in chosen:
+            _check_regular(file)
+    paths = {file.path for file in chosen}
+    return Found(name, found, chosen, [file for file in listed if file.path not in paths], left_out)
+
+
+def _paths(given: str) -> list[str]:
+    """Return the paths that braces in a path stand for. Folders and files that exist under these names keep theirs."""
+    parts = given.split("/")
+    kept = 0
+    while kept < len(parts) and (
+        "{" not in parts[kept] or exists(absolute_path("/".join(parts[: kept + 1])))
+    ):
+        kept += 1
+    return ["/".join([*parts[:kept], *rest]) for rest in map(_split, expanded("/".join(parts[kept:])))]
+
+
+def _split(path: str) -> list[str]:
+    return path.split("/") if path else []
+
+
+def _kind(name: str, files: Sequence[File]) -> str:
+    """Infer the kind of files from their names. Raises UserError if there are none of a known kind, or of several."""
+    suffixes = [suffix(file) for file in files]
+    kinds = list(dict.fromkeys(KINDS[found] for found in suffixes if found in (*COMMON, *CONTAINERS)))
+    if len(kinds) > 1:
+        held = " and ".join(KIND_NAMES[kind] for kind in kinds)
+        raise UserError(f"data.source {name} holds {held}: give data.format")
+    if kinds or any(found in SUFFIXES for found in suffixes):
+        return kinds[0] if kinds else "folder"
+    _refuse_compressed(files)
+    if arrow := next((file for file in files if suffix(file) == ".arrow"), None):
+        folder = printable(arrow.path.rpartition("/")[0])
         raise UserError(
-            f"data.source {name} holds no images: pictures ({', '.join(SUFFIXES)}), .parquet, .tar or a .zip are needed"
+            f"data.source {name} holds Arrow files, as Hugging Face's save_to_disk writes them; write them as Parquet: "
+            f"datasets.load_from_disk({folder!r}).to_parquet('images.parquet')"
         )
-    if not by_kind.get(kind):
+    raise UserError(
+        f"data.source {name} holds no images: pictures ({', '.join(SUFFIXES)}), .parquet, .tar or a .zip are needed; "
+        "for files of other names give data.format"
+    )
+
+
+def _of_unusual_names(name: str, files: Sequence[File], kind: str) -> list[File]:
+    """Return the files of a kind that was given, none of which has its usual name.
+
+    Raises:
+        UserError: there are none.
+    """
+    candidates = [file for file in files if suffix(file) not in (*KINDS, *TEXTS)] or list(files)
+    _refuse_compressed(candidates)
+    if kind == "folder":  # each is a picture, or counts as a bad one
+        chosen = [file for file in candidates if suffix(file) not in (*CONTAINERS, *TEXTS)]
+    elif len(candidates) == 1:  # reading it shows what it is
+        chosen = candidates
+    else:
+        with reading_source(name):
+            heads = in_threads(_head, candidates)
+            chosen = [file for file, head in zip(candidates, heads, strict=True) if _begins_as(kind, head)]
+    if not chosen:
         raise UserError(
             f"data.source {name} holds no {KIND_NAMES[kind].removeprefix('a ')}, which data.format {kind} needs"
         )
-    if kind != "folder":  # pictures are checked when they are read
-        for file in by_kind[kind]:
-            _check_regular(file)
-    others = [file for found, some in by_kind.items() if found != kind for file in some]
-    return Found(name, kind, by_kind[kind], sorted(others, key=lambda file: file.path), left_out)
+    return chosen
+
+
+def _head(file: File) -> bytes:
+    """The first bytes of a file; none if it is not a regular file."""
+    path = listed_path(file.path)
+    if is_local(path) and not stat.S_ISREG(os.stat(path.path).st_mode):
+        return b""
+    with open_file(path) as opened:
+        return opened.read(HEAD)
+
+
+def _begins_as(kind: str, head: bytes) -> bool:
+    return {
+        "parquet": head.startswith(b"PAR1"),
+        "zip": head.startswith(b"PK"),
+        "webdataset": head[257:262] == b"ustar",
+    }[kind]
+
+
+def _refuse_compressed(files: Sequence[File]) -> None:
+    """Refuse compressed tars by their names, with the remedy."""
+    for file in files:
+        if file.parts[-1].lower().endswith(COMPRESSED):
+            raise UserError(f"data.source: {printable(file.path)} {COMPRESSED_TAR}")
 
 
 def suffix(file: File) -> str:
@@ -127,7 +189,7 @@ def described(ending: str) -> str:
 
 def _check_regular(file: File) -> None:
     """Check that a file is regular: opening a pipe waits for a writer."""
-    path = UPath(file.path)
+    path = listed_path(file.path)
     with suppress(OSError):  # opening it raises a better message
         if is_local(path) and not stat.S_ISREG(os.stat(path.path).st_mode):
             raise UserError(
@@ -163,138 +225,3 @@ def damaged_file(path: str, form: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{printable(path)} cannot be read as {form}: {explain(error)}") from None
-
-
-def absolute_path(path: str) -> UPath:
-    """Return the path as an absolute path or URL, the same for all processes of this machine."""
-    found = location(path)
-    if is_local(found):
-        return UPath(Path(found.path).absolute())
-    if found.protocol not in BUCKETS:
-        raise UserError(
-            f"data.source {path}: {found.protocol}:// is not supported; give a path, gs://... or s3://..."
-        )
-    return found
-
-
-def _below(given: str, absolute: UPath, left_out: Counter[str]) -> list[File]:
-    """Return the files of one path or glob.
-
-    Args:
-        given: the path as the user wrote it.
-        left_out: increased by what is left out, as in `Found`.
-    """
-    fs, path = absolute.fs, absolute.path
-    if absolute.is_dir():
-        return _list_folder(absolute, path, left_out)
-    if absolute.exists():
-        return [_file(absolute, fs.info(path), os.path.dirname(path))]
-    if not any(sign in given for sign in "*?["):
-        raise NotHere(f"there is no file or folder {absolute}")
-    found = fs.glob(path, detail=True)
-    if not found:
-        raise NotHere(f"nothing matches {absolute}")
-    # The common parent of all matches is not part of the files' names: `images/*` is the same as `images`.
-    root = os.path.commonpath([os.path.dirname(match) for match in found])
-    files = []
-    for match, info in found.items():
-        if info["type"] == "directory":
-            files += _list_folder(_sibling(absolute, match), root, left_out)
-        else:
-            files.append(_file(absolute, info, root))
-    return files
-
-
-def _sibling(beside: UPath, path: str) -> UPath:
-    """Return a path from a filesystem's listing, with the protocol of another path of the same filesystem."""
-    return UPath(path) if is_local(beside) else UPath(f"{beside.protocol}://{path}")
-
-
-def _file(beside: UPath, info: dict[str, Any], root: str) -> File:
-    """Return a file from its filesystem's listing."""
-    name = info["name"]
-    return File(
-        str(_sibling(beside, name)), _parts(name, root), -1 if is_local(beside) else int(info["size"])
-    )
-
-
-def _parts(path: str, root: str) -> tuple[str, ...]:
-    return tuple(path.removeprefix(root).strip("/").split("/"))
-
-
-def _list_folder(folder: UPath, root: str, left_out: Counter[str]) -> list[File]:
-    """Return all files below a folder; its subfolders are listed in parallel."""
-    if is_local(folder):
-        own, inside, hidden, back = _scan(folder.path, (os.path.realpath(folder.path),))
-        left_out[HIDDEN] += hidden
-        left_out[BACK] += back
-        for found, hidden, back in in_threads(_walk_folder, inside):
-            own += found
-            left_out[EMPTY] += not found
-            left_out[HIDDEN] += hidden
-            left_out[BACK] += back
-        return [File(path, _parts(path, root)) for path in own]
-    fs = folder.fs
-    listed = fs.ls(folder.path, detail=True)
-    entries = [entry for entry in listed if entry["type"] == "file"]
-    folders = [entry["name"] for entry in listed if entry["type"] == "directory"]
-    for entries_inside in in_threads(lambda name: list(fs.find(name, detail=True).values()), folders):
-        entries += entries_inside
-    # A folder that was made in a bucket's console is an object whose name ends with a slash.
-    files = [_file(folder, entry, root) for entry in entries if not entry["name"].endswith("/")]
-    visible = [file for file in files if not is_hidden(file.parts)]
-    left_out[HIDDEN] += len(files) - len(visible)
-    return visible
-
-
-Folder = tuple[str, tuple[str, ...]]
-"""A local folder, and the real paths of itself and of those that led to it."""
-
-
-def _walk_folder(folder: Folder) -> tuple[list[str], int, int]:
-    """Return all files below a local folder, the number of hidden ones, and of linked folders that lead back.
-
-    Raises:
-        StorageError: a folder cannot be listed; without the error its class would be missing.
-    """
-    files: list[str] = []
-    hidden, back = 0, 0
-    folders = [folder]
-    while folders:
-        found, inside, more_hidden, more_back = _scan(*folders.pop())
-        files += found
-        folders += inside
-        hidden, back = hidden + more_hidden, back + more_back
-    return files, hidden, back
-
-
-def _scan(folder: str, above: tuple[str, ...]) -> tuple[list[str], list[Folder], int, int]:
-    """List a local folder: its files, its folders, the number of hidden ones, and of links to a folder in `above`."""
-    files: list[str] = []
-    folders: list[Folder] = []
-    hidden, back = 0, 0
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_hidden((entry.name,)):
-                    hidden += 1
-                elif not entry.is_dir():
-                    files.append(entry.path)
-                else:
-                    real = (
-                        os.path.realpath(entry.path)
-                        if entry.is_symlink()
-                        else os.path.join(above[-1], entry.name)
-                    )
-                    if real in above:
-                        back += 1
-                    else:
-                        folders.append((entry.path, (*above, real)))
-    except OSError as error:
-        raise storage_error(error, error.filename or folder, "read") from error
-    return files, folders, hidden, back
-
-
-def is_hidden(parts: Sequence[str]) -> bool:
-    """True if a name, or a folder in its path, is one that file systems hide, or that they add."""
-    return any(part in FOREIGN or (part.startswith(".") and part not in (".", "..")) for part in parts)

@@ -1,4 +1,4 @@
-"""Labels of pictures in a folder: those of EDM's `dataset.json`, or the subfolders."""
+"""Labels of pictures in a folder: those of a `metadata.csv` or of EDM's `dataset.json`, or the subfolders."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from upath import UPath
-
-from raysid.data.files import File, Found
-from raysid.data.labels import DATASET_JSON, MAX_LABELS, listed_labels, match_labels, names_listed
+from raysid.data.files import Found
+from raysid.data.labels import (
+    DATASET_JSON,
+    LABEL_COLUMN,
+    MAX_LABELS,
+    listed_labels,
+    match_labels,
+    names_listed,
+)
+from raysid.data.listing import File
+from raysid.data.metadata import METADATA, read_metadata
+from raysid.data.splits import is_split, splits_note
 from raysid.errors import UserError, printable
-from raysid.storage import file_size, read_whole
+from raysid.storage import file_size, listed_path, read_whole
 
 _CHUNK = re.compile(r"(\d{5})/img\d{8}\.\w+")  # a picture's path as EDM's dataset tool writes it
 
@@ -29,13 +37,30 @@ class FolderLabels(NamedTuple):
     read: tuple[File, ...] = ()
 
 
-def folder_labels(found: Found) -> FolderLabels:
+def folder_labels(found: Found, column: str) -> FolderLabels:
     """Return the labels of a folder's pictures.
 
+    Args:
+        column: the column of a `metadata.csv` that holds them.
+
     Raises:
-        UserError: a file of labels is damaged, or names none of the pictures.
+        UserError: a file of labels is damaged or names none of the pictures, or the column was given, but no file has
+            it and there are no other labels.
     """
-    return _of_dataset_json(found) or _of_folders(found)
+    files = tuple(file for file in found.others if file.parts[-1] in METADATA)
+    metadata = read_metadata(files, column)
+    if metadata.by_name:
+        where = printable(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        names = ["/".join(picture.parts) for picture in found.files]
+        notes = (f"labels are the column {printable(column)} of {where}",)
+        return FolderLabels(match_labels(metadata.by_name, names, where), where, notes, files)
+    labels = _of_dataset_json(found) or _of_folders(found)
+    if any(label is not None for label in labels.labels) or not (files or column != LABEL_COLUMN):
+        return labels
+    listed = f"no metadata.csv with a column {printable(column)}; columns: {names_listed(metadata.columns)}"
+    if column != LABEL_COLUMN:
+        raise UserError(f"data.source {found.name} has {listed}: correct data.label_column")
+    return labels._replace(notes=(*labels.notes, f"no labels: there is {listed}"))
 
 
 def _of_dataset_json(found: Found) -> FolderLabels | None:
@@ -46,10 +71,10 @@ def _of_dataset_json(found: Found) -> FolderLabels | None:
         return None
     file = min(files, key=lambda file: len(file.parts))
     where = printable(file.path)
-    if file_size(UPath(file.path)) > MAX_LABELS:
+    if file_size(listed_path(file.path)) > MAX_LABELS:
         raise UserError(f"{where} is too large: {MAX_LABELS:,} bytes are the limit")
     try:
-        by_name = listed_labels(read_whole(UPath(file.path)))
+        by_name = listed_labels(read_whole(listed_path(file.path)))
     except KeyError:  # of another tool
         return None
     except (ValueError, TypeError, RecursionError) as error:
@@ -71,9 +96,15 @@ def _of_folders(found: Found) -> FolderLabels:
             found.name,
             (f"no labels: the folders are those of EDM's dataset tool, and there is no {DATASET_JSON}",),
         )
-    labels = [file.parts[0] if len(file.parts) > 1 else None for file in found.files]
-    others = {file.parts[0] for file in found.others if len(file.parts) > 1} - set(labels)
+    # The classes of data/train/cat/ lie below the split.
+    depth = int(all(len(file.parts) > 1 and is_split(file.parts[0]) for file in found.files))
+    labels = [_folder(file, depth) for file in found.files]
+    others = {name for file in found.others if (name := _folder(file, depth)) is not None} - set(labels)
+    notes = splits_note(found.files) if depth else ()
     if any(labels) and others:
-        note = f"no pictures in the folders {names_listed(sorted(others))}: they are no classes"
-        return FolderLabels(labels, found.name, (note,))
-    return FolderLabels(labels, found.name)
+        notes += (f"no pictures in the folders {names_listed(sorted(others))}: they are no classes",)
+    return FolderLabels(labels, found.name, notes)
+
+
+def _folder(file: File, depth: int) -> str | None:
+    return file.parts[depth] if len(file.parts) > depth + 1 else None

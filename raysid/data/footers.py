@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import pyarrow.parquet as pq
 
 from raysid.data import parquet_check
-from raysid.data.files import damaged_file, in_threads
+from raysid.data.files import damaged_file
+from raysid.data.listing import in_threads
 from raysid.data.parquet_check import LENGTH, read_footer
 from raysid.errors import UserError, printable
 from raysid.storage import open_file

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import File, Found, damaged_file, in_threads, reading_source
+from raysid.data.files import Found, damaged_file, reading_source
 from raysid.data.footers import FORM, read_footers
 from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed
-from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource
-from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture
+from raysid.data.listing import File, in_threads
+from raysid.data.parquet_columns import holds_labels, holds_paths, holds_pictures, image_column, pictures
+from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource, left_out_note
+from raysid.data.pictures import MAX_PICTURE, BadPicture
 from raysid.data.source import Piece, Texts
+from raysid.data.splits import splits_note
 from raysid.errors import RaysidError, UserError, printable
 from raysid.storage import open_file
 from raysid.storage.failures import explain
+from raysid.storage.plain_json import parse_json
 
 INDEX = "raysid_index"
 """Column in which `raysid data convert` stores a picture's index in the list that it was made from."""
+CLASSES = b"raysid_classes"
+"""Key of a file's metadata under which `raysid data convert` stores the names of the classes, as JSON."""
 ROWS_AT_A_TIME = 256
 BYTES_AT_A_TIME = 1 << 26  # of rows at a time
 CELL_OVERHEAD = 64  # bytes that Parquet may add to a cell
@@ -38,8 +43,9 @@ class ParquetSource(PictureSource):
     """The rows of Parquet files, in the order of the files' paths.
 
     A shard is one or more consecutive row groups of a file, up to 1,024 images if there are several. Pictures are
-    bytes, or a struct with `bytes` as in Hugging Face's datasets. Labels are the column `data.label_column`, or the
-    value in the files' paths if folders are named `label=value`.
+    bytes, or a struct with `bytes` as in Hugging Face's datasets; or files beside the Parquet file, which a struct's
+    `path` or the column `data.image_column` names. Labels are the column `data.label_column`, or the value in the
+    files' paths if folders are named `label=value`.
 
     Raises:
         UserError: a file is not Parquet, the columns are missing or ambiguous, or labels are not classes.
@@ -52,7 +58,8 @@ class ParquetSource(PictureSource):
         with reading_source(found.name):
             footers = read_footers(paths)
         schema = footers[0].schema.to_arrow_schema()
-        self.image_column = _image_column(schema, data.image_column, found)
+        where = f"data.source {found.name} ({found.files[0].path})"
+        self.image_column = image_column(schema, data.image_column, where)
         self.has_index = INDEX in schema.names
         self.paths = Texts(paths)
         for path, footer in zip(paths, footers, strict=True):
@@ -61,6 +68,7 @@ class ParquetSource(PictureSource):
         self.labels = _labels(found, footers, data.label_column, self.image_column)
         if not self.labels.names:
             self.notes += _without_labels(found, footers, data.label_column)
+        self.notes += splits_note(found.files) + left_out_note(found.not_read())
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -78,8 +86,8 @@ class ParquetSource(PictureSource):
                 if part:
                     entries = range(start + row + part.start, start + row + part.stop)
                     labels = self.labels.numbers[entries.start : entries.stop].tolist()
-                    pictures = self._rows(file, group, part)
-                    for entry, label, (picture, index) in zip(entries, labels, pictures, strict=True):
+                    found = self._rows(path, file, group, part)
+                    for entry, label, (picture, index) in zip(entries, labels, found, strict=True):
                         yield Content(entry, entry if index is None else index, label, picture)
                 row += rows
 
@@ -88,7 +96,9 @@ class ParquetSource(PictureSource):
         first = int(self.starts[np.searchsorted(self.groups[:, 0], number)])  # of the file
         return printable(f"row {entry - first} of {self.paths[number]}")
 
-    def _rows(self, file: Any, group: int, part: range) -> Iterator[tuple[bytes | BadPicture, int | None]]:
+    def _rows(
+        self, path: str, file: Any, group: int, part: range
+    ) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and stored index of some rows of a row group, read in batches; rows after damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
         whole, dictionary = self._bytes(file.metadata.row_group(group))
@@ -116,7 +126,7 @@ class ParquetSource(PictureSource):
             wanted = batch.slice(min(max(part.start - begin, 0), len(batch)), missing)
             begin += len(batch)
             kept = wanted.column(INDEX).to_pylist() if self.has_index else [None] * len(wanted)
-            yield from zip(_pictures(wanted.column(self.image_column)), kept, strict=True)
+            yield from zip(pictures(wanted.column(self.image_column), path), kept, strict=True)
 
     def _bytes(self, group: Any) -> tuple[int, int]:
         """Bytes of a row group's pictures, and how many of them may be in a dictionary."""
@@ -146,7 +156,8 @@ def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool
     schema = footer.schema.to_arrow_schema()
     if column not in schema.names:
         raise UserError(f"{path} has no column {column}, which {first} has")
-    if not _holds_pictures(schema.field(column).type):
+    kind = schema.field(column).type
+    if not (holds_pictures(kind) or holds_paths(kind)):
         raise UserError(f"{path} has no bytes in its column {column}, which {first} has")
     if (INDEX in schema.names) != has_index:
         raise UserError(
@@ -159,48 +170,6 @@ def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool
         raise UserError(
             f"{path} is damaged: its footer has {footer.num_rows:,} rows, its groups {sum(rows):,}"
         )
-
-
-def _image_column(schema: pa.Schema, given: str | None, found: Found) -> str:
-    able = [field.name for field in schema if _holds_pictures(field.type)]
-    where = f"data.source {found.name} ({found.files[0].path})"
-    if given is not None:
-        if given not in able:
-            what = "has no column of bytes" if given in schema.names else "has no column"
-            raise UserError(f"{where} {what} {given}; columns: {', '.join(schema.names)}")
-        return given
-    if len(able) != 1:
-        what = f"several columns of bytes ({', '.join(able)})" if able else "no column of bytes"
-        raise UserError(f"{where} has {what}: give data.image_column")
-    return able[0]
-
-
-def _holds_pictures(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
-    return _is_bytes(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _pictures(column: pa.Array) -> Iterable[bytes | BadPicture]:
-    if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "bytes")  # null if the struct is
-    # Converting scalars one by one takes twice as long.
-    return (
-        column.to_pylist()
-        if not column.null_count and column.nbytes <= MAX_PICTURE
-        else map(_picture, column)
-    )
-
-
-def _picture(value: pa.Scalar) -> bytes | BadPicture:
-    if not value.is_valid:
-        return BadPicture("is null")
-    data = value.as_buffer()
-    return data.to_pybytes() if data.size <= MAX_PICTURE else BadPicture(TOO_LARGE)
 
 
 def _shards(footers: Sequence[pq.FileMetaData]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -232,7 +201,20 @@ def _labels(found: Found, footers: Sequence[pq.FileMetaData], column: str, image
     with reading_source(found.name):
         for labels in in_threads(partial(_file_labels, column), found.files, footers):
             values += labels
-    return class_labels(values, found.name)
+    return _with_names(class_labels(values, found.name), footers)
+
+
+def _with_names(labels: Labels, footers: Sequence[pq.FileMetaData]) -> Labels:
+    """Give classes the names that `raysid data convert` has kept, if the files have the same ones."""
+    kept = {footer.metadata[CLASSES] for footer in footers if CLASSES in (footer.metadata or {})}
+    if len(kept) != 1 or not labels.names:
+        return labels
+    try:
+        names = parse_json(kept.pop())
+    except ValueError:
+        return labels
+    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return Labels(labels.numbers, names) if fits and len(names) >= len(labels.names) else labels
 
 
 def _without_labels(found: Found, footers: Sequence[pq.FileMetaData], column: str) -> tuple[str, ...]:
@@ -251,7 +233,7 @@ def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if column not in footer.schema.to_arrow_schema().names:
         return [_partition(file, column)] * footer.num_rows
     kind = footer.schema.to_arrow_schema().field(column).type
-    if not _holds_labels(kind):
+    if not holds_labels(kind):
         raise UserError(f"{file.path} has {kind} in its column {column}: labels are whole numbers or names")
     labels: list[Any] = []
     with open_file(file.path) as opened, damaged_file(file.path, FORM):
@@ -260,13 +242,6 @@ def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
     if len(labels) != footer.num_rows:
         raise UserError(f"{file.path} is damaged: of {footer.num_rows:,} rows {len(labels):,} have a label")
     return labels
-
-
-def _holds_labels(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    able = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string)
-    return pa.types.is_null(kind) or any(is_kind(kind) for is_kind in able)
 
 
 def _partition(file: File, column: str) -> int | str | None:

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 
-from raysid.data.files import damaged_file
+from raysid.data.files import COMPRESSED_TAR, damaged_file
 from raysid.errors import UserError
 from raysid.storage import open_file
 
@@ -14,6 +14,7 @@ MAX_HEADER = 1 << 16  # bytes of a header that extends another
 MAX_CHAIN = 16  # headers that extend one member; tar writes at most three
 MAX_GLOBAL = 256  # fields of global headers, which tarfile copies to each member
 MAX_DIGITS = 255  # of a number in a header: tarfile's time grows with their square
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstd
 _EXTENDING = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -27,9 +28,12 @@ def tar_members(path: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """Iterate over the members of an uncompressed tar, each with the tar, which can read it.
 
     Raises:
-        UserError: it is not a tar, or is damaged.
+        UserError: it is not a tar, or is compressed or damaged.
     """
     with damaged_file(path, "a tar (uncompressed)"), open_file(path) as file:
+        if file.read(6).startswith(_COMPRESSED):
+            raise UserError(f"{path} {COMPRESSED_TAR}")
+        file.seek(0)
         archive = _Tar.open(fileobj=file, mode="r:", tarinfo=_Header)  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps them all

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import HIDDEN, Found, in_threads, is_hidden, reading_source
+from raysid.data.files import Found, reading_source
 from raysid.data.json_fields import Field, label_field, nested, read_fields
 from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
+from raysid.data.listing import HIDDEN, in_threads, is_hidden
 from raysid.data.picture_source import ListedSource, left_out_note
 from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture
 from raysid.data.source import Texts
+from raysid.data.splits import splits_note
 from raysid.data.tar_headers import tar_members
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
@@ -83,7 +85,7 @@ class WebDatasetSource(ListedSource):
         self.sizes = np.array([sample.size for sample in samples], np.int64)
         values, self.notes = _labels(listed, found.name, data.label_column)
         self.labels = class_labels(values, found.name)
-        self.notes += left_out_note(left_out)
+        self.notes += splits_note(found.files) + left_out_note(left_out + found.not_read())
         self.order = np.arange(len(samples))
 
     def name_of(self, entry: int) -> str:

@@ -10,7 +10,16 @@ events) are therefore written on this machine and copied to the bucket by `mirro
     download.py             files of the web and of buckets, cached on this machine
 """
 
-from raysid.storage.buckets import BUCKETS, LOCAL, expand, for_ray, is_local, location, storage_folder
+from raysid.storage.buckets import (
+    BUCKETS,
+    LOCAL,
+    expand,
+    for_ray,
+    is_local,
+    listed_path,
+    location,
+    storage_folder,
+)
 from raysid.storage.failures import storage_errors
 from raysid.storage.files import (
     append_whole,
@@ -45,6 +54,7 @@ __all__ = [
     "for_ray",
     "holds",
     "is_local",
+    "listed_path",
     "location",
     "make_folder",
     "open_file",

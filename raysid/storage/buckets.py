@@ -60,7 +60,15 @@ def location(path: str | os.PathLike[str] | UPath) -> UPath:
         )  # fsspec sees protocols in `data:x` and `zip::x`
     if scheme not in (*LOCAL, *BUCKETS):  # fsspec has more, some of which fetch from the web or run programs
         raise UserError(f"{text}: {scheme}:// is not read; give a path, gs://... or s3://...")
-    return UPath(f"{scheme}:{rest}")
+    return listed_path(f"{scheme}:{rest}")
+
+
+def listed_path(path: str) -> UPath:
+    """Return the path of a file as a listing gives it: `~`, variables and `::` in it are parts of its name."""
+    scheme, separator, rest = path.partition("://")
+    bucket, _, key = rest.partition("/")
+    # The first argument of UPath may be a chain of protocols, in which `::` separates them.
+    return UPath(f"{scheme}://{bucket}", key) if separator and scheme in BUCKETS and key else UPath(path)
 
 
 def expand(text: str) -> str:

@@ -17,7 +17,7 @@ from upath import UPath
 
 from raysid.errors import StorageError, UserError
 from raysid.storage import s3
-from raysid.storage.buckets import is_local
+from raysid.storage.buckets import is_local, listed_path
 from raysid.storage.failures import storage_errors
 from raysid.storage.plain_json import parse_json
 
@@ -124,8 +124,9 @@ def check_regular(path: UPath | Path) -> None:
 def open_file(path: str | UPath) -> OpenFile:
     """Open a file for reading in parts. Raises FileNotFoundError where there is none."""
     with storage_errors(path, "read"):
-        check_regular(UPath(path))
-        return OpenFile(UPath(path).open("rb"), str(path))
+        found = listed_path(path) if isinstance(path, str) else path
+        check_regular(found)
+        return OpenFile(found.open("rb"), str(path))
 
 
 class OpenFile:

@@ -56,11 +56,16 @@ def test_check_describes_the_images_and_shows_them(tmp_path: Path) -> None:
     ]
 
 
-def test_check_and_convert_say_what_is_left_out(ray_cluster: None, tmp_path: Path) -> None:
+def test_check_and_convert_count_what_is_left_out_and_keep_names_of_classes(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     folder = write_folder(tmp_path / "digits", digit_pictures(20))
     (tmp_path / "digits" / "3" / "a.heic").write_bytes(b"")
     assert "\nnote     left out: .heic files (1)\n" in data("check", folder).stdout
+    (tmp_path / "digits" / "2").rename(tmp_path / "digits" / "two")
     assert "note     left out: .heic files (1)\n" in data("convert", folder, "out").stdout
+    before, after = data("check", folder).stdout, data("check", "out").stdout
+    assert "two (2)" in after and before.splitlines()[3] == after.splitlines()[3]
 
 
 def test_check_names_bad_pictures_and_refuses_too_many(tmp_path: Path) -> None:

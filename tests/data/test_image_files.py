@@ -332,7 +332,7 @@ def test_an_unreadable_source_is_one_line(tmp_path: Path, pictures: Any) -> None
     with pytest.raises(NotHere, match="nothing matches"):
         open_source(str(tmp_path / "*.parquet"))
     assert "holds no images" in refused(str(tmp_path))
-    assert "http:// is not supported" in refused("http://host/images.zip")
+    assert "http:// is not read" in refused("http://host/images.zip")
     (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
     assert "t.parquet cannot be read as Parquet" in refused(str(tmp_path / "t.parquet"))
     (tmp_path / "t.tar").write_bytes(b"nothing of the kind" * 100)

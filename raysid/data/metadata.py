@@ -1,0 +1,58 @@
+"""The `metadata.csv` or `metadata.jsonl` of a folder of pictures, as in Hugging Face's imagefolder: labels by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from raysid.data.files import damaged_file
+from raysid.data.labels import MAX_LABELS, numbers_of_texts
+from raysid.data.listing import File
+from raysid.errors import UserError, printable
+from raysid.storage import file_size, listed_path, read_whole
+from raysid.storage.plain_json import parse_json
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+FILE_NAME = "file_name"  # the column of the pictures' names, below the metadata's own folder
+
+
+class Metadata(NamedTuple):
+    """Labels by the pictures' names below the folder that the source names, and the columns that there are."""
+
+    by_name: dict[str, Any]
+    columns: list[str]
+
+
+def read_metadata(files: Sequence[File], label_column: str) -> Metadata:
+    """Read files of metadata.
+
+    Raises:
+        UserError: one is too large or damaged, or has no column of names.
+    """
+    by_name: dict[str, Any] = {}
+    columns: dict[str, None] = {}
+    for file in files:
+        for row in _rows(file):
+            columns |= dict.fromkeys(row)
+            name = "/".join([*file.parts[:-1], str(row[FILE_NAME])])
+            if label_column in row:
+                by_name[name] = row[label_column]
+    labels = numbers_of_texts(list(by_name.values()))
+    return Metadata(dict(zip(by_name, labels, strict=True)), [*columns])
+
+
+def _rows(file: File) -> list[dict[str, Any]]:
+    path = listed_path(file.path)
+    if file_size(path) > MAX_LABELS:
+        raise UserError(f"{printable(file.path)} has more than {MAX_LABELS:,} bytes")
+    text = read_whole(path).decode("utf-8-sig", "replace")
+    with damaged_file(file.path, "metadata of pictures"):
+        if file.parts[-1].endswith(".csv"):
+            rows: list[Any] = list(csv.DictReader(io.StringIO(text)))
+        else:
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) and FILE_NAME in row for row in rows):
+            raise ValueError(f"a row has no {FILE_NAME}")
+    return rows
