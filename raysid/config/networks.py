@@ -6,8 +6,9 @@ preconditioning, appendix F: network configurations).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,11 @@ from raysid.config.settings import Settings
 Precision = Literal["float32", "bf16", "fp16"]
 
 MAX_STEPS = 100_000
+# Far above every published network, and small enough that a network of that size is described within seconds.
+MAX_BLOCKS = 300
+MAX_LEVELS = 20
+MAX_CLASSES = 1_000_000
+MAX_NUMBERS = 2**28  # in a sample: 1 GiB in float32
 EDM_TMAX, DDPM_TMAX = 800, 980
 """The default `method.tmax` of EDM's noise process, and of a discrete one with Stable Diffusion's betas."""
 
@@ -53,10 +59,13 @@ class NetworkSettings(Settings):
     default_tmax: ClassVar[int] = EDM_TMAX
 
     img_resolution: PositiveInt = Field(
-        description="Height and width of the images in pixels; divisible by 2 for every level after the first."
+        le=MAX_NUMBERS,
+        description="Height and width of the images in pixels; divisible by 2 for every level after the first.",
     )
-    img_channels: PositiveInt = Field(description="Colour (or latent) channels of the images.")
-    label_dim: int = Field(0, ge=0, description="Number of classes; 0: unconditional.")
+    img_channels: PositiveInt = Field(
+        le=MAX_NUMBERS, description="Colour (or latent) channels of the images."
+    )
+    label_dim: int = Field(0, ge=0, le=MAX_CLASSES, description="Number of classes; 0: unconditional.")
     model_type: Literal["SongUNet", "DhariwalUNet"] = Field(
         "SongUNet", description="U-Net family: SongUNet for DDPM++ and NCSN++, DhariwalUNet for ADM."
     )
@@ -74,7 +83,7 @@ class NetworkSettings(Settings):
         1,
         description="Width of the noise-level embedding, in units of model_channels: 1 for DDPM++, 2 for NCSN++.",
     )
-    resample_filter: Annotated[tuple[float, ...], Field(min_length=2)] = Field(
+    resample_filter: Annotated[tuple[float, ...], Field(min_length=2, max_length=100)] = Field(
         (1, 1),
         description="Taps of the separable resampling filter, an even number with a sum other than 0; they are "
         "normalised. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.",
@@ -82,7 +91,7 @@ class NetworkSettings(Settings):
     model_channels: PositiveInt = Field(
         128, description="Base number of channels, which channel_mult multiplies.", ge=4
     )
-    channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+    channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MAX_LEVELS)] = Field(
         (1, 2, 2, 2), description="Channels of every level, in units of model_channels, finest level first."
     )
     channel_mult_emb: PositiveInt = Field(
@@ -91,7 +100,7 @@ class NetworkSettings(Settings):
     num_blocks: PositiveInt = Field(
         4, description="Residual blocks per level of the encoder; the decoder has one more."
     )
-    attn_resolutions: tuple[PositiveInt, ...] = Field(
+    attn_resolutions: Annotated[tuple[PositiveInt, ...], Field(max_length=100)] = Field(
         (16,), description="Resolutions, in pixels, at which blocks have self-attention; may be empty."
     )
     dropout: float = Field(
@@ -119,6 +128,7 @@ class NetworkSettings(Settings):
         return self.img_channels, self.img_resolution, self.img_resolution
 
     def problems(self) -> Iterator[str]:
+        yield from _size_problems(self.sample_shape, self.num_blocks * len(self.channel_mult))
         halvings = len(self.channel_mult) - 1
         if self.img_resolution % 2**halvings:
             yield (
@@ -224,7 +234,15 @@ class DiffusersSettings(Settings):
         channels = self.unet.get("in_channels", 3)
         if not _is_count(channels):
             yield f"unet.in_channels is {channels!r}; allowed: integer above 0"
+        if _is_count(height) and _is_count(channels):
+            levels, blocks = (self.unet.get(name) for name in ("block_out_channels", "layers_per_block"))
+            count = len(levels) if isinstance(levels, list | tuple) else 1
+            yield from _size_problems(
+                (channels, height, height), count * (blocks if _is_count(blocks) else 1)
+            )
         classes = self.unet.get("num_class_embeds")
+        if isinstance(classes, int) and classes > MAX_CLASSES:
+            yield f"unet.num_class_embeds is {_short(classes)}; allowed: at most {MAX_CLASSES:,}"
         if classes is not None and not _is_count(classes):
             yield f"unet.num_class_embeds is {classes!r}; allowed: null, integer above 0"
         elif self.null_class and (classes or 0) < 2:
@@ -256,10 +274,10 @@ class FactorySettings(Settings):
     augment_dim: ClassVar[int] = 0
 
     factory: FactoryName = Field(description="Function that builds it, as `package.module:function`.")
-    sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+    sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=10)] = Field(
         description="Shape of a sample: [2] for points, [3, 32, 32] for images."
     )
-    label_dim: int = Field(0, ge=0, description="Number of classes; 0: unconditional.")
+    label_dim: int = Field(0, ge=0, le=MAX_CLASSES, description="Number of classes; 0: unconditional.")
     discrete_levels: bool = Field(False, description="Noise levels are step numbers, not real numbers.")
     default_tmax: int = Field(gt=0, le=MAX_STEPS, description="Default of `method.tmax`.")
 
@@ -270,6 +288,23 @@ class FactorySettings(Settings):
             raise ValueError("allowed: at most 1000, unless noise levels are step numbers")
         return value
 
+    def problems(self) -> Iterator[str]:
+        yield from _size_problems(self.sample_shape, blocks=1)
 
-def _is_count(value: Any) -> bool:
+
+def _size_problems(sample_shape: tuple[int, ...], blocks: int) -> Iterator[str]:
+    """Yield a line for a size that no network has, before anything of that size is made."""
+    if math.prod(sample_shape) > MAX_NUMBERS:
+        shape = " x ".join(map(_short, sample_shape))
+        yield f"a sample of {shape} numbers is too large; allowed: at most {MAX_NUMBERS:,}"
+    if blocks > MAX_BLOCKS:
+        yield f"{_short(blocks)} blocks over all levels are too many; allowed: at most {MAX_BLOCKS:,}"
+
+
+def _short(number: int) -> str:
+    """Format a number of any length: Python refuses to write out one of thousands of digits."""
+    return f"{number:,}" if abs(number) < 10**15 else f"about 2^{number.bit_length()}"
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

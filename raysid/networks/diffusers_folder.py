@@ -16,14 +16,23 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from pydantic_core import from_json
 from torch import Tensor
 from upath import UPath
 
 from raysid.config.networks import DiffusersSettings, ScheduleSettings
 from raysid.errors import UserError
 from raysid.networks.diffusers import DiffusersDenoiser, build_diffusers, unet_parameters
-from raysid.networks.files import CONFIG, NetworkCard, misfits, parse_weights, shapes_of, weight_shapes
-from raysid.storage import BUCKETS, LOCAL, children, exists, read_json, read_whole
+from raysid.networks.files import (
+    CONFIG,
+    NetworkCard,
+    misfits,
+    parse_weights,
+    read_description,
+    shapes_of,
+    weight_shapes,
+)
+from raysid.storage import BUCKETS, LOCAL, children, exists, read_whole
 
 STEM, SAFETENSORS = "diffusion_pytorch_model", ".safetensors"
 PIPELINE = "model_index.json"
@@ -163,11 +172,11 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
 
 def _config(file: UPath) -> dict[str, Any]:
     try:
-        config = read_json(file)
-    except RecursionError as error:
-        raise UserError(f"cannot read {file}: {error}") from None
-    if config is None:
-        raise UserError(f"{file} is missing: copy the whole folder")
+        config = from_json(read_description(file))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: copy the whole folder") from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is damaged: it holds no settings")
     return config

@@ -87,7 +87,8 @@ def _check_gradients(what: str, network: FactoryDenoiser, x_t: Tensor, t: Tensor
 def _arguments(network: FactoryDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """x_t (2, ...) without a graph, t, and labels of the first and the last class, on the network's device."""
     device, classes = next(network.parameters()).device, network.settings.label_dim
-    cond = torch.eye(classes, device=device)[[0, -1]] if classes else None
+    ends = torch.tensor([0, classes - 1], device=device)
+    cond = nn.functional.one_hot(ends, classes).float() if classes else None
     return x_t.detach().to(device), t.to(device), cond
 
 

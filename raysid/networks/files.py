@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
 import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import from_json
 from torch import Tensor
 from upath import UPath
 
@@ -25,9 +24,12 @@ from raysid.errors import UserError
 from raysid.formats import check_format
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import AnySettings, Network
-from raysid.storage import exists, is_local, location, make_folder, read_whole, write_whole
+from raysid.storage import exists, file_size, is_local, location, make_folder, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MAX_DESCRIPTION = (
+    10_000_000  # bytes; a card has some thousand, the index of a large network's shards a million
+)
 _LIBRARIES = ("edm", "diffusers", "factory")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -122,14 +124,15 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
     folder = location(folder)
     what = kind or "network"
     try:
-        text = read_whole(folder / CONFIG).decode()
+        content = from_json(read_description(folder / CONFIG))
     except FileNotFoundError:
         raise UserError(f"no {what} at {folder}: a {what}'s folder holds {WEIGHTS} and {CONFIG}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {folder / CONFIG}: {error}") from None
-    _check_card_format(text, folder / CONFIG)
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} does not describe a network: it is no JSON: {error}") from None
+    if isinstance(content, dict):
+        check_format(content.get("format"), folder / CONFIG)
     try:
-        card = NetworkCard.model_validate_json(text)
+        card = NetworkCard.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         # After `network` pydantic names the tag of the kind, which may also be the name of a field.
@@ -143,12 +146,18 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
     return card
 
 
-def _check_card_format(text: str, path: UPath) -> None:
-    """Refuse the card of a newer release; all else that is wrong with a card its validation reports."""
-    with suppress(ValueError, RecursionError):
-        content = json.loads(text)
-        if isinstance(content, dict):
-            check_format(content.get("format"), path)
+def read_description(file: UPath) -> bytes:
+    """Read a file of settings, which is small.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is too large.
+    """
+    if (size := file_size(file)) > MAX_DESCRIPTION:
+        raise UserError(
+            f"{file} has {size:,} bytes; a network's description has at most {MAX_DESCRIPTION:,}: give another file"
+        )
+    return read_whole(file)
 
 
 def load_network(

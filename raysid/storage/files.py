@@ -170,7 +170,10 @@ def exists(path: UPath) -> bool:
 def file_size(path: UPath) -> int:
     """Size of a file in bytes. Raises FileNotFoundError where there is none."""
     with storage_errors(path, "read"):
-        return int(path.stat().st_size)
+        try:
+            return int(path.stat().st_size)
+        except NotADirectoryError:
+            raise FileNotFoundError(f"there is no file {path}") from None
 
 
 def holds(path: UPath, content: str) -> bool:

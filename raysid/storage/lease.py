@@ -28,9 +28,10 @@ SETTLE_SECONDS = 1.0  # after which a process that took the lease at the same mo
 class Lease:
     """A lock in a bucket, kept alive by a heartbeat, with filelock's interface.
 
-    A lease is free when its owner has not renewed it for a minute (the clocks of machines that share a bucket must
-    agree within seconds), or at once when its owner was a process of this machine that has ended. If two processes
-    take a free lease within the same second, the one that loses it notices at its next heartbeat.
+    A lease is free when its owner has not renewed it for a minute, or at once when its owner was a process of this
+    machine that has ended. If the owner's clock is ahead, so that the lease seems new, a process that waits for it
+    sees that it does not change. If two processes take a free lease within the same second, the one that loses it
+    notices at its next heartbeat.
 
     Args:
         path: the object that is the lease.
@@ -43,6 +44,10 @@ class Lease:
         self._released = threading.Event()
         self._renewed = 0.0
         self._beat: threading.Thread | None = None
+        self._seen: tuple[dict[str, Any] | None, float] = (
+            None,
+            0.0,
+        )  # the last content that was read, since when
 
     def acquire(self, timeout: float = -1) -> Self:
         """Take the lease; wait up to `timeout` seconds for its owner, or for ever if -1.
@@ -70,8 +75,7 @@ class Lease:
         held = self._read()
         if held is None or _abandoned(held) or _on_this_machine(held):
             return self.acquire(timeout=0)
-        end = time.monotonic() + STALE_SECONDS + BEAT_SECONDS
-        while (now := self._read()) == held and not _abandoned(held) and time.monotonic() < end:
+        while (now := self._watch()) == held and not _abandoned(held) and not self._is_still():
             time.sleep(SETTLE_SECONDS)
         return self.acquire(timeout=0 if now is not None and now != held else SETTLE_SECONDS)
 
@@ -103,12 +107,23 @@ class Lease:
 
     def _take(self) -> bool:
         """Write the lease if it is free; return True if this process owns it a moment later."""
-        held = self._read()
-        if held is not None and not _abandoned(held):
+        held = self._watch()
+        if held is not None and not _abandoned(held) and not self._is_still():
             return False
         self._write(first=held is None)
         time.sleep(SETTLE_SECONDS)
         return (self._read() or {}).get("id") == self.id
+
+    def _watch(self) -> dict[str, Any] | None:
+        """Read the lease, and note since when it has had this content."""
+        held = self._read()
+        if held != self._seen[0] or held is None:
+            self._seen = held, time.monotonic()
+        return held
+
+    def _is_still(self) -> bool:
+        """True if the lease has not changed for as long as a live owner may take, whatever the owner's clock shows."""
+        return time.monotonic() - self._seen[1] > STALE_SECONDS + BEAT_SECONDS
 
     def _keep_alive(self) -> None:
         while not self._released.wait(BEAT_SECONDS):

@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import re
+import resource
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,49 @@ def test_a_generator_is_no_teacher_nor_the_reverse(teacher: Path, tmp_path: Path
 def test_a_generator_without_its_noise_level_is_one_line(teacher: Path) -> None:
     change_card(teacher, ["kind"], "generator")
     assert "sigma_init" in refused(teacher, "generator")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("num_blocks", 10**9, "1,000,000,000 blocks over all levels are too many"),
+        ("num_blocks", 10**600, "blocks over all levels are too many"),
+        ("img_resolution", 10**6, "a sample of 1 x 1,000,000 x 1,000,000 numbers is too large"),
+        ("img_channels", 10**9, "img_channels"),
+        ("label_dim", 10**9, "label_dim"),
+        ("channel_mult", [1] * 10**5, "channel_mult"),
+        ("resample_filter", [1.0] * 10**5, "resample_filter"),
+        ("attn_resolutions", [1] * 10**5, "attn_resolutions"),
+        ("model_channels", 4 * 10**9, "config.json"),
+        ("model_channels", 4 * 10**60, "config.json"),
+        ("channel_mult_emb", 10**12, "config.json"),
+        ("augment_dim", 10**15, "config.json"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["teacher", "generator"])
+def test_numbers_that_no_network_has_are_refused_before_it_is_built(
+    teacher: Path, tmp_path: Path, field: str, value: Any, words: str, kind: str
+) -> None:
+    folder = teacher if kind == "teacher" else Path(save_generator(tmp_path / "generator", tiny_network(0)))
+    change_card(folder, ["network", field], value)
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert words in refused(folder, kind)
+    assert time.process_time() - began < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_description_of_any_size_is_not_read(teacher: Path) -> None:
+    with (teacher / "config.json").open("r+b") as file:
+        file.truncate(2**34)
+    assert "has 17,179,869,184 bytes" in refused(teacher)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 200_000, b'{"a":' * 200_000, b"\xff", b"{", b"", b"[]", b"1", b'"a"']
+)
+def test_a_description_that_is_no_card_is_one_line(teacher: Path, content: bytes) -> None:
+    (teacher / "config.json").write_bytes(content)
+    assert "does not describe a network" in refused(teacher)
 
 
 def altered(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Any:

@@ -480,6 +480,40 @@ def test_weights_that_share_their_numbers_are_not_multiplied(tmp_path: Path, bou
     assert "claims more numbers than it holds" in refused_bytes(tmp_path, pickled(content))
 
 
+def test_work_is_bounded_by_what_is_visited(tmp_path: Path, bounded: None) -> None:
+    """Many modules share one table of many entries; each is checked as often as it is read."""
+    tree = published(tiny_network(0))
+    table = {f"n{number}": None for number in range(8_000)}
+    modules = {}
+    for number in range(2_000):
+        modules[f"m{number}"] = torch.nn.ModuleDict()
+        modules[f"m{number}"].__dict__ |= {"_parameters": table, "_buffers": table, "_modules": {}}
+    tree["ema"].meta["state"]["_modules"] = modules
+    assert "has modules with over 100,000 entries" in refused_bytes(tmp_path, pickled(tree))
+
+
+def test_keys_that_all_hash_alike_are_refused(tmp_path: Path) -> None:
+    alike = {number * (2**61 - 1): None for number in range(1, 50)}
+    assert "has a large number as a key" in refused_bytes(tmp_path, pickled({"ema": alike}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    network = tiny_network(0)
+    with torch.no_grad():
+        network.model.map_layer0.bias[1] = value
+    assert "map_layer0.bias that are NaN or infinite" in refused(save_published(tmp_path / "a.pkl", network))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64])
+def test_weights_that_are_no_fractions_are_named(tmp_path: Path, dtype: torch.dtype) -> None:
+    tree = published(tiny_network(0))
+    parameters = tree["ema"].meta["state"]["_modules"]["model"].meta["state"]["_modules"]["map_layer0"].meta
+    parameters = parameters["state"]["_parameters"]
+    parameters["bias"] = parameters["bias"].to(dtype)
+    assert "map_layer0.bias as torch." in refused_bytes(tmp_path, pickled(tree))
+
+
 def test_modules_within_themselves_are_one_line(tmp_path: Path) -> None:
     content = published(tiny_network(0))
     modules = content["ema"].meta["state"]["_modules"]

@@ -192,6 +192,35 @@ def test_an_owner_on_another_machine_is_watched_before_its_lease_is_taken(
         mine.release()
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_lease_from_the_future_is_taken_when_it_is_not_renewed(
+    remote: UPath, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """The owner's clock is a day ahead: only its heartbeats show that it lives."""
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.5)
+    tomorrow = time.time() + 86_400
+    held_by(remote / ".lock", machine="another", renewed=tomorrow)
+    for waits in (False, True):
+        mine = Lease(remote / ".lock")
+        owner = threading.Timer(
+            0.7, held_by, [remote / ".lock"], {"machine": "another", "renewed": tomorrow + 1}
+        )
+        if alive:
+            owner.start()
+            with pytest.raises(filelock.Timeout):
+                mine.acquire(timeout=1.6) if waits else mine.acquire_if_abandoned()
+            owner.join()
+            tomorrow += 1
+        else:
+            mine.acquire(timeout=10) if waits else mine.acquire_if_abandoned()
+            mine.release()
+            held_by(remote / ".lock", machine="another", renewed=tomorrow)
+    held_by(remote / ".lock", renewed=tomorrow)  # of this machine, and ended
+    with Lease(remote / ".lock"):
+        pass
+
+
 def test_an_owner_that_could_not_renew_its_lease_stops_writing(
     remote: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,9 @@ from raysid.networks.published.pickles import (
 )
 
 MAX_NAME = 200  # characters in the name of a parameter or module
+MAX_ENTRIES = (
+    100_000  # of all tables of all modules, each counted as often as it is read; EDM's have some 5,000
+)
 
 
 def read_modules(stream: PickleStream) -> Any:
@@ -35,9 +38,10 @@ def read_modules(stream: PickleStream) -> Any:
     Raises:
         BadPickle: it cannot be read, or names anything else.
     """
+    left = EntriesLeft()
     names: dict[tuple[str, str], Maker | None] = {
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-        ("torch.nn.modules.container", "ModuleDict"): _container,
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): lambda given: _persistent(given, left),
+        ("torch.nn.modules.container", "ModuleDict"): lambda given: _container(given, left),
         ("collections", "OrderedDict"): _empty_dict,
         ("dnnlib.util", "EasyDict"): _empty_dict,
         ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -50,12 +54,26 @@ def read_modules(stream: PickleStream) -> Any:
     return read_pickle(stream, names)
 
 
+class EntriesLeft:
+    """The number of entries of tables that may still be read."""
+
+    def __init__(self) -> None:
+        self.count = MAX_ENTRIES
+
+    def take(self, count: int) -> None:
+        """Count entries. Raises BadPickle once there are too many."""
+        self.count -= count
+        if self.count < 0:
+            raise BadPickle(f"has modules with over {MAX_ENTRIES:,} entries, more than any such file")
+
+
 class Module(Buildable):
     """A module of the network, or another object that is pickled in this way: its class's name and its attributes."""
 
-    def __init__(self, class_name: str, state: Any = None) -> None:
+    def __init__(self, class_name: str, state: Any, left: EntriesLeft) -> None:
         self.class_name = class_name
         self.state = state
+        self._left = left
 
     def build(self, state: Any) -> None:
         self.state = state
@@ -63,6 +81,8 @@ class Module(Buildable):
     def table(self, attribute: str) -> Mapping[str, Any]:
         """An attribute that must be a dict with names as keys. Raises BadPickle if it is not."""
         found = self.state.get(attribute) if type(self.state) is dict else None
+        # Modules may share a table: the work is what is read, not what the file holds.
+        self._left.take(1 + len(found) if type(found) is dict else 1)
         if type(found) is not dict or not all(type(key) is str and len(key) <= MAX_NAME for key in found):
             raise BadPickle(f"has a module ({printable(self.class_name)}) without its {attribute}")
         return found
@@ -120,18 +140,18 @@ class _NumpyType(Buildable):
             raise BadPickle("has numbers whose bytes are not in this machine's order")
 
 
-def _persistent(arguments: tuple[Any, ...]) -> Module:
+def _persistent(arguments: tuple[Any, ...], left: EntriesLeft) -> Module:
     """An object with its class's source beside it; only the class's name and the attributes are used."""
     match arguments:
         case ({"type": "class", "class_name": str() as class_name, "state": state},):
-            return Module(class_name, state)
+            return Module(class_name, state, left)
     raise BadPickle("has an object without class_name and state")
 
 
-def _container(arguments: tuple[Any, ...]) -> Module:
+def _container(arguments: tuple[Any, ...], left: EntriesLeft) -> Module:
     if arguments:
         raise BadPickle("has a container of modules with arguments")
-    return Module("ModuleDict")
+    return Module("ModuleDict", None, left)
 
 
 def _empty_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:

@@ -193,6 +193,8 @@ def _weights(settings: NetworkSettings, module: Module, file_size: int) -> dict[
             f"holds {other} as {views[other].storage.dtype}, where float32 or half precision is needed"
         )
     weights = {name: view.tensor() for name, view in views.items()}
+    if bad := next((name for name, value in weights.items() if not value.isfinite().all()), None):
+        raise UnusableNetwork(f"has values in {bad} that are NaN or infinite: give another file")
     _check_filters(settings, weights)
     return weights
 

@@ -239,10 +239,12 @@ class _Machine:
 
 
 def _key(key: Any) -> str | int:
-    # Only types that hash without recursion: hashing a deeply nested tuple overflows Python's stack.
-    if type(key) is not str and type(key) is not int:
-        raise BadPickle(f"has a {type(key).__name__} as a key, where only text and numbers can be")
-    return key
+    # Only types that hash without recursion: hashing a deeply nested tuple overflows Python's stack. Large numbers can
+    # be chosen so that all hash alike, and a table of such takes quadratic time.
+    if type(key) is str or (type(key) is int and abs(key) < 2**31):
+        return key
+    kind = "large number" if type(key) is int else type(key).__name__
+    raise BadPickle(f"has a {kind} as a key, where only text and small numbers can be")
 
 
 def _arguments(arguments: Any) -> tuple[Any, ...]:
