@@ -139,7 +139,7 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
         path = [part for place, part in enumerate(first["loc"]) if place != 1 or part not in _LIBRARIES]
         where = ".".join(map(str, path)) or "the file"
         raise UserError(
-            f"{folder / CONFIG} does not describe a network: {where}: {first['msg'].splitlines()[0]}"
+            f"{folder / CONFIG} does not describe a network: {where}: {first['msg'].removeprefix('Value error, ').splitlines()[0]}"
         ) from None
     if kind is not None and card.kind != kind:
         raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")

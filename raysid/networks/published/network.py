@@ -155,7 +155,7 @@ def _settings(arguments: dict[str, Any]) -> tuple[NetworkSettings, bool]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "its settings"
         raise UnusableNetwork(
-            f"holds no network that can be built: {where}: {first['msg'].splitlines()[0]}"
+            f"holds no network that can be built: {where}: {first['msg'].removeprefix('Value error, ').splitlines()[0]}"
         ) from None
 
 
