@@ -44,11 +44,11 @@ def import_network(
     from raysid.networks.files import check_free, save_network
     from raysid.networks.published import SIGMA_INIT, read_published
     from raysid.storage import storage_folder
-    from raysid.storage.download import file_name, local_copy
+    from raysid.storage.download import file_name, read_copy
 
     folder = storage_folder(out)
     check_free(folder)
-    published = read_published(local_copy(file), file)
+    published = read_copy(file, lambda copy: read_published(copy, file))
     if kind == "generator" and sigma_init is None:
         sigma_init = SIGMA_INIT
     save_network(folder, published.card(file_name(file), kind, sigma_init), published.network())

@@ -138,9 +138,8 @@ def load_card(folder: str | UPath, kind: Literal["teacher", "generator"] | None 
         # After `network` pydantic names the tag of the kind, which may also be the name of a field.
         path = [part for place, part in enumerate(first["loc"]) if place != 1 or part not in _LIBRARIES]
         where = ".".join(map(str, path)) or "the file"
-        raise UserError(
-            f"{folder / CONFIG} does not describe a network: {where}: {first['msg'].removeprefix('Value error, ').splitlines()[0]}"
-        ) from None
+        problem = first["msg"].removeprefix("Value error, ").splitlines()[0]
+        raise UserError(f"{folder / CONFIG} does not describe a network: {where}: {problem}") from None
     if kind is not None and card.kind != kind:
         raise UserError(f"{folder} holds a {card.kind}, where a {kind} is needed")
     return card

@@ -7,7 +7,7 @@ events) are therefore written on this machine and copied to the bucket by `mirro
     buckets.py, s3.py       which paths are buckets, and the settings of their clients; add a kind of bucket here
     failures.py             conversion of other libraries' errors: every function raises StorageError
     lease.py                ownership of a folder by one process
-    download.py             files of the web and of buckets, cached on this machine
+    download.py             files of the web and of buckets, cached on this machine; web.py: one request
 """
 
 from raysid.storage.buckets import (

@@ -26,7 +26,7 @@ from raysid.networks.published import SIGMA_INIT, read_published
 from raysid.roles.build import RunInputs
 from raysid.run.checkpoint import Checkpoint
 from raysid.storage import exists, location, storage_folder
-from raysid.storage.download import file_name, local_copy
+from raysid.storage.download import file_name, read_copy
 from raysid.trainers.teacher_checks import shapes_or_refuse
 from raysid.trainers.teachers import Found, converted_folder, find_teacher, network_settings
 
@@ -117,7 +117,7 @@ def _find_start(config: Config, teacher: Found | None) -> str | None:
         if isinstance(card.network, FactorySettings):
             _check_start_level(config, folder)
         return str(folder)
-    published = read_published(local_copy(path), path)
+    published = read_copy(path, lambda copy: read_published(copy, path))
     name = file_name(path)
     card = published.card(name, "generator", SIGMA_INIT)
     _check_start(config, card, teacher)

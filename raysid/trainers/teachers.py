@@ -31,7 +31,7 @@ from raysid.networks.hub import hub_folder, is_hub_name, pinned
 from raysid.networks.published import Published, read_published
 from raysid.recipes import load_recipe
 from raysid.storage import exists, is_local, location, storage_folder
-from raysid.storage.download import file_name, local_copy
+from raysid.storage.download import file_name, read_copy
 from raysid.trainers.evaluation import measure, teacher_sampler
 from raysid.trainers.pretrain import pretrain, teacher_folder
 from raysid.trainers.teacher_checks import check_factory_network, check_fits, check_method
@@ -104,7 +104,7 @@ def find_teacher(config: Config, source: ImageSource | None) -> Found:
 def _find(config: Config, source: ImageSource | None) -> Found:
     path, factory = config.teacher.path, config.teacher.factory
     if path is not None and file_name(path).lower().endswith(".pkl"):
-        published = read_published(local_copy(path), path)
+        published = read_copy(path, lambda copy: read_published(copy, path))
         name = file_name(path)
         return _find_converted(published, path, name, config.storage, source, PurePath(name).stem)
     if path is not None:

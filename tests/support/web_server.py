@@ -14,13 +14,20 @@ class Web:
 
     Attributes:
         address: the server's address.
-        files: content by path; a file under `/half/...` is cut off in the middle, `/error...` answers 500.
+        files: content by path; of a file under `/half/...` each answer holds only the first half, `/error...` answers
+            500, `/page...` a web page.
+        tags: ETag of a file, by path; those files can be continued.
+        ranges: the Range headers of the requests.
+        waiting: requests under `/slow...` are answered once it is set.
         asked: number of GET requests by path.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.files: dict[str, bytes] = {}
+        self.tags: dict[str, str] = {}
+        self.ranges: list[str] = []
+        self.waiting = threading.Event()
         self.asked: Counter[str] = Counter()
 
 
@@ -36,11 +43,29 @@ def web_server() -> Iterator[Web]:
             content = web.files.get(self.path.partition("?")[0])
             if content is None:
                 return self.send_error(404)
-            self.send_response(200)
+            if self.path.startswith("/slow"):
+                web.waiting.wait(30)
+            wanted, tag, total = self.headers["Range"], web.tags.get(self.path), len(content)
+            if wanted:
+                web.ranges.append(wanted)
+            if wanted and tag and self.headers["If-Range"] == tag:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if start >= total:
+                    return self.send_error(416)
+                content = content[start:]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            else:
+                self.send_response(200)
+            if tag:
+                self.send_header("ETag", tag)
+            if self.path.startswith("/page"):
+                self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content[: len(content) // 2] if self.path.startswith("/half") else content)
+                half = (len(content) + 1) // 2
+                self.wfile.write(content[:half] if self.path.startswith("/half") else content)
 
         do_HEAD = do_GET
 
