@@ -59,7 +59,7 @@ def read_copy(path: str, read: Callable[[Path], Value]) -> Value:
     try:
         return read(copy)
     except UserError:
-        if copy.parent == cache_folder():
+        if _protocol(expand(path)) not in ("", "file"):
             with suppress(OSError):
                 copy.unlink()
         raise
@@ -165,8 +165,9 @@ class _Entry:
 
     def finish(self) -> Path:
         """Make the download the copy."""
-        os.replace(self.file("partial.json"), self.file("file.json"))
+        # The copy first: after a kill in between its old description makes it be fetched again.
         os.replace(self.partial, self.copy)
+        os.replace(self.file("partial.json"), self.file("file.json"))
         return self.copy
 
 
