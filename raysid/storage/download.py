@@ -68,7 +68,8 @@ def read_copy(path: str, read: Callable[[Path], Value]) -> Value:
 def local_copy(path: str) -> Path:
     """Return a local file: `path` itself, or a copy of the file at a URL.
 
-    A copy from the web is reused for a week, a copy from a bucket as long as the object does not change.
+    A copy from the web is reused for a week, and longer while the server does not answer; a copy from a bucket as long
+    as the object does not change.
 
     Args:
         path: a local path, `gs://...`, `s3://...` or `https://...`.
@@ -208,6 +209,8 @@ def _fetched(entry: _Entry) -> Path:
         begun = entry.origin("partial")
         if begun is None or begun.version is None or entry.received() <= before:
             break
+    if known is not None:
+        return entry.copy  # an old copy is better than none
     raise Unreachable(reason)
 
 

@@ -121,6 +121,8 @@ def test_a_copy_from_the_web_is_used_for_a_week(web: Web, monkeypatch: pytest.Mo
     assert local_copy(url).read_bytes() == b"first"
     monkeypatch.setattr(download, "WEEK", 0)
     assert local_copy(url).read_bytes() == b"second"
+    web.files, web.fails = {}, True
+    assert local_copy(url).read_bytes() == b"second"  # the server does not answer
 
 
 def test_one_file_does_not_wait_for_another(web: Web) -> None:

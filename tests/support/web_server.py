@@ -17,6 +17,7 @@ class Web:
         files: content by path; of a file under `/half/...` each answer holds only the first half, `/error...` answers
             500, `/page...` a web page.
         tags: ETag of a file, by path; those files can be continued.
+        fails: True answers every request with 500.
         ranges: the Range headers of the requests.
         waiting: requests under `/slow...` are answered once it is set.
         asked: number of GET requests by path.
@@ -27,6 +28,7 @@ class Web:
         self.files: dict[str, bytes] = {}
         self.tags: dict[str, str] = {}
         self.ranges: list[str] = []
+        self.fails = False
         self.waiting = threading.Event()
         self.asked: Counter[str] = Counter()
 
@@ -38,7 +40,7 @@ def web_server() -> Iterator[Web]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             web.asked[self.path] += 1
-            if self.path.startswith("/error"):
+            if self.path.startswith("/error") or web.fails:
                 return self.send_error(500)
             content = web.files.get(self.path.partition("?")[0])
             if content is None:
