@@ -111,10 +111,12 @@ def test_numbers_of_numpy_and_other_layouts_are_read(tmp_path: Path) -> None:
         ({"surprise": 1}, "was built with the setting surprise"),
         ({"img_resolution": "8; import os"}, "img_resolution"),
         ({"img_resolution": 2**1000}, ""),
-        ({"num_blocks": 10**9}, "too few for the network that its settings describe"),
+        ({"num_blocks": 10**9}, "blocks over all levels are too many"),
+        ({"num_blocks": 100}, "too few for the network that its settings describe"),
         ({"model_channels": 10**9}, "holds no network that can be built"),
         ({"model_channels": 2**1000}, ""),
-        ({"label_dim": 10**12}, "does not fit its own settings"),
+        ({"label_dim": 10**12}, "label_dim"),
+        ({"label_dim": 10**6}, "does not fit its own settings"),
         ({"label_dim": 2**1000}, ""),
         ({"sigma_data": 2**2000}, ""),
         ({"model_type": "DhariwalUNet", "label_dim": 2**2000}, ""),
@@ -470,12 +472,12 @@ class View:
 
 
 def test_weights_that_share_their_numbers_are_not_multiplied(tmp_path: Path, bounded: None) -> None:
-    """A network of gigabytes in a file of kilobytes: every weight is a view of one number."""
+    """A network of megabytes in a file of kilobytes: every weight is a view of one number."""
     network = tiny_network(0, label_dim=0)
-    content = published(network, label_dim=10**9)
+    content = published(network, label_dim=10**6)
     modules = content["ema"].meta["state"]["_modules"]["model"].meta["state"]["_modules"]
     label = Persistent("Linear", dict(modules["map_layer0"].meta["state"]))
-    label.meta["state"]["_parameters"] = {"weight": torch.ones(1).expand(4, 10**9), "bias": torch.ones(4)}
+    label.meta["state"]["_parameters"] = {"weight": torch.ones(1).expand(4, 10**6), "bias": torch.ones(4)}
     modules["map_label"] = label
     assert "claims more numbers than it holds" in refused_bytes(tmp_path, pickled(content))
 
