@@ -119,7 +119,7 @@ def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Pa
 
 def _expanded(recipe: str) -> str:
     """Expand `~` and `${NAME}` in a recipe's path."""
-    if "${" in recipe:
+    if "${" in recipe or "\0" in recipe:  # which it refuses
         from raysid.storage import expand  # imports the buckets' clients, which other recipes do not need
 
         recipe = expand(recipe)

@@ -13,7 +13,7 @@ import fsspec
 from fsspec.config import conf
 from upath import UPath
 
-from raysid.errors import UserError
+from raysid.errors import UserError, printable
 from raysid.storage.failures import storage_error
 
 LOCAL = ("", "file", "local")
@@ -72,7 +72,9 @@ def listed_path(path: str) -> UPath:
 
 
 def expand(text: str) -> str:
-    """Replace each `${NAME}` by the environment's variable. Raises UserError if one is not set."""
+    """Replace each `${NAME}` by the environment's variable. Raises UserError if one is not set, or for a zero byte."""
+    if "\0" in text:
+        raise UserError(f"{printable(text)}: a path cannot have a zero byte")
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:

@@ -81,7 +81,7 @@ def local_copy(path: str) -> Path:
     path = expand(path)
     protocol = _protocol(path)
     if protocol in ("", "file"):
-        local = Path(path.removeprefix("file://")).expanduser()
+        local = Path(os.path.expanduser(path.removeprefix("file://")))
         if not local.exists():
             raise NotHere(f"there is no file {path}")
         check_regular(local)

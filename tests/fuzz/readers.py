@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gcsfs  # noqa: F401 - here once, not in each child
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import s3fs  # noqa: F401
 from PIL import Image
 from upath import UPath
 

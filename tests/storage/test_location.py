@@ -10,6 +10,7 @@ import pytest
 from upath import UPath
 
 from raysid.config import Config
+from raysid.data.files import absolute_path
 from raysid.errors import StorageError, UserError
 from raysid.generator import generator_folder
 from raysid.recipes import load_recipe
@@ -102,6 +103,15 @@ def test_only_the_schemes_of_folders_and_buckets_are_read(scheme: str) -> None:
 def test_other_names_are_files_of_this_machine(name: str) -> None:
     found = location(name)
     assert is_local(found) and found.path.startswith("/")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~a\0", "s3://b/\0", "${HOME}\0"])
+def test_a_zero_byte_is_in_no_path(path: str) -> None:
+    for read in (location, local_copy, storage_folder, absolute_path, load_recipe):
+        with pytest.raises(UserError, match=r"\\x00.*: a path cannot have a zero byte"):
+            read(path)  # type: ignore[operator]
+    with pytest.raises(UserError, match="there is no file ~nobody-of-this-name/x"):
+        local_copy("~nobody-of-this-name/x")
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
