@@ -55,12 +55,14 @@ def location(path: str | os.PathLike[str] | UPath) -> UPath:
         raise UserError(f"{text}: the address of a bucket has two slashes: {scheme}://{rest.lstrip('/')}")
     if not rest.startswith("//") or not _SCHEME.fullmatch(scheme):
         local = Path(os.path.expanduser(text))
-        return UPath(
-            local.absolute() if ":" in text else local
-        )  # fsspec sees protocols in `data:x` and `zip::x`
+        # fsspec sees protocols in `data:x` and `zip::x`, too, but not in absolute paths.
+        return UPath(local.absolute() if ":" in text else local)
     if scheme not in (*LOCAL, *BUCKETS):  # fsspec has more, some of which fetch from the web or run programs
         raise UserError(f"{text}: {scheme}:// is not read; give a path, gs://... or s3://...")
-    return listed_path(f"{scheme}:{rest}")
+    try:
+        return listed_path(f"{scheme}:{rest}")
+    except ValueError as error:  # of urllib, for `s3://[b`
+        raise UserError(f"{text} is not the address of a bucket: {error}") from None
 
 
 def listed_path(path: str) -> UPath:

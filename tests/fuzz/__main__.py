@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.children import Results, read_inputs
+from tests.fuzz.children import Results, prepare, read_inputs
 from tests.fuzz.readers import READERS
 
 AT_A_TIME = 100  # inputs of a reader
@@ -21,6 +21,8 @@ def fuzz(
     end = None if seconds is None else time.monotonic() + seconds
     share = None if inputs is None else -(-inputs // len(names))
     samples = {name: READERS[name].samples() for name in names}
+    for name in names:
+        prepare(name, samples[name])
     results = {name: Results() for name in names}
     at_a_time = AT_A_TIME if share is None else min(AT_A_TIME, share)
     spent = dict.fromkeys(names, 0.0)

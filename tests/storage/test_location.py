@@ -105,6 +105,12 @@ def test_other_names_are_files_of_this_machine(name: str) -> None:
     assert is_local(found) and found.path.startswith("/")
 
 
+@pytest.mark.parametrize("path", ["s3://[b]/x", "s3://]/x"])
+def test_an_address_that_is_no_url_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="is not the address of a bucket"):
+        location(path)
+
+
 @pytest.mark.parametrize("path", ["a\0b", "~a\0", "s3://b/\0", "${HOME}\0"])
 def test_a_zero_byte_is_in_no_path(path: str) -> None:
     for read in (location, local_copy, storage_folder, absolute_path, load_recipe):
