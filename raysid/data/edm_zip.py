@@ -25,7 +25,7 @@ from raysid.data.labels import (
     names_listed,
 )
 from raysid.data.listing import HIDDEN, REQUESTS, is_hidden
-from raysid.data.picture_source import ListedSource, left_out_note
+from raysid.data.picture_source import ListedSource, left_out_note, new_pictures
 from raysid.data.pictures import MAX_PICTURE, SUFFIXES, BadPicture
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.errors import NotHere, RaysidError, UserError, printable
@@ -84,6 +84,7 @@ class EDMZipSource(ListedSource):
             self.notes += left_out_note(_left_out(archive.namelist()) + found.not_read())
         longest = max(len(member.filename.encode()) + len(member.extra) for member in members)
         self.ahead = HEADER + longest + SPARE
+        self.new_since_first = new_pictures(names)
         self.order = random_permutation(ORDER_SEED, len(names))
 
     def name_of(self, entry: int) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from raysid.data.listing import File, absolute_path, in_threads, list_path
+from raysid.data.listing import LINKED, File, absolute_path, in_threads, list_path
 from raysid.data.patterns import expanded
 from raysid.data.pictures import COMMON, SUFFIXES
 from raysid.errors import NotHere, RaysidError, StorageError, UserError, printable
@@ -36,6 +36,7 @@ class Found:
     Attributes:
         others: the other files, sorted by path.
         left_out: the number of files and folders that are not looked at, by the reason.
+        linked: the number of linked folders that are followed, but not by release 0.1.0.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Found:
     files: list[File]
     others: list[File]
     left_out: Counter[str]
+    linked: int = 0
 
     def not_read(self, read: Sequence[File] = ()) -> Counter[str]:
         """Count all files that are left out, by the reason: `left_out` and the others; not texts beside containers.
@@ -90,7 +92,9 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         for file in chosen:
             _check_regular(file)
     paths = {file.path for file in chosen}
-    return Found(name, found, chosen, [file for file in listed if file.path not in paths], left_out)
+    others = [file for file in listed if file.path not in paths]
+    linked = left_out.pop(LINKED, 0)
+    return Found(name, found, chosen, others, left_out, linked)
 
 
 def _paths(given: str) -> list[str]:

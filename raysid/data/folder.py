@@ -12,7 +12,7 @@ from raysid.data.files import Found, reading_source
 from raysid.data.folder_labels import folder_labels
 from raysid.data.labels import class_labels
 from raysid.data.picture_files import read_files, read_objects
-from raysid.data.picture_source import ListedSource, left_out_note
+from raysid.data.picture_source import ListedSource, left_out_note, new_pictures
 from raysid.data.pictures import BadPicture
 from raysid.data.source import ORDER_SEED, Texts, random_permutation
 from raysid.errors import printable
@@ -39,6 +39,7 @@ class FolderSource(ListedSource):
             labels = folder_labels(found, data.label_column)
         self.labels = class_labels(labels.labels, labels.where)
         self.notes = labels.notes + left_out_note(found.not_read(labels.read))
+        self.new_since_first = new_pictures((file.parts[-1] for file in found.files), found.linked)
         self.order = random_permutation(ORDER_SEED, len(found.files))
 
     def name_of(self, entry: int) -> str:

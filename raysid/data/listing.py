@@ -20,6 +20,7 @@ from raysid.storage.failures import storage_error
 
 FOREIGN = ("__MACOSX", "@eaDir")  # folders that macOS and Synology's NAS add, with pictures of their own
 HIDDEN, EMPTY, BACK = "hidden files", "empty folders", "linked folders that lead back"
+LINKED = "linked folders below the first level"  # which release 0.1.0 did not follow
 REQUESTS = 16  # at a time, for listings, headers and contents
 
 Value = TypeVar("Value")
@@ -105,14 +106,12 @@ def _parts(path: str, root: str) -> tuple[str, ...]:
 def _list_folder(folder: UPath, root: str, left_out: Counter[str]) -> list[File]:
     """Return all files below a folder; its subfolders are listed in parallel."""
     if is_local(folder):
-        own, inside, hidden, back = _scan(folder.path, (os.path.realpath(folder.path),))
-        left_out[HIDDEN] += hidden
-        left_out[BACK] += back
-        for found, hidden, back in in_threads(_walk_folder, inside):
+        own, inside, counts = _scan(folder.path, (os.path.realpath(folder.path),))
+        left_out.update(counts)
+        for found, counts in in_threads(_walk_folder, inside):
             own += found
+            left_out.update(counts)
             left_out[EMPTY] += not found
-            left_out[HIDDEN] += hidden
-            left_out[BACK] += back
         return [File(path, _parts(path, root)) for path in own]
     fs = folder.fs
     listed = fs.ls(folder.path, detail=True)
@@ -144,48 +143,46 @@ Folder = tuple[str, tuple[str, ...]]
 """A local folder, and the real paths of itself and of those that led to it."""
 
 
-def _walk_folder(folder: Folder) -> tuple[list[str], int, int]:
-    """Return all files below a local folder, the number of hidden ones, and of linked folders that lead back.
+def _walk_folder(folder: Folder) -> tuple[list[str], Counter[str]]:
+    """Return all files below a local folder, and the number of what is left out or linked.
 
     Raises:
         StorageError: a folder cannot be listed; without the error its class would be missing.
     """
     files: list[str] = []
-    hidden, back = 0, 0
+    counts: Counter[str] = Counter()
     folders = [folder]
     while folders:
-        found, inside, more_hidden, more_back = _scan(*folders.pop())
+        found, inside, more = _scan(*folders.pop())
         files += found
         folders += inside
-        hidden, back = hidden + more_hidden, back + more_back
-    return files, hidden, back
+        counts.update(more)
+        counts[LINKED] += sum(os.path.islink(path) for path, _ in inside)
+    return files, counts
 
 
-def _scan(folder: str, above: tuple[str, ...]) -> tuple[list[str], list[Folder], int, int]:
-    """List a local folder: its files, its folders, the number of hidden ones, and of links to a folder in `above`."""
+def _scan(folder: str, above: tuple[str, ...]) -> tuple[list[str], list[Folder], Counter[str]]:
+    """List a local folder: its files and folders, and the number of hidden ones and of links to a folder in `above`."""
     files: list[str] = []
     folders: list[Folder] = []
-    hidden, back = 0, 0
+    counts: Counter[str] = Counter()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_hidden((entry.name,)):
-                    hidden += 1
+                    counts[HIDDEN] += 1
                 elif not entry.is_dir():
                     files.append(entry.path)
                 else:
-                    real = (
-                        os.path.realpath(entry.path)
-                        if entry.is_symlink()
-                        else os.path.join(above[-1], entry.name)
-                    )
+                    linked = entry.is_symlink()
+                    real = os.path.realpath(entry.path) if linked else os.path.join(above[-1], entry.name)
                     if real in above:
-                        back += 1
+                        counts[BACK] += 1
                     else:
                         folders.append((entry.path, (*above, real)))
     except OSError as error:
         raise storage_error(error, error.filename or folder, "read") from error
-    return files, folders, hidden, back
+    return files, folders, counts
 
 
 def is_hidden(parts: Sequence[str]) -> bool:

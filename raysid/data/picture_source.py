@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
 from raysid.data.labels import Labels
-from raysid.data.pictures import BadPicture, Fit, decoded
+from raysid.data.pictures import COMMON, BadPicture, Fit, decoded
 from raysid.data.source import Block, ImageSource, Piece, even_shards
-from raysid.errors import RaysidError, UserError
+from raysid.errors import RaysidError, UserError, printable
 from raysid.storage.failures import explain
 
 SAMPLED = 16  # pictures that set the size and the channels of all
@@ -186,6 +188,21 @@ def left_out_note(counts: Mapping[str, int]) -> tuple[str, ...]:
     """Return the note on what a source leaves out, given the number of files by the reason; none if it is nothing."""
     listed = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(counts.items()) if count)
     return (f"left out: {listed}",) if listed else ()
+
+
+def new_pictures(names: Iterable[str], linked: int = 0) -> str:
+    """Describe the pictures that release 0.1.0 left out, as in `ImageSource.new_since_first`.
+
+    Args:
+        names: of all pictures; if none has a suffix that it read, it refused the source.
+        linked: linked folders that it did not follow.
+    """
+    suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names)
+    new = sorted(suffix for suffix in suffixes if suffix not in COMMON)
+    if len(new) == len(suffixes):
+        return ""
+    parts = [f"pictures {', '.join(map(printable, new))}"] * bool(new) + ["linked folders"] * bool(linked)
+    return " and ".join(parts)
 
 
 def _odd(shape: tuple[int, ...], wanted: tuple[int, int, int]) -> str:

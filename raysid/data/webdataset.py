@@ -17,7 +17,7 @@ from raysid.data.files import Found, reading_source
 from raysid.data.json_fields import Field, label_field, nested, read_fields
 from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
 from raysid.data.listing import HIDDEN, in_threads, is_hidden
-from raysid.data.picture_source import ListedSource, left_out_note
+from raysid.data.picture_source import ListedSource, left_out_note, new_pictures
 from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture
 from raysid.data.source import Texts
 from raysid.data.splits import splits_note
@@ -86,6 +86,7 @@ class WebDatasetSource(ListedSource):
         values, self.notes = _labels(listed, found.name, data.label_column)
         self.labels = class_labels(values, found.name)
         self.notes += splits_note(found.files) + left_out_note(left_out + found.not_read())
+        self.new_since_first = new_pictures(sample.name for sample in samples)
         self.order = np.arange(len(samples))
 
     def name_of(self, entry: int) -> str:

@@ -83,14 +83,15 @@ class RunFolder:
             self.close()
             raise
 
-    def begin(self, teacher_digest: str, resume_from: str | None = None) -> None:
+    def begin(self, teacher_digest: str, resume_from: str | None = None, new_images: str = "") -> None:
         """Record the settings and this session; with `fresh`, remove the earlier files first.
 
         Args:
             resume_from: the checkpoint or run that this run branches from, as given by the user.
+            new_images: the real images that release 0.1.0 left out (`ImageSource.new_since_first`).
 
         Raises:
-            UserError: the run began with another teacher.
+            UserError: the run began with another teacher, or with release 0.1.0 and fewer real images.
         """
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
@@ -101,6 +102,11 @@ class RunFolder:
             raise UserError(
                 f"{self.path} was started with another teacher (its weights differ): give that teacher, "
                 "another --run.name, or --fresh"
+            )
+        if new_images and "sessions" in record and "format" not in record:
+            raise UserError(
+                f"{self.path} was started with release 0.1.0, which left out {new_images} of data.source: move these "
+                "elsewhere to resume with the same images, or give another --run.name, or --fresh"
             )
         record.setdefault("resume_from", resume_from)
         record.setdefault("sessions", []).append(new_session())

@@ -236,3 +236,14 @@ def test_hidden_files_in_a_bucket_are_counted(tmp_path: Path, monkeypatch: pytes
         source = opened(f"gs://{BUCKET}/x")
         assert source.num_images == 2
         assert source.notes == ("left out: .heic files (1), hidden files (1)",)
+
+
+def test_what_the_first_release_left_out_is_known(tmp_path: Path) -> None:
+    folder = Path(write_folder(tmp_path / "f", PICTURES))
+    assert opened(folder).new_since_first == ""
+    (folder / "1" / "x.bmp").write_bytes(encoded(np.zeros((8, 8), np.uint8), "BMP"))
+    assert opened(folder).new_since_first == "pictures .bmp"
+    os.symlink(write_folder(tmp_path / "more", PICTURES[:2]), folder / "1" / "more")
+    assert opened(folder).new_since_first == "pictures .bmp and linked folders"
+    assert opened(folder / "1" / "x.bmp").new_since_first == ""  # it was refused
+    assert opened(tar_of(tmp_path / "d.tar", "a.png", "b.tif")).new_since_first == "pictures .tif"

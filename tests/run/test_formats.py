@@ -20,6 +20,7 @@ from raysid.errors import UserError
 from raysid.networks.files import load_card
 from raysid.recipes import load_recipe
 from raysid.run.checkpoint import MANIFEST, Checkpoints, find_checkpoint
+from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
 from raysid.trainers.distill import distill
 from raysid.trainers.search.tune import run_search
@@ -158,3 +159,18 @@ def test_the_network_of_a_newer_release_is_refused(release: Path) -> None:
     edit(release / "teacher" / "config.json", lambda card: card.update(format="raysid-9", precision="fp4"))
     with pytest.raises(UserError, match=r"config.json was written by a newer release .*format raysid-9"):
         load_card(release / "teacher")
+
+
+def test_a_run_of_the_first_release_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    release = Path(shutil.copytree(FORMATS / "0.1.0", tmp_path / "release"))
+    digest = json.loads((release / "run" / "run.json").read_text())["teacher_sha256"]
+    before = files_of(release / "run" / "checkpoints")
+    with RunFolder(config_of(release)) as run:
+        with pytest.raises(
+            UserError, match=r"release 0\.1\.0, which left out pictures \.bmp of data\.source"
+        ):
+            run.begin(digest, new_images="pictures .bmp")
+        assert files_of(release / "run" / "checkpoints") == before
+        run.begin(digest)
+    with RunFolder(config_of(release)) as run:
+        run.begin(digest, new_images="pictures .bmp")  # they were added since

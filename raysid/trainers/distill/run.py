@@ -107,7 +107,8 @@ def distill(
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         if branch is not None:
             _check_network(branch, teacher)
-        folder.begin(weights_digest(teacher.path), resume_from)
+        new_images = inputs.source.new_since_first if inputs.source else ""
+        folder.begin(weights_digest(teacher.path), resume_from, new_images)
         session = Session(config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation)
         try:
             return _run(session)
