@@ -100,7 +100,8 @@ def _file(beside: UPath, info: dict[str, Any], root: str) -> File:
 
 
 def _parts(path: str, root: str) -> tuple[str, ...]:
-    return tuple(part for part in path.removeprefix(root).split("/") if part)
+    parts = tuple(part for part in path.removeprefix(root).split("/") if part)
+    return parts or (path.rpartition("/")[2],)  # an object may have the name of its folder
 
 
 def _list_folder(folder: UPath, root: str, left_out: Counter[str]) -> list[File]:

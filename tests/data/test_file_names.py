@@ -181,6 +181,15 @@ def test_keys_of_buckets_are_read_as_they_are(bucket: str, key: str) -> None:
     assert [block["fault"].any() for block in opened(name).blocks()] == [False]
 
 
+def test_an_object_with_the_name_of_its_folder_is_left_out(bucket: str) -> None:
+    if bucket.startswith("gs"):
+        pytest.skip("gcsfs takes both for the object")
+    fs = in_bucket(os.environ["AWS_ENDPOINT_URL"], bucket).fs
+    for name in ("both", "both/c/a.png"):
+        fs.pipe_file(f"{BUCKET}/{name}", PICTURES[0][1])
+    assert opened(f"{bucket}/both/").num_images == 1
+
+
 def test_a_doubled_slash_is_one_unless_the_keys_have_it(bucket: str) -> None:
     source = opened(f"{bucket}//a b")
     assert source.labels.names == opened(f"{bucket}/a b").labels.names  # type: ignore[attr-defined]
