@@ -6,8 +6,11 @@ So ranks read slices of one stream, and a checkpoint stores one number. The part
     opening.py         opens the source that a config names
     scikit_learn.py                                          sources that come with scikit-learn
     folder.py, edm_zip.py, parquet.py, webdataset.py         sources of files: one format each
-    files.py                                                 for those: finding files
-    pictures.py, picture_source.py                           for those: decoding, sources of encoded pictures, classes
+    files.py, listing.py, patterns.py, splits.py             for those: finding files
+    labels.py, folder_labels.py, metadata.py, json_fields.py for those: class labels
+    pictures.py, picture_source.py, picture_files.py         for those: decoding, sources of encoded pictures
+    tar_headers.py, footers.py, parquet_check.py             for those: headers that may be damaged
+    parquet_columns.py                                       for parquet.py: columns of pictures and of labels
     order.py           the image at each position, computed without reading
     windows.py         reading windows in passes over the source; reader.py keeps those that are needed
     stream.py          images by position; ray_data.py reads a source through Ray Data
