@@ -6,9 +6,9 @@ registers and watches it, and it can be killed. Only `ray` itself is imported af
 environment of a worker once, at its import.
 
 Ray starts a worker by a script, with the worker's arguments. `forked_workers` names this file as that script. The
-script sends its arguments, environment and outputs to the server over a socket, and ends with the fork. A worker that
-has a runtime environment of its own is started by Ray's script. At an upgrade of Ray, watch
-`RayParams.setup_worker_path`, `setup_worker.py` and the arguments that it takes.
+script sends its arguments, environment and outputs to the server over a socket, and ends with the fork. A worker whose
+runtime environment has more than variables, or sets the threads of libraries, is started by Ray's script. At an
+upgrade of Ray, watch `RayParams.setup_worker_path`, `setup_worker.py` and the arguments that it takes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ def main() -> None:
         (a.partition("=")[2] for a in arguments if a.startswith("--serialized-runtime-env-context=")), ""
     )
     own = {key: value for key, value in json.loads(context or "{}").items() if value}
-    if own.keys() - {"py_executable"}:
+    variables = own.pop("env_vars", {})
+    if own.keys() - {"py_executable"} or any("THREADS" in name for name in variables):
         import ray._private.workers
 
         script = os.path.join(os.path.dirname(ray._private.workers.__file__), "setup_worker.py")
         os.execv(sys.executable, [sys.executable, script, *arguments])
+    os.environ.update({name: os.path.expandvars(value) for name, value in variables.items()})
     passed = [a for a in arguments if not a.startswith(("--serialized-runtime-env-context=", "--language="))]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ[SOCKET])
