@@ -38,24 +38,16 @@ def cluster_bucket() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def forked_workers() -> Iterator[None]:
     """Make the workers of the Ray clusters that this process starts forks: see `tests.support.forked_workers`."""
-    from ray._private.parameter import RayParams
-
     from tests.support import forked_workers
 
-    script = str(forked_workers.__file__)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        path = f"{folder}/socket"
+        socket = f"{folder}/socket"
         # -P: the modules beside the script are not those that it imports.
-        command = [sys.executable, "-P", script, "--serve", path]
+        command = [sys.executable, "-P", str(forked_workers.__file__), "--serve", socket]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
             assert server.stdout is not None and server.stdout.readline() == b"ready\n"
-            patch.setenv(forked_workers.SOCKET, path)
-            init = RayParams.__init__
-            patch.setattr(
-                RayParams,
-                "__init__",
-                lambda self, *given, **named: init(self, *given, **{"setup_worker_path": script} | named),
-            )
+            patch.setenv(forked_workers.SOCKET, socket)
+            forked_workers.start_forked_workers()
             yield
 
 

@@ -13,10 +13,12 @@ upgrade of Ray, watch `RayParams.setup_worker_path`, `setup_worker.py` and the a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import struct
 import sys
 
 SOCKET = "RAYSID_TESTS_WORKERS"  # the environment variable that names the server's socket
@@ -28,6 +30,26 @@ PRELOADED = (
     "raysid.roles.build raysid.generator raysid.recipes raysid.run.checkpoint raysid.metrics.evaluate "
     "raysid.networks.factory raysid.data.stream raysid.storage.mirror"
 ).split()
+
+
+def start_forked_workers() -> None:
+    """Make the workers of the clusters that this process starts forks, by the server whose socket `SOCKET` names."""
+    from ray._private.parameter import RayParams
+
+    init = RayParams.__init__
+
+    def init_with_forks(self: RayParams, *given: object, **named: object) -> None:
+        init(self, *given, **{"setup_worker_path": os.path.abspath(__file__)} | named)
+
+    RayParams.__init__ = init_with_forks  # type: ignore[method-assign]
+
+
+def parents() -> dict[int, int]:
+    """The pid of the script that asked for each fork, by the fork's pid: Ray's tree of processes has the script."""
+    if SOCKET not in os.environ:
+        return {}
+    folder = os.path.dirname(os.environ[SOCKET])
+    return {int(name): int(os.readlink(f"{folder}/{name}")) for name in os.listdir(folder) if name.isdigit()}
 
 
 def main() -> None:
@@ -79,9 +101,15 @@ def serve(path: str) -> None:
         size, content = int.from_bytes(header, "big"), b""
         while len(content) < size:
             content += connection.recv(size - len(content))
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             listener.close()
             _become_worker(json.loads(content), connection, outputs)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        link = os.path.join(os.path.dirname(path), str(pid))
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(link)  # of an earlier process with this pid
+        os.symlink(str(struct.unpack("3i", credentials)[0]), link)
         connection.close()
         for output in outputs:
             os.close(output)
@@ -119,5 +147,11 @@ def _become_worker(request: dict, connection: socket.socket, outputs: list[int])
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         serve(sys.argv[2])
+    elif sys.argv[1:2] == ["--raysid"]:
+        start_forked_workers()
+        from raysid.cli.main import main as raysid
+
+        del sys.argv[1]
+        raysid()
     else:
         main()

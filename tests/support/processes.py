@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import forked_workers
+
 POLL_SECONDS = 0.005
 LISTING_SECONDS = 0.05  # between listings of all processes, each of which starts a process (ps)
 
@@ -33,7 +35,12 @@ def running() -> list[Process]:
     options = [option for column in columns for option in ("-o", column)]
     shown = subprocess.run(["ps", "-A", "-ww", *options], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=3) for line in shown.splitlines()]
-    return [Process(int(row[0]), int(row[1]), row[-1]) for row in rows if not row[2].startswith("Z")]
+    forks = forked_workers.parents()
+    return [
+        Process(pid := int(row[0]), forks.get(pid, int(row[1])), row[-1])
+        for row in rows
+        if not row[2].startswith("Z")
+    ]
 
 
 def descendants(root: int) -> list[Process]:
@@ -154,10 +161,12 @@ class Command:
 
     def __init__(self, *arguments: str | Path, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        forks = ["-P", str(forked_workers.__file__), "--raysid"]
+        module = forks if forked_workers.SOCKET in environment else ["-m", "raysid"]
         self.log, self.began = log, time.time()
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "raysid", *map(str, arguments)],
+                [sys.executable, *module, *map(str, arguments)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment
