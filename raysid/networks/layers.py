@@ -33,6 +33,8 @@ class WeightInit:
 
     @torch.no_grad()
     def _draw_(self, tensor: Tensor, factor: float, fan_in: int, fan_out: int) -> None:
+        if tensor.is_meta:
+            return  # It has no values; torch's meta kernel of normal_ imports its compiler, which takes seconds.
         if factor == 0:
             tensor.zero_()
         elif self.mode == "kaiming_normal":
@@ -110,11 +112,10 @@ class Conv2d(nn.Module):
             self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
             self.bias = nn.Parameter(torch.empty(out_channels))
             self.reset_parameters()
-        taps = torch.tensor(resample_filter, dtype=torch.float32)
-        self.register_buffer(
-            "resample_filter",
-            torch.outer(taps, taps)[None, None] / taps.sum().square() if up or down else None,
-        )
+        # Computed on the CPU: arithmetic on the meta device imports torch's compiler, which takes seconds.
+        taps = torch.tensor(resample_filter, dtype=torch.float32, device="cpu")
+        taps = torch.outer(taps, taps)[None, None] / taps.sum().square()
+        self.register_buffer("resample_filter", taps.to(torch.get_default_device()) if up or down else None)
         # Two equal taps average or repeat 2x2 pixels exactly, which has faster kernels.
         self.box_filter = len(resample_filter) == 2 and resample_filter[0] == resample_filter[1]
 
