@@ -26,9 +26,9 @@ SOCKET = "RAYSID_TESTS_WORKERS"  # the environment variable that names the serve
 # Imported before the fork: packages that workers import, except those that import Ray.
 PRELOADED = (
     "aiohttp google.protobuf.json_format grpc.aio jsonschema requests rich.console yaml "  # for Ray
-    "gcsfs pandas pyarrow.dataset pyarrow.parquet torch._dynamo torch.distributed torch.nn.parallel scipy.linalg PIL.Image "
+    "gcsfs pandas pyarrow.dataset pyarrow.parquet torch._dynamo torch.distributed torch.nn.parallel "
     "raysid.roles.build raysid.generator raysid.recipes raysid.run.checkpoint raysid.metrics.evaluate "
-    "raysid.networks.factory raysid.data.stream raysid.storage.mirror"
+    "scipy.linalg PIL.Image raysid.networks.factory raysid.data.stream raysid.storage.mirror"
 ).split()
 
 
