@@ -25,7 +25,8 @@ _SHARD = re.compile(rf"{STEM}[\w.-]*-\d+-of-\d+[\w.-]*\.safetensors")
 
 def is_hub_name(path: str) -> bool:
     """True if a user's path can only be a model of the Hub: it has the form of one, and there is no such file."""
-    return _NAME.fullmatch(path) is not None and not exists(location(path))
+    named = _NAME.fullmatch(path) is not None and not path.lower().endswith(".pkl")
+    return named and not exists(location(path))
 
 
 def pinned(path: str, recorded: str | None) -> str:

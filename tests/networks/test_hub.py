@@ -156,6 +156,7 @@ def test_a_local_folder_wins(hub: Hub, tmp_path: Path) -> None:
         "-a/b",
         "a/b@",
         "a b/c",
+        "a/b.pkl",
         "",
     ):
         assert not is_hub_name(path)
