@@ -10,6 +10,7 @@ from raysid.data.files import COMPRESSED_TAR, damaged_file
 from raysid.errors import UserError
 from raysid.storage import open_file
 
+FORM = "a tar (uncompressed)"
 MAX_HEADER = 1 << 16  # bytes of a header that extends another
 MAX_CHAIN = 16  # headers that extend one member; tar writes at most three
 MAX_GLOBAL = 256  # fields of global headers, which tarfile copies to each member
@@ -30,7 +31,7 @@ def tar_members(path: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     Raises:
         UserError: it is not a tar, or is compressed or damaged.
     """
-    with damaged_file(path, "a tar (uncompressed)"), open_file(path) as file:
+    with damaged_file(path, FORM), open_file(path) as file:
         if file.read(6).startswith(_COMPRESSED):
             raise UserError(f"{path} {COMPRESSED_TAR}")
         file.seek(0)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config import DataSettings
-from raysid.data.files import Found, reading_source
+from raysid.data.files import Found, damaged_file, reading_source
 from raysid.data.json_fields import Field, label_field, nested, read_fields
 from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
 from raysid.data.listing import HIDDEN, in_threads, is_hidden
@@ -21,7 +21,7 @@ from raysid.data.picture_source import ListedSource, left_out_note, new_pictures
 from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture
 from raysid.data.source import Texts
 from raysid.data.splits import splits_note
-from raysid.data.tar_headers import tar_members
+from raysid.data.tar_headers import FORM, tar_members
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
 
@@ -115,8 +115,9 @@ def _read_tar(path: str, data: DataSettings) -> _Contents:
         UserError: it is not a tar, or a sample has several pictures or labels.
     """
     gathered = _Gathered(path, data.label_column)
-    for member, archive in tar_members(path):
-        gathered.add(member, archive)
+    with damaged_file(path, FORM):  # a label may be cut off
+        for member, archive in tar_members(path):
+            gathered.add(member, archive)
     return gathered.contents(data.image_column)
 
 

@@ -324,6 +324,16 @@ def test_a_tar_with_a_damaged_header_is_not_read_half(tmp_path: Path) -> None:
     assert "is damaged at byte 6,144: what follows cannot be read" in refused(path)
 
 
+def test_a_tar_that_ends_in_a_label_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as tar:
+        add(tar, "a.png", digit_pictures(1)[0][1])
+        add(tar, "a.json", b'{"label": 1}' + b" " * 600)
+    end = path.read_bytes().index(b'{"label"')
+    path.write_bytes(path.read_bytes()[: end + 8])
+    assert "cannot be read as a tar (uncompressed): unexpected end of data" in refused(path)
+
+
 def test_a_tar_of_many_members_does_not_hold_their_headers(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:

@@ -231,7 +231,8 @@ def _read_path(path: Path) -> None:
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     os.chdir(path.parent)
     calls: list[Callable[[], object]] = [lambda: location(text), lambda: storage_folder(text)]
-    if is_local(absolute_path(text)):
+    found = absolute_path(text)
+    if is_local(found) and not found.is_dir():  # not all of this machine
         calls += [lambda: find_files(text), lambda: local_copy(text) if "://" not in text else None]
     for call in calls:
         call()
