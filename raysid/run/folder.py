@@ -83,6 +83,20 @@ class RunFolder:
             self.close()
             raise
 
+    def check_inputs(self, teacher_digest: str, new_images: str = "") -> None:
+        """Check that the run did not begin with other inputs. Arguments and errors as `begin`."""
+        record = {} if self._fresh else self._read_record()
+        if record.get("teacher_sha256", teacher_digest) != teacher_digest:
+            raise UserError(
+                f"{self.path} was started with another teacher (its weights differ): give that teacher, "
+                "another --run.name, or --fresh"
+            )
+        if new_images and "sessions" in record and "format" not in record:
+            raise UserError(
+                f"{self.path} was started with release 0.1.0, which left out {new_images} of data.source: move these "
+                "elsewhere to resume with the same images, or give another --run.name, or --fresh"
+            )
+
     def begin(self, teacher_digest: str, resume_from: str | None = None, new_images: str = "") -> None:
         """Record the settings and this session; with `fresh`, remove the earlier files first.
 
@@ -93,21 +107,12 @@ class RunFolder:
         Raises:
             UserError: the run began with another teacher, or with release 0.1.0 and fewer real images.
         """
+        self.check_inputs(teacher_digest, new_images)
         if self._fresh:
             empty_folder(self.path, keep={LOCK, OWNER})
         self.remove_partial()
         record = self._read_record()
-        known = record.setdefault("teacher_sha256", teacher_digest)
-        if known != teacher_digest:
-            raise UserError(
-                f"{self.path} was started with another teacher (its weights differ): give that teacher, "
-                "another --run.name, or --fresh"
-            )
-        if new_images and "sessions" in record and "format" not in record:
-            raise UserError(
-                f"{self.path} was started with release 0.1.0, which left out {new_images} of data.source: move these "
-                "elsewhere to resume with the same images, or give another --run.name, or --fresh"
-            )
+        record.setdefault("teacher_sha256", teacher_digest)
         record.setdefault("resume_from", resume_from)
         record.setdefault("sessions", []).append(new_session())
         self._write_record(record)

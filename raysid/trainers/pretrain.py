@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from upath import UPath
 
 from raysid.actors.capacity import bundle
+from raysid.actors.requirements import check_resources
 from raysid.cluster.connect import connect
 from raysid.config import PretrainConfig, fixed_settings
 from raysid.data import ImageSource, open_source
@@ -115,6 +116,7 @@ def _train(
             line.message(f"real images: {note}")
         line.message("connecting to Ray")
         connect()
+        check_resources({"worker_resources": config.worker_resources}, False, line.message)
         if start is not None:
             line.message(f"resuming from {training}, step {start.step:,}")
         try:

@@ -13,7 +13,9 @@ from raysid.config import RoleResources
 from raysid.errors import UserError
 from raysid.ray_internals import autoscales
 from raysid.trainers.distill import distill
+from raysid.trainers.pretrain import pretrain
 from tests.support.processes import wait_until
+from tests.support.tiny_pretrain import tiny_pretrain
 from tests.support.tiny_run import run_of, tiny_config, tiny_teacher
 
 
@@ -53,6 +55,8 @@ def test_a_role_larger_than_any_node_is_refused_unless_nodes_may_come(
         with pytest.raises(UserError, match="none has any"):
             check_resources({"resources.worker": lacking}, False, lines.append)
     assert lines == []
+    with pytest.raises(UserError, match="worker_resources can never be placed: no node has 1 GPU"):
+        pretrain(tiny_pretrain(tmp_path, worker_resources={"num_gpus": 1.0}))
     monkeypatch.setattr(requirements, "may_grow", lambda: True)
     check_resources(role_resources(config), False, lines.append)
     assert len(lines) == 1 and "waiting for the autoscaler" in lines[0]

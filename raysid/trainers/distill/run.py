@@ -102,13 +102,15 @@ def distill(
     with RunFolder(config, fresh) as folder:
         if resume_from is not None:
             _check_branch(folder, branch, fresh, resume_from)
-        if within is None and (fresh or (folder.checkpoints.newest_step() or 0) < config.total_steps):
-            _check_machines(config, network_settings(inputs.teacher), check)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
         if branch is not None:
             _check_network(branch, teacher)
         new_images = inputs.source.new_since_first if inputs.source else ""
-        folder.begin(weights_digest(teacher.path), resume_from, new_images)
+        digest = weights_digest(teacher.path)
+        folder.check_inputs(digest, new_images)
+        if within is None and (fresh or (folder.checkpoints.newest_step() or 0) < config.total_steps):
+            _check_machines(config, teacher.card.network, check)
+        folder.begin(digest, resume_from, new_images)
         session = Session(config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation)
         try:
             return _run(session)

@@ -11,6 +11,7 @@ from typing import Any
 
 from upath import UPath
 
+from raysid.actors.requirements import check_resources, role_resources
 from raysid.cluster.connect import connect
 from raysid.config import Config, TuneConfig
 from raysid.errors import InvalidConfig, RunFailed, StorageError, UserError
@@ -99,6 +100,7 @@ def run_search(config: TuneConfig, fresh: bool = False) -> TuneResult:
         teacher = trained_teacher(base, inputs.teacher, inputs.source)
         log("connecting to Ray")
         connect()
+        check_resources(role_resources(base), False, log)
         try:
             ended = run_trials(config, base, folder, str(teacher.path))
             still_owned(lock)
