@@ -14,8 +14,17 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a name or a message as one line that cannot steer a terminal: control characters become escapes."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """Return a name or a message as one line that cannot steer a terminal: control characters become escapes.
+
+    So do bytes of a file's name that are not UTF-8, which Python represents by surrogates.
+    """
+    return _CONTROL.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    if "\udc80" <= match[0] <= "\udcff":
+        return f"\\x{ord(match[0]) - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode()
 
 
 class RaysidError(Exception):

@@ -73,10 +73,10 @@ def read_sources(recipe: str, folder: Path) -> list[Source]:
 def make_recipes_absolute(values: dict[str, Any], folder: Path) -> None:
     """Make relative paths of other recipes (a teacher's, a search's) absolute: a command may run in any folder."""
     if _is_relative(values.get("recipe")):
-        values["recipe"] = str((folder / _expanded(values["recipe"])).resolve())
+        values["recipe"] = str(_path(values["recipe"], folder).resolve())
     teacher = values.get("teacher")
     if isinstance(teacher, dict) and _is_relative(teacher.get("recipe")):
-        values["teacher"] = {**teacher, "recipe": str((folder / _expanded(teacher["recipe"])).resolve())}
+        values["teacher"] = {**teacher, "recipe": str(_path(teacher["recipe"], folder).resolve())}
 
 
 def _summary(path: Path) -> RecipeSummary:
@@ -90,15 +90,12 @@ def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Pa
     packaged = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
     if recipe in packaged:
         return recipe, _FOLDER / f"{recipe}.yaml"
-    path = folder / _expanded(recipe)
-    if "://" in recipe:  # in a bucket, where a search writes its best recipe
-        from raysid.storage import BUCKETS, LOCAL, location
-
-        path = location(recipe)  # type: ignore[assignment]  # has the methods of a Path that are used here
-        if getattr(path, "protocol", "") not in (*BUCKETS, *LOCAL):
-            raise UserError(f"{recipe} is no recipe that can be read; give a path, gs://... or s3://...")
-    name = recipe if extended_by is None else str(path)
     prefix = f"{extended_by}: `extends`: " if extended_by else ""
+    try:
+        path = _path(recipe, folder)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+    name = recipe if extended_by is None else str(path)
     try:
         if path.is_dir():
             raise UserError(f"{prefix}{name} is a folder; give the YAML file in it")
@@ -117,13 +114,15 @@ def _locate(recipe: str, folder: Path, extended_by: str | None) -> tuple[str, Pa
     raise UserError(f"{prefix}{missing}; {hint}{choices}")
 
 
-def _expanded(recipe: str) -> str:
-    """Expand `~` and `${NAME}` in a recipe's path."""
-    if "${" in recipe or "\0" in recipe:  # which it refuses
-        from raysid.storage import expand  # imports the buckets' clients, which other recipes do not need
+def _path(recipe: str, folder: Path) -> Path:
+    """Return a recipe's path, from `folder` if it is relative, with `~` and `${NAME}` expanded. Raises UserError."""
+    if "://" in recipe or "${" in recipe or "\0" in recipe:  # the last is refused
+        from raysid.storage import location  # imports the buckets' clients, which other recipes do not need
 
-        recipe = expand(recipe)
-    return os.path.expanduser(recipe)
+        path = location(recipe)
+        # A bucket's path has the methods of a Path that are used here; a search writes its best recipe there.
+        return path if "://" in recipe else folder / path.path  # type: ignore[return-value]
+    return folder / os.path.expanduser(recipe)
 
 
 def _is_path(recipe: str) -> bool:

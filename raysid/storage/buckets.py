@@ -58,7 +58,9 @@ def location(path: str | os.PathLike[str] | UPath) -> UPath:
         # fsspec sees protocols in `data:x` and `zip::x`, too, but not in absolute paths.
         return UPath(local.absolute() if ":" in text else local)
     if scheme not in (*LOCAL, *BUCKETS):  # fsspec has more, some of which fetch from the web or run programs
-        raise UserError(f"{text}: {scheme}:// is not read; give a path, gs://... or s3://...")
+        raise UserError(
+            f"{text} is neither a path nor a bucket: {scheme}:// is not read; give a path, gs://... or s3://..."
+        )
     try:
         return listed_path(f"{scheme}:{rest}")
     except ValueError as error:  # of urllib, for `s3://[b`
@@ -90,17 +92,12 @@ def storage_folder(storage: str) -> UPath:
     """Return a storage as an absolute folder, or as the URL of a bucket.
 
     Raises:
-        UserError: the protocol is neither a folder's nor a bucket's.
+        UserError: as by `location`.
         StorageError: the bucket's client is not installed.
     """
     path = location(storage)
     if is_local(path):
         return UPath(Path(path.path).absolute())
-    if path.protocol not in BUCKETS:
-        raise UserError(
-            f"storage {storage} is neither a folder nor a bucket: give a folder that all nodes share, gs://BUCKET/... "
-            "or s3://BUCKET/..."
-        )
     try:
         fsspec.get_filesystem_class(path.protocol)
     except ImportError as error:

@@ -123,7 +123,7 @@ def test_an_import_that_cannot_be_changes_nothing(file: Path) -> None:
     assert "holds a network already: give another folder" in refused("import", file, "there")
     assert "is a file: give a folder" in refused("import", file, "file")
     assert "cannot be written" in refused("import", file, "/proc/raysid")
-    assert "is neither a folder nor a bucket" in refused("import", file, "https://a/b")
+    assert "is neither a path nor a bucket" in refused("import", file, "https://a/b")
     assert "--sigma-init is for generators: add --as generator" in refused(
         "import", file, "out", "--sigma-init", "2.5"
     )

@@ -202,7 +202,7 @@ def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
         ("extends: [digits-sid]", "`extends` must be a recipe's name or path"),
         ("extends: .", "is a folder"),
         ("extends: digits-teacher\nkind: distill", "of kind distill, but extends digits-teacher"),
-        ('extends: "\\0"', "`extends`: no recipe"),
+        ('extends: "\\0"', "`extends`: \\x00: a path cannot have a zero byte"),
         ("extends: " + "x" * 5000, "cannot be read: File name too long"),
     ],
 )

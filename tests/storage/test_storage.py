@@ -100,7 +100,7 @@ def test_a_storage_is_a_folder_or_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_
     assert storage_folder("./runs").path == str(tmp_path / "runs")
     assert storage_folder("~/runs").path == str(Path.home() / "runs")
     assert str(storage_folder("gs://bucket/runs")) == "gs://bucket/runs"
-    with pytest.raises(UserError, match="neither a folder nor a bucket"):
+    with pytest.raises(UserError, match="neither a path nor a bucket"):
         storage_folder("memory://runs")
 
 

@@ -284,7 +284,7 @@ def test_a_storage_that_cannot_be_written(desk: Desk, arguments: list[str], wher
 
 
 def test_a_storage_that_is_neither_folder_nor_bucket(desk: Desk) -> None:
-    line = "storage memory://runs is neither a folder nor a bucket"
+    line = "memory://runs is neither a path nor a bucket"
     assert line in desk.refuses_distilling("--storage", "memory://runs")
     assert line in desk.refused("pretrain", "digits-teacher", "--storage", "memory://runs")
 
