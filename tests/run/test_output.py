@@ -27,7 +27,7 @@ def is_plain(text: str) -> bool:
 
 def test_names_become_one_line_that_can_be_read() -> None:
     assert printable("a\nb\tc\x1b[2J\x85") == r"a\nb\tc\x1b[2J\x85"
-    assert printable("\u202ereversed \udcff") == r"\u202ereversed \udcff"
+    assert printable("\u202ereversed \udcff \ud800") == r"\u202ereversed \xff \ud800"
     for name in (
         "é 日本 \N{FAMILY}",
         "می\u200cخواهم",
