@@ -1,157 +1,90 @@
-"""The teacher service as one run sees it: calls on any scorer, repeated on another one when a scorer dies."""
+"""The teacher service as one run sees it: calls on any scorer, repeated on another one when a scorer is lost."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from raysid.actors.capacity import NOTICE_SECONDS, Notify, describe_shortage
+from raysid.actors.assignment import Line, Speeds, assign
+from raysid.actors.attendance import Attendance
+from raysid.actors.capacity import Notify
 from raysid.actors.fleet import Members, RunStatus, Scorer
-from raysid.actors.results import HangLimit, describe_failed_start, is_ready
-from raysid.config import Config, RoleResources
-from raysid.errors import RunFailed
-from raysid.ray_internals import actor_ready, actor_state, task_attempt
-from raysid.roles.build import build_teacher
-from raysid.roles.faults import describe_fault, is_device_fault
-from raysid.roles.messages import Cotangent, Noised, Prediction, Pull
-from raysid.roles.profile import Profile, Traffic, profile_of
+from raysid.actors.results import HangLimit, is_ready
+from raysid.actors.teacher_actor import Answered
+from raysid.config import RoleResources
 
-SYNC_SECONDS = 1.0
-RETRY_SECONDS = 0.1
-REPORT_SECONDS = 5.0
+RETRY_SECONDS = 0.1  # between looks at the scorers while calls wait
 
 Submit = Callable[[Any, bool], tuple[Any, Any]]
 """Submits a call to an actor; the flag is True if the call moves from another scorer. Returns references of the call's
 result and of its end."""
 
-
-class TeacherActor:
-    """One scorer of the teacher service.
-
-    `score` and `pullback` return a second, empty value: its reference shows that the first one is there, without
-    fetching it.
-
-    Args:
-        teacher: folder of the teacher.
-        config: the run's settings, or those that all runs to be served have in common.
-        runs_kept: number of runs that graphs are kept for.
-        threads: torch's threads.
-    """
-
-    def __init__(self, teacher: str, config: Config, runs_kept: int, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.role = build_teacher(teacher, config, runs_kept)
-        self.traffic = Traffic()
-
-    def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, None]:
-        with _exit_on_device_fault():
-            prediction = self.traffic.call(self.role.score, noised, scale, run)
-        again = moved or task_attempt() > 0
-        return dataclasses.replace(prediction, recomputed=int(again)), None
-
-    def pullback(
-        self, noised: Noised, cotangent: Cotangent, scale: float, run: str, moved: bool
-    ) -> tuple[Pull, None]:
-        with _exit_on_device_fault():
-            return self.traffic.call(self.role.pullback, noised, cotangent, scale, run), None
-
-    def forget(self, run: str) -> None:
-        self.role.forget(run)
-
-    def report(self) -> dict[str, float]:
-        return self.role.report()
-
-    def profile(self) -> Profile:
-        return profile_of(self.role, self.traffic)
-
-
-@contextmanager
-def _exit_on_device_fault() -> Iterator[None]:
-    """End this process if its accelerator fails: Ray starts another one, and its work moves."""
-    try:
-        yield
-    except Exception as error:  # only to look for the fault
-        if not is_device_fault(error):
-            raise
-        print(f"TeacherActor: {describe_fault(error)}", file=sys.stderr, flush=True)
-        os._exit(1)
+Deliver = Callable[[Any, Answered], Any]
+"""Takes a call's result and its end. Returns a reference that is ready once the process that needs the result has it;
+None if both are on one node."""
 
 
 class PoolCall:
-    """A call on the pool, with `wait` for its answer."""
+    """A call on the pool, from the moment it is made until its result is where it is needed.
 
-    def __init__(self, pool: TeacherPool, scorer: Scorer, submit: Submit) -> None:
-        self.pool, self.scorer, self.submit = pool, scorer, submit
-        self.result, self.answered = pool.submit(scorer, submit, moved=False)
+    Args:
+        kind: the scorer's method.
+        last_input: reference of the input that is there last.
+        submit: submits it.
+
+    Attributes:
+        scorer: the scorer that has it; None while it waits for one.
+        result: reference of its result, once it is submitted.
+        end: reference that is ready at its end, then at the end of the result's delivery.
+        delivering: True while the result is on its way to the process that needs it.
+        began: time from which its scorer can have worked on it, as far as has been seen.
+        moved: True if another scorer had it before.
+        done: True once the result can be passed on.
+    """
+
+    def __init__(self, pool: TeacherPool, kind: str, last_input: Any, submit: Submit) -> None:
+        self.pool, self.kind, self.last_input, self.submit = pool, kind, last_input, submit
+        self.scorer: Scorer | None = None
+        self.result: Any = None
+        self.end: Any = None
+        self.delivering = self.moved = self.done = False
+        self.began: float | None = None
+
+    def start(self, scorer: Scorer) -> None:
+        """Submit the call to a scorer."""
+        self.scorer, self.began, self.delivering = scorer, None, False
+        self.result, self.end = self.submit(scorer.actor, self.moved)
 
     def wait(self, fake: Any) -> Any:
-        """Wait for an answer, moving the call to another scorer whenever one is lost; return its reference.
-
-        Args:
-            fake: the fake score's answer, which the next call needs, too; only the time after it counts as waiting.
+        """Wait until a scorer and the fake score have answered; return the reference of the scorer's answer.
 
         Raises:
             RunFailed: there was no scorer for `failure.placement_timeout_s`.
-            NoAnswer: the fake score did not answer in time.
+            NoAnswer: a learner did not answer in time.
         """
-        limit = self.pool.limit
-        if not ray.wait([fake], timeout=limit.seconds, fetch_local=False)[0]:
-            raise limit.exceeded("the fake-score learner")
-        began = time.perf_counter()
-        while (error := self._lost()) is not None:
-            self.scorer = self.pool.replace(self.scorer, error)
-            self.result, self.answered = self.pool.submit(self.scorer, self.submit, moved=True)
-        waited = time.perf_counter() - began
-        self.pool.waited_seconds += waited
-        limit.note(waited)
+        self.pool.next_answered({0: (self, fake)})
         return self.result
-
-    def _lost(self) -> RayActorError | None:
-        """Wait for the scorer's answer; return the error if the scorer was lost. One that hangs is killed."""
-        try:
-            if not ray.wait([self.answered], timeout=self.pool.limit.seconds, fetch_local=False)[0]:
-                self.pool.notify(
-                    f"{self.pool.limit.exceeded(f'teacher scorer {self.scorer.number}')}; replacing it"
-                )
-                ray.kill(self.scorer.actor, no_restart=False)
-            ray.get(self.answered)
-        except RayError as error:
-            # A call that failed by itself, or whose inputs are lost, would fail on any scorer: its result carries
-            # the error to the driver.
-            if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
-                return error
-        finally:
-            self.pool.outstanding[self.scorer] -= 1
-        return None
 
 
 class TeacherPool:
     """The scorers as a run's controller sees them: they may die, come back, join and leave.
 
-    Implements `raysid.roles.protocols.TeacherService`. The pool waits for a call's end (not for its data) before its
-    result is passed on, so that another scorer can take over from one that died. With one scorer that is never
-    joined by another, calls are passed on at once, and Ray repeats them after a restart.
+    Implements `raysid.roles.protocols.TeacherService`. Calls wait here until a scorer has room for them
+    (`raysid.actors.assignment`); a pullback goes to the scorer that holds the graph. A result is passed on once it is
+    on the node of the process that needs it, so that another scorer can repeat the call of one that is lost, alone or
+    with its node. With one scorer that is never joined by another, calls are passed on at once, and Ray repeats them
+    after a restart.
 
     Args:
-        run: name of the run that calls.
-        sync: reports the run's status to the fleet and returns the fleet's members.
-        resources: a scorer's resources, to report which one is missing.
-        timeout: seconds without any scorer after which the run fails.
+        run, sync, resources, timeout, notify, stopping: as `Attendance`'s.
         single: True if there is one scorer and there will never be another.
-        notify: prints a line while scorers are waited for.
         limit: the time after which a scorer that does not answer counts as lost.
-        stopping: True once the run has been asked to stop; it waits for no scorer then.
+        deliver: has a result fetched by the process that needs it.
     """
 
     def __init__(
@@ -164,110 +97,117 @@ class TeacherPool:
         notify: Notify = print,
         stopping: Callable[[], bool] = lambda: False,
         limit: HangLimit | None = None,
+        deliver: Deliver = lambda result, end: None,
     ) -> None:
-        self.run = run
+        self.run, self.single, self.notify = run, single, notify
         self.limit = limit or HangLimit(None)
-        self.stopping = stopping
-        self.resources = resources
-        self.timeout = timeout
-        self.single = single
-        self.notify = notify
-        self.waited_seconds = 0.0
-        self._sync = sync
-        # Lost scorers, each with the reference that is ready once it is back.
-        self._away: dict[Scorer, Any] = {}
-        self._graph_holders: dict[Any, Scorer] = {}  # the scorer that holds the graph, by noised images
-        self.outstanding: Counter[Scorer] = Counter()  # calls that have not ended
-        self._turn = -1
-        self._busy_seconds = 0.0
-        self._busy: dict[Scorer, float] = {}
-        self._acknowledged = -1  # newest version of the fleet whose former members have no call outstanding
-        self._synced = 0.0
-        self._missing_since: float | None = None
-        self._notified = 0.0
-        self.members = Members(-1, ())
-        self.refresh()
+        self.attendance = Attendance(run, sync, resources, timeout, notify, stopping)
+        self._deliver = deliver
+        self._speeds = Speeds()
+        self._turn = 0
+        self._scored: dict[Any, PoolCall] = {}  # whose scorer may hold the graph, by noised images
+        self._queue: deque[PoolCall] = deque()  # calls that any scorer may take
+        self._under_way: list[
+            PoolCall
+        ] = []  # submitted; those of one scorer in the order in which it has them
+
+    @property
+    def members(self) -> Members:
+        """The fleet's members, present or away."""
+        return self.attendance.members
 
     def score(self, noised: Any, guidance_scale: float) -> Any:
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            self.refresh()
-        scorer = self.next_scorer()
+        def submit(actor: Any, moved: bool) -> tuple[Any, Any]:
+            return self._options(actor.score).remote(noised, guidance_scale, self.run, moved)
+
+        if self.single:
+            return self._submit_to_single(submit)
+        call = self._scored[noised] = PoolCall(self, "score", noised, submit)
+        self._queue.append(call)
+        self._advance()
         self._turn += 1
-        if not self.single:
-            self._graph_holders[noised] = scorer
-        return self._call(
-            scorer,
-            lambda actor, moved: self._options(actor.score).remote(noised, guidance_scale, self.run, moved),
-        )
+        return call
 
     def pullback(self, noised: Any, cotangent: Any, guidance_scale: float) -> Any:
-        holder = self._graph_holders.pop(noised, None)
-        if holder is None or holder not in self.present():
-            holder = self.next_scorer()
-        return self._call(
-            holder,
-            lambda actor, moved: self._options(actor.pullback).remote(
-                noised, cotangent, guidance_scale, self.run, moved
-            ),
-        )
+        def submit(actor: Any, moved: bool) -> tuple[Any, Any]:
+            return self._options(actor.pullback).remote(noised, cotangent, guidance_scale, self.run, moved)
+
+        if self.single:
+            return self._submit_to_single(submit)
+        call = PoolCall(self, "pullback", cotangent, submit)
+        scored = self._scored.pop(noised, None)
+        holder = scored.scorer if scored else None
+        if holder is not None and holder in self.present():
+            self._start(call, holder)
+        else:
+            self._queue.appendleft(call)
+        self._advance()
+        return call
+
+    def arrivals(self, predictions: Sequence[tuple[Any, Any]]) -> Iterator[int]:
+        """Yield the index of each pair of a scorer's and the fake score's answers as soon as both are there.
+
+        Raises:
+            RunFailed, NoAnswer: as `PoolCall.wait`.
+        """
+        if self.single:
+            yield from range(len(predictions))
+            return
+        waiting = dict(enumerate(predictions))
+        while waiting:
+            for index in self.next_answered(waiting):
+                del waiting[index]
+                yield index
+
+    def next_answered(self, waiting: dict[int, tuple[PoolCall, Any]]) -> list[int]:
+        """Wait until a scorer and the fake score have both answered; the calls of lost scorers move.
+
+        Args:
+            waiting: pairs of a call and the reference of the fake score's answer.
+
+        Returns:
+            The keys of the pairs that are answered.
+
+        Raises:
+            RunFailed, NoAnswer: as `PoolCall.wait`.
+        """
+        began = changed = time.monotonic()
+        fakes = [fake for _, fake in waiting.values()]
+        while True:
+            missing = {*ray.wait(fakes, num_returns=len(fakes), timeout=0, fetch_local=False)[1]}
+            answered = [key for key, (call, fake) in waiting.items() if call.done and fake not in missing]
+            now = time.monotonic()
+            if answered:
+                self.limit.note(now - began)
+                return answered
+            if self._advance(RETRY_SECONDS, [*missing]):
+                changed = time.monotonic()
+            elif now - changed > self.limit.seconds:
+                self._end_hung("the fake-score learner" if missing else "the generator learner")
+            if len(missing) < len(fakes):  # it waits for a scorer and for nothing else
+                self.attendance.waited_seconds += time.monotonic() - now
 
     def next_scorer(self) -> Scorer:
-        """Choose the scorer of the next call: in turn among those with the fewest calls outstanding."""
-        present = self.present() or [self._wait_for_scorer()]
-        fewest = min(self.outstanding[scorer] for scorer in present)
-        count = len(present)
-        turns = (present[(self._turn + 1 + k) % count] for k in range(count))
-        return next(scorer for scorer in turns if self.outstanding[scorer] == fewest)
+        """Return the scorer that takes the next call, if none waits already; waits while there is no scorer."""
+        while not (present := self.present()):
+            time.sleep(RETRY_SECONDS)
+            self._look_for_scorers()
+        chosen = assign(1, self._lines(present), self._turn)
+        return present[chosen[0][1] if chosen else 0]
 
-    def replace(self, lost: Scorer, error: RayActorError) -> Scorer:
-        """Choose the scorer that takes over a call of a lost one; waits while there is none."""
-        if error.actor_init_failed:
-            raise RunFailed(describe_failed_start(error)) from error
-        if lost not in self._away:
-            self._away[lost] = actor_ready(lost.actor)
-        self.refresh()
-        return self.next_scorer()
-
-    def submit(self, scorer: Scorer, submit: Submit, moved: bool) -> tuple[Any, Any]:
-        """Submit a call to a scorer; return the references of its result and of its end."""
-        self.outstanding[scorer] += 1
-        return submit(scorer.actor, moved)
-
-    def refresh(self) -> None:
-        """Readmit scorers that are back, report this run's status to the fleet, and take its members."""
-        self._synced = time.monotonic()
-        used = {scorer for scorer, count in self.outstanding.items() if count}
-        used |= {*self._graph_holders.values()}
-        if used <= {*self.members.scorers}:
-            self._acknowledged = self.members.version
-        dead = self._readmit()
-        self.members = self._sync(RunStatus(self.run, self._acknowledged, self.waited_seconds, dead))
+    def present(self) -> list[Scorer]:
+        """Return the scorers that take calls now."""
+        return self.attendance.present()
 
     def report(self) -> dict[str, float]:
-        """Return figures for this run: mean busy seconds of the scorers that answer, number of scorers."""
+        """Return figures for this run: mean busy seconds of the scorers, their number, seconds waited for them."""
         return self.begin_report()()
 
     def begin_report(self) -> Callable[[], dict[str, float]]:
         """Ask the scorers for the figures of `report`; the function that is returned waits for them."""
-        return partial(self._reported, {scorer: scorer.actor.report.remote() for scorer in self.present()})
-
-    def _reported(self, asked: dict[Scorer, Any]) -> dict[str, float]:
-        if asked:
-            ray.wait([*asked.values()], num_returns=len(asked), timeout=REPORT_SECONDS)
-        for scorer, answer in asked.items():
-            try:
-                busy = ray.get(answer, timeout=0)["busy_seconds"]
-            except RayError:
-                continue
-            before = self._busy.get(scorer, busy)
-            self._busy[scorer] = busy
-            self._busy_seconds += max(0.0, busy - before) / len(asked)
-        figures = {"busy_seconds": self._busy_seconds, "replicas": float(len(self.members.scorers))}
-        return figures if self.single else figures | {"waited_seconds": self.waited_seconds}
-
-    def present(self) -> list[Scorer]:
-        """Return the scorers that take calls now."""
-        return [scorer for scorer in self.members.scorers if scorer not in self._away]
+        waited = {} if self.single else {"waited_seconds": self.attendance.waited_seconds}
+        reported = self.attendance.begin_report()
+        return lambda: reported() | waited
 
     def check_single(self) -> None:
         """Check on a single scorer while a result is slow: it may lack the resources to start again.
@@ -275,61 +215,147 @@ class TeacherPool:
         Raises:
             RunFailed: as `PoolCall.wait`.
         """
-        if not self.single:
-            return
-        (scorer,) = self.members.scorers
-        if actor_state(scorer.actor) == "ALIVE":
-            self._missing_since = None
-        else:
-            self._report_missing()
+        if self.single:
+            self.attendance.check_single()
 
-    def _call(self, scorer: Scorer, submit: Submit) -> Any:
-        return submit(scorer.actor, False)[0] if self.single else PoolCall(self, scorer, submit)
+    def _submit_to_single(self, submit: Submit) -> Any:
+        self._synchronize()
+        return submit(self.next_scorer().actor, False)[0]
 
     def _options(self, method: Any) -> Any:
         # Without Ray's retry a lost scorer's call fails at once, and can move to another.
         retries = {} if self.single else {"max_task_retries": 0}
         return method.options(num_returns=2, **retries)
 
-    def _readmit(self) -> frozenset[int]:
-        """Readmit the lost scorers that are back; return the numbers of those that Ray does not restart."""
-        dead = set()
-        for scorer in [scorer for scorer, back in self._away.items() if is_ready(back)]:
-            try:
-                ray.get(self._away[scorer])
-            except RayActorError as error:
-                if error.actor_init_failed:
-                    raise RunFailed(describe_failed_start(error)) from error
-                dead.add(scorer.number)
+    def _start(self, call: PoolCall, scorer: Scorer) -> None:
+        call.start(scorer)
+        self._under_way.append(call)
+
+    def _advance(self, seconds: float = 0.0, others: Sequence[Any] = ()) -> bool:
+        """Take the calls that have ended, and give waiting ones to scorers that have room.
+
+        Args:
+            seconds: time to wait until something has ended.
+            others: references that end the wait, too.
+
+        Returns:
+            True if a call has begun or ended, or another reference is ready.
+        """
+        self._synchronize()
+        self._note_beginnings()
+        inputs = [call.last_input for call in self._firsts() if call.began is None]
+        awaited = [*(call.end for call in self._under_way), *inputs, *others]
+        ready: set[Any] = set()
+        if awaited:
+            if seconds:
+                ray.wait(awaited, timeout=seconds, fetch_local=False)
+            ready = {*ray.wait(awaited, num_returns=len(awaited), timeout=0, fetch_local=False)[0]}
+        elif seconds:
+            time.sleep(seconds)
+        for call in [call for call in self._under_way if call.end in ready]:
+            self._under_way.remove(call)
+            self._end(call)
+        self._note_beginnings()
+        if self._queue:
+            self._submit_waiting()
+        return bool(ready)
+
+    def _submit_waiting(self) -> None:
+        present = self.present()
+        if not present:
+            self._look_for_scorers()
+            return
+        waiting = [*self._queue]
+        for number, index in assign(len(waiting), self._lines(present), self._turn):
+            self._queue.remove(waiting[number])
+            self._start(waiting[number], present[index])
+
+    def _end(self, call: PoolCall) -> None:
+        """Take the end of a call, or of its result's delivery; a call that is lost waits for another scorer."""
+        assert call.scorer is not None
+        try:
+            answered = ray.get(call.end)
+        except RayError as error:
+            # A call that failed by itself, or whose inputs are lost, would fail on any scorer: its result carries
+            # the error to the driver. So does one whose receiver is lost.
+            if call.delivering:
+                lost = isinstance(error, ObjectLostError)  # with the scorer's node
             else:
-                del self._away[scorer]
-        return frozenset(dead)
+                lost = isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+            if not lost:
+                call.done = True
+                return
+            scorer, call.scorer, call.moved = call.scorer, None, True
+            self._queue.appendleft(call)
+            if isinstance(error, RayActorError):
+                self.attendance.lose(scorer, error)
+                self._refresh()
+            return
+        if not call.delivering:
+            now = time.monotonic()
+            if call.began is not None:
+                self._speeds.note(call.scorer, call.kind, now - call.began, now)
+            delivery = self._deliver(call.result, answered)
+            if delivery is not None:
+                call.end, call.delivering = delivery, True
+                self._under_way.append(call)
+                return
+        call.done = True
 
-    def _wait_for_scorer(self) -> Scorer:
-        """Wait until a scorer is back or a new one has joined."""
-        while True:
-            time.sleep(RETRY_SECONDS)
-            self.refresh()
-            if present := self.present():
-                self._missing_since = None
-                return present[0]
-            self._report_missing()
-
-    def _report_missing(self) -> None:
-        """Report now and then which resource a scorer lacks; fail when it has lacked it for too long."""
+    def _end_hung(self, learner: str) -> None:
+        """Kill the scorers that work on a call for too long. Raises NoAnswer if none works: a learner hangs."""
         now = time.monotonic()
-        if self._missing_since is None:
-            self._missing_since = self._notified = now
-        stopping, too_long = self.stopping(), now - self._missing_since > self.timeout
-        if not (stopping or too_long or now - self._notified > NOTICE_SECONDS):
-            return  # this is called many times a second, and describing the shortage asks the whole cluster
-        missing = f"no teacher scorer is available: {describe_shortage([self.resources])}"
-        if stopping:
-            raise RunFailed(f"asked to stop while {missing}")
-        if too_long:
-            raise RunFailed(
-                f"{missing}; waited failure.placement_timeout_s = {self.timeout:g} s; run the same "
-                "command to resume from the newest checkpoint"
-            )
-        self._notified = now
-        self.notify(f"waiting, {missing}")
+        working = [call for call in self._under_way if call.began is not None and not call.delivering]
+        if not working:
+            raise self.limit.exceeded(learner)
+        for call in working:
+            assert call.began is not None and call.scorer is not None
+            if now - call.began > self.limit.seconds:
+                call.began = now
+                exceeded = self.limit.exceeded(f"teacher scorer {call.scorer.number}")
+                self.notify(f"{exceeded}; replacing it")
+                ray.kill(call.scorer.actor, no_restart=False)
+
+    def _lines(self, present: Sequence[Scorer]) -> list[Line]:
+        """Return the calls of each scorer, and the time that it is expected to need for them."""
+        now = time.monotonic()
+        lines = []
+        for scorer in present:
+            line = Line(0, 0.0, self._speeds.seconds(scorer, "score", now))
+            for call in self._under_way:
+                if call.scorer != scorer or call.delivering:
+                    continue
+                length = self._speeds.seconds(scorer, call.kind, now) or line.seconds or 0.0
+                # One that takes longer than usual is expected to take as long again as it is late.
+                line.left += length if call.began is None else abs(length - (now - call.began))
+                line.calls += 1
+            lines.append(line)
+        return lines
+
+    def _firsts(self) -> list[PoolCall]:
+        """Return the first of each scorer's calls, which it works on once its inputs are there."""
+        firsts: dict[Scorer | None, PoolCall] = {}
+        for call in self._under_way:
+            if not call.delivering:
+                firsts.setdefault(call.scorer, call)
+        return [*firsts.values()]
+
+    def _note_beginnings(self) -> None:
+        """Note the time for each call whose scorer can work on it by now."""
+        now = time.monotonic()
+        for call in self._firsts():
+            if call.began is None and is_ready(call.last_input):
+                call.began = now
+
+    def _refresh(self) -> None:
+        calls = [*self._under_way, *self._scored.values()]
+        self.attendance.refresh({call.scorer for call in calls if call.scorer is not None})
+
+    def _synchronize(self) -> None:
+        if self.attendance.is_due():
+            self._refresh()
+
+    def _look_for_scorers(self) -> None:
+        """Look whether a scorer is back or a new one has joined. Raises RunFailed after a while."""
+        self._refresh()
+        self.attendance.check_missing()

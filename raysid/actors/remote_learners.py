@@ -17,6 +17,7 @@ import torch
 
 from raysid.actors.pool import PoolCall
 from raysid.actors.shared_folder import seen_from
+from raysid.actors.teacher_actor import Answered
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import LearnerLost, RunFailed, StorageError
@@ -25,24 +26,34 @@ from raysid.roles.build import RunInputs, build_fake_score, build_generator, par
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.faults import role_failure
 from raysid.roles.generator_learner import GeneratorLearner
-from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+from raysid.roles.messages import (
+    Cotangent,
+    Images,
+    Message,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    StepReport,
+    Token,
+)
 from raysid.roles.profile import Profile, Traffic, profile_of
 from raysid.roles.protocols import Ref, Reports
 from raysid.roles.ranks import Ranks
 from raysid.roles.state_files import StateFile, write_state
 
-WRITING = "writing"
+WRITING, RECEIVING = "writing", "receiving"
 
 
 def learner_actor(actor: type[LearnerActor], **options: Any) -> Any:
-    """Make a Ray actor class of a learner: its calls run one at a time and in order, writes in a thread beside them.
+    """Make a Ray actor class of a learner: its calls run one at a time and in order, writes and receipts beside them.
 
     It is never restarted and no call is repeated, since a learner's state cannot be replayed.
     """
     remote: Any = ray.remote  # whose annotations lack concurrency groups
-    return remote(max_restarts=0, max_task_retries=0, concurrency_groups={WRITING: 1})(actor).options(
-        **options
-    )
+    return remote(max_restarts=0, max_task_retries=0, concurrency_groups={WRITING: 1, RECEIVING: 1})(
+        actor
+    ).options(**options)
 
 
 def role_call(method: Any) -> Any:
@@ -110,6 +121,14 @@ class LearnerActor:
     def write(self, copied: None) -> StateFile | None:
         """Write what was copied first, in a thread beside the other calls. Raises as `Write.result`."""
         return self.writes.popleft()()
+
+    @ray.method(concurrency_group=RECEIVING)
+    def receive(self, message: Message) -> None:
+        """Take a message to this node: its sender's node may be lost before a call that needs it begins."""
+
+    def node(self) -> str:
+        """Return the ID of this process's node."""
+        return ray.get_runtime_context().get_node_id()
 
     def sees(self, file: str, content: str) -> str | None:
         return seen_from(file, content)
@@ -215,6 +234,7 @@ class RemoteLearner:
     def __init__(self, ranks: Sequence[Any], batch_size: int | None) -> None:
         self.ranks = ranks
         self.batch_size = batch_size if len(ranks) == 1 else None
+        self.nodes: list[str] = []  # of the ranks, once they have started
 
     def rank_of(self, at: Slice) -> Any:
         """Return the actor that a microbatch belongs to."""
@@ -287,6 +307,15 @@ class RemoteGenerator(RemoteLearner):
     def accumulate(self, at: Slice, teacher: Ref[Pull], fake: Ref[Pull]) -> Ref[Token]:
         return self._accumulate(at, _answered(teacher, fake), fake)
 
+    def deliver(self, message: Any, end: Answered) -> Any:
+        """Have a scorer's answer fetched by the rank that it is for.
+
+        Returns:
+            A reference that is ready once it is there; None if it is on the rank's node already.
+        """
+        rank = end.at.index % len(self.ranks)
+        return None if self.nodes[rank] == end.node else self.ranks[rank].receive.remote(message)
+
     def discard(self, at: Slice) -> object:
         return self.rank_of(at).discard.remote(at)
 
@@ -296,5 +325,5 @@ class RemoteGenerator(RemoteLearner):
 
 
 def _answered(answer: Any, fake: Any) -> Any:
-    """Return the reference of a scorer's answer; of a `PoolCall` once some scorer has answered."""
+    """Return the reference of a scorer's answer; of a `PoolCall` once a scorer has answered."""
     return answer.wait(fake) if isinstance(answer, PoolCall) else answer

@@ -24,7 +24,7 @@ from raysid.actors.capacity import (
     wait_for_reading,
 )
 from raysid.actors.fleet import Members, RunStatus, ScorerFleet
-from raysid.actors.pool import TeacherActor, TeacherPool
+from raysid.actors.pool import TeacherPool
 from raysid.actors.remote_learners import (
     FakeScoreActor,
     GeneratorActor,
@@ -36,6 +36,7 @@ from raysid.actors.remote_learners import (
 )
 from raysid.actors.results import HangLimit, RemoteWrite, get, get_ranks, is_ready
 from raysid.actors.shared_folder import check_shared
+from raysid.actors.teacher_actor import TeacherActor
 from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
 from raysid.data.source import all_faults
@@ -137,8 +138,11 @@ class SplitPlacement:
                 notify=notify,
                 stopping=stopping,
                 limit=self.limit,
+                deliver=self.generator.deliver,
             )
-            get_ranks(joined, self.pool.check_single, self.limit)
+            self._get(joined)
+            for learner in self.learners:
+                learner.nodes = self._get([rank.node.remote() for rank in learner.ranks])
             if source is not None:  # last: reading uses the remaining resources
                 wait_for_reading(timeout, notify)
                 if (note := shared_reading_warning(config, source)) is not None:
@@ -147,7 +151,7 @@ class SplitPlacement:
             self.close()
             raise
         self.config = config
-        self.roles = Roles(self.pool, self.fake_score, self.generator)
+        self.roles = Roles(self.pool, self.fake_score, self.generator, self.pool.arrivals)
 
     def step(self, step: int) -> list[Ref[StepReport]]:
         return take_step(self.roles, self.config, step).reports

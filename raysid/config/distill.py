@@ -61,7 +61,7 @@ class Config(Settings):
     microbatches_in_flight: Annotated[Positive | None, MAY_CHANGE] = Field(
         None,
         description="Microbatches of a step that are computed concurrently, which takes memory in the learners. "
-        "Default: the number of scorers, at least 2 per worker; 1 for `local` and `colocated`.",
+        "Default: the number of scorers, at least 2 per worker of the generator; 1 for `local` and `colocated`.",
     )
     precision: Precision = Field(
         "float32",
@@ -151,8 +151,9 @@ class Config(Settings):
             return self.microbatches_in_flight
         if self.placement in ("local", "colocated"):
             return 1
-        # Two for each worker: one is sent or scored while the other is computed.
-        return max(2 * max(self.learner_workers.values()), self.teacher.scaling.max_replicas)
+        # Two for each of the generator's workers, which hold their graphs: one is sent or scored while the other is
+        # computed. More of the fake score's workers leave the generator's memory as it is.
+        return max(2 * self.generator.num_workers, self.teacher.scaling.max_replicas)
 
     @property
     def graphs_kept(self) -> int:

@@ -10,13 +10,14 @@ Rules for all roles:
 - A call's result is a pure function of its arguments, of the run's settings and of the role's weights. Every random
   draw is addressed by the `Slice`, so it does not matter which process makes the call, or when.
 - Messages are read-only: a role never writes into one, since several processes may read the same memory.
-- Calls on one role run one at a time, in the order in which the controller makes them.
+- Calls on one role run one at a time, in the order in which the controller makes them. Only the order of `accumulate`
+  and `step` matters to the results.
 - Weights change only in `step`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeVar
 
@@ -121,10 +122,25 @@ class GeneratorRole(Protocol):
         """Update theta and its average with the accumulated gradients. As `FakeScoreRole.step`."""
 
 
+Predictions = Sequence[tuple[Ref[Prediction], Ref[Prediction]]]
+"""Of each microbatch the teacher's prediction and the fake score's."""
+
+
+def in_order(predictions: Predictions) -> Iterable[int]:
+    """Return the indices of the predictions in their order."""
+    return range(len(predictions))
+
+
 @dataclass(frozen=True)
 class Roles:
-    """The three roles of one run."""
+    """The three roles of one run.
+
+    Attributes:
+        arrivals: yields the index of each microbatch of `Predictions` once, in the order in which to continue with
+            them. On a cluster it waits for predictions, and yields first what is there first.
+    """
 
     teacher: TeacherService
     fake_score: FakeScoreRole
     generator: GeneratorRole
+    arrivals: Callable[[Predictions], Iterable[int]] = in_order

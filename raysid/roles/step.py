@@ -112,7 +112,8 @@ def scores_and_pulls(
 ) -> list[tuple[Ref[Pull], Ref[Pull]]]:
     """Score a group of microbatches, and pull the loss's cotangents back through both scorers.
 
-    The scorers work on all microbatches of the group at the same time.
+    The scorers work on all microbatches of the group at the same time, and each microbatch's pullbacks follow as soon
+    as both of its predictions are there. The order makes no difference to the results.
 
     Returns:
         For each microbatch the teacher's pull and the fake score's.
@@ -120,13 +121,12 @@ def scores_and_pulls(
     teacher, fake, scale = roles.teacher, roles.fake_score, config.method.guidance.eval_teacher
     batches = list(zip(group, noised, strict=True))
     predictions = [(teacher.score(batch, scale), fake.score(at, batch)) for at, batch in batches]
-    cotangents = [
-        roles.generator.cotangents(at, *predicted) for at, predicted in zip(group, predictions, strict=True)
-    ]
-    return [
-        (teacher.pullback(batch, teacher_cotangent, scale), fake.pullback(at, batch, fake_cotangent))
-        for (at, batch), (teacher_cotangent, fake_cotangent) in zip(batches, cotangents, strict=True)
-    ]
+    pulls: dict[int, tuple[Ref[Pull], Ref[Pull]]] = {}
+    for number in roles.arrivals(predictions):
+        at, batch = batches[number]
+        for_teacher, for_fake = roles.generator.cotangents(at, *predictions[number])
+        pulls[number] = teacher.pullback(batch, for_teacher, scale), fake.pullback(at, batch, for_fake)
+    return [pulls[number] for number in range(len(group))]
 
 
 def microbatches(config: Config, step: int, share: Share = WHOLE) -> list[Slice]:

@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from raysid.actors.remote_learners import (
+    RECEIVING,
     WRITING,
     FakeScoreActor,
     GeneratorActor,
@@ -60,7 +61,7 @@ def test_ray_reads_the_settings_of_decorated_methods() -> None:
     for actor, expected in ((GeneratorActor, two), (FakeScoreActor, {})):
         methods = ray.remote(actor).__ray_metadata__.method_meta  # type: ignore[attr-defined]
         assert {name: count for name, count in methods.num_returns.items() if count} == expected
-        assert methods.concurrency_group_for_methods == {"write": WRITING}
+        assert methods.concurrency_group_for_methods == {"write": WRITING, "receive": RECEIVING}
 
 
 @pytest.mark.parametrize(

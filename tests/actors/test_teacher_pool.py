@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 
+import raysid.actors.split
 from raysid.actors.fleet import Scorer
 from raysid.actors.pool import PoolCall, TeacherPool
 from raysid.actors.results import get
@@ -44,6 +45,7 @@ from tests.support.tiny_run import (
     tiny_config,
     tiny_teacher,
 )
+from tests.support.uneven_scorers import UnevenActor
 
 RECOMPUTES = "teacher_recomputes"
 SCORER = "ray::TeacherActor"
@@ -88,7 +90,7 @@ class MortalPool:
                 return self.pool.score(noised, scale)
         answer = self.pool.score(noised, scale)
         if self.moment in ("between", "all of them"):
-            done = answer.answered if isinstance(answer, PoolCall) else answer
+            done = answer.end if isinstance(answer, PoolCall) else answer
             assert ray.wait([done], timeout=60)[0]
             for doomed in self.pool.members.scorers if self.moment == "all of them" else [scorer]:
                 kill(pid_of(doomed.actor))
@@ -138,6 +140,31 @@ def test_a_scorer_dies_at_every_moment_of_a_step(
             assert figures | {RECOMPUTES: 0} == expected[step], f"step {step}, {MOMENTS.get(step)}"
         save_whole(placement, str(tmp_path / "end"))
     assert_same(learner_states(tmp_path / "end"), weights)
+
+
+def test_a_slow_scorer_takes_what_it_can(
+    ray_cluster: None, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two scorers, one slowed to a third, the fast one takes 3 of 4 microbatches, and nothing else changes."""
+    monkeypatch.setattr(raysid.actors.split, "TeacherActor", UnevenActor)
+    config = tiny_config(teacher, tmp_path, teacher__num_replicas=2, microbatch_size=BATCH // 4)
+    config = config.model_copy(update={"microbatches_in_flight": 4})
+    with split_placement(config) as placement:
+        shares = []
+        for step in range(FEW_STEPS):
+            before = served(placement.pool)
+            placement.collect(overlapped_step(placement.roles, config, step).reports)
+            shares.append({slow: now - before[slow] for slow, now in served(placement.pool).items()})
+        save_whole(placement, str(tmp_path / "end"))
+    assert [sum(share.values()) for share in shares] == [0] + [4] * (FEW_STEPS - 1)
+    assert sum(share[False] == 3 for share in shares[2:]) >= FEW_STEPS - 3, shares  # but for a hiccup
+    whole, _ = local_end(config, tmp_path / "local", FEW_STEPS)
+    assert_same(learner_states(tmp_path / "end"), whole)
+
+
+def served(pool: TeacherPool) -> dict[bool, int]:
+    """The microbatches that each scorer has scored, by whether it is slow."""
+    return dict(ray.get([scorer.actor.served.remote() for scorer in pool.present()]))
 
 
 def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_path: Path) -> None:

@@ -156,6 +156,24 @@ def test_memory_of_each_role_by_hand() -> None:
     assert half["generator"].graphs == 2 * (64 * 9 * MILLION + 2 * 50 * MILLION)
 
 
+def test_more_fake_score_workers_leave_the_generators_memory_as_it_is() -> None:
+    """Its graphs are those of two microbatches for each of its workers, or one for each scorer."""
+    found = [
+        config(
+            microbatch_size=4,
+            generator={"num_workers": 4},
+            fake_score={"num_workers": workers},
+            teacher={"path": "unused", "num_replicas": scorers},
+        )
+        for workers, scorers in ((1, 1), (4, 1), (16, 1), (16, 12))
+    ]
+    assert [one.in_flight for one in found] == [8, 8, 8, 12]
+    memory = [role_memory(one, costs()) for one in found]
+    assert len({each["generator"].total for each in memory[:3]}) == 1
+    assert memory[3]["generator"].graphs == 3 / 2 * memory[2]["generator"].graphs
+    assert memory[2]["fake_score"].graphs < memory[1]["fake_score"].graphs
+
+
 def test_memory_of_one_process_by_hand() -> None:
     """While psi learns from a microbatch, theta's graph of it exists and the scorers' graphs are freed."""
     weights = 4 * 50 * MILLION

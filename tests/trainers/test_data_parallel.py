@@ -101,13 +101,14 @@ def test_ranks_that_skip_each_others_real_images_are_one_process(
 
 @pytest.mark.parametrize(
     ("generator", "fake_score", "microbatches_a_step", "under_way"),
-    [(1, 1, 1, 2), (2, 2, 2, 4), (2, 1, 2, 4), (1, 4, 4, 8)],
+    [(1, 1, 1, 2), (2, 2, 2, 4), (2, 1, 2, 4), (1, 4, 4, 2), (4, 16, 16, 8)],
 )
 def test_the_batch_is_cut_so_that_each_rank_has_a_part(
     teacher: str, tmp_path: Path, generator: int, fake_score: int, microbatches_a_step: int, under_way: int
 ) -> None:
-    """Without microbatch_size; each rank has two microbatches in flight."""
-    config = tiny_config(teacher, tmp_path, microbatch_size=None, **ranks(generator, fake_score))
+    """Without microbatch_size; each of the generator's ranks has two microbatches in flight."""
+    changes = SID if fake_score > 4 else {}  # a microbatch is no smaller than the discriminator's group
+    config = tiny_config(teacher, tmp_path, microbatch_size=None, **changes, **ranks(generator, fake_score))
     cut = microbatches(config, 3)
     assert [at.index for at in cut] == list(range(microbatches_a_step))
     assert sum(at.count for at in cut) == BATCH
