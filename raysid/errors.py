@@ -120,4 +120,4 @@ class CheckpointDamaged(RaysidError):
 
 
 class WorkersChanged(LearnerLost):
-    """Ray Train has restarted its workers in another number. Nothing failed."""
+    """The learners' processes are replaced: in another number, or because a node leaves. Nothing failed."""

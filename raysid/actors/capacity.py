@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysid.config import Config, RoleResources
 from raysid.data.source import READ_CPUS
 from raysid.errors import RunFailed
+from raysid.ray_internals import draining_nodes
 
 NOTICE_SECONDS = 30.0
 READER = RoleResources(num_cpus=READ_CPUS)
@@ -102,7 +103,8 @@ def report_shortage(
 
 def describe_shortage(roles: list[RoleResources]) -> str:
     """Describe the resource or label that keeps Ray from scheduling roles on the cluster as it is now."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    leaving = draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     reasons: dict[str, None] = {}
     for role in roles:
         for key, value in role.label_selector.items():
@@ -168,4 +170,9 @@ def wait_for_reading(timeout: float, notify: Notify) -> None:
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """Schedule an actor without resources on this node: an autoscaler may remove any other node under it."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return NodeAffinitySchedulingStrategy(this_node(), soft=False)
+
+
+def this_node() -> str:
+    """Return the ID of this process's node."""
+    return ray.get_runtime_context().get_node_id()

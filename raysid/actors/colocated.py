@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from raysid.actors.capacity import Notify, wait_for_reading
+from raysid.actors.capacity import Notify, this_node, wait_for_reading
 from raysid.actors.local import LocalPlacement
 from raysid.actors.mailbox import Call
-from raysid.actors.results import HangLimit, RemoteWrite, get_ranks, is_ready
+from raysid.actors.notices import LeavingNodes, Notice
+from raysid.actors.results import HangLimit, RemoteWrite, get, get_ranks, is_ready
 from raysid.actors.shared_folder import check_shared
 from raysid.actors.train_workers import TrainWorkers, Worker
 from raysid.data import ImageSource
@@ -52,6 +53,10 @@ class ColocatedPlacement:
         self.group = workers.next_group(notify)
         self._numbers = [0] * self.group.size
         self.images_until = math.inf if source is None else 0.0
+        self.nodes = LeavingNodes()
+        self._wanted = workers.mailbox.wanted.remote(
+            self.group.name
+        )  # ready once Ray Train wants to change the group
         self._get(self._all(Worker.build, inputs, source))
         # Last, since evaluations need as much of the remaining resources as reading does.
         wait_for_reading(self.config.failure.placement_timeout_s, notify)
@@ -98,6 +103,17 @@ class ColocatedPlacement:
     def profile(self) -> dict[str, dict[int, Profile]]:
         profiles = self._get(self._all(LocalPlacement.profile))
         return {role: {rank: each[role][0] for rank, each in enumerate(profiles)} for role in profiles[0]}
+
+    def notice(self) -> Notice | None:
+        if is_ready(self._wanted) and (wanted := get(self._wanted)) is not None:
+            return Notice(wanted, restarts=True)
+        if not self.nodes.now():
+            return None
+        places = get(self.workers.mailbox.places.remote())
+        return self.nodes.notice({place.node for place in places}, {this_node()})
+
+    def leave(self, why: str) -> None:
+        get(self.workers.mailbox.replace.remote(self.group.name, why))
 
     def close(self) -> None:
         pass  # the workers stay, for a run that goes back to a checkpoint

@@ -13,10 +13,11 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from raysid.actors.capacity import Notify, wait_for_capacity
+from raysid.actors.notices import LeavingNodes
 from raysid.actors.results import describe_failed_start, is_ready
 from raysid.config import RoleResources, TeacherAutoscaling
 from raysid.errors import RunFailed
-from raysid.ray_internals import actor_ready
+from raysid.ray_internals import actor_node, actor_ready
 
 GROW_ABOVE = 0.15  # share of the time in which a step waits for nothing but a scorer
 IDLE_BELOW = 0.6  # utilisation of the remaining scorers up to which one is removed
@@ -93,6 +94,8 @@ class ScorerFleet:
     others could take its load at under 60% utilisation. A new scorer's demand makes a cluster's autoscaler add a
     node; its end frees the node.
 
+    A scorer whose node is about to leave works until another one has started in its place, on another node.
+
     Args:
         start: starts a scorer's actor.
         resources: a scorer's resources, to report which one is missing.
@@ -121,6 +124,8 @@ class ScorerFleet:
         self.version = 0
         self._started = 0
         self._starting: dict[Any, Scorer] = {}
+        self._nodes = LeavingNodes()
+        self._leaving: list[Scorer] = []  # members to be replaced
         self._retired: list[tuple[float, int, Scorer]] = []
         self._runs: dict[str, tuple[float, RunStatus]] = {}
         self._waited: dict[str, Total] = {}
@@ -151,6 +156,7 @@ class ScorerFleet:
         for run in [run for run, (at, _) in self._runs.items() if now - at > ABSENT_SECONDS]:
             self._remove_run(run)
         self._replace_dead(status.dead)
+        self._replace_leaving()
         self._admit()
         self._end_retired(now)
         if self.scaling.max_replicas > self.scaling.min_replicas:
@@ -194,6 +200,28 @@ class ScorerFleet:
         while len(self.members) + len(self._starting) < self.scaling.min_replicas:
             self._start()
 
+    def _replace_leaving(self) -> None:
+        """Start a scorer for each member on a node that is about to leave."""
+        nodes = self._nodes.now()
+        self._leaving = [scorer for scorer in self._leaving if scorer in self.members]
+        if not nodes and not self._leaving:
+            return
+        for scorer in self.members:
+            node = actor_node(scorer.actor)
+            if node in nodes and scorer not in self._leaving:
+                self._leaving.append(scorer)
+                self._start()
+            elif node is not None and node not in nodes and scorer in self._leaving:
+                # It died, and Ray has restarted it elsewhere; or the node stays.
+                self._leaving.remove(scorer)
+                self._give_up_newest()
+
+    def _give_up_newest(self) -> None:
+        """End the scorer that was last to be started, if it has not joined yet."""
+        if self._starting:
+            _, scorer = self._starting.popitem()
+            ray.kill(scorer.actor)
+
     def _admit(self) -> None:
         """Admit the scorers that have started."""
         for ready in [reference for reference in self._starting if is_ready(reference)]:
@@ -206,6 +234,14 @@ class ScorerFleet:
                 continue  # lost for good before it had joined
             self.members.append(scorer)
             self._changed()
+            if self._leaving:
+                self._retire(self._leaving.pop(0))
+
+    def _retire(self, scorer: Scorer) -> None:
+        """Give a scorer no more calls; it ends once it has no call outstanding."""
+        self._retired.append((time.monotonic(), self.version + 1, scorer))
+        self.members.remove(scorer)
+        self._changed()
 
     def _stop_growing(self, why: str) -> None:
         """Stop at the present size after a scorer could not start; RunFailed below the minimum."""
@@ -236,24 +272,22 @@ class ScorerFleet:
     def _scale(self, now: float) -> None:
         """Start or remove one scorer, if the rates of the last seconds call for it."""
         up, down = self.scaling.upscale_delay_s, self.scaling.downscale_delay_s
+        growing = len(self._starting) > len(self._leaving)
         waits = [total.rate(now, up) for total in self._waited.values()]
         if any(wait is not None and wait > GROW_ABOVE for wait in waits):
-            if not self._starting and len(self.members) < self._most:
+            if not growing and len(self.members) < self._most:
                 self._start()
             return
         waits = [total.rate(now, down) for total in self._waited.values()]
         if not all(wait is not None and wait <= GROW_ABOVE for wait in waits):
             return
-        if self._starting and len(self.members) >= self.scaling.min_replicas:
-            # The demand is over before the scorer has started.
-            _, scorer = self._starting.popitem()
-            ray.kill(scorer.actor)
+        if growing and len(self.members) >= self.scaling.min_replicas:
+            self._give_up_newest()  # the demand is over before it has started
         elif len(self.members) > self.scaling.min_replicas:
             busy = [self._busy[s].rate(now, down) if s in self._busy else None for s in self.members]
             shares = [share for share in busy if share is not None]
             if len(shares) == len(busy) and sum(shares) / (len(busy) - 1) < IDLE_BELOW:
-                self._retired.append((now, self.version + 1, self.members.pop()))
-                self._changed()
+                self._retire(self.members[-1])
 
     def _total(self) -> Total:
         return Total(max(self.scaling.upscale_delay_s, self.scaling.downscale_delay_s))

@@ -77,6 +77,12 @@ class LocalPlacement:
     def collect(self, reports: list[StepReport]) -> StepReport:
         return merge_step_reports(reports)
 
+    def notice(self) -> None:
+        return None  # there is no cluster
+
+    def leave(self, why: str) -> None:
+        pass
+
     def check_shared(self, folder: str) -> None:
         pass  # there is one process
 

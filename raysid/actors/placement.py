@@ -17,6 +17,7 @@ from raysid.roles.protocols import Ref, Report
 from raysid.roles.state_files import StateFile, Write
 
 if TYPE_CHECKING:
+    from raysid.actors.notices import Notice
     from raysid.actors.split import Within
     from raysid.actors.train_workers import TrainWorkers
 
@@ -73,6 +74,15 @@ class Placement(Protocol):
 
     def profile(self) -> dict[str, dict[int, Profile]]:
         """Return the resources that each role's processes have used since they started, by role and number."""
+
+    def notice(self) -> Notice | None:
+        """Return a notice that processes of this placement are about to be replaced; each once, None if there is none.
+
+        The caller writes a checkpoint. If the notice restarts the roles it then calls `leave`, and ends this placement.
+        """
+
+    def leave(self, why: str) -> None:
+        """Let the processes of a notice be replaced: their state is written."""
 
     def check_shared(self, folder: str) -> None:
         """Check that every role's process sees the run's folder as the driver does. Raises UserError."""

@@ -77,12 +77,11 @@ class TeacherPool:
     Implements `raysid.roles.protocols.TeacherService`. Calls wait here until a scorer has room for them
     (`raysid.actors.assignment`); a pullback goes to the scorer that holds the graph. A result is passed on once it is
     on the node of the process that needs it, so that another scorer can repeat the call of one that is lost, alone or
-    with its node. With one scorer that is never joined by another, calls are passed on at once, and Ray repeats them
-    after a restart.
+    with its node. With one scorer at a time calls are passed on at once, and Ray repeats them after a restart.
 
     Args:
         run, sync, resources, timeout, notify, stopping: as `Attendance`'s.
-        single: True if there is one scorer and there will never be another.
+        single: True if there is one scorer at a time; another one takes its place only if its node leaves.
         limit: the time after which a scorer that does not answer counts as lost.
         deliver: has a result fetched by the process that needs it.
     """
@@ -107,9 +106,10 @@ class TeacherPool:
         self._turn = 0
         self._scored: dict[Any, PoolCall] = {}  # whose scorer may hold the graph, by noised images
         self._queue: deque[PoolCall] = deque()  # calls that any scorer may take
-        self._under_way: list[
-            PoolCall
-        ] = []  # submitted; those of one scorer in the order in which it has them
+        # Submitted calls; those of one scorer in the order in which it has them.
+        self._under_way: list[PoolCall] = []
+        # A single scorer's calls that had not ended: the scorer, and the reference of the end.
+        self._passed_on: list[tuple[Scorer, Any]] = []
 
     @property
     def members(self) -> Members:
@@ -172,7 +172,7 @@ class TeacherPool:
             RunFailed, NoAnswer: as `PoolCall.wait`.
         """
         began = changed = time.monotonic()
-        fakes = [fake for _, fake in waiting.values()]
+        fakes = [*dict.fromkeys(fake for _, fake in waiting.values())]
         while True:
             missing = {*ray.wait(fakes, num_returns=len(fakes), timeout=0, fetch_local=False)[1]}
             answered = [key for key, (call, fake) in waiting.items() if call.done and fake not in missing]
@@ -220,7 +220,10 @@ class TeacherPool:
 
     def _submit_to_single(self, submit: Submit) -> Any:
         self._synchronize()
-        return submit(self.next_scorer().actor, False)[0]
+        scorer = self.next_scorer()
+        result, end = submit(scorer.actor, False)
+        self._passed_on.append((scorer, end))
+        return result
 
     def _options(self, method: Any) -> Any:
         # Without Ray's retry a lost scorer's call fails at once, and can move to another.
@@ -244,7 +247,7 @@ class TeacherPool:
         self._synchronize()
         self._note_beginnings()
         inputs = [call.last_input for call in self._firsts() if call.began is None]
-        awaited = [*(call.end for call in self._under_way), *inputs, *others]
+        awaited = [*dict.fromkeys([*(call.end for call in self._under_way), *inputs, *others])]
         ready: set[Any] = set()
         if awaited:
             if seconds:
@@ -349,7 +352,9 @@ class TeacherPool:
 
     def _refresh(self) -> None:
         calls = [*self._under_way, *self._scored.values()]
-        self.attendance.refresh({call.scorer for call in calls if call.scorer is not None})
+        self._passed_on = [(scorer, end) for scorer, end in self._passed_on if not is_ready(end)]
+        used = {call.scorer for call in calls if call.scorer is not None}
+        self.attendance.refresh(used | {scorer for scorer, _ in self._passed_on})
 
     def _synchronize(self) -> None:
         if self.attendance.is_due():

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import torch
 
+from raysid.actors.capacity import this_node
 from raysid.actors.pool import PoolCall
 from raysid.actors.shared_folder import seen_from
 from raysid.actors.teacher_actor import Answered
@@ -128,7 +129,7 @@ class LearnerActor:
 
     def node(self) -> str:
         """Return the ID of this process's node."""
-        return ray.get_runtime_context().get_node_id()
+        return this_node()
 
     def sees(self, file: str, content: str) -> str | None:
         return seen_from(file, content)

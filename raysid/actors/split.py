@@ -20,10 +20,12 @@ from raysid.actors.capacity import (
     actor_amounts,
     learner_resources,
     reserve,
+    this_node,
     wait_for_capacity,
     wait_for_reading,
 )
 from raysid.actors.fleet import Members, RunStatus, ScorerFleet
+from raysid.actors.notices import LeavingNodes, Notice
 from raysid.actors.pool import TeacherPool
 from raysid.actors.remote_learners import (
     FakeScoreActor,
@@ -41,6 +43,7 @@ from raysid.config import Config, RoleResources
 from raysid.data import ImageSource
 from raysid.data.source import all_faults
 from raysid.errors import LearnerLost, RunFailed
+from raysid.ray_internals import actor_node
 from raysid.roles.build import RunInputs, shared_reading_warning
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
@@ -116,6 +119,7 @@ class SplitPlacement:
             wait_for_capacity(self.group.wait, "the learners", learners, timeout, notify)
         self.limit = HangLimit(config.failure.hang_timeout_s)
         self.learners: list[RemoteLearner] = []
+        self.nodes = LeavingNodes()
         self.images_until = math.inf if source is None else 0.0
         try:
             fake_score = self._ranks(FakeScoreActor, first, config, inputs, threads, source)
@@ -208,6 +212,18 @@ class SplitPlacement:
             for role, own in actors.items()
         }
         return {role: {number: get(answer) for number, answer in own.items()} for role, own in asked.items()}
+
+    def notice(self) -> Notice | None:
+        leaving = self.nodes.now()
+        if not leaving:
+            return None
+        learners = {node for learner in self.learners for node in learner.nodes}
+        scorers = {node for one in self.pool.members.scorers if (node := actor_node(one.actor)) is not None}
+        # A trial's learners cannot leave their bundles, which Ray moves once the node is gone.
+        return self.nodes.notice(learners, scorers | {this_node()}, movable=self.within is None)
+
+    def leave(self, why: str) -> None:
+        pass  # the next placement reserves other nodes
 
     def close(self) -> None:
         if self.fleet is not None:

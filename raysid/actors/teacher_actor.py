@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import ray
 import torch
 
+from raysid.actors.capacity import this_node
 from raysid.config import Config
 from raysid.ray_internals import task_attempt
 from raysid.roles.build import build_teacher
@@ -50,7 +50,7 @@ class TeacherActor:
         torch.set_num_threads(threads)
         self.role = build_teacher(teacher, config, runs_kept)
         self.traffic = Traffic()
-        self.node = ray.get_runtime_context().get_node_id()
+        self.node = this_node()
 
     def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, Answered]:
         with _exit_on_device_fault():

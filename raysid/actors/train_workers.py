@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
@@ -19,17 +20,18 @@ import torch.distributed
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
-from raysid.actors.capacity import Notify, bundle, on_this_node, wait_for_capacity
+from raysid.actors.capacity import Notify, bundle, on_this_node, this_node, wait_for_capacity
 from raysid.actors.local import LocalPlacement
-from raysid.actors.mailbox import Call, Group, Mailbox
-from raysid.actors.results import describe_death, get
+from raysid.actors.mailbox import Call, Group, Mailbox, Place
+from raysid.actors.results import HANG_SECONDS, describe_death, get
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
 from raysid.data import ImageSource, ray_blocks
 from raysid.errors import DeviceFailed, LearnerLost, PeerLost, RunFailed, StorageError
-from raysid.ray_internals import controller_callback
+from raysid.ray_internals import controller_callback, leave_notices_to_raysid
 from raysid.roles.build import RunInputs
 from raysid.roles.faults import role_failure
 from raysid.roles.messages import StepReport
@@ -83,9 +85,10 @@ class TrainWorkers:
                 storage_filesystem=filesystem,
                 # The run counts them itself: only since the last checkpoint that moved it forward.
                 failure_config=FailureConfig(max_failures=-1),
-                callbacks=[_GroupCallback(self.mailbox)],
+                callbacks=[_GroupCallback(self.mailbox, config.failure.hang_timeout_s or HANG_SECONDS)],
             ),
         )
+        leave_notices_to_raysid()
         self._used: str | None = None
         self._ended = threading.Event()
         self._error: BaseException | None = None
@@ -129,7 +132,17 @@ class TrainWorkers:
 
     def abandon(self, why: str) -> None:
         """End the present group, of which a worker does not answer: Ray Train starts a new one."""
-        get(self.mailbox.lost.remote(why))
+        places: list[Place] = get(self.mailbox.places.remote())
+        get(self.mailbox.abandon.remote(self._used, why))
+        # A worker that hangs may keep its devices for ever, whatever Ray asks of it. The others only wait for it.
+        kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
+        killed = [
+            kill.options(scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False)).remote(
+                place.pid
+            )
+            for place in places
+        ]
+        ray.wait(killed, num_returns=len(killed), timeout=END_SECONDS)
 
     def close(self) -> None:
         """End the workers, and remove Ray Train's files."""
@@ -155,16 +168,20 @@ class TrainWorkers:
 class _GroupCallback(UserCallback, controller_callback()):  # type: ignore[misc]
     """Reports changes of the group to the mailbox, from Ray Train's controller."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, seconds: float) -> None:
         self.mailbox = mailbox
+        self.seconds = seconds  # for the driver to save
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """See `ControllerCallback`."""
         self.mailbox.started.remote(ray.get_runtime_context().current_actor)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """See `ControllerCallback`. Ray Train ends the workers after this call, so their end counts as no failure."""
-        ray.get(self.mailbox.resize.remote(resize_decision.num_workers))
+        """See `ControllerCallback`. Ray Train ends the workers after this call, so their end counts as no failure.
+
+        The driver writes a checkpoint meanwhile, so that the new workers repeat nothing.
+        """
+        ray.get(self.mailbox.resize.remote(resize_decision.num_workers, self.seconds))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See `UserCallback`."""
@@ -231,7 +248,7 @@ def _serve(inputs: dict[str, Any]) -> None:
     threading.Thread(target=_exit_with_group, args=(mailbox, group.name, ended), daemon=True).start()
     worker = Worker(Ranks.from_process_group(), inputs["threads"])
     try:
-        ray.get(mailbox.join.remote(group, rank))
+        ray.get(mailbox.join.remote(group, rank, Place(this_node(), os.getpid())))
         number, upcoming = 0, mailbox.take.remote(group.name, rank, 0)
         # Once a step has failed the other workers are still in it, so all later calls fail too.
         failed: Exception | None = None
@@ -252,10 +269,16 @@ def _serve(inputs: dict[str, Any]) -> None:
             if isinstance(error, PeerLost | DeviceFailed):
                 raise error  # Ray Train starts a new group
             number += 1
+        ray.get(mailbox.ended.remote(group.name))
     except RayActorError:
         pass  # the driver and its mailbox have ended
     finally:
         ended.set()
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _answer_when_done(answer: Callable[..., Any], written: Future[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raysid.actors.mailbox import Call, Group, Mailbox
-from raysid.errors import LearnerLost, WorkersChanged
+from raysid.errors import LearnerLost, RunFailed, WorkersChanged
 
 GROUP = Group("first", 1)
 
@@ -50,6 +50,8 @@ def test_calls_of_a_lost_group_fail_and_its_workers_end() -> None:
         with pytest.raises(LearnerLost, match="worker 0 died"):
             await mailbox.ask("first", 0, 1, work(1))
         assert await mailbox.take("first", 0, 1) is None
+        with pytest.raises(LearnerLost, match="worker 0 died"):  # Ray Train replaces a worker that fails
+            await mailbox.ended("first")
         assert await mailbox.group("first", 0.01) is None
         await mailbox.join(Group("second", 1), 0)
         assert await mailbox.group("first", 1.0) == Group("second", 1)
@@ -65,5 +67,63 @@ def test_a_resize_fails_calls_without_a_failure_of_a_worker() -> None:
         await mailbox.resize(3)
         with pytest.raises(WorkersChanged, match="1 -> 3"):
             await asked
+
+    asyncio.run(run())
+
+
+def test_a_resize_waits_until_the_driver_has_saved() -> None:
+    """The driver's calls are answered meanwhile; then the group ends, and the resize goes on."""
+
+    async def run() -> None:
+        mailbox = Mailbox()
+        await mailbox.join(GROUP, 0)
+        wanted = await started(mailbox, mailbox.wanted("first"))
+        resize = await started(mailbox, mailbox.resize(2, seconds=60.0))
+        assert await wanted == "Ray Train changes its workers: 1 -> 2"
+        save = await started(mailbox, mailbox.ask("first", 0, 0, work(0)))
+        await mailbox.answer("first", 0, 0, "saved", None)
+        assert await save == "saved" and not resize.done()
+        await mailbox.replace("first", "Ray Train changes its workers: 1 -> 2")
+        await resize
+        with pytest.raises(WorkersChanged, match="1 -> 2"):
+            await mailbox.ask("first", 0, 1, work(1))
+
+    asyncio.run(run())
+
+
+def test_a_resize_does_not_wait_for_ever_nor_for_a_group_that_is_gone() -> None:
+    async def run() -> None:
+        mailbox = Mailbox()
+        await mailbox.resize(1, seconds=60.0)  # the first group is about to start
+        await mailbox.join(GROUP, 0)
+        wanted = await started(mailbox, mailbox.wanted("first"))
+        await mailbox.resize(2, seconds=0.01)  # a driver that hangs
+        with pytest.raises(WorkersChanged, match="1 -> 2"):
+            await mailbox.ask("first", 0, 0, work(0))
+        assert await wanted in (None, "Ray Train changes its workers: 1 -> 2")
+        await mailbox.resize(3, seconds=60.0)
+        await mailbox.close()
+        assert await mailbox.ended("first") is None
+
+    asyncio.run(run())
+
+
+def test_groups_that_fail_to_start_are_counted() -> None:
+    """A group that has started is none of them, whatever ends it later."""
+
+    async def run() -> None:
+        mailbox = Mailbox(max_failed_starts=1)
+        for name in ("first", "second", "third"):
+            await mailbox.join(Group(name, 1), 0)
+            await mailbox.lost("a worker died")
+        for end in (mailbox.abandon, mailbox.replace):  # by the driver; Ray Train reports it afterwards
+            await mailbox.join(Group(end.__name__, 1), 0)
+            await end(end.__name__, "a reason")
+            await mailbox.lost("worker 0: a reason")
+        for _ in range(2):
+            assert await mailbox.group("replace", 0.01) is None
+            await mailbox.lost("no module named x")
+        with pytest.raises(RunFailed, match="failed to start 2 times: no module named x"):
+            await mailbox.group("replace", 0.01)
 
     asyncio.run(run())

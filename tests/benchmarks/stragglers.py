@@ -53,7 +53,11 @@ def main() -> None:
         rows.append(
             [" ".join(map(str, slowness)), f"{ideal:.1f}", f"{equal / ideal:.0%}", f"{rate / ideal:.0%}"]
         )
-    print_table(["slowness of the scorers", "ideal, microbatches/s", "equal shares", "measured"], rows)
+    print_table(
+        "Scorers of unequal speed",
+        ["slowness of the scorers", "ideal, microbatches/s", "equal shares", "measured"],
+        rows,
+    )
     ray.shutdown()
 
 

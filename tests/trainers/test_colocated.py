@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.roles.step import Share, microbatches
 from raysid.trainers.distill import distill
-from tests.support.processes import killing
+from tests.support.processes import Moment, Process, find, killing, still_running
 from tests.support.run_copies import continued
 from tests.support.tiny_run import (
     BATCH,
@@ -26,6 +31,7 @@ from tests.support.tiny_run import (
     in_a_step,
     lines_of,
     run_of,
+    step_recorded,
     tiny_config,
     write_recipe,
 )
@@ -141,11 +147,41 @@ def test_workers_grow_with_the_cluster_and_continue_with_fewer(teacher: str, tmp
         timeout=580,
     )
     assert output.returncode == 0, output.stderr
-    assert "Ray Train changes its workers: 1 -> 2; restoring them from step" in output.stderr
+    change = "Ray Train changes its workers: 1 -> 2"
+    saved = re.search(rf"{change}: writing a checkpoint of step ([\d,]+)", output.stderr)
+    assert (
+        saved and f"{change}; restoring them from step {saved[1]}\n" in output.stderr
+    )  # nothing is repeated
     assert "lost a learner (worker" in output.stderr
     local = tiny_config(teacher, tmp_path / "local", placement="local", **changes)
     distill(local)
     assert_same(end_of(run_of(config)), end_of(run_of(local)))
+
+
+@SLOW
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_counts_as_lost(
+    whole_run: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    """Its process answers nothing, not even Ray's request to end: the run replaces all workers and loses no bit."""
+    config = colocated(teacher, tmp_path, workers, failure__hang_timeout_s=30.0)
+    hung: list[int] = []
+    moment = Moment("step 6", lambda began: step_recorded(run_of(config), began) >= 6)
+
+    def stop() -> None:
+        while not moment.come(0.0):
+            time.sleep(0.02)
+        hung.append(find(WORKER)[0])
+        os.kill(hung[0], signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    distill(config)
+    thread.join()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lost a learner")]
+    assert "(failure.hang_timeout_s)" in line and line.endswith("failure 1 of 3")
+    assert_same(end_of(run_of(config)), end_of(whole_run))
+    assert not still_running([Process(hung[0], 0, "")])
 
 
 def test_workers_share_a_batch_without_a_gap(teacher: str, tmp_path: Path) -> None:

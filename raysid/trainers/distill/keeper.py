@@ -67,7 +67,8 @@ class Keeper:
         self._begin_write(step, trained, evaluate)
 
     def checkpoint(self, step: int) -> None:
-        """Write a checkpoint, once all that has begun is done; the last one of a run that stops. Raises RunFailed."""
+        """Write a checkpoint, once those that have begun are written, without an evaluation. Raises RunFailed."""
+        self._finish_write()
         self._begin_write(step)
         self._finish_write()
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysid.actors.placement import Placement, must_prepare, start_placement
 from raysid.config import Config
-from raysid.errors import CheckpointDamaged, Diverged, LearnerLost, RunFailed, RunStopped, UserError
+from raysid.errors import (
+    CheckpointDamaged,
+    Diverged,
+    LearnerLost,
+    RunFailed,
+    RunStopped,
+    UserError,
+    WorkersChanged,
+)
 from raysid.roles.messages import StepReport
 from raysid.roles.protocols import Ref, Report
 from raysid.roles.step import STEPS_IN_FLIGHT
@@ -164,6 +172,7 @@ class TrainingLoop:
             self.recorder.health.begin(self.step)
             while self.step < self.config.total_steps:
                 self._stop_if_asked()
+                self._heed_notice()
                 self._wait_for_images()
                 self._submit()
                 self._collect(but=STEPS_IN_FLIGHT)
@@ -236,6 +245,20 @@ class TrainingLoop:
                 self.placement.prepare(self.step)
             except RunFailed as error:
                 self._stop_for(error)
+
+    def _heed_notice(self) -> None:
+        """Write a checkpoint if processes are about to be replaced. Raises WorkersChanged if learners are."""
+        notice = self.placement.notice()
+        if notice is None:
+            return
+        self.recorder.progress.message(f"{notice.text}: writing a checkpoint of step {self.step:,}")
+        self._collect()
+        if self.recorder.health.bad_steps == 0:  # as in `_keep`
+            self.keeper.checkpoint(self.step)
+        if notice.restarts:
+            self.keeper.finish()  # an evaluation is not begun again by the next placement
+            self.placement.leave(notice.text)
+            raise WorkersChanged(notice.text)
 
     def _stop_if_asked(self) -> None:
         """Stop at a signal, with a checkpoint of this step. Raises RunStopped."""
