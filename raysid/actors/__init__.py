@@ -6,6 +6,7 @@
                     pool.py (a run's calls on the scorers), assignment.py (which scorer takes which call),
                     attendance.py (the scorers that a run has), fleet.py (starts and removes scorers)
     colocated.py    all roles in each worker: train_workers.py (Ray Train), mailbox.py (calls to workers)
+    notices.py      notices before processes are replaced
     results.py      waiting for results, and conversion of failures
     capacity.py     waiting for resources; shared_folder.py checks that all processes see the run's folder
 

@@ -107,7 +107,7 @@ class ColocatedPlacement:
     def notice(self) -> Notice | None:
         if is_ready(self._wanted) and (wanted := get(self._wanted)) is not None:
             return Notice(wanted, restarts=True)
-        if not self.nodes.now():
+        if not self.nodes.news():
             return None
         places = get(self.workers.mailbox.places.remote())
         return self.nodes.notice({place.node for place in places}, {this_node()})

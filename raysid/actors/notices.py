@@ -41,6 +41,10 @@ class LeavingNodes:
             self._deadlines, self._looked = draining_nodes(), time.monotonic()
         return self._deadlines.keys()
 
+    def news(self) -> Set[str]:
+        """Return the IDs of the nodes that leave and of which no notice has been asked for yet."""
+        return self.now() - self._noted
+
     def notice(self, learners: Set[str], others: Set[str], movable: bool = True) -> Notice | None:
         """Return a notice of nodes of a run that leave; once for each node.
 
@@ -49,10 +53,10 @@ class LeavingNodes:
             others: IDs of further nodes with processes of the run.
             movable: whether learners can start elsewhere while their node still exists.
         """
-        new = {node for node in self.now() if node in learners | others} - self._noted
+        new = self.news() & (learners | others)
+        self._noted |= self.now()
         if not new:
             return None
-        self._noted |= new
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         names = ", ".join(sorted(addresses.get(node, node) for node in new))
         left = min(self._deadlines[node] for node in new) - time.time()

@@ -214,8 +214,7 @@ class SplitPlacement:
         return {role: {number: get(answer) for number, answer in own.items()} for role, own in asked.items()}
 
     def notice(self) -> Notice | None:
-        leaving = self.nodes.now()
-        if not leaving:
+        if not self.nodes.news():
             return None
         learners = {node for learner in self.learners for node in learner.nodes}
         scorers = {node for one in self.pool.members.scorers if (node := actor_node(one.actor)) is not None}

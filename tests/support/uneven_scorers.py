@@ -9,12 +9,12 @@ from typing import Any
 
 from raysid.actors.teacher_actor import TeacherActor
 
-SECONDS, SLOW_SECONDS = 0.2, 0.6  # of each call, beside its own work
+SECONDS, SLOW_SECONDS = 0.15, 0.45  # of each call, beside its own work
 SLOW_SCORER = "slow-scorer"  # in the teacher's folder once a scorer has taken it upon itself to be slow
 
 
 class UnevenActor(TeacherActor):
-    """A scorer whose calls take a fifth of a second; the first to start takes three times as long."""
+    """A scorer whose calls take 0.15 s longer; the first to start takes three times as much longer."""
 
     def __init__(self, teacher: str, *others: Any) -> None:
         super().__init__(teacher, *others)
