@@ -253,6 +253,7 @@ class TrainingLoop:
             return
         self.recorder.progress.message(f"{notice.text}: writing a checkpoint of step {self.step:,}")
         self._collect()
+        self._check_images()
         if self.recorder.health.bad_steps == 0:  # as in `_keep`
             self.keeper.checkpoint(self.step)
         if notice.restarts:
