@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 WINDOW = 2  # calls that a scorer has at a time: it computes one while the next one's inputs travel
 FORGET_SECONDS = 60.0  # then a scorer may have become faster
-NEWEST = 0.5  # weight of the newest measurement
 ABOUT_AS_SOON = 0.25  # of a call's length: so much later is as good, so that equal scorers take turns
 
 
 class Speeds:
-    """The measured lengths of the calls of each scorer, by kind of call; old ones are forgotten."""
+    """The measured lengths of the calls of each scorer, by kind of call; old ones are forgotten.
+
+    The shorter one of the last two counts: a scorer's first call, which may compile, and a single hiccup say nothing
+    about its speed.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[Hashable, str], tuple[float, float]] = {}
+        self._last: dict[tuple[Hashable, str], tuple[float, deque[float]]] = {}
 
     def note(self, scorer: Hashable, kind: str, seconds: float, now: float) -> None:
         """Note the length of a call that ended at the time `now`, in seconds."""
-        before = self.seconds(scorer, kind, now)
-        mean = seconds if before is None else NEWEST * seconds + (1 - NEWEST) * before
-        self._seconds[scorer, kind] = mean, now
+        at, lengths = self._last.get((scorer, kind), (now, deque(maxlen=2)))
+        if now - at > FORGET_SECONDS:
+            lengths.clear()
+        lengths.append(seconds)
+        self._last[scorer, kind] = now, lengths
 
     def seconds(self, scorer: Hashable, kind: str, now: float) -> float | None:
-        """Return the expected length of a call; None if it has not been measured for a while."""
-        mean, at = self._seconds.get((scorer, kind), (0.0, 0.0))
-        return mean if at and now - at <= FORGET_SECONDS else None
+        """Return the expected length of a call; None if too few have been measured of late."""
+        at, lengths = self._last.get((scorer, kind), (now, ()))
+        return min(lengths) if len(lengths) == 2 and now - at <= FORGET_SECONDS else None
 
 
 @dataclass

@@ -60,11 +60,24 @@ def test_calls_wait_for_room_and_for_an_unknown_scorers_first_answer() -> None:
     assert assign(1, []) == []
 
 
-def test_speeds_follow_the_newest_calls_and_are_forgotten() -> None:
+def test_one_slow_call_says_nothing_about_a_scorer() -> None:
+    """Its first one may compile, and any may be held up; after two it counts as slow."""
     speeds, clock = Speeds(), count(1.0)
     assert speeds.seconds("a", "score", 1.0) is None
-    for seconds in (1.0, 3.0):
-        speeds.note("a", "score", seconds, next(clock))
-    assert speeds.seconds("a", "score", 3.0) == 2.0
-    assert speeds.seconds("a", "pullback", 3.0) is None and speeds.seconds("b", "score", 3.0) is None
-    assert speeds.seconds("a", "score", 3.0 + FORGET_SECONDS) is None
+    expected = [None, 0.1, 0.1, 0.1, 3.0]
+    for seconds, then in zip((8.0, 0.1, 0.1, 3.0, 3.0), expected, strict=True):
+        speeds.note("a", "score", seconds, now := next(clock))
+        assert speeds.seconds("a", "score", now) == then
+    assert speeds.seconds("a", "pullback", now) is None and speeds.seconds("b", "score", now) is None
+
+
+def test_speeds_are_forgotten() -> None:
+    """A scorer that has had no call for a while may be faster now: it is tried again."""
+    speeds = Speeds()
+    for now in (1.0, 2.0):
+        speeds.note("a", "score", 3.0, now)
+    assert speeds.seconds("a", "score", 2.0 + FORGET_SECONDS) == 3.0
+    later = 3.0 + FORGET_SECONDS
+    assert speeds.seconds("a", "score", later) is None
+    speeds.note("a", "score", 0.1, later)
+    assert speeds.seconds("a", "score", later) is None
