@@ -9,7 +9,7 @@ from statistics import fmean
 
 WINDOW = 2  # calls that a scorer has at a time: it computes one while the next one's inputs travel
 FORGET_SECONDS = 60.0  # then a scorer may have become faster
-ABOUT_AS_SOON = 0.25  # of a call's length: so much later is as good, so that equal scorers take turns
+ABOUT_AS_SOON = 0.25  # of the fastest one's call: so much later is as good, so that equal scorers take turns
 
 
 class Speeds:
@@ -43,7 +43,7 @@ class Line:
     Attributes:
         calls: number of calls that it has.
         left: seconds in which it is expected to finish them.
-        seconds: expected length of one more call; None if it is not known.
+        seconds: expected length of one more call with what it entails; None if it is not known.
     """
 
     calls: int
@@ -75,7 +75,7 @@ def assign(number: int, lines: Sequence[Line], turn: int = 0) -> list[tuple[int,
             break
         ends = {k: lefts[k] + lengths[k] for k in able}
         first = min(ends.values())
-        as_soon = [k for k in able if ends[k] <= first + ABOUT_AS_SOON * lengths[k]]
+        as_soon = [k for k in able if ends[k] <= first + ABOUT_AS_SOON * min(lengths)]
         chosen = min(as_soon, key=lambda k: (calls[k], (k - turn - call) % len(lines)))
         lefts[chosen], calls[chosen] = ends[chosen], calls[chosen] + 1
         if calls[chosen] <= WINDOW:

@@ -320,18 +320,21 @@ class TeacherPool:
                 ray.kill(call.scorer.actor, no_restart=False)
 
     def _lines(self, present: Sequence[Scorer]) -> list[Line]:
-        """Return the calls of each scorer, and the time that it is expected to need for them."""
+        """Return the calls of each scorer, and the time that it is expected to need for them and their pullbacks."""
         now = time.monotonic()
         lines = []
         for scorer in present:
-            line = Line(0, 0.0, self._speeds.seconds(scorer, "score", now))
+            score = self._speeds.seconds(scorer, "score", now)
+            pull = self._speeds.seconds(scorer, "pullback", now) or score or 0.0
+            line = Line(0, 0.0, None if score is None else score + pull)
             for call in self._under_way:
                 if call.scorer != scorer or call.delivering:
                     continue
-                length = self._speeds.seconds(scorer, call.kind, now) or line.seconds or 0.0
+                length = pull if call.kind == "pullback" else score or 0.0
                 # One that takes longer than usual is expected to take as long again as it is late.
                 line.left += length if call.began is None else abs(length - (now - call.began))
                 line.calls += 1
+            line.left += pull * sum(call.scorer == scorer for call in self._scored.values())
             lines.append(line)
         return lines
 
