@@ -1,7 +1,7 @@
 # raysid: `make quickstart` and `make test` do everything on a fresh machine with Python 3.11+, git and make.
 PYTHON ?= python3
 # Processes that `make test` shares the test files out to. Much of a test's time is spent waiting for processes.
-WORKERS ?= 2
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 # Many containers set it. Each of the many processes of a run would then compile raysid anew: half a second each.
@@ -28,7 +28,7 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## style, types and tests, about 20 minutes on 2 cores
+test: lint  ## style, types and tests, about 15 minutes on 2 cores
 	$(BIN)/pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: env  ## the checks that take longer
