@@ -85,7 +85,10 @@ class TrainWorkers:
                 storage_filesystem=filesystem,
                 # The run counts them itself: only since the last checkpoint that moved it forward.
                 failure_config=FailureConfig(max_failures=-1),
-                callbacks=[_GroupCallback(self.mailbox, config.failure.hang_timeout_s or HANG_SECONDS)],
+                callbacks=[
+                    _FailureCallback(self.mailbox),
+                    _ChangeCallback(self.mailbox, config.failure.hang_timeout_s or HANG_SECONDS),
+                ],
             ),
         )
         leave_notices_to_raysid()
@@ -165,8 +168,11 @@ class TrainWorkers:
             self._ended.set()
 
 
-class _GroupCallback(UserCallback, controller_callback()):  # type: ignore[misc]
-    """Reports changes of the group to the mailbox, from Ray Train's controller."""
+class _ChangeCallback(controller_callback()):  # type: ignore[misc]
+    """Reports changes of the group to the mailbox, from Ray Train's controller.
+
+    It is no `UserCallback`: Ray Train calls only the documented methods of these.
+    """
 
     def __init__(self, mailbox: Any, seconds: float) -> None:
         self.mailbox = mailbox
@@ -182,6 +188,13 @@ class _GroupCallback(UserCallback, controller_callback()):  # type: ignore[misc]
         The driver writes a checkpoint meanwhile, so that the new workers repeat nothing.
         """
         ray.get(self.mailbox.resize.remote(resize_decision.num_workers, self.seconds))
+
+
+class _FailureCallback(UserCallback):
+    """Reports failed workers to the mailbox, from Ray Train's controller."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See `UserCallback`."""
