@@ -22,8 +22,8 @@ from tests.support.tiny_run import BATCH, assert_same, end_of, lines_of, run_of,
 @pytest.mark.slow
 def test_scorers_and_learners_move_before_their_nodes_leave(teacher: str, tmp_path: Path) -> None:
     """A scorer's node, then the learners' node: a checkpoint at once; no step is taken twice."""
-    changes: dict[str, Any] = {"total_images": 800 * BATCH, "checkpoint__every_images": 800 * BATCH}
-    changes |= {"tracking__log_every_images": 5 * BATCH, "evaluation__every_images": 800 * BATCH}
+    changes: dict[str, Any] = {"total_images": 400 * BATCH, "checkpoint__every_images": 400 * BATCH}
+    changes |= {"tracking__log_every_images": 5 * BATCH, "evaluation__every_images": 400 * BATCH}
     places = {
         f"resources__{role}": {"num_cpus": 0.1, "resources": {kind: 1.0}}
         for role, kind in (("teacher", "scorer"), ("fake_score", "learner"), ("generator", "learner"))
