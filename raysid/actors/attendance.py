@@ -43,8 +43,8 @@ class Attendance:
         sync: Callable[[RunStatus], Members],
         resources: RoleResources,
         timeout: float,
-        notify: Notify,
-        stopping: Callable[[], bool],
+        notify: Notify = print,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run, self.resources, self.timeout = run, resources, timeout
         self.notify, self.stopping = notify, stopping

@@ -12,11 +12,9 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 
 from raysid.actors.assignment import Line, Speeds, assign
 from raysid.actors.attendance import Attendance
-from raysid.actors.capacity import Notify
-from raysid.actors.fleet import Members, RunStatus, Scorer
+from raysid.actors.fleet import Members, Scorer
 from raysid.actors.results import HangLimit, is_ready
 from raysid.actors.teacher_actor import Answered
-from raysid.config import RoleResources
 
 RETRY_SECONDS = 0.1  # between looks at the scorers while calls wait
 
@@ -80,7 +78,7 @@ class TeacherPool:
     with its node. With one scorer at a time calls are passed on at once, and Ray repeats them after a restart.
 
     Args:
-        run, sync, resources, timeout, notify, stopping: as `Attendance`'s.
+        attendance: the scorers that are present for the run.
         single: True if there is one scorer at a time; another one takes its place only if its node leaves.
         limit: the time after which a scorer that does not answer counts as lost.
         deliver: has a result fetched by the process that needs it.
@@ -88,19 +86,13 @@ class TeacherPool:
 
     def __init__(
         self,
-        run: str,
-        sync: Callable[[RunStatus], Members],
-        resources: RoleResources,
-        timeout: float,
+        attendance: Attendance,
         single: bool = False,
-        notify: Notify = print,
-        stopping: Callable[[], bool] = lambda: False,
         limit: HangLimit | None = None,
         deliver: Deliver = lambda result, end: None,
     ) -> None:
-        self.run, self.single, self.notify = run, single, notify
+        self.attendance, self.single = attendance, single
         self.limit = limit or HangLimit(None)
-        self.attendance = Attendance(run, sync, resources, timeout, notify, stopping)
         self._deliver = deliver
         self._speeds = Speeds()
         self._turn = 0
@@ -118,7 +110,7 @@ class TeacherPool:
 
     def score(self, noised: Any, guidance_scale: float) -> Any:
         def submit(actor: Any, moved: bool) -> tuple[Any, Any]:
-            return self._options(actor.score).remote(noised, guidance_scale, self.run, moved)
+            return self._options(actor.score).remote(noised, guidance_scale, self.attendance.run, moved)
 
         if self.single:
             return self._submit_to_single(submit)
@@ -130,7 +122,9 @@ class TeacherPool:
 
     def pullback(self, noised: Any, cotangent: Any, guidance_scale: float) -> Any:
         def submit(actor: Any, moved: bool) -> tuple[Any, Any]:
-            return self._options(actor.pullback).remote(noised, cotangent, guidance_scale, self.run, moved)
+            return self._options(actor.pullback).remote(
+                noised, cotangent, guidance_scale, self.attendance.run, moved
+            )
 
         if self.single:
             return self._submit_to_single(submit)
@@ -316,7 +310,7 @@ class TeacherPool:
             if now - call.began > self.limit.seconds:
                 call.began = now
                 exceeded = self.limit.exceeded(f"teacher scorer {call.scorer.number}")
-                self.notify(f"{exceeded}; replacing it")
+                self.attendance.notify(f"{exceeded}; replacing it")
                 ray.kill(call.scorer.actor, no_restart=False)
 
     def _lines(self, present: Sequence[Scorer]) -> list[Line]:

@@ -15,6 +15,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raysid.actors.attendance import Attendance
 from raysid.actors.capacity import (
     Notify,
     actor_amounts,
@@ -133,17 +134,9 @@ class SplitPlacement:
             joined = [*self.fake_score.join(), *self.generator.join()]
             if within is None:
                 self.fleet = start_fleet(inputs.teacher, config, threads, notify)
-            self.pool = TeacherPool(
-                run=self.run,
-                sync=self.fleet.sync if self.fleet else self._sync_shared,
-                resources=resources.teacher,
-                timeout=timeout,
-                single=single,
-                notify=notify,
-                stopping=stopping,
-                limit=self.limit,
-                deliver=self.generator.deliver,
-            )
+            sync = self.fleet.sync if self.fleet else self._sync_shared
+            attendance = Attendance(self.run, sync, resources.teacher, timeout, notify, stopping)
+            self.pool = TeacherPool(attendance, single, self.limit, self.generator.deliver)
             self._get(joined)
             for learner in self.learners:
                 learner.nodes = self._get([rank.node.remote() for rank in learner.ranks])

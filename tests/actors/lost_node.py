@@ -14,6 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import ObjectLostError
 
+from raysid.actors.attendance import Attendance
 from raysid.actors.fleet import Members, Scorer
 from raysid.actors.pool import TeacherPool
 from raysid.actors.teacher_actor import Answered
@@ -78,7 +79,9 @@ def main() -> None:
                 raise AssertionError("the answer is not lost with its node")
         return receiver.receive.remote(result)
 
-    pool = TeacherPool("", lambda status: Members(0, tuple(scorers)), RoleResources(), 120, deliver=deliver)
+    pool = TeacherPool(
+        Attendance("", lambda status: Members(0, tuple(scorers)), RoleResources(), 120), deliver=deliver
+    )
     noised, cotangent, fake = ray.put(np.ones(1 << 18)), ray.put(np.ones(1 << 18)), ray.put(None)
     scored: Any = pool.score(noised, 1.0)
     score = ray.get(receiver.sum.remote(scored.wait(fake)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from raysid.actors.attendance import Attendance
 from raysid.actors.fleet import Members, Scorer
 from raysid.actors.pool import TeacherPool
 from raysid.actors.teacher_actor import Answered
@@ -65,7 +66,7 @@ def measured(slowness: list[float], seconds: float, microbatches: int, steps: in
     """Return the microbatches a second of scorers that are so many times slower than `seconds` a call."""
     actor = ray.remote(num_cpus=0)(SleepingScorer)
     scorers = tuple(Scorer(n, actor.remote(seconds * factor)) for n, factor in enumerate(slowness))
-    pool = TeacherPool("", lambda status: Members(0, scorers), RoleResources(), timeout=60)
+    pool = TeacherPool(Attendance("", lambda status: Members(0, scorers), RoleResources(), timeout=60))
     there = ray.put(None)
     for step in range(steps):
         if step == 2:

@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
+from raysid.actors.attendance import Attendance
 from raysid.actors.local import LocalPlacement
 from raysid.actors.placement import Placement
 from raysid.actors.pool import TeacherPool
@@ -165,7 +166,7 @@ def test_reference_training_on_actors(
     assert config.microbatch * ranks == settings["batch"]
     inputs = RunInputs(config, str(tmp_path / "teacher"), label_frequencies=(1.0,))
     fleet = start_fleet(inputs.teacher, config, threads=1)
-    pool = TeacherPool("reference", fleet.sync, RoleResources(), timeout=60, single=True)
+    pool = TeacherPool(Attendance("reference", fleet.sync, RoleResources(), timeout=60), single=True)
     learners = {
         role: [learner_actor(actor, num_cpus=0.25).remote(inputs, name, rank) for rank in range(ranks)]
         for role, actor in (("fake_score", RecordedFakeScoreActor), ("generator", RecordedGeneratorActor))
