@@ -54,9 +54,8 @@ class ColocatedPlacement:
         self._numbers = [0] * self.group.size
         self.images_until = math.inf if source is None else 0.0
         self.nodes = LeavingNodes()
-        self._wanted = workers.mailbox.wanted.remote(
-            self.group.name
-        )  # ready once Ray Train wants to change the group
+        # Ready once Ray Train wants to change the group.
+        self._wanted = workers.mailbox.wanted.remote(self.group.name)
         self._get(self._all(Worker.build, inputs, source))
         # Last, since evaluations need as much of the remaining resources as reading does.
         wait_for_reading(self.config.failure.placement_timeout_s, notify)
@@ -109,8 +108,8 @@ class ColocatedPlacement:
             return Notice(wanted, restarts=True)
         if not self.nodes.news():
             return None
-        places = get(self.workers.mailbox.places.remote())
-        return self.nodes.notice({place.node for place in places}, {this_node()})
+        processes = get(self.workers.mailbox.processes.remote())
+        return self.nodes.notice({process.node for process in processes}, {this_node()})
 
     def leave(self, why: str) -> None:
         get(self.workers.mailbox.replace.remote(self.group.name, why))

@@ -25,8 +25,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The place of a worker: the ID of its node, and its process there."""
+class WorkerProcess:
+    """A worker's process: the ID of its node, and its pid there."""
 
     node: str
     pid: int
@@ -50,7 +50,7 @@ class Mailbox:
     def __init__(self, max_failed_starts: int = 3) -> None:
         self._max_failed_starts, self._failed_starts, self._failure = max_failed_starts, 0, ""
         self._group: Group | None = None
-        self._joined: dict[int, Place | None] = {}  # by rank
+        self._joined: dict[int, WorkerProcess | None] = {}  # by rank
         self._failing = False  # the workers of a group that the driver has ended
         self._wanted = ""  # the change of the group that Ray Train waits to make
         self._calls: dict[tuple[int, int], Call] = {}
@@ -97,9 +97,9 @@ class Mailbox:
             self._changed.notify_all()
         return await answer
 
-    async def places(self) -> list[Place]:
-        """Return the places of the newest group's workers."""
-        return [place for place in self._joined.values() if place is not None]
+    async def processes(self) -> list[WorkerProcess]:
+        """Return the processes of the newest group's workers."""
+        return [process for process in self._joined.values() if process is not None]
 
     async def wanted(self, group: str) -> str | None:
         """Wait until Ray Train is about to change the group; return the change in words, None if the group ends."""
@@ -128,14 +128,14 @@ class Mailbox:
 
     # -- for the workers and Ray Train -----------------------------------------------------------------------
 
-    async def join(self, group: Group, rank: int, place: Place | None = None) -> None:
+    async def join(self, group: Group, rank: int, process: WorkerProcess | None = None) -> None:
         """Add a worker to its group; the first worker of a new group ends the previous one."""
         async with self._changed:
             if self._group != group:
                 self._resize(group.size)
                 self._group, self._joined, self._calls = group, {}, {}
                 self._failing = False
-            self._joined[rank] = place
+            self._joined[rank] = process
             if len(self._joined) == group.size:
                 self._failed_starts = 0
             self._changed.notify_all()

@@ -25,7 +25,7 @@ from upath import UPath
 
 from raysid.actors.capacity import Notify, bundle, on_this_node, this_node, wait_for_capacity
 from raysid.actors.local import LocalPlacement
-from raysid.actors.mailbox import Call, Group, Mailbox, Place
+from raysid.actors.mailbox import Call, Group, Mailbox, WorkerProcess
 from raysid.actors.results import HANG_SECONDS, describe_death, get
 from raysid.actors.shared_folder import seen_from
 from raysid.config import Config
@@ -135,15 +135,15 @@ class TrainWorkers:
 
     def abandon(self, why: str) -> None:
         """End the present group, of which a worker does not answer: Ray Train starts a new one."""
-        places: list[Place] = get(self.mailbox.places.remote())
+        processes: list[WorkerProcess] = get(self.mailbox.processes.remote())
         get(self.mailbox.abandon.remote(self._used, why))
         # A worker that hangs may keep its devices for ever, whatever Ray asks of it. The others only wait for it.
         kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
         killed = [
-            kill.options(scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False)).remote(
-                place.pid
+            kill.options(scheduling_strategy=NodeAffinitySchedulingStrategy(process.node, soft=False)).remote(
+                process.pid
             )
-            for place in places
+            for process in processes
         ]
         ray.wait(killed, num_returns=len(killed), timeout=END_SECONDS)
 
@@ -261,7 +261,7 @@ def _serve(inputs: dict[str, Any]) -> None:
     threading.Thread(target=_exit_with_group, args=(mailbox, group.name, ended), daemon=True).start()
     worker = Worker(Ranks.from_process_group(), inputs["threads"])
     try:
-        ray.get(mailbox.join.remote(group, rank, Place(this_node(), os.getpid())))
+        ray.get(mailbox.join.remote(group, rank, WorkerProcess(this_node(), os.getpid())))
         number, upcoming = 0, mailbox.take.remote(group.name, rank, 0)
         # Once a step has failed the other workers are still in it, so all later calls fail too.
         failed: Exception | None = None

@@ -48,6 +48,4 @@ class FolderSource(ListedSource):
     def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         paths = [self.paths[entry] for entry in entries]
         with reading_source(self.name):
-            contents = read_files(paths) if self.sizes is None else read_objects(paths, self.sizes[entries])
-            for data in contents:
-                yield BadPicture(f"cannot be read: {data}") if isinstance(data, Exception) else data
+            yield from read_files(paths) if self.sizes is None else read_objects(paths, self.sizes[entries])

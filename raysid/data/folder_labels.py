@@ -10,16 +10,15 @@ from raysid.data.files import Found
 from raysid.data.labels import (
     DATASET_JSON,
     LABEL_COLUMN,
-    MAX_LABELS,
     listed_labels,
     match_labels,
     names_listed,
+    read_label_file,
 )
 from raysid.data.listing import File
 from raysid.data.metadata import METADATA, read_metadata
 from raysid.data.splits import is_split, splits_note
 from raysid.errors import UserError, printable
-from raysid.storage import file_size, listed_path, read_whole
 
 _CHUNK = re.compile(r"(\d{5})/img\d{8}\.\w+")  # a picture's path as EDM's dataset tool writes it
 
@@ -71,10 +70,9 @@ def _of_dataset_json(found: Found) -> FolderLabels | None:
         return None
     file = min(files, key=lambda file: len(file.parts))
     where = printable(file.path)
-    if file_size(listed_path(file.path)) > MAX_LABELS:
-        raise UserError(f"{where} is too large: {MAX_LABELS:,} bytes are the limit")
+    content = read_label_file(file)
     try:
-        by_name = listed_labels(read_whole(listed_path(file.path)))
+        by_name = listed_labels(content)
     except KeyError:  # of another tool
         return None
     except (ValueError, TypeError, RecursionError) as error:

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raysid.config.networks import MAX_CLASSES
+from raysid.data.listing import File
 from raysid.errors import UserError, printable
+from raysid.storage import file_size, listed_path, read_whole
 from raysid.storage.plain_json import parse_json
 
 LABEL_COLUMN = "label"  # the default of `data.label_column`
 DATASET_JSON = "dataset.json"
-MAX_LABELS = 1 << 27  # bytes of dataset.json; ImageNet's has 50 million
-MAX_CLASSES = 1_000_000
+MAX_LABELS = 1 << 27  # bytes of a file of labels; ImageNet's dataset.json has 50 million
 MAX_DIGITS = 19  # of a number in text; a longer one is a name
 LISTED = 12  # columns and fields that a message names
 DEEPEST = 8  # folders that names may differ by
@@ -87,6 +89,14 @@ def names_listed(names: Sequence[str]) -> str:
     return (
         printable(", ".join(names[:LISTED])) + (f" and {more} more" if more > 0 else "") if names else "none"
     )
+
+
+def read_label_file(file: File) -> bytes:
+    """Read a file of labels. Raises UserError if it is too large."""
+    path = listed_path(file.path)
+    if file_size(path) > MAX_LABELS:
+        raise UserError(f"{printable(file.path)} is too large: {MAX_LABELS:,} bytes are the limit")
+    return read_whole(path)
 
 
 def listed_labels(content: bytes) -> dict[str, Any]:

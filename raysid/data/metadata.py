@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raysid.data.files import damaged_file
-from raysid.data.labels import MAX_LABELS, numbers_of_texts
+from raysid.data.labels import numbers_of_texts, read_label_file
 from raysid.data.listing import File
-from raysid.errors import UserError, printable
-from raysid.storage import file_size, listed_path, read_whole
 from raysid.storage.plain_json import parse_json
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -44,10 +42,7 @@ def read_metadata(files: Sequence[File], label_column: str) -> Metadata:
 
 
 def _rows(file: File) -> list[dict[str, Any]]:
-    path = listed_path(file.path)
-    if file_size(path) > MAX_LABELS:
-        raise UserError(f"{printable(file.path)} has more than {MAX_LABELS:,} bytes")
-    text = read_whole(path).decode("utf-8-sig", "replace")
+    text = read_label_file(file).decode("utf-8-sig", "replace")
     with damaged_file(file.path, "metadata of pictures"):
         if file.parts[-1].endswith(".csv"):
             rows: list[Any] = list(csv.DictReader(io.StringIO(text)))

@@ -26,7 +26,7 @@ def image_column(schema: pa.Schema, given: str | None, where: str) -> str:
         UserError: there is no such column, or several.
     """
     able = [field.name for field in schema if holds_pictures(field.type)]
-    paths = [field.name for field in schema if _is_text(field.type)]
+    paths = [field.name for field in schema if holds_paths(field.type)]
     if given is not None:
         if given not in able + paths:
             if given in schema.names:
@@ -59,19 +59,15 @@ def holds_pictures(kind: pa.DataType) -> bool:
 
 def holds_paths(kind: pa.DataType) -> bool:
     """True for texts, which may be paths of pictures."""
-    return _is_text(kind)
+    kind = _plain(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def holds_labels(kind: pa.DataType) -> bool:
     """True for numbers, booleans and texts."""
     kind = _plain(kind)
-    able = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, _is_text)
+    able = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, holds_paths)
     return any(is_kind(kind) for is_kind in able)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = _plain(kind)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -86,12 +82,12 @@ def pictures(column: pa.Array, path: str) -> Iterable[bytes | BadPicture]:
     """
     names: pa.Array | None = None
     if pa.types.is_struct(column.type):
-        if column.type.get_field_index(PATH) >= 0 and _is_text(column.type.field(PATH).type):
+        if column.type.get_field_index(PATH) >= 0 and holds_paths(column.type.field(PATH).type):
             names = pc.struct_field(column, PATH)
         column = pc.struct_field(column, BYTES)  # null if the struct is
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if _is_text(column.type):
+    if holds_paths(column.type):
         return (_named(name, path) for name in column)
     # Converting scalars one by one takes twice as long.
     if not column.null_count and column.nbytes <= MAX_PICTURE:

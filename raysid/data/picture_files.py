@@ -41,22 +41,22 @@ def read_beside(path: str, name: str) -> bytes | BadPicture:
         except FileNotFoundError:
             return BadPicture(f"cannot be read: there is no file {printable(picture)}")
         (data,) = read_objects([picture], np.array([size]))
-    return BadPicture(f"cannot be read: {data}") if isinstance(data, Exception) else data
+    return data
 
 
-def read_files(paths: Sequence[str]) -> Iterator[bytes | Exception]:
-    """Read local files; yield the content of each, or the error that is its own (missing, too large, no permission)."""
+def read_files(paths: Sequence[str]) -> Iterator[bytes | BadPicture]:
+    """Read local files; yield the content of each, or why it alone cannot be read (missing, too large, forbidden)."""
     for path in paths:
         try:
             yield _read(path)
         except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
-            yield error
+            yield _unreadable(error)
         except OSError as error:
             raise storage_error(error, path, "read") from error
 
 
-def read_objects(paths: Sequence[str], sizes: NDArray[np.int64]) -> Iterator[bytes | Exception]:
-    """Read objects of a bucket, several at a time; yield the content of each, or the error that is its own."""
+def read_objects(paths: Sequence[str], sizes: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
+    """Read objects of a bucket, several at a time; yield the content of each, or why it alone cannot be read."""
     fs = listed_path(paths[0]).fs
     for start in range(0, len(paths), REQUESTS):
         some = [listed_path(path).path for path in paths[start : start + REQUESTS]]
@@ -72,7 +72,12 @@ def read_objects(paths: Sequence[str], sizes: NDArray[np.int64]) -> Iterator[byt
                     raise answer
         found = dict(zip(wanted, answers, strict=True))
         for path, size in zip(some, their_sizes, strict=True):
-            yield found.get(path, ValueError(TOO_LARGE) if size else b"")
+            data = found.get(path, ValueError(TOO_LARGE) if size else b"")
+            yield _unreadable(data) if isinstance(data, Exception) else data
+
+
+def _unreadable(error: Exception) -> BadPicture:
+    return BadPicture(f"cannot be read: {error}")
 
 
 def _read(path: str) -> bytes:

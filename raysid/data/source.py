@@ -96,8 +96,8 @@ class ImageSource(ABC):
     notes: tuple[str, ...] = ()
     """Lines for the user: what is left out of the source and why, and where its labels are from."""
     new_since_first: str = ""
-    """What release 0.1.0 left out of the same files; empty if it read the same images. A run that it began would go on
-    with others."""
+    """The pictures that release 0.1.0 left out of the same files; empty if it read the same images. A run that it began
+    would continue with others."""
     cut_freely = False
     """True if reading a part of a shard costs only that part, not the images before it as well."""
 

@@ -27,9 +27,8 @@ from raysid.networks.denoiser import AnySettings, Network
 from raysid.storage import exists, file_size, is_local, location, make_folder, read_whole, write_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-MAX_DESCRIPTION = (
-    10_000_000  # bytes; a card has some thousand, the index of a large network's shards a million
-)
+# Bytes; a card has some thousand, the index of a large network's shards a million.
+MAX_DESCRIPTION = 10_000_000
 _LIBRARIES = ("edm", "diffusers", "factory")
 Shapes = dict[str, tuple[int, ...]]
 

@@ -34,9 +34,8 @@ TENSORBOARD = "tensorboard"
 # The kinds of lines whose numbers are curves, and the prefix of each.
 _CURVES = {"train": "train", "perf": "perf", "evaluation": "eval"}
 _CHUNK = 1 << 20  # bytes of events that are written together
-_FILE_BYTES = (
-    1 << 20
-)  # a larger file is left as it is, and another begins: a bucket gets a changed file whole
+# A larger file is left as it is, and another begins: a bucket gets a changed file whole.
+_FILE_BYTES = 1 << 20
 
 
 class Events:

@@ -44,10 +44,8 @@ class Lease:
         self._released = threading.Event()
         self._renewed = 0.0
         self._beat: threading.Thread | None = None
-        self._seen: tuple[dict[str, Any] | None, float] = (
-            None,
-            0.0,
-        )  # the last content that was read, since when
+        # The last content that was read, and since when it has been the same.
+        self._seen: tuple[dict[str, Any] | None, float] = (None, 0.0)
 
     def acquire(self, timeout: float = -1) -> Self:
         """Take the lease; wait up to `timeout` seconds for its owner, or for ever if -1.

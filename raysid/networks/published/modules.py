@@ -27,9 +27,8 @@ from raysid.networks.published.pickles import (
 )
 
 MAX_NAME = 200  # characters in the name of a parameter or module
-MAX_ENTRIES = (
-    100_000  # of all tables of all modules, each counted as often as it is read; EDM's have some 5,000
-)
+# Of all tables of all modules, each counted as often as it is read; EDM's have some 5,000.
+MAX_ENTRIES = 100_000
 
 
 def read_modules(stream: PickleStream) -> Any:
