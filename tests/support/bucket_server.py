@@ -16,6 +16,7 @@ from subprocess import DEVNULL, Popen
 
 from upath import UPath
 
+from tests.support.http_server import QuietHandler
 from tests.support.processes import answers, free_port, wait_until
 
 BUCKET = "bucket"
@@ -101,16 +102,13 @@ class Connection:
         self._host = server.removeprefix("http://")
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def serve(self) -> None:
                 outer._serve(self)
 
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = serve
-
-            def log_message(self, *arguments: object) -> None:
-                pass
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.http_server import QuietHandler, serving
 
 LARGE = ".safetensors"  # the ending of files that a redirect leads to, as the Hub's large files
 
@@ -50,7 +50,7 @@ class Hub:
 def hub_server() -> Iterator[Hub]:
     """Serve until the block ends."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -119,14 +119,6 @@ def hub_server() -> Iterator[Hub]:
 
         do_HEAD = do_GET
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as address:
+        hub = Hub(address)
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -219,3 +219,11 @@ class Command:
         self.process.kill()
         self.process.wait()
         return started
+
+
+def errors_of(module: str, *arguments: str | Path) -> str:
+    """Run a module as a program, which must succeed; return what it writes to its standard error."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr

@@ -6,7 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.http_server import QuietHandler, serving
 
 
 class Web:
@@ -37,7 +38,7 @@ class Web:
 def web_server() -> Iterator[Web]:
     """Serve until the block ends."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             web.asked[self.path] += 1
             if self.path.startswith("/error") or web.fails:
@@ -71,14 +72,6 @@ def web_server() -> Iterator[Web]:
 
         do_HEAD = do_GET
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web = Web(f"http://127.0.0.1:{server.server_address[1]}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as address:
+        web = Web(address)
         yield web
-    finally:
-        server.shutdown()
-        server.server_close()

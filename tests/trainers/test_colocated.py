@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from raysid.config import Config
 from raysid.errors import RunFailed
 from raysid.roles.step import Share, microbatches
 from raysid.trainers.distill import distill
-from tests.support.processes import Moment, Process, find, killing, still_running
+from tests.support.processes import Moment, Process, errors_of, find, killing, still_running
 from tests.support.run_copies import continued
 from tests.support.tiny_run import (
     BATCH,
@@ -140,19 +138,11 @@ def test_workers_grow_with_the_cluster_and_continue_with_fewer(teacher: str, tmp
         **changes,
     )
     recipe = write_recipe(config, tmp_path / "elastic.yaml")
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.trainers.elastic_run", recipe, run_of(config)],
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-    assert output.returncode == 0, output.stderr
+    output = errors_of("tests.trainers.elastic_run", recipe, run_of(config))
     change = "Ray Train changes its workers: 1 -> 2"
-    saved = re.search(rf"{change}: writing a checkpoint of step ([\d,]+)", output.stderr)
-    assert (
-        saved and f"{change}; restoring them from step {saved[1]}\n" in output.stderr
-    )  # nothing is repeated
-    assert "lost a learner (worker" in output.stderr
+    saved = re.search(rf"{change}: writing a checkpoint of step ([\d,]+)", output)
+    assert saved and f"{change}; restoring them from step {saved[1]}\n" in output  # nothing is repeated
+    assert "lost a learner (worker" in output
     local = tiny_config(teacher, tmp_path / "local", placement="local", **changes)
     distill(local)
     assert_same(end_of(run_of(config)), end_of(run_of(local)))

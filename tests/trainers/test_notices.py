@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from raysid.actors import notices
 from raysid.actors.notices import LeavingNodes, Notice
 from raysid.trainers.distill import distill
 from raysid.trainers.distill import loop as loop_module
+from tests.support.processes import errors_of
 from tests.support.tiny_run import BATCH, assert_same, end_of, lines_of, run_of, tiny_config, write_recipe
 
 
@@ -30,18 +29,12 @@ def test_scorers_and_learners_move_before_their_nodes_leave(teacher: str, tmp_pa
     }
     config = tiny_config(teacher, tmp_path, **changes, **places)
     recipe = write_recipe(config, tmp_path / "drained.yaml")
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.trainers.drained_run", recipe, run_of(config)],
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-    assert output.returncode == 0, output.stderr[-3000:]
+    output = errors_of("tests.trainers.drained_run", recipe, run_of(config))
     said = r"node [\d.]+ leaves the cluster in \d+ s"
-    saved = re.findall(rf"{said}: writing a checkpoint of step ([\d,]+)", output.stderr)
-    restored = re.findall(rf"{said}; restoring them from step ([\d,]+)", output.stderr)
-    assert len(saved) == 2 and restored == saved[1:], output.stderr[-3000:]
-    assert "lost a learner" not in output.stderr
+    saved = re.findall(rf"{said}: writing a checkpoint of step ([\d,]+)", output)
+    restored = re.findall(rf"{said}; restoring them from step ([\d,]+)", output)
+    assert len(saved) == 2 and restored == saved[1:], output[-3000:]
+    assert "lost a learner" not in output
     local = tiny_config(teacher, tmp_path / "local", placement="local", **changes)
     distill(local)
     assert_same(end_of(run_of(config)), end_of(run_of(local)))
