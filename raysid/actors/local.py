@@ -12,7 +12,7 @@ from raysid.data import ImageSource
 from raysid.data.windows import ReadBlocks
 from raysid.errors import LearnerLost, RunFailed
 from raysid.networks.files import write_network
-from raysid.roles.build import RunInputs, build_fake_score, build_generator, build_teacher
+from raysid.roles.build import RunInputs, build_conditions, build_fake_score, build_generator, build_teacher
 from raysid.roles.faults import describe_fault, is_device_fault
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile, profile_of
@@ -50,7 +50,7 @@ class LocalPlacement:
         parts = [self.share.bounds(self.config)]
         self.fake_score = build_fake_score(inputs, source, read_blocks, ranks, parts)
         self.generator = build_generator(inputs, ranks)
-        self.roles = Roles(self.teacher, self.fake_score, self.generator)
+        self.roles = Roles(self.teacher, self.fake_score, self.generator, build_conditions(inputs))
         self._next_step = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
 

@@ -108,9 +108,9 @@ class TeacherPool:
         """The fleet's members, present or away."""
         return self.attendance.members
 
-    def score(self, noised: Any, guidance_scale: float) -> Any:
+    def score(self, noised: Any, cond: Any, guidance_scale: float) -> Any:
         def submit(actor: Any, moved: bool) -> tuple[Any, Any]:
-            return self._options(actor.score).remote(noised, guidance_scale, self.attendance.run, moved)
+            return self._options(actor.score).remote(noised, cond, guidance_scale, self.attendance.run, moved)
 
         if self.single:
             return self._submit_to_single(submit)
@@ -120,10 +120,10 @@ class TeacherPool:
         self._turn += 1
         return call
 
-    def pullback(self, noised: Any, cotangent: Any, guidance_scale: float) -> Any:
+    def pullback(self, noised: Any, cond: Any, cotangent: Any, guidance_scale: float) -> Any:
         def submit(actor: Any, moved: bool) -> tuple[Any, Any]:
             return self._options(actor.pullback).remote(
-                noised, cotangent, guidance_scale, self.attendance.run, moved
+                noised, cond, cotangent, guidance_scale, self.attendance.run, moved
             )
 
         if self.single:

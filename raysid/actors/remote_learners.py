@@ -28,6 +28,7 @@ from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.faults import role_failure
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.messages import (
+    Conditions,
     Cotangent,
     Images,
     Message,
@@ -148,20 +149,20 @@ class FakeScoreActor(LearnerActor):
         self.role = build_fake_score(inputs, source, read_blocks, self.ranks, parts)
 
     @role_call
-    def score(self, at: Slice, noised: Noised) -> Prediction:
-        return self.role.score(at, noised)
+    def score(self, at: Slice, noised: Noised, cond: Conditions) -> Prediction:
+        return self.role.score(at, noised, cond)
 
     @role_call
     def pullback(self, at: Slice, noised: Noised, cotangent: Cotangent) -> Pull:
         return self.role.pullback(at, noised, cotangent)
 
     @role_call
-    def accumulate(self, at: Slice, images: Images) -> Token:
-        return self.role.accumulate(at, images)
+    def accumulate(self, at: Slice, images: Images, cond: Conditions) -> Token:
+        return self.role.accumulate(at, images, cond)
 
-    def finish(self, at: Slice, images: Images, *tokens: Token) -> StepReport:
+    def finish(self, at: Slice, images: Images, cond: Conditions, *tokens: Token) -> StepReport:
         """Accumulate the step's last microbatch and update psi: one call costs a millisecond less than two."""
-        return self.step(at.step, *tokens, self.accumulate(at, images))
+        return self.step(at.step, *tokens, self.accumulate(at, images, cond))
 
     @role_call
     def prepare(self, *slices: Slice) -> None:
@@ -183,13 +184,13 @@ class GeneratorActor(LearnerActor):
         self.role = build_generator(inputs, self.ranks)
 
     @role_call
-    def images(self, at: Slice) -> Images:
-        return self.role.images(at)
+    def images(self, at: Slice, cond: Conditions) -> Images:
+        return self.role.images(at, cond)
 
     @role_call
     @ray.method(num_returns=2)
-    def generate(self, at: Slice) -> tuple[Noised, Images]:
-        return self.role.generate(at)
+    def generate(self, at: Slice, cond: Conditions) -> tuple[Noised, Images]:
+        return self.role.generate(at, cond)
 
     @role_call
     @ray.method(num_returns=2)
@@ -270,14 +271,14 @@ class RemoteLearner:
 class RemoteFakeScore(RemoteLearner):
     """The fake-score learner's actors. Implements `raysid.roles.protocols.FakeScoreRole`."""
 
-    def score(self, at: Slice, noised: Ref[Noised]) -> Ref[Prediction]:
-        return self.rank_of(at).score.remote(at, noised)
+    def score(self, at: Slice, noised: Ref[Noised], cond: Ref[Conditions]) -> Ref[Prediction]:
+        return self.rank_of(at).score.remote(at, noised, cond)
 
     def pullback(self, at: Slice, noised: Ref[Noised], cotangent: Ref[Cotangent]) -> Ref[Pull]:
         return self.rank_of(at).pullback.remote(at, noised, cotangent)
 
-    def accumulate(self, at: Slice, images: Ref[Images]) -> Ref[Token]:
-        return self._accumulate(at, images)
+    def accumulate(self, at: Slice, images: Ref[Images], cond: Ref[Conditions]) -> Ref[Token]:
+        return self._accumulate(at, images, cond)
 
     def prepare(self, slices: list[Slice]) -> list[Any]:
         """Have every rank read the real images of its own microbatches."""
@@ -291,11 +292,11 @@ class RemoteFakeScore(RemoteLearner):
 class RemoteGenerator(RemoteLearner):
     """The generator learner's actors. Implements `raysid.roles.protocols.GeneratorRole`."""
 
-    def images(self, at: Slice) -> Ref[Images]:
-        return self.rank_of(at).images.remote(at)
+    def images(self, at: Slice, cond: Ref[Conditions]) -> Ref[Images]:
+        return self.rank_of(at).images.remote(at, cond)
 
-    def generate(self, at: Slice) -> tuple[Ref[Noised], Ref[Images]]:
-        noised, images = self.rank_of(at).generate.remote(at)
+    def generate(self, at: Slice, cond: Ref[Conditions]) -> tuple[Ref[Noised], Ref[Images]]:
+        noised, images = self.rank_of(at).generate.remote(at, cond)
         return noised, images
 
     def cotangents(

@@ -45,7 +45,7 @@ from raysid.data import ImageSource
 from raysid.data.source import all_faults
 from raysid.errors import LearnerLost, RunFailed
 from raysid.ray_internals import actor_node
-from raysid.roles.build import RunInputs, shared_reading_warning
+from raysid.roles.build import RunInputs, build_conditions, shared_reading_warning
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile
@@ -148,7 +148,8 @@ class SplitPlacement:
             self.close()
             raise
         self.config = config
-        self.roles = Roles(self.pool, self.fake_score, self.generator, self.pool.arrivals)
+        conditions = build_conditions(inputs)  # labels are few bytes: the driver draws them itself
+        self.roles = Roles(self.pool, self.fake_score, self.generator, conditions, self.pool.arrivals)
 
     def step(self, step: int) -> list[Ref[StepReport]]:
         return take_step(self.roles, self.config, step).reports

@@ -16,7 +16,7 @@ from raysid.config import Config
 from raysid.ray_internals import task_attempt
 from raysid.roles.build import build_teacher
 from raysid.roles.faults import describe_fault, is_device_fault
-from raysid.roles.messages import Cotangent, Noised, Prediction, Pull, Slice
+from raysid.roles.messages import Conditions, Cotangent, Noised, Prediction, Pull, Slice
 from raysid.roles.profile import Profile, Traffic, profile_of
 
 
@@ -52,17 +52,19 @@ class TeacherActor:
         self.traffic = Traffic()
         self.node = this_node()
 
-    def score(self, noised: Noised, scale: float, run: str, moved: bool) -> tuple[Prediction, Answered]:
+    def score(
+        self, noised: Noised, cond: Conditions, scale: float, run: str, moved: bool
+    ) -> tuple[Prediction, Answered]:
         with _exit_on_device_fault():
-            prediction = self.traffic.call(self.role.score, noised, scale, run)
+            prediction = self.traffic.call(self.role.score, noised, cond, scale, run)
         again = moved or task_attempt() > 0
         return dataclasses.replace(prediction, recomputed=int(again)), Answered(noised.at, self.node)
 
     def pullback(
-        self, noised: Noised, cotangent: Cotangent, scale: float, run: str, moved: bool
+        self, noised: Noised, cond: Conditions, cotangent: Cotangent, scale: float, run: str, moved: bool
     ) -> tuple[Pull, Answered]:
         with _exit_on_device_fault():
-            pull = self.traffic.call(self.role.pullback, noised, cotangent, scale, run)
+            pull = self.traffic.call(self.role.pullback, noised, cond, cotangent, scale, run)
         return pull, Answered(noised.at, self.node)
 
     def forget(self, run: str) -> None:

@@ -9,7 +9,7 @@ slice, not the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,5 +80,8 @@ class Draws:
         numbers = (raw >> np.uint64(11)) * 2.0**-53
         return numbers.reshape(self.count, -1)[:, :words].reshape(self.count, *shape)
 
+
+DrawsAt = Callable[[int, int, int], Draws]
+"""Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""
 
 _BELOW_ONE = np.nextafter(np.float32(1.0), np.float32(0.0))

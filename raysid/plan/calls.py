@@ -152,7 +152,7 @@ class Recorder:
     def roles(self, config: Config) -> Roles:
         """Return the three roles of a config, which record their calls here."""
         size = config.microbatch * self.image_bytes
-        roles: Any = _Teacher(self, size), _FakeScore(self, size), _Generator(self, size)
+        roles: Any = _Teacher(self, size), _FakeScore(self, size), _Generator(self, size), _Conditions()
         return Roles(*roles)
 
     def call(
@@ -189,6 +189,13 @@ class Recorder:
         return call
 
 
+class _Conditions:
+    """The source of conditions: the driver draws labels itself, which takes no time to speak of."""
+
+    def of(self, at: Slice, purpose: str) -> None:
+        pass
+
+
 class _Learner:
     """A learner, whose ranks take the microbatches in turn."""
 
@@ -214,10 +221,10 @@ class _Learner:
 class _Generator(_Learner):
     role = "generator"
 
-    def images(self, at: Slice) -> Call:
+    def images(self, at: Slice, cond: None) -> Call:
         return self._call("images", at)
 
-    def generate(self, at: Slice) -> tuple[Call, Call]:
+    def generate(self, at: Slice, cond: None) -> tuple[Call, Call]:
         return (self._call("generate", at),) * 2
 
     def cotangents(self, at: Slice, teacher: Call, fake: Call) -> tuple[Call, Call]:
@@ -233,13 +240,13 @@ class _Generator(_Learner):
 class _FakeScore(_Learner):
     role = "fake_score"
 
-    def score(self, at: Slice, noised: Call) -> Call:
+    def score(self, at: Slice, noised: Call, cond: None) -> Call:
         return self._call("score", at, noised)
 
     def pullback(self, at: Slice, noised: Call, cotangent: Call) -> Call:
         return self._call("pullback", at, noised, cotangent)
 
-    def accumulate(self, at: Slice, images: Call) -> Call:
+    def accumulate(self, at: Slice, images: Call, cond: None) -> Call:
         return self._call("accumulate", at, images)
 
 
@@ -251,10 +258,10 @@ class _Teacher:
         self.turns = itertools.cycle(recorder.workers.teacher)
         self.scorers: dict[Call, Process] = {}
 
-    def score(self, noised: Call, scale: float) -> Call:
+    def score(self, noised: Call, cond: None, scale: float) -> Call:
         self.scorers[noised] = scorer = next(self.turns)
         return self.recorder.call("teacher", "score", scorer, (noised,), self.size)
 
-    def pullback(self, noised: Call, cotangent: Call, scale: float) -> Call:
+    def pullback(self, noised: Call, cond: None, cotangent: Call, scale: float) -> Call:
         scorer = self.scorers.pop(noised)
         return self.recorder.call("teacher", "pullback", scorer, (noised, cotangent), self.size)

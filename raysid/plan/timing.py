@@ -82,26 +82,27 @@ def _by_role(
 ) -> dict[tuple[str, str], float]:
     generator, scorer, fake = placement.generator, placement.teacher, placement.fake_score
     scale, at = config.method.guidance.eval_teacher, Slice(1, 0, size)
+    cond = placement.roles.conditions.of(at, "generator")
     # One pass makes the messages that all later calls get.
-    noised, images = generator.generate(at)
-    predicted = scorer.score(noised, scale), fake.score(at, noised)
+    noised, images = generator.generate(at, cond)
+    predicted = scorer.score(noised, cond, scale), fake.score(at, noised, cond)
     cotangents = generator.cotangents(at, *predicted)
-    pulls = scorer.pullback(noised, cotangents[0], scale), fake.pullback(at, noised, cotangents[1])
+    pulls = scorer.pullback(noised, cond, cotangents[0], scale), fake.pullback(at, noised, cotangents[1])
 
     def generator_calls() -> None:
-        generator.images(at)
-        generator.generate(at)
+        generator.images(at, cond)
+        generator.generate(at, cond)
         generator.cotangents(at, *predicted)
         generator.step(1, generator.accumulate(at, *pulls))
 
     def teacher_calls() -> None:
-        scorer.score(noised, scale)
-        scorer.pullback(noised, cotangents[0], scale)
+        scorer.score(noised, cond, scale)
+        scorer.pullback(noised, cond, cotangents[0], scale)
 
     def fake_score_calls() -> None:
-        fake.score(at, noised)
+        fake.score(at, noised, cond)
         fake.pullback(at, noised, cotangents[1])
-        fake.step(1, fake.accumulate(at, images))
+        fake.step(1, fake.accumulate(at, images, cond))
 
     generator.step(1, generator.accumulate(at, *pulls))
     found: dict[tuple[str, str], float] = {}

@@ -37,7 +37,7 @@ def measure_transport(config: Config, image_bytes: int, on_pool: bool) -> Transp
     connect()
     import ray
 
-    message = Images(torch.zeros(config.microbatch, max(1, image_bytes // 4)), None)
+    message = Images(torch.zeros(config.microbatch, max(1, image_bytes // 4)))
     actors: list[Any] = [
         ray.remote(Echo).options(num_cpus=config.resources.generator.num_cpus).remote() for _ in "ab"
     ]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from raysid.config import Config, LearnerSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.data.order import Order
 from raysid.data.stream import ImageStream
 from raysid.data.windows import ReadBlocks
+from raysid.method.draws import Draws
 from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import load_network
 from raysid.roles.compute import equip
+from raysid.roles.conditions import LabelConditions
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.learner import Learner
@@ -29,7 +32,7 @@ class RunInputs:
 
     Attributes:
         teacher: folder of the teacher.
-        label_frequencies: relative frequency of each class among generated images.
+        label_frequencies: relative frequency of each class among generated images; empty without classes.
         checkpoint: folder of the checkpoint to resume from; None starts from the beginning.
         files: the checkpoint's files; a learner compares what it reads with them.
         start: folder of the generator that initializes theta; None takes the teacher.
@@ -41,6 +44,11 @@ class RunInputs:
     checkpoint: str | None = None
     start: str | None = None
     files: tuple[StateFile, ...] = ()
+
+
+def build_conditions(inputs: RunInputs) -> LabelConditions:
+    """Build the source of the generated images' conditions."""
+    return LabelConditions(inputs.label_frequencies, partial(Draws, inputs.config.seed))
 
 
 def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherScorer:
@@ -135,7 +143,7 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
     if inputs.start is not None and inputs.checkpoint is None:
         start = load_network(inputs.start, "generator", config.teacher.factory)[1]
         network.load_state_dict(start.state_dict())
-    learner = GeneratorLearner(config, network, inputs.label_frequencies, ranks=ranks)
+    learner = GeneratorLearner(config, network, ranks=ranks)
     _restore(learner, inputs)
     return learner
 

@@ -13,12 +13,23 @@ from raysid.data import ImageStream, to_unit
 from raysid.data.windows import Images as StoredImages
 from raysid.method.augment import augment, draw_transforms
 from raysid.method.denoiser import EncoderDenoiser
-from raysid.method.draws import Draws, seed_torch
+from raysid.method.draws import Draws, DrawsAt, seed_torch
 from raysid.method.guidance import guided
 from raysid.method.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.networks.denoiser import Network
-from raysid.roles.learner import BAD_SAMPLES, DrawsAt, Learner, one_hot, where_good
-from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+from raysid.roles.conditions import network_conditions
+from raysid.roles.learner import BAD_SAMPLES, Learner, where_good
+from raysid.roles.messages import (
+    Conditions,
+    Cotangent,
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    StepReport,
+    Token,
+)
 from raysid.roles.profile import busy
 from raysid.roles.ranks import Ranks
 
@@ -56,7 +67,7 @@ class FakeScoreLearner(Learner):
         self.prepared: dict[Slice, StoredImages] = {}
 
     @busy
-    def score(self, at: Slice, noised: Noised) -> Prediction:
+    def score(self, at: Slice, noised: Noised, cond: Conditions) -> Prediction:
         """Predict the clean images of x_t and, with the adversarial term, the encoder's logits; keep the graph."""
         noised = noised.to(self.device)
         self._learn(False)
@@ -65,7 +76,7 @@ class FakeScoreLearner(Learner):
             self.network,
             x_t,
             noised.t,
-            noised.cond,
+            network_conditions(cond, self.network, self.device),
             self.config.method.guidance.eval_fake,
             with_logits=self.config.method.adversarial is not None,
         )
@@ -94,7 +105,7 @@ class FakeScoreLearner(Learner):
         self.prepared = {at: self.real_images.read(at.step * size + at.start, at.count) for at in slices}
 
     @busy
-    def accumulate(self, at: Slice, images: Images) -> Token:
+    def accumulate(self, at: Slice, images: Images, cond: Conditions) -> Token:
         """Add the gradient of one microbatch of generated images, and of as many real ones, to psi's.
 
         Loss: lambda(t) |D_psi(x_t) - x|^2, plus the discriminator's (docs/method.md, "Fake-score loss",
@@ -104,11 +115,10 @@ class FakeScoreLearner(Learner):
         images = images.to(self.device)
         draws = self.draws(at.step, at.start, at.count)
         good = finite_samples(images.x_g)
-        x_g, cond = where_good(good, images.x_g), images.cond
-        if cond is not None and self.config.schedule == "overlapped":
-            # The images were made with their condition, so psi's unconditional branch learns the marginal. In the
-            # alternating order the generator drops the condition before it makes them.
-            cond = self._drop_conditions(cond, draws)
+        x_g = where_good(good, images.x_g)
+        # The overlapped order's images were made with all conditions, so psi's unconditional branch learns the
+        # marginal. The alternating order's were made without those that are dropped here.
+        given = self._drop_conditions(network_conditions(cond, self.network, self.device), draws)
         x, augment_labels = self._augmented(x_g, draws, "fake/augment")
         normal = self.noise.fake_score_draw == "normal"
         draw = draws.normal("fake/sigma_normal") if normal else draws.uniform("fake/t_uniform")
@@ -122,7 +132,7 @@ class FakeScoreLearner(Learner):
             self.network,
             self.noise.add_noise(x, t, eps),
             t,
-            cond,
+            given,
             self.config.method.guidance.train_fake,
             with_logits=self.config.method.adversarial is not None,
             augment_labels=augment_labels,
@@ -185,9 +195,9 @@ class FakeScoreLearner(Learner):
         if at not in self.prepared:
             self.prepare(at)
         pixels, labels = self.prepared.pop(at)
-        cond = one_hot(torch.from_numpy(labels), self.network.settings.label_dim)
+        cond = Conditions({"labels": torch.from_numpy(labels)})
         real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
-        return real, None if cond is None else cond.to(self.device)
+        return real, network_conditions(cond, self.network, self.device)
 
 
 def merge_rank_reports(reports: list[dict[str, float]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +11,35 @@ from torch import Tensor
 
 from raysid.config import Config
 from raysid.method.diagnostics import batch_spread, clamped_share, relative_error
-from raysid.method.draws import seed_torch
+from raysid.method.draws import DrawsAt, seed_torch
 from raysid.method.losses import finite_samples, generator_loss
 from raysid.method.noise import per_sample
 from raysid.method.sampling import one_step_from
 from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard
+from raysid.roles.conditions import network_conditions
 from raysid.roles.learner import (
     BAD_SAMPLES,
     RECOMPUTED,
-    DrawsAt,
     Learner,
     check_finite,
     move_average,
-    one_hot,
     where_good,
 )
-from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+from raysid.roles.messages import (
+    Conditions,
+    Cotangent,
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    StepReport,
+    Token,
+)
 from raysid.roles.profile import busy
+from raysid.roles.protocols import Purpose
 from raysid.roles.ranks import Ranks
 from raysid.roles.state_files import copied_state
 
@@ -63,7 +72,6 @@ class GeneratorLearner(Learner):
     Implements `raysid.roles.protocols.GeneratorRole`.
 
     Args:
-        label_frequencies: relative frequency of each class; need not sum to 1.
         config, network, draws, ranks: as `Learner`'s. Each rank holds the average, too.
     """
 
@@ -71,7 +79,6 @@ class GeneratorLearner(Learner):
         self,
         config: Config,
         network: Network,
-        label_frequencies: Sequence[float] = (1.0,),
         draws: DrawsAt | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -82,21 +89,22 @@ class GeneratorLearner(Learner):
         self.averages: list[Tensor] = list(self.ema.parameters())
         self.level = self.noise.start_level(config.method.sigma_init)
         self.tmax = config.method.tmax or self.noise.default_tmax
-        self.label_frequencies = label_frequencies
         self.pending: dict[Slice, _Pending] = {}
 
     @busy
-    def images(self, at: Slice) -> Images:
-        """Make images for psi's update in the alternating order: eval mode, no graph."""
+    def images(self, at: Slice, cond: Conditions) -> Images:
+        """Make images for psi's update in the alternating order: eval mode, no graph, some conditions dropped."""
         self._train(False)
+        draws = self.draws(at.step, at.start, at.count)
+        given = self._drop_conditions(network_conditions(cond, self.network, self.device), draws)
         with torch.no_grad():
-            return Images(*self._make(at, "fake"))
+            return Images(self._make(at, "fake", given))
 
     @busy
-    def generate(self, at: Slice) -> tuple[Noised, Images]:
+    def generate(self, at: Slice, cond: Conditions) -> tuple[Noised, Images]:
         """Make images in train mode, keep their graph for `accumulate`, and noise them for the scorers."""
         self._train(True)
-        x_g, cond = self._make(at, "generator")
+        x_g = self._make(at, "generator", network_conditions(cond, self.network, self.device))
         good = finite_samples(x_g)
         draws = self.draws(at.step, at.start, at.count)
         uniform = draws.uniform("generator/t_uniform")
@@ -104,7 +112,7 @@ class GeneratorLearner(Learner):
         eps = draws.normal("generator/noise", x_g.shape[1:]).to(self.device)
         x_t = self.noise.add_noise(x_g.detach(), t, eps)
         self.pending[at] = _Pending(x_g, self.noise.scales(t), good)
-        return Noised(at, x_t, t, cond), Images(x_g.detach(), cond)
+        return Noised(at, x_t, t), Images(x_g.detach())
 
     @busy
     def cotangents(self, at: Slice, teacher: Prediction, fake: Prediction) -> tuple[Cotangent, Cotangent]:
@@ -186,16 +194,10 @@ class GeneratorLearner(Learner):
         if self.network.training is not training:  # a walk over all modules takes a millisecond
             self.network.train(training)
 
-    def _make(self, at: Slice, purpose: str) -> tuple[Tensor, Tensor | None]:
-        """Make x_g and its conditions from the draws of `purpose`, with a graph if gradients are enabled."""
-        settings = self.network.settings
+    def _make(self, at: Slice, purpose: Purpose, cond: Tensor | None) -> Tensor:
+        """Make x_g from the draws of `purpose`, with a graph if gradients are enabled."""
         draws = self.draws(at.step, at.start, at.count)
-        z = draws.normal(f"{purpose}/z", settings.sample_shape).to(self.device)
-        cond = None
-        if settings.label_dim:
-            cond = one_hot(draws.labels(f"{purpose}/labels", self.label_frequencies), settings.label_dim)
-            assert cond is not None
-            cond = (self._drop_conditions(cond, draws) if purpose == "fake" else cond).to(self.device)
+        z = draws.normal(f"{purpose}/z", self.network.settings.sample_shape).to(self.device)
         seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
         x_g = one_step_from(self.network, self.noise, self.level, z, cond)
         good = finite_samples(x_g)
@@ -205,4 +207,4 @@ class GeneratorLearner(Learner):
             seed_torch(draws.dropout_seed(f"{purpose}/dropout"), self.device)
             x_g = one_step_from(self.network, self.noise, self.level, where_good(good, z), cond)
             x_g = torch.where(per_sample(good, x_g).bool(), x_g, torch.nan)
-        return x_g, cond
+        return x_g

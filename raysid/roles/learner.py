@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raysid.config import Config, LearnerSettings
 from raysid.errors import Diverged
-from raysid.method.draws import Draws
+from raysid.method.draws import Draws, DrawsAt
 from raysid.method.guidance import drop_conditions
 from raysid.method.noise import NoiseProcess
 from raysid.method.schedules import learning_rate
@@ -28,9 +28,6 @@ from raysid.roles.torch_internals import lerp_all
 RECOMPUTED, BAD_SAMPLES = "teacher_recomputes", "bad_samples"
 BAD_GRADIENTS = "nonfinite_gradients"
 AFTER_DIVERGENCE = "lower the learning rate or method.alpha, or give precision fp32"
-
-DrawsAt = Callable[[int, int, int], Draws]
-"""Makes the `Draws` of (step, start, count): `functools.partial(Draws, seed)` in every run."""
 
 
 class Optimizer:
@@ -208,10 +205,13 @@ class Learner:
             if present
         )
 
-    def _drop_conditions(self, cond: Tensor, draws: Draws) -> Tensor:
-        """Drop the conditions of some of psi's images, with guidance's probability."""
+    def _drop_conditions(self, cond: Tensor | None, draws: Draws) -> Tensor | None:
+        """Drop the conditions of some of psi's images, with guidance's probability.
+
+        Both learners drop those of the same samples: the draw depends on the address alone.
+        """
         guidance = self.config.method.guidance
-        if not guidance.drops_conditions:
+        if cond is None or not guidance.drops_conditions:
             return cond
         drops = draws.uniform("fake/condition_drop").to(cond.device)
         return drop_conditions(cond, drops, guidance.condition_drop, self.network.unconditional(cond))
@@ -234,13 +234,6 @@ def move_average(averages: list[Tensor], weights: list[Tensor], beta: float, for
             return
         for average, weight in zip(averages, weights, strict=True):
             average.lerp_(weight, 1 - beta)
-
-
-def one_hot(labels: Tensor, label_dim: int) -> Tensor | None:
-    """Convert class indices (B,) to float one-hot rows (B, label_dim); None for a network without labels."""
-    if label_dim == 0:
-        return None
-    return torch.nn.functional.one_hot(labels.long(), label_dim).float()
 
 
 def where_good(good: Tensor, value: Tensor) -> Tensor:

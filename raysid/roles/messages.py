@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,25 +29,38 @@ class Message:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                object.__setattr__(self, name, value.contiguous())
+            object.__setattr__(self, name, _mapped(Tensor, Tensor.contiguous, value))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            for name, value in self.__dict__.items()
-        }
+        return {name: _mapped(Tensor, _to_numpy, value) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            arrived = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-            object.__setattr__(self, name, arrived)
+            object.__setattr__(self, name, _mapped(np.ndarray, torch.from_numpy, value))
 
     def to(self, device: torch.device) -> Self:
-        """Return the message with its tensors on `device`: itself if they are there already."""
-        tensors = {k: v for k, v in self.__dict__.items() if isinstance(v, Tensor) and v.device != device}
-        moved = {name: value.to(device) for name, value in tensors.items()}
-        return dataclasses.replace(self, **moved) if moved else self  # type: ignore[type-var]
+        """Return the message with its tensors, and those of its mappings, on `device`: itself if they are there."""
+        moved = {
+            name: _mapped(Tensor, lambda v: v.to(device), value) for name, value in self.__dict__.items()
+        }
+        # `Tensor.to` returns the tensor itself if nothing is to be done.
+        if all(moved[name] is value for name, value in self.__dict__.items()):
+            return self
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+
+def _mapped(kind: type[Any], change: Callable[[Any], Any], value: Any) -> Any:
+    """Return `value` changed if it is of a kind, and a mapping with its values changed; itself if nothing changes."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, Mapping):
+        changed = {name: _mapped(kind, change, each) for name, each in value.items()}
+        return changed if any(changed[name] is not value[name] for name in value) else value
+    return value
+
+
+def _to_numpy(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -68,21 +81,31 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Conditions(Message):
+    """The conditions of a microbatch's samples, as they travel.
+
+    Attributes:
+        values: tensors (B, ...) by name, which `raysid.roles.conditions.Encoder` turns into the network's conditions:
+            `labels`, class indices int64 (B,), or `embeddings` (B, tokens, width); empty for a network without any.
+    """
+
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Noised(Message):
-    """Noised generated images, for the two scorers: x_t (B, ...), noise level t (B,), cond (B, label_dim) or None."""
+    """Noised generated images, for the two scorers: x_t (B, ...), noise level t (B,)."""
 
     at: Slice
     x_t: Tensor
     t: Tensor
-    cond: Tensor | None
 
 
 @dataclass(frozen=True)
 class Images(Message):
-    """Generated images, for the fake score to learn from: x_g (B, ...), cond (B, label_dim) or None."""
+    """Generated images, for the fake score to learn from: x_g (B, ...)."""
 
     x_g: Tensor
-    cond: Tensor | None
 
 
 @dataclass(frozen=True)

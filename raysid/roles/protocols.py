@@ -1,9 +1,10 @@
-"""The contracts of the three roles, as the controller's step calls them.
+"""The contracts of the roles, as the controller's step calls them.
 
 `raysid.roles.step` calls these methods and nothing else of a role. In one process they are the role classes' own
-(`TeacherScorer`, `FakeScoreLearner`, `GeneratorLearner`); on a cluster they are handles of actors, whose calls return
-at once with object references. The controller therefore passes results on without looking into them. `Ref[T]` in a
-signature means either; a type checker reads it as T, so that the step is checked message by message.
+(`LabelConditions`, `TeacherScorer`, `FakeScoreLearner`, `GeneratorLearner`); on a cluster they are handles of actors,
+whose calls return at once with object references. The controller therefore passes results on without looking into
+them. `Ref[T]` in a signature means either; a type checker reads it as T, so that the step is checked message by
+message.
 
 Rules for all roles:
 
@@ -19,9 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
-from raysid.roles.messages import Cotangent, Images, Noised, Prediction, Pull, Slice, StepReport, Token
+from raysid.roles.messages import (
+    Conditions,
+    Cotangent,
+    Images,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    StepReport,
+    Token,
+)
 
 T = TypeVar("T")
 
@@ -35,6 +46,21 @@ Report = Mapping[str, Mapping[str, float]]
 """Each role's present figures, by role and name."""
 
 
+Purpose = Literal["fake", "generator"]
+"""The update that samples are made for: psi's in the alternating order, or theta's. One address has samples of both."""
+
+
+class ConditionService(Protocol):
+    """The source of conditions: class labels, or prompts. It keeps no state that a run could miss."""
+
+    def of(self, at: Slice, purpose: Purpose, /) -> Ref[Conditions]:
+        """Return the conditions of a microbatch's samples, a pure function of the address and the purpose.
+
+        The step asks once a microbatch and passes the answer to all calls for it. psi's update drops some of them
+        (`FakeScoreRole.accumulate`), not this source.
+        """
+
+
 class TeacherService(Protocol):
     """phi, frozen: any number of scorers, each of which may vanish and be replaced at any time.
 
@@ -42,10 +68,12 @@ class TeacherService(Protocol):
     microbatch; without it, `pullback` computes the prediction again and returns the same numbers.
     """
 
-    def score(self, noised: Ref[Noised], guidance_scale: float, /) -> Ref[Prediction]:
+    def score(self, noised: Ref[Noised], cond: Ref[Conditions], guidance_scale: float, /) -> Ref[Prediction]:
         """Predict the clean images of x_t (B, ...) at noise levels t (B,), guided by `guidance_scale`."""
 
-    def pullback(self, noised: Ref[Noised], cotangent: Ref[Cotangent], guidance_scale: float, /) -> Ref[Pull]:
+    def pullback(
+        self, noised: Ref[Noised], cond: Ref[Conditions], cotangent: Ref[Cotangent], guidance_scale: float, /
+    ) -> Ref[Pull]:
         """Return J^T cotangent at x_t, J being the Jacobian of `score`. Exact; takes `score`'s own arguments."""
 
 
@@ -56,7 +84,7 @@ class FakeScoreRole(Protocol):
     psi has one version per step.
     """
 
-    def score(self, at: Slice, noised: Ref[Noised], /) -> Ref[Prediction]:
+    def score(self, at: Slice, noised: Ref[Noised], cond: Ref[Conditions], /) -> Ref[Prediction]:
         """Predict the clean images of x_t and, with the adversarial term, the encoder's logits.
 
         Keeps the graph for the `pullback` of the same microbatch, which must come before the next `step`.
@@ -65,8 +93,10 @@ class FakeScoreRole(Protocol):
     def pullback(self, at: Slice, noised: Ref[Noised], cotangent: Ref[Cotangent], /) -> Ref[Pull]:
         """Return J^T cotangent at x_t, through the prediction and the logits; frees the graph. Once per microbatch."""
 
-    def accumulate(self, at: Slice, images: Ref[Images], /) -> Ref[Token]:
+    def accumulate(self, at: Slice, images: Ref[Images], cond: Ref[Conditions], /) -> Ref[Token]:
         """Add the gradient of one microbatch to psi's; with the adversarial term, of as many real images too.
+
+        With guidance it drops some of the conditions; in the alternating order `images` has dropped the same.
 
         Never changes psi. The token proves to `step` that the microbatch is in the gradient.
         """
@@ -91,10 +121,13 @@ class GeneratorRole(Protocol):
     images' graph stays in the role between them. `discard` ends a microbatch that theta does not learn from.
     """
 
-    def images(self, at: Slice, /) -> Ref[Images]:
-        """Make images for psi's update in the alternating order: in eval mode, without a graph."""
+    def images(self, at: Slice, cond: Ref[Conditions], /) -> Ref[Images]:
+        """Make images for psi's update in the alternating order: in eval mode, without a graph.
 
-    def generate(self, at: Slice, /) -> tuple[Ref[Noised], Ref[Images]]:
+        With guidance some are made without their condition: those whose condition psi does not see either.
+        """
+
+    def generate(self, at: Slice, cond: Ref[Conditions], /) -> tuple[Ref[Noised], Ref[Images]]:
         """Make images in train mode, keeping their graph.
 
         Returns:
@@ -133,7 +166,7 @@ def in_order(predictions: Predictions) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class Roles:
-    """The three roles of one run.
+    """The three roles of one run, and the source of their conditions.
 
     Attributes:
         arrivals: yields the index of each microbatch of `Predictions` once, in the order in which to continue with
@@ -143,4 +176,5 @@ class Roles:
     teacher: TeacherService
     fake_score: FakeScoreRole
     generator: GeneratorRole
+    conditions: ConditionService
     arrivals: Callable[[Predictions], Iterable[int]] = in_order

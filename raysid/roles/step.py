@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from raysid.config import Config
 from raysid.method.schedules import generator_learns
-from raysid.roles.messages import Noised, Pull, Slice, StepReport
+from raysid.roles.messages import Conditions, Noised, Pull, Slice, StepReport
 from raysid.roles.protocols import Ref, Reports, Roles
 
 STEPS_IN_FLIGHT = 2  # steps that a driver submits ahead, so that no role waits for it
@@ -77,10 +77,14 @@ def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOL
     learns = updates_theta(config, step)
     done, learnt = [], []
     for group in in_flight(config, step, share):
-        made = [generator.generate(at) for at in group]
+        conds = [roles.conditions.of(at, "generator") for at in group]
+        made = [generator.generate(at, cond) for at, cond in zip(group, conds, strict=True)]
         if learns:
-            pulls = scores_and_pulls(roles, config, group, [noised for noised, _ in made])
-        learnt += [fake.accumulate(at, images) for at, (_, images) in zip(group, made, strict=True)]
+            pulls = scores_and_pulls(roles, config, group, [noised for noised, _ in made], conds)
+        learnt += [
+            fake.accumulate(at, images, cond)
+            for at, (_, images), cond in zip(group, made, conds, strict=True)
+        ]
         if learns:
             done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
         else:
@@ -95,20 +99,28 @@ def overlapped_step(roles: Roles, config: Config, step: int, share: Share = WHOL
 def alternating_step(roles: Roles, config: Config, step: int, share: Share = WHOLE) -> StepResult:
     """Update psi on fresh images, then theta on fresh images again, in the authors' order: 11 F."""
     generator, fake = roles.generator, roles.fake_score
-    learnt = [fake.accumulate(at, generator.images(at)) for at in microbatches(config, step, share)]
+    learnt = []
+    for at in microbatches(config, step, share):
+        cond = roles.conditions.of(at, "fake")
+        learnt.append(fake.accumulate(at, generator.images(at, cond), cond))
     fake_reports = fake.step(step, *learnt)
     if not updates_theta(config, step):
         return StepResult(fake_reports, generator=None)
     done = []
     for group in in_flight(config, step, share):
-        noised = [generator.generate(at)[0] for at in group]
-        pulls = scores_and_pulls(roles, config, group, noised)
+        conds = [roles.conditions.of(at, "generator") for at in group]
+        noised = [generator.generate(at, cond)[0] for at, cond in zip(group, conds, strict=True)]
+        pulls = scores_and_pulls(roles, config, group, noised, conds)
         done += [generator.accumulate(at, *pull) for at, pull in zip(group, pulls, strict=True)]
     return StepResult(fake_reports, generator.step(step, *done))
 
 
 def scores_and_pulls(
-    roles: Roles, config: Config, group: list[Slice], noised: list[Ref[Noised]]
+    roles: Roles,
+    config: Config,
+    group: list[Slice],
+    noised: list[Ref[Noised]],
+    conds: list[Ref[Conditions]],
 ) -> list[tuple[Ref[Pull], Ref[Pull]]]:
     """Score a group of microbatches, and pull the loss's cotangents back through both scorers.
 
@@ -119,13 +131,15 @@ def scores_and_pulls(
         For each microbatch the teacher's pull and the fake score's.
     """
     teacher, fake, scale = roles.teacher, roles.fake_score, config.method.guidance.eval_teacher
-    batches = list(zip(group, noised, strict=True))
-    predictions = [(teacher.score(batch, scale), fake.score(at, batch)) for at, batch in batches]
+    batches = list(zip(group, noised, conds, strict=True))
+    predictions = [
+        (teacher.score(batch, cond, scale), fake.score(at, batch, cond)) for at, batch, cond in batches
+    ]
     pulls: dict[int, tuple[Ref[Pull], Ref[Pull]]] = {}
     for number in roles.arrivals(predictions):
-        at, batch = batches[number]
+        at, batch, cond = batches[number]
         for_teacher, for_fake = roles.generator.cotangents(at, *predictions[number])
-        pulls[number] = teacher.pullback(batch, for_teacher, scale), fake.pullback(at, batch, for_fake)
+        pulls[number] = teacher.pullback(batch, cond, for_teacher, scale), fake.pullback(at, batch, for_fake)
     return [pulls[number] for number in range(len(group))]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from raysid.method.guidance import guided
 from raysid.networks.denoiser import Network
-from raysid.roles.messages import Cotangent, Noised, Prediction, Pull, Slice
+from raysid.roles.conditions import network_conditions
+from raysid.roles.messages import Conditions, Cotangent, Noised, Prediction, Pull, Slice
 from raysid.roles.profile import Stopwatch, busy
 
 ABSENT_SECONDS = 60.0  # after this silence a run counts as ended
@@ -43,16 +44,18 @@ class TeacherScorer:
         self.microbatches = 0
 
     @busy
-    def score(self, noised: Noised, guidance_scale: float = 1.0, run: str = "") -> Prediction:
+    def score(
+        self, noised: Noised, cond: Conditions, guidance_scale: float = 1.0, run: str = ""
+    ) -> Prediction:
         """Predict the clean images of x_t (B, ...) at a run's guidance scale (docs/method.md, k4)."""
         noised = noised.to(self.device)
         self.microbatches += 1
         if self.graphs_kept == 0:
             with torch.no_grad():
-                return Prediction(self._predict(noised, guidance_scale)[1])
+                return Prediction(self._predict(noised, cond, guidance_scale)[1])
         graphs, key = self._graphs_of(run), (noised.at, guidance_scale)
         graphs.pop(key, None)  # a repeated call is kept once
-        x_t, x_hat = self._predict(noised, guidance_scale)
+        x_t, x_hat = self._predict(noised, cond, guidance_scale)
         while len(graphs) >= self.graphs_kept:
             graphs.popitem(last=False)
         graphs[key] = (x_t, x_hat)
@@ -60,12 +63,17 @@ class TeacherScorer:
 
     @busy
     def pullback(
-        self, noised: Noised, cotangent: Cotangent, guidance_scale: float = 1.0, run: str = ""
+        self,
+        noised: Noised,
+        cond: Conditions,
+        cotangent: Cotangent,
+        guidance_scale: float = 1.0,
+        run: str = "",
     ) -> Pull:
         """Return J^T cotangent, the loss's exact gradient at x_t through this network."""
         noised, cotangent = noised.to(self.device), cotangent.to(self.device)
         kept = self._graphs_of(run).pop((noised.at, guidance_scale), None)
-        x_t, x_hat = kept if kept is not None else self._predict(noised, guidance_scale)
+        x_t, x_hat = kept if kept is not None else self._predict(noised, cond, guidance_scale)
         pull = torch.autograd.grad(x_hat, x_t, cotangent.x_hat)[0]
         return Pull(pull, recomputed=int(kept is None))
 
@@ -103,6 +111,7 @@ class TeacherScorer:
             self.forget(next(iter(self.graphs)))
         return graphs
 
-    def _predict(self, noised: Noised, guidance_scale: float) -> tuple[Tensor, Tensor]:
+    def _predict(self, noised: Noised, cond: Conditions, guidance_scale: float) -> tuple[Tensor, Tensor]:
         x_t = noised.x_t.detach().requires_grad_(torch.is_grad_enabled())
-        return x_t, guided(self.network, x_t, noised.t, noised.cond, guidance_scale)[0]
+        given = network_conditions(cond, self.network, self.device)
+        return x_t, guided(self.network, x_t, noised.t, given, guidance_scale)[0]

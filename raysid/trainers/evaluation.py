@@ -29,7 +29,7 @@ from raysid.metrics.evaluate import Evaluator
 from raysid.networks import build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard, load_network
-from raysid.roles.learner import one_hot
+from raysid.roles.conditions import one_hot
 
 BATCH = 500
 GRID_ROWS = 10

@@ -96,7 +96,7 @@ def run_inputs(
     return RunInputs(
         config=config,
         teacher=teacher,
-        label_frequencies=tuple(source.label_counts.tolist()) if source else (1.0,) * max(classes, 1),
+        label_frequencies=tuple(source.label_counts.tolist()) if source and classes else (1.0,) * classes,
         checkpoint=str(checkpoint.path) if checkpoint else None,
         files=checkpoint.files if checkpoint else (),
         start=start,

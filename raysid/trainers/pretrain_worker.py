@@ -23,7 +23,8 @@ from raysid.method.noise import EDMNoise
 from raysid.method.schedules import ema_beta, learning_rate
 from raysid.networks import EDMDenoiser
 from raysid.roles.build import image_stream
-from raysid.roles.learner import move_average, one_hot
+from raysid.roles.conditions import one_hot
+from raysid.roles.learner import move_average
 from raysid.run.checkpoint import Checkpoints
 from raysid.trainers.pretrain_state import read_checkpoint, write_checkpoint
 

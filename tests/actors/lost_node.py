@@ -34,14 +34,16 @@ class Answering:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def score(self, noised: np.ndarray, scale: float, run: str, moved: bool) -> tuple[np.ndarray, Answered]:
+    def score(
+        self, noised: np.ndarray, cond: None, scale: float, run: str, moved: bool
+    ) -> tuple[np.ndarray, Answered]:
         answer = Answered(Slice(0, 0, 1), ray.get_runtime_context().get_node_id())
         return np.append(2 * noised, [self.number, moved]), answer
 
     def pullback(
-        self, noised: np.ndarray, cotangent: np.ndarray, scale: float, run: str, moved: bool
+        self, noised: np.ndarray, cond: None, cotangent: np.ndarray, scale: float, run: str, moved: bool
     ) -> tuple[np.ndarray, Answered]:
-        return self.score(noised + cotangent, scale, run, moved)
+        return self.score(noised + cotangent, cond, scale, run, moved)
 
 
 class Receiver:
@@ -83,10 +85,10 @@ def main() -> None:
         Attendance("", lambda status: Members(0, tuple(scorers)), RoleResources(), 120), deliver=deliver
     )
     noised, cotangent, fake = ray.put(np.ones(1 << 18)), ray.put(np.ones(1 << 18)), ray.put(None)
-    scored: Any = pool.score(noised, 1.0)
+    scored: Any = pool.score(noised, None, 1.0)
     score = ray.get(receiver.sum.remote(scored.wait(fake)))
     doomed.append(scored.scorer.number)  # the one that holds the graph
-    pull = ray.get(receiver.sum.remote(pool.pullback(noised, cotangent, 1.0).wait(fake)))
+    pull = ray.get(receiver.sum.remote(pool.pullback(noised, None, cotangent, 1.0).wait(fake)))
     print(json.dumps({"score": score, "pullback": pull}))
     ray.shutdown()
     cluster.shutdown()

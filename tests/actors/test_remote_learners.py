@@ -40,17 +40,20 @@ class Recorder:
 def test_the_last_microbatch_and_the_update_are_one_call() -> None:
     actor = Recorder()
     learner = RemoteFakeScore([actor], batch_size=32)
-    tokens = [learner.accumulate(at, images) for at, images in ((FIRST, "a"), (SECOND, "b"))]
-    assert actor.calls == [("accumulate", FIRST, "a")] and isinstance(tokens[1], LastMicrobatch)
+    tokens: list[Any] = [
+        learner.accumulate(at, images, cond)  # type: ignore[arg-type]
+        for at, images, cond in ((FIRST, "a", "c"), (SECOND, "b", "d"))
+    ]
+    assert actor.calls == [("accumulate", FIRST, "a", "c")] and isinstance(tokens[1], LastMicrobatch)
     assert learner.step(3, *tokens) == [2]
-    assert actor.calls[1:] == [("finish", SECOND, "b", 1)]
+    assert actor.calls[1:] == [("finish", SECOND, "b", "d", 1)]
 
 
 @pytest.mark.parametrize(("ranks", "batch_size"), [(1, None), (2, 32)])
 def test_otherwise_every_rank_steps_with_all_tokens(ranks: int, batch_size: int | None) -> None:
     actors = [Recorder() for _ in range(ranks)]
     learner = RemoteFakeScore(actors, batch_size)
-    tokens = [learner.accumulate(at, "images") for at in (FIRST, SECOND)]
+    tokens = [learner.accumulate(at, "images", "cond") for at in (FIRST, SECOND)]
     learner.step(3, *tokens)
     assert all(actor.calls[-1] == ("step", 3, *tokens) for actor in actors)
     assert sum(len(actor.calls) for actor in actors) == 2 + ranks

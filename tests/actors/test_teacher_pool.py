@@ -83,12 +83,12 @@ class MortalPool:
         self.moment: str | None = None
         self.keepers: dict[Any, Scorer] = {}
 
-    def score(self, noised: Any, scale: float) -> Any:
+    def score(self, noised: Any, cond: Any, scale: float) -> Any:
         scorer = self.pool.next_scorer()
         if self.moment == "during score":
             with self._stopped_then_killed(scorer, noised):
-                return self.pool.score(noised, scale)
-        answer = self.pool.score(noised, scale)
+                return self.pool.score(noised, cond, scale)
+        answer = self.pool.score(noised, cond, scale)
         if self.moment in ("between", "all of them"):
             done = answer.end if isinstance(answer, PoolCall) else answer
             assert ray.wait([done], timeout=60)[0]
@@ -98,11 +98,11 @@ class MortalPool:
         self.keepers[noised] = scorer
         return answer
 
-    def pullback(self, noised: Any, cotangent: Any, scale: float) -> Any:
+    def pullback(self, noised: Any, cond: Any, cotangent: Any, scale: float) -> Any:
         if self.moment == "during pullback":
             with self._stopped_then_killed(self.keepers[noised], noised, cotangent):
-                return self.pool.pullback(noised, cotangent, scale)
-        return self.pool.pullback(noised, cotangent, scale)
+                return self.pool.pullback(noised, cond, cotangent, scale)
+        return self.pool.pullback(noised, cond, cotangent, scale)
 
     @contextmanager
     def _stopped_then_killed(self, scorer: Scorer, *inputs: Any) -> Iterator[None]:
@@ -174,10 +174,12 @@ def test_a_lost_input_is_no_scorers_fault(ray_cluster: None, teacher: str, tmp_p
     with split_placement(config) as placement:
         pid = pid_of(placement.generator.ranks[0])
         os.kill(pid, signal.SIGSTOP)
-        noised, _ = placement.generator.generate(Slice(1, 0, 16))
-        answer = placement.pool.score(noised, 1.0)
+        at = Slice(1, 0, 16)
+        cond = placement.roles.conditions.of(at, "generator")
+        noised, _ = placement.generator.generate(at, cond)
+        answer = placement.pool.score(noised, cond, 1.0)
         kill(pid)
-        cotangents = placement.generator.cotangents(Slice(1, 0, 16), answer, noised)
+        cotangents = placement.generator.cotangents(at, answer, noised)
         with pytest.raises(LearnerLost, match=rf"^GeneratorActor: process {pid} on [\d.]+ died$"):
             get(list(cotangents))
 

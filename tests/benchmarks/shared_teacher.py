@@ -28,7 +28,7 @@ from raysid.config import Config
 from raysid.networks import NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
-from raysid.roles.messages import Cotangent, Noised, Slice
+from raysid.roles.messages import Conditions, Cotangent, Noised, Slice
 from raysid.run.table import print_table
 
 CIFAR10 = NetworkSettings(
@@ -71,7 +71,7 @@ def main() -> None:
 def a_microbatch(count: int) -> Noised:
     """Noised images of CIFAR-10's shape."""
     images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return Noised(Slice(1, 0, count), images, torch.ones(count), None)
+    return Noised(Slice(1, 0, count), images, torch.ones(count))
 
 
 class Figures:
@@ -119,9 +119,13 @@ def measure(config: Config, runs: int, batch: Any, service: Service) -> Figures:
         for run in (f"run-{index}" for index in range(runs)):
             began = time.perf_counter()
             scorer, serving = ask(run)
-            prediction, _ = ray.get(scorer.actor.score.remote(batch, 1.0, run, False))
+            prediction, _ = ray.get(scorer.actor.score.remote(batch, Conditions({}), 1.0, run, False))
             seconds.append(time.perf_counter() - began)
-            ray.get(scorer.actor.pullback.remote(batch, Cotangent(prediction.x_hat), 1.0, run, False))
+            ray.get(
+                scorer.actor.pullback.remote(
+                    batch, Conditions({}), Cotangent(prediction.x_hat), 1.0, run, False
+                )
+            )
             actors |= {actor._actor_id: actor for actor in serving}
         megabytes = sum(ray.get([actor.__ray_call__.remote(lambda _: memory()) for actor in actors.values()]))
     return Figures(seconds, megabytes)

@@ -72,8 +72,8 @@ def measured(slowness: list[float], seconds: float, microbatches: int, steps: in
         if step == 2:
             began = time.perf_counter()
         inputs = [ray.put(number) for number in range(microbatches)]
-        scored = [(pool.score(noised, 1.0), there) for noised in inputs]
-        pulls = [pool.pullback(inputs[number], there, 1.0) for number in pool.arrivals(scored)]
+        scored = [(pool.score(noised, None, 1.0), there) for noised in inputs]
+        pulls = [pool.pullback(inputs[number], None, there, 1.0) for number in pool.arrivals(scored)]
         for pull in pulls:
             pull.wait(there)
     rate = (steps - 2) * microbatches / (time.perf_counter() - began)

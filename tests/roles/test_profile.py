@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
-from raysid.roles.messages import Images, Message, Slice
+from raysid.roles.messages import Conditions, Images, Slice
 from raysid.roles.profile import Traffic
-
-
-@dataclass(frozen=True)
-class Conditions(Message):
-    """A message with a mapping of tensors."""
-
-    cond: dict[str, Tensor]
 
 
 def test_traffic_counts_the_tensors_of_messages_and_of_their_mappings() -> None:
     traffic = Traffic()
     conditions = Conditions({"tokens": torch.zeros(2, 5, dtype=torch.int64), "mask": torch.zeros(2)})
-    images = Images(torch.zeros(2, 3), None)
+    images = Images(torch.zeros(2, 3))
     traffic.call(lambda at, cond: (images, at, None), Slice(0, 0, 2), conditions)
     assert traffic.received_bytes == 2 * 5 * 8 + 2 * 4
     assert traffic.sent_bytes == 2 * 3 * 4

@@ -23,11 +23,22 @@ from raysid.method.draws import Draws
 from raysid.method.losses import denoising_loss, discriminator_loss, generator_loss
 from raysid.networks import EDMDenoiser
 from raysid.roles.build import learner_network
+from raysid.roles.conditions import LabelConditions, network_conditions, one_hot
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
-from raysid.roles.learner import Optimizer, one_hot
-from raysid.roles.messages import Cotangent, Images, Message, Noised, Prediction, Pull, Slice, Token
-from raysid.roles.protocols import Roles
+from raysid.roles.learner import Optimizer
+from raysid.roles.messages import (
+    Conditions,
+    Cotangent,
+    Images,
+    Message,
+    Noised,
+    Prediction,
+    Pull,
+    Slice,
+    Token,
+)
+from raysid.roles.protocols import Purpose, Roles
 from raysid.roles.step import in_flight, microbatches, scores_and_pulls, take_step
 from raysid.roles.teacher import TeacherScorer
 from tests.support.tiny_networks import (
@@ -69,7 +80,7 @@ def assert_equal_gradients(ours: Tensor, theirs: Tensor) -> None:
 
 def generator_pass(roles: Roles, config: Config, at: Slice, noised: Noised) -> None:
     """One microbatch of theta's gradient, alone."""
-    (pulls,) = scores_and_pulls(roles, config, [at], [noised])
+    (pulls,) = scores_and_pulls(roles, config, [at], [noised], [roles.conditions.of(at, "generator")])
     roles.generator.accumulate(at, *pulls)
 
 
@@ -77,7 +88,7 @@ def theta_gradient(tiny: TinyRoles, roles: Roles | None = None) -> Tensor:
     """theta's gradient of one step, assembled as by the controller."""
     config = tiny.generator.config
     for at in microbatches(config, STEP):
-        noised, _ = tiny.generator.generate(at)
+        noised, _ = tiny.generate(at)
         generator_pass(roles or tiny.roles, config, at, noised)
     return gradient(tiny.generator.network)
 
@@ -183,11 +194,12 @@ def test_every_part_of_the_gradient_counts(part: str) -> None:
 
         accumulate = tiny.generator.accumulate
 
-    roles = {
-        "direct": Roles(tiny.teacher, tiny.fake_score, Undirected()),  # type: ignore[arg-type]
-        "teacher": Roles(Zeroed(tiny.teacher), tiny.fake_score, tiny.generator),
-        "fake score": Roles(tiny.teacher, Zeroed(tiny.fake_score), tiny.generator),  # type: ignore[arg-type]
+    changed = {
+        "direct": {"generator": Undirected()},
+        "teacher": {"teacher": Zeroed(tiny.teacher)},
+        "fake score": {"fake_score": Zeroed(tiny.fake_score)},
     }[part]
+    roles = dataclasses.replace(tiny.roles, **changed)  # type: ignore[arg-type]
     ours, whole = theta_gradient(tiny, roles), composed_gradient(tiny)
     assert (ours - whole).norm() > 1e-2 * whole.norm()
 
@@ -204,7 +216,7 @@ def test_phi_and_psi_get_no_gradient_from_thetas_loss(config: Config) -> None:
 def test_psis_gradient_does_not_reach_theta_or_phi(config: Config) -> None:
     tiny = tiny_roles(config)
     for at in microbatches(config, STEP):
-        tiny.fake_score.accumulate(at, tiny.generator.generate(at)[1])
+        tiny.accumulate(at, tiny.generate(at)[1])
     assert gradient(tiny.fake_score.network).norm() > 0
     for network in (tiny.generator.network, tiny.teacher.network):
         assert all(p.grad is None for p in network.parameters())
@@ -214,13 +226,13 @@ def test_scoring_between_psis_microbatches_leaves_its_gradient_alone() -> None:
     """In the overlapped order psi scores one microbatch while another's gradient waits for the step."""
     config = tiny_config({}, batch_size=8, microbatch_size=4)
     apart, between = tiny_roles(config), tiny_roles(config)
-    images = [(at, *apart.generator.generate(at)) for at in microbatches(config, STEP)]
+    images = [(at, *apart.generate(at)) for at in microbatches(config, STEP)]
     for at, _, made in images:
-        apart.fake_score.accumulate(at, made)
+        apart.accumulate(at, made)
     for at, noised, made in images:
-        prediction = between.fake_score.score(at, noised)
+        prediction = between.fake_score.score(at, noised, between.conditions.of(at, "generator"))
         assert prediction.logits is not None
-        between.fake_score.accumulate(at, made)
+        between.accumulate(at, made)
         between.fake_score.pullback(at, noised, Cotangent(prediction.x_hat, prediction.logits))
         assert at not in between.fake_score.graphs
     assert torch.equal(gradient(apart.fake_score.network), gradient(between.fake_score.network))
@@ -329,8 +341,8 @@ def test_bad_logits_leave_their_groups_average_and_their_sample_keeps_its_other_
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_bad_image_leaves_psis_loss_and_the_others_as_they_are(config: Config, bad: float) -> None:
     tiny = tiny_roles(config)
-    images = tiny.generator.generate(AT)[1]
-    token = tiny.fake_score.accumulate(AT, spoilt_images(images, bad))
+    images = tiny.generate(AT)[1]
+    token = tiny.accumulate(AT, spoilt_images(images, bad))
     assert all(np.isfinite(value) for value in token.sums.values())
     assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, GOOD))
 
@@ -357,7 +369,8 @@ def psi_gradient(tiny: TinyRoles, images: Images, keep: list[int]) -> Tensor:
         if real is not None:
             transforms = draw_transforms(draws, "fake/augment_real", config.fake_score.augment)
             real, real_told = augment(real, transforms)
-    x_hat, logits = psi.predict_with_logits(noise.add_noise(x, sigma, eps), sigma, images.cond, told)
+    cond = one_hot(draws.labels("generator/labels", FREQUENCIES), CLASSES)
+    x_hat, logits = psi.predict_with_logits(noise.add_noise(x, sigma, eps), sigma, cond, told)
     loss = denoising_loss(x_hat[keep], x[keep], weight[keep]).sum()
     if real is not None:
         real_logits = psi.encode(noise.add_noise(real, sigma, eps), sigma, real_cond, real_told)
@@ -373,8 +386,8 @@ def test_a_batch_of_nothing_but_bad_samples_moves_nothing() -> None:
     tiny = tiny_roles(config)
     before = [p.clone() for p in tiny.generator.network.parameters()]
     at = Slice(STEP, 0, 4)
-    noised, _ = tiny.generator.generate(at)
-    nothing = Prediction(torch.full((4, *SHAPE), torch.nan), tiny.fake_score.score(at, noised).logits)
+    noised, _ = tiny.generate(at)
+    nothing = Prediction(torch.full((4, *SHAPE), torch.nan), tiny.fake_score.score(at, noised, COND).logits)
     cotangents = tiny.generator.cotangents(at, nothing, nothing)
     assert all(cotangent.x_hat.abs().sum() == 0 for cotangent in cotangents)
     pulls = [Pull(torch.full((4, *SHAPE), torch.nan)) for _ in range(2)]
@@ -454,33 +467,34 @@ def test_a_step_without_a_token_of_every_microbatch_is_refused(role: str, spans)
 # Modes and dropout.
 
 AT = Slice(STEP, 0, 4)
+COND = Conditions({"labels": torch.tensor([0, 2, 1, 2])})
 
 
 def dropping_roles() -> TinyRoles:
     """SiDA's roles with dropout 0.5 in all three networks, after the mode changes of a step."""
     tiny = tiny_roles(METHODS["sida"], dropout=0.5)
-    tiny.fake_score.accumulate(AT, tiny.generator.generate(AT)[1])
+    tiny.accumulate(AT, tiny.generate(AT)[1])
     return tiny
 
 
 def noised_at(at: Slice) -> Noised:
     """Noised images of an address, independent of dropout."""
     draws = Draws(9, at.step, at.start, at.count)
-    cond = one_hot(draws.labels("c", FREQUENCIES), CLASSES)
-    return Noised(at, draws.normal("x_t", SHAPE), 0.1 + draws.uniform("t"), cond)
+    return Noised(at, draws.normal("x_t", SHAPE), 0.1 + draws.uniform("t"))
 
 
 @pytest.mark.parametrize("role", ["teacher", "fake_score"])
 def test_scorers_drop_nothing(role: str) -> None:
     scorer, noised = getattr(dropping_roles(), role), noised_at(AT)
     address = () if role == "teacher" else (AT,)
-    prediction = scorer.score(*address, noised)
-    torch.testing.assert_close(
-        prediction.x_hat, tiny_network(1 if role == "teacher" else 2)(noised.x_t, noised.t, noised.cond)
-    )
-    pull = scorer.pullback(*address, noised, Cotangent(torch.ones(4, *SHAPE)))
+    prediction = scorer.score(*address, noised, COND)
+    network = tiny_network(1 if role == "teacher" else 2)
+    cond = network_conditions(COND, network, torch.device("cpu"))
+    torch.testing.assert_close(prediction.x_hat, network(noised.x_t, noised.t, cond))
+    cotangent = Cotangent(torch.ones(4, *SHAPE))
+    pull = scorer.pullback(*address, noised, *((COND,) if role == "teacher" else ()), cotangent)
     x_t = noised.x_t.clone().requires_grad_()
-    tiny_network(1 if role == "teacher" else 2)(x_t, noised.t, noised.cond).sum().backward()
+    network(x_t, noised.t, cond).sum().backward()
     torch.testing.assert_close(pull.x_t, x_t.grad)
 
 
@@ -488,17 +502,17 @@ def test_scorers_drop_nothing(role: str) -> None:
 def test_scorers_are_frozen_while_they_score(role: str) -> None:
     """A graph to the weights would cost memory in every kept microbatch."""
     scorer = getattr(dropping_roles(), role)
-    scorer.score(*(() if role == "teacher" else (AT,)), noised_at(AT))
+    scorer.score(*(() if role == "teacher" else (AT,)), noised_at(AT), COND)
     assert not scorer.network.training
     assert not any(p.requires_grad for p in scorer.network.parameters())
 
 
 def test_psi_drops_in_its_own_update() -> None:
     dropping, plain = dropping_roles(), tiny_roles(METHODS["sida"])
-    images = plain.generator.generate(AT)[1]
+    images = plain.generate(AT)[1]
     dropping.fake_score.optimizer.adam.zero_grad()
     for tiny in (dropping, plain):
-        tiny.fake_score.accumulate(AT, images)
+        tiny.accumulate(AT, images)
     with_dropout, without = gradient(dropping.fake_score.network), gradient(plain.fake_score.network)
     assert (with_dropout - without).norm() > 0.01 * without.norm()
 
@@ -506,9 +520,9 @@ def test_psi_drops_in_its_own_update() -> None:
 def test_theta_drops_in_its_own_step_and_not_in_images_for_psis_update() -> None:
     tiny, plain = dropping_roles(), tiny_roles(METHODS["sida"])
     tiny.generator.discard(AT)
-    assert not torch.allclose(tiny.generator.generate(AT)[1].x_g, plain.generator.generate(AT)[1].x_g)
-    torch.testing.assert_close(tiny.generator.images(AT).x_g, plain.generator.images(AT).x_g)
-    assert not tiny.generator.images(AT).x_g.requires_grad
+    assert not torch.allclose(tiny.generate(AT)[1].x_g, plain.generate(AT)[1].x_g)
+    torch.testing.assert_close(tiny.images(AT).x_g, plain.images(AT).x_g)
+    assert not tiny.images(AT).x_g.requires_grad
     assert not tiny.generator.ema.training
 
 
@@ -517,12 +531,12 @@ def test_dropout_masks_are_a_function_of_the_address() -> None:
         tiny = tiny_roles(METHODS["sida"], dropout=0.5)
         if scramble:
             torch.manual_seed(123)
-            tiny.generator.images(Slice(1, 0, 4))
-            tiny.generator.generate(Slice(2, 4, 4))
-        noised, images = tiny.generator.generate(at)
+            tiny.images(Slice(1, 0, 4))
+            tiny.generate(Slice(2, 4, 4))
+        noised, images = tiny.generate(at)
         if scramble:
             torch.rand(7)
-        tiny.fake_score.accumulate(at, images)
+        tiny.accumulate(at, images)
         generator_pass(tiny.roles, tiny.generator.config, at, noised)
         return images.x_g, gradient(tiny.fake_score.network), gradient(tiny.generator.network)
 
@@ -539,7 +553,7 @@ def test_each_microbatch_has_masks_of_its_own() -> None:
     def images(dropout: float) -> list[Tensor]:
         config = tiny_config(batch_size=8, microbatch_size=4)
         tiny = tiny_roles(config, partial(same_noise, 0), dropout=dropout)
-        return [tiny.generator.generate(at)[1].x_g for at in (*microbatches(config, 0), Slice(1, 0, 4))]
+        return [tiny.generate(at)[1].x_g for at in (*microbatches(config, 0), Slice(1, 0, 4))]
 
     plain, dropped = images(0.0), images(0.5)
     assert torch.equal(plain[0], plain[1]) and torch.equal(plain[0], plain[2])
@@ -559,11 +573,10 @@ def test_learners_copy_the_teachers_weights_without_its_label_dropout(tmp_path: 
     assert all(torch.equal(weights[name], value) for name, value in teacher.state_dict().items())
 
     undropped = learner_network(folder, LearnerSettings(dropout=0.0)).train()
-    noised = noised_at(AT)
+    noised, cond = noised_at(AT), torch.eye(CLASSES)[[0, 2, 1, 2]]
     for _ in range(4):
         torch.testing.assert_close(
-            undropped(noised.x_t, noised.t, noised.cond),
-            tiny_network(1)(noised.x_t, noised.t, noised.cond),
+            undropped(noised.x_t, noised.t, cond), tiny_network(1)(noised.x_t, noised.t, cond)
         )
 
 
@@ -578,10 +591,8 @@ class RecordedRoles:
 
     @property
     def roles(self) -> Roles:
-        teacher, fake_score, generator = (
-            _Recorder(name, self.calls) for name in ("teacher", "fake_score", "generator")
-        )
-        return Roles(teacher, fake_score, generator)  # type: ignore[arg-type]
+        names = ("teacher", "fake_score", "generator", "conditions")
+        return Roles(*(_Recorder(name, self.calls) for name in names))  # type: ignore[arg-type]
 
 
 class _Recorder:
@@ -651,8 +662,8 @@ def test_the_overlapped_opening_moves_psi_and_leaves_theta_and_its_average() -> 
 def test_the_adversarial_term_joins_thetas_loss_strictly_after_its_phase(images: int) -> None:
     tiny = tiny_roles(phased("alternating", 0, 16))
     at = Slice(images // 4, 0, 4)
-    noised, _ = tiny.generator.generate(at)
-    teacher, fake = tiny.teacher.score(noised), tiny.fake_score.score(at, noised)
+    noised, _ = tiny.generate(at)
+    teacher, fake = tiny.teacher.score(noised, COND), tiny.fake_score.score(at, noised, COND)
     _, fake_cotangent = tiny.generator.cotangents(at, teacher, fake)
     sums = tiny.generator.pending[at].sums
     assert sums is not None
@@ -669,7 +680,7 @@ def test_psi_discriminates_and_clips_from_the_first_image() -> None:
         {"generator_start_images": 100, "adversarial_start_images": 200, "clip_gradient": 1e-3}
     )
     tiny = tiny_roles(config)
-    token = tiny.fake_score.accumulate(Slice(0, 0, 4), tiny.generator.generate(Slice(0, 0, 4))[1])
+    token = tiny.accumulate(Slice(0, 0, 4), tiny.generate(Slice(0, 0, 4))[1])
     assert token.sums["discriminator"] > 0
     seen = step_gradients(tiny.fake_score.optimizer, lambda: tiny.fake_score.step(0, token))
     assert max(grad.abs().max().item() for grad in seen) == pytest.approx(1e-3)
@@ -683,9 +694,9 @@ def gradients_of_cut(microbatch_size: int, group_size: int) -> tuple[Tensor, Ten
     config = tiny_config({"group_size": group_size}, batch_size=8, microbatch_size=microbatch_size)
     tiny = tiny_roles(config)
     for at in microbatches(config, STEP):
-        noised, images = tiny.generator.generate(at)
+        noised, images = tiny.generate(at)
         generator_pass(tiny.roles, config, at, noised)
-        tiny.fake_score.accumulate(at, images)
+        tiny.accumulate(at, images)
     return gradient(tiny.generator.network), gradient(tiny.fake_score.network)
 
 
@@ -709,7 +720,7 @@ def test_real_images_take_their_places_in_the_stream_each_under_its_own_label() 
 
     tiny.fake_score.network.encode = remember  # type: ignore[method-assign, assignment]
     for at in microbatches(config, STEP):
-        tiny.fake_score.accumulate(at, tiny.generator.generate(at)[1])
+        tiny.accumulate(at, tiny.generate(at)[1])
     x_t, sigma, cond = (torch.cat(parts) for parts in zip(*seen, strict=True))
 
     draws = Draws(config.seed, STEP, 0, 8)
@@ -726,9 +737,10 @@ def test_generated_labels_are_drawn_as_the_data_is() -> None:
     config = tiny_config(batch_size=400)
     tiny = tiny_roles(config, label_frequencies=(1.0, 0.0, 3.0))
     at = Slice(STEP, 0, 400)
-    for cond in (tiny.generator.images(at).cond, tiny.generator.generate(at)[1].cond):
-        assert cond is not None
-        counts = cond.sum(0).tolist()
+    purposes: tuple[Purpose, ...] = ("fake", "generator")
+    for purpose in purposes:
+        labels = tiny.conditions.of(at, purpose).values["labels"]
+        counts = torch.bincount(labels, minlength=3).tolist()
         assert counts[1] == 0 and counts[0] == pytest.approx(100, abs=35)
 
 
@@ -737,21 +749,30 @@ def test_psi_learns_without_a_condition_if_guidance_needs_it(schedule: str) -> N
     """The alternating schedule drops the condition before the image is made, the overlapped one after."""
     guidance = {"train_fake": 1.5, "condition_drop": 0.5}
     config = tiny_config(schedule=schedule, batch_size=64, method={"guidance": guidance})
-    tiny, seen = tiny_roles(config), []
-    forward = tiny.fake_score.network.forward
+    tiny = tiny_roles(config)
 
-    def remember(x_t: Tensor, t: Tensor, cond: Tensor, **kwargs: Any) -> Any:
-        seen.append(cond)
-        return forward(x_t, t, cond, **kwargs)
+    def remembered(learner: FakeScoreLearner | GeneratorLearner) -> list[Tensor]:
+        """The conditions that the learner's network gets from now on."""
+        seen: list[Tensor] = []
+        forward = learner.network.forward
 
-    tiny.fake_score.network.forward = remember  # type: ignore[method-assign, assignment]
+        def remember(x_t: Tensor, t: Tensor, cond: Tensor, **kwargs: Any) -> Any:
+            seen.append(cond)
+            return forward(x_t, t, cond, **kwargs)
+
+        learner.network.forward = remember  # type: ignore[method-assign, assignment]
+        return seen
+
+    seen = remembered(tiny.fake_score)
     at = Slice(STEP, 0, 64)
-    images = tiny.generator.images(at) if schedule == "alternating" else tiny.generator.generate(at)[1]
-    tiny.fake_score.accumulate(at, images)
-    assert images.cond is not None
+    made = remembered(tiny.generator)
+    if schedule == "alternating":
+        tiny.accumulate(at, tiny.images(at), "fake")
+    else:
+        tiny.accumulate(at, tiny.generate(at)[1])
     dropped = (Draws(config.seed, STEP, 0, 64).uniform("fake/condition_drop") < 0.5).tolist()
     assert [row.sum().item() == 0 for row in seen[0]] == dropped
-    made_without = [row.sum().item() == 0 for row in images.cond]
+    made_without = [row.sum().item() == 0 for row in made[0]]
     assert made_without == (dropped if schedule == "alternating" else [False] * 64)
 
 
@@ -781,8 +802,8 @@ def test_psi_learns_transformed_images_with_their_augmentation_labels(
     """Real images have their own transforms; a bad image affects no other image here either."""
     for keep in ([0, 1, 2, 3], GOOD):
         tiny = augmenting_roles(adversarial)
-        images = tiny.generator.generate(AT)[1]
-        tiny.fake_score.accumulate(AT, images if len(keep) == 4 else spoilt_images(images, torch.nan))
+        images = tiny.generate(AT)[1]
+        tiny.accumulate(AT, images if len(keep) == 4 else spoilt_images(images, torch.nan))
         assert_equal_gradients(gradient(tiny.fake_score.network), psi_gradient(tiny, images, keep))
 
 
@@ -791,7 +812,7 @@ def test_psis_gradient_follows_the_probability() -> None:
 
     def encoder_gradient(probability: float) -> Tensor:
         tiny = augmenting_roles({}, fake_score={"augment": probability})
-        tiny.fake_score.accumulate(AT, tiny.generator.generate(AT)[1])
+        tiny.accumulate(AT, tiny.generate(AT)[1])
         return gradient(tiny.fake_score.network.model.enc)
 
     gradients = [encoder_gradient(probability) for probability in (0.0, 1e-9, 0.5, 1.0)]
@@ -812,8 +833,8 @@ def test_without_augmentation_psi_gets_no_labels_and_nothing_is_drawn() -> None:
             return super().uniform(purpose, shape)
 
     tiny.fake_score.draws = partial(Noted, 0)
-    images = tiny.generator.generate(AT)[1]
-    tiny.fake_score.accumulate(AT, images)
+    images = tiny.generate(AT)[1]
+    tiny.accumulate(AT, images)
     assert not drawn
     told = tiny.fake_score.network.model.map_augment
     assert told is not None and told.weight.grad is None
@@ -824,7 +845,7 @@ def test_augmentation_does_not_follow_the_microbatches() -> None:
     def psi_gradient_of_cut(microbatch_size: int) -> Tensor:
         tiny = augmenting_roles({"group_size": 2}, batch_size=8, microbatch_size=microbatch_size)
         for at in microbatches(tiny.fake_score.config, STEP):
-            tiny.fake_score.accumulate(at, tiny.generator.generate(at)[1])
+            tiny.accumulate(at, tiny.generate(at)[1])
         return gradient(tiny.fake_score.network)
 
     whole = psi_gradient_of_cut(8)
@@ -854,11 +875,11 @@ def test_a_pull_is_the_same_with_and_without_its_graph(graphs_kept: int) -> None
     keeping, work, cotangents = scorer_and_work(4, 4)
     bounded, _, _ = scorer_and_work(graphs_kept, 4)
     for noised in work:
-        assert torch.equal(keeping.score(noised, SCALE).x_hat, bounded.score(noised, SCALE).x_hat)
+        assert torch.equal(keeping.score(noised, COND, SCALE).x_hat, bounded.score(noised, COND, SCALE).x_hat)
         assert len(bounded.kept) <= graphs_kept
     recomputed = []
     for noised, cotangent in zip(work, cotangents, strict=True):
-        kept, pull = keeping.pullback(noised, cotangent, SCALE), bounded.pullback(noised, cotangent, SCALE)
+        kept, pull = (scorer.pullback(noised, COND, cotangent, SCALE) for scorer in (keeping, bounded))
         assert torch.equal(kept.x_t, pull.x_t) and kept.recomputed == 0
         recomputed.append(pull.recomputed)
     # The oldest are evicted first.
@@ -868,8 +889,8 @@ def test_a_pull_is_the_same_with_and_without_its_graph(graphs_kept: int) -> None
 
 def test_a_repeated_pullback_recomputes_and_gives_the_same() -> None:
     scorer, (noised,), (cotangent,) = scorer_and_work(2, 1)
-    scorer.score(noised)
-    first, again = scorer.pullback(noised, cotangent), scorer.pullback(noised, cotangent)
+    scorer.score(noised, COND)
+    first, again = (scorer.pullback(noised, COND, cotangent) for _ in range(2))
     assert torch.equal(first.x_t, again.x_t)
     assert (first.recomputed, again.recomputed) == (0, 1)
 
@@ -877,7 +898,7 @@ def test_a_repeated_pullback_recomputes_and_gives_the_same() -> None:
 def test_a_repeated_score_takes_no_second_place_in_memory() -> None:
     scorer, (one, other), _ = scorer_and_work(2, 2)
     for noised in (one, other, other):
-        scorer.score(noised)
+        scorer.score(noised, COND)
     assert scorer.kept == [one.at, other.at]
 
 
@@ -887,16 +908,16 @@ def test_a_scorers_memory_never_exceeds_its_bound_over_a_run() -> None:
     most = 0
     score = tiny.teacher.score
 
-    def watched(noised: Noised, guidance_scale: float = 1.0) -> Prediction:
+    def watched(noised: Noised, cond: Conditions, guidance_scale: float = 1.0) -> Prediction:
         nonlocal most
-        prediction = score(noised, guidance_scale)
+        prediction = score(noised, cond, guidance_scale)
         most = max(most, len(tiny.teacher.kept))
         return prediction
 
     tiny.teacher.score = watched  # type: ignore[method-assign]
     for step in range(3):
         for at in chain(*in_flight(config, step)):  # all are scored before the first is pulled back
-            tiny.teacher.score(noised_at(at))
+            tiny.teacher.score(noised_at(at), tiny.conditions.of(at, "generator"))
         take_step(tiny.roles, config, step)
     assert most == config.graphs_kept == 2
 
@@ -904,18 +925,19 @@ def test_a_scorers_memory_never_exceeds_its_bound_over_a_run() -> None:
 def test_no_parameter_of_a_scorer_ever_has_a_gradient() -> None:
     scorer, work, cotangents = scorer_and_work(1, 3)
     for noised in work:
-        scorer.score(noised)
+        scorer.score(noised, COND)
     for noised, cotangent in zip(work, cotangents, strict=True):
-        scorer.pullback(noised, cotangent)
+        scorer.pullback(noised, COND, cotangent)
     assert all(p.grad is None and not p.requires_grad for p in scorer.network.parameters())
 
 
 # Messages.
 
 RECORDS = [
-    Noised(AT, torch.randn(4, 3, 32, 32), torch.rand(4), torch.eye(4)),
-    Noised(AT, torch.randn(4, 3, 32, 32), torch.rand(4), None),
-    Images(torch.randn(4, 3, 32, 32).requires_grad_(), torch.eye(4)),
+    Noised(AT, torch.randn(4, 3, 32, 32), torch.rand(4)),
+    Conditions({"embeddings": torch.randn(4, 77, 64).transpose(1, 2), "labels": torch.arange(4)}),
+    Conditions({}),
+    Images(torch.randn(4, 3, 32, 32).requires_grad_()),
     Prediction(torch.randn(4, 3, 32, 32), torch.randn(4, 1, 8, 8), recomputed=1),
     Cotangent(torch.randn(4, 3, 32, 32), None),
     Pull(torch.randn(4, 3, 32, 32).transpose(2, 3), recomputed=1),
@@ -934,9 +956,16 @@ def no_torch_pickling() -> Iterator[None]:
         yield
 
 
+def tensors_in(record: Message) -> dict[str, Tensor]:
+    """The tensors of a message, those of its mappings included."""
+    flat = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    mappings = [value for value in vars(record).values() if isinstance(value, dict)]
+    return flat | {f"{name} of a mapping": value for each in mappings for name, value in each.items()}
+
+
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_messages_travel_as_numpy_out_of_band_and_arrive_equal(record: Message) -> None:
-    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    tensors = tensors_in(record)
     buffers: list[pickle.PickleBuffer] = []
     with no_torch_pickling():
         in_band = pickle.dumps(record, protocol=5, buffer_callback=buffers.append)
@@ -946,25 +975,25 @@ def test_messages_travel_as_numpy_out_of_band_and_arrive_equal(record: Message) 
     wire = [bytearray(buffer.raw()) for buffer in buffers]
     arrived = pickle.loads(in_band, buffers=wire)
     assert type(arrived) is type(record)
-    for name, value in vars(record).items():
-        here = getattr(arrived, name)
-        if isinstance(value, Tensor):
-            assert torch.equal(here, value) and here.dtype == value.dtype and not here.requires_grad
-        else:
-            assert here == value
+    there = tensors_in(arrived)
+    assert there.keys() == tensors.keys()
+    for name, value in tensors.items():
+        here = there[name]
+        assert torch.equal(here, value) and here.dtype == value.dtype and not here.requires_grad
+    for name, other in vars(record).items():
+        assert isinstance(other, Tensor | dict) or getattr(arrived, name) == other
     # Read in place: a change in the shared memory is visible in the tensor.
-    large = max((getattr(arrived, name) for name in tensors), key=lambda tensor: tensor.nbytes)
     for buffer in wire:
         buffer[:] = bytes(len(buffer))
-    assert large.abs().sum() == 0
+    assert all(tensor.abs().sum() == 0 for tensor in there.values())
 
 
 def test_a_record_moves_only_where_it_is_not_yet() -> None:
-    record = RECORDS[0]
-    assert record.to(torch.device("cpu")) is record
-    moved = record.to(torch.device("meta"))
-    assert moved.at == AT and moved.x_t.is_meta and moved.cond.is_meta  # type: ignore[attr-defined]
-    assert not record.x_t.is_meta  # type: ignore[attr-defined]
+    for record in RECORDS:
+        assert record.to(torch.device("cpu")) is record
+        moved = tensors_in(record.to(torch.device("meta")))
+        assert all(tensor.is_meta for tensor in moved.values())
+        assert not any(tensor.is_meta for tensor in tensors_in(record).values())
 
 
 # Learners.
@@ -994,10 +1023,10 @@ def test_learners_of_unconditional_networks_work_without_labels() -> None:
         TeacherScorer(networks[0]),
         FakeScoreLearner(config, networks[1], FixedStream(), PIXEL_MAX),
         GeneratorLearner(config, networks[2]),
+        LabelConditions((), partial(Draws, config.seed)),
     )
     result = take_step(tiny.roles, config, 1)
     assert all(np.isfinite(value) for report in result.reports for value in report.figures.values())
-    assert tiny.generator.images(AT).cond is None
 
 
 def test_the_whole_discriminator_loss_is_the_papers() -> None:

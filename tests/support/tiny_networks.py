@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +14,14 @@ from upath import UPath
 
 from raysid.config import Config
 from raysid.data import ImageStream
+from raysid.method.draws import Draws, DrawsAt
 from raysid.networks import EDMDenoiser, NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
+from raysid.roles.conditions import LabelConditions
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
-from raysid.roles.learner import DrawsAt
-from raysid.roles.protocols import Roles
+from raysid.roles.messages import Images, Noised, Slice, Token
+from raysid.roles.protocols import Purpose, Roles
 from raysid.roles.teacher import TeacherScorer
 
 CLASSES = 3
@@ -110,11 +113,24 @@ class TinyRoles:
     teacher: TeacherScorer
     fake_score: FakeScoreLearner
     generator: GeneratorLearner
+    conditions: LabelConditions
 
     @property
     def roles(self) -> Roles:
         """The roles as `take_step` expects them."""
-        return Roles(self.teacher, self.fake_score, self.generator)
+        return Roles(self.teacher, self.fake_score, self.generator, self.conditions)
+
+    def generate(self, at: Slice) -> tuple[Noised, Images]:
+        """Make images for theta's update, with the conditions of the address."""
+        return self.generator.generate(at, self.conditions.of(at, "generator"))
+
+    def images(self, at: Slice) -> Images:
+        """Make images for psi's update in the alternating order."""
+        return self.generator.images(at, self.conditions.of(at, "fake"))
+
+    def accumulate(self, at: Slice, images: Images, purpose: Purpose = "generator") -> Token:
+        """Add images of an address to psi's gradient, with the conditions that they were made with."""
+        return self.fake_score.accumulate(at, images, self.conditions.of(at, purpose))
 
 
 def tiny_roles(
@@ -127,5 +143,6 @@ def tiny_roles(
     return TinyRoles(
         TeacherScorer(tiny_network(1, **network), config.graphs_kept),
         FakeScoreLearner(config, tiny_network(2, **network), FixedStream(), PIXEL_MAX, draws),
-        GeneratorLearner(config, tiny_network(3, **network), label_frequencies, draws),
+        GeneratorLearner(config, tiny_network(3, **network), draws),
+        LabelConditions(label_frequencies, draws or partial(Draws, config.seed)),
     )

@@ -23,9 +23,9 @@ from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser, read_scheduler
 from raysid.networks.factory import FactoryDenoiser, build_factory
 from raysid.networks.files import load_network
-from raysid.roles.build import build_fake_score, build_generator, build_teacher
+from raysid.roles.build import build_conditions, build_fake_score, build_generator, build_teacher
 from raysid.roles.compute import equip, set_tf32
-from raysid.roles.messages import Cotangent, Noised, Slice
+from raysid.roles.messages import Conditions, Cotangent, Noised, Slice
 from raysid.trainers.teachers import find_teacher
 from tests.support import points
 from tests.support.tiny_networks import save_teacher
@@ -164,14 +164,15 @@ def test_mode_changes_in_between_do_not_affect_a_kept_graph(teacher: str, tmp_pa
         assert source is not None
         generator, psi = build_generator(inputs), build_fake_score(inputs, source)
         at, other = (Slice(1, start, 16) for start in (0, 16))
-        noised, images = generator.generate(at)
-        prediction = psi.score(at, noised)
+        cond, others = (build_conditions(inputs).of(each, "generator") for each in (at, other))
+        noised, _ = generator.generate(at, cond)
+        prediction = psi.score(at, noised, cond)
         assert prediction.logits is not None
-        psi.accumulate(other, generator.images(other))
+        psi.accumulate(other, generator.images(other, others), others)
         x_g = generator.pending[at].x_g
         generator.pending[at].direct, generator.pending[at].sums = x_g.detach(), {"teacher_recomputes": 0}
         pull = psi.pullback(at, noised, Cotangent(prediction.x_hat, prediction.logits))
-        generator.images(other)
+        generator.images(other, others)
         generator.accumulate(at, pull, pull)
         found.append([pull.x_t, *(p.grad for p in generator.network.parameters())])
     for ours, theirs in zip(*found, strict=True):
@@ -191,8 +192,9 @@ def kept_bytes(teacher: str, folder: Path, **changes: Any) -> int:
         return tensor
 
     x_t, t, cond = batch(scorer.network)
+    labels = Conditions({} if cond is None else {"labels": cond.argmax(1)})
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scorer.score(Noised(AT, x_t, t, cond))
+        scorer.score(Noised(AT, x_t, t), labels)
     assert scorer.kept == [AT]
     assert all(p.grad is None and not p.requires_grad for p in scorer.network.parameters())
     return sum(kept.values())

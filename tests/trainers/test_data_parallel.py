@@ -175,8 +175,9 @@ def test_a_step_whose_token_is_lost_runs_on_no_rank(ray_cluster: None, teacher: 
     try:
         before = states_of(placement.fake_score.ranks, tmp_path / "before")
         assert_same(before[1], before[0])
-        token = fake.accumulate(first, generator.generate(first)[1])
-        failed = fake.accumulate(second, lost())
+        conds = {at: placement.roles.conditions.of(at, "generator") for at in (first, second)}
+        token = fake.accumulate(first, generator.generate(first, conds[first])[1], conds[first])
+        failed = fake.accumulate(second, lost(), conds[second])
         for step in fake.step(0, token, failed):
             with pytest.raises(RunFailed, match="the machine that made it is gone"):
                 get(step)
@@ -187,7 +188,8 @@ def test_a_step_whose_token_is_lost_runs_on_no_rank(ray_cluster: None, teacher: 
             assert_same(after, before[0])
 
         # Once the other microbatch arrives, the step runs on both ranks.
-        placement.collect(fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
+        other = fake.accumulate(second, generator.generate(second, conds[second])[1], conds[second])
+        placement.collect(fake.step(0, token, other))
         stepped = states_of(placement.fake_score.ranks, tmp_path / "stepped")
         assert_same(stepped[1], stepped[0])
         with pytest.raises(AssertionError, match="differ"):
@@ -220,7 +222,10 @@ def test_a_rank_that_dies_while_another_waits_for_it_is_named(
     generator, fake = placement.generator, placement.fake_score
     pid = pid_of(fake.ranks[dies])
     try:
-        tokens = [fake.accumulate(at, generator.generate(at)[1]) for at in microbatches(config, 0)]
+        tokens = []
+        for at in microbatches(config, 0):
+            cond = placement.roles.conditions.of(at, "generator")
+            tokens.append(fake.accumulate(at, generator.generate(at, cond)[1], cond))
         get(tokens)
         os.kill(pid, signal.SIGSTOP)
         figures = fake.step(0, *tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from raysid.networks import NetworkSettings
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import override
 from raysid.roles.build import RunInputs
+from raysid.roles.conditions import LabelConditions
 from raysid.roles.messages import Slice, Token, check_tokens
 from raysid.roles.protocols import Reports, Roles
 from raysid.roles.state_files import read_state
@@ -33,6 +35,7 @@ from tests.support.placement_ends import WITHOUT_DROPOUT, check_rule_2, ends, lo
 from tests.support.recorded_actors import RecordedFakeScoreActor, RecordedGeneratorActor
 from tests.support.reference_folder import reference_cases
 from tests.support.reference_training import (
+    RecordedDraws,
     check_losses,
     check_weights,
     initial_network,
@@ -164,7 +167,9 @@ def test_reference_training_on_actors(
     workers = {"generator.num_workers": ranks, "fake_score.num_workers": ranks}
     config = override(reference_config(settings), workers)
     assert config.microbatch * ranks == settings["batch"]
-    inputs = RunInputs(config, str(tmp_path / "teacher"), label_frequencies=(1.0,))
+    inputs = RunInputs(
+        config, str(tmp_path / "teacher"), label_frequencies=(1.0,) * settings["network"]["label_dim"]
+    )
     fleet = start_fleet(inputs.teacher, config, threads=1)
     pool = TeacherPool(Attendance("reference", fleet.sync, RoleResources(), timeout=60), single=True)
     learners = {
@@ -176,7 +181,8 @@ def test_reference_training_on_actors(
         fake_score = RemoteFakeScore(learners["fake_score"], config.batch_size)
         generator = RemoteGenerator(learners["generator"], config.batch_size)
         get([*fake_score.join(), *generator.join()])
-        roles = Roles(pool, fake_score, generator)
+        labels = LabelConditions(inputs.label_frequencies, partial(RecordedDraws, name))
+        roles = Roles(pool, fake_score, generator, labels)
         results = [take_step(roles, config, step) for step in range(len(settings["losses"]))]
         for result, expected in zip(results, settings["losses"], strict=True):
             for reports in zip(get(result.fake_score), get(result.generator), strict=True):
@@ -234,13 +240,16 @@ def test_a_step_whose_token_is_lost_does_not_run(
     config = tiny_config(teacher, tmp_path)
     inputs, source = inputs_for(config)
     placement: Placement = (SplitPlacement if split else LocalPlacement)(inputs, source, 1)
-    generator, fake = placement.roles.generator, placement.roles.fake_score
+    generator, fake, labels = (
+        getattr(placement.roles, name) for name in ("generator", "fake_score", "conditions")
+    )
     first, second = (Slice(0, start, BATCH // 2) for start in (0, BATCH // 2))
     try:
         save_whole(placement, str(tmp_path / "before"))
-        token = fake.accumulate(first, generator.generate(first)[1])
+        conds = {at: labels.of(at, "generator") for at in (first, second)}
+        token = fake.accumulate(first, generator.generate(first, conds[first])[1], conds[first])
         if split:
-            failed = fake.accumulate(second, lost())
+            failed = fake.accumulate(second, lost(), conds[second])
             with pytest.raises(RunFailed, match="the machine that made it is gone"):
                 collect(placement, fake.step(0, token, failed))
         with pytest.raises((RunFailed, RuntimeError), match="step 0 has microbatches .* one was lost"):
@@ -251,7 +260,8 @@ def test_a_step_whose_token_is_lost_does_not_run(
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
 
         # Once the other microbatch arrives, the step runs.
-        collect(placement, fake.step(0, token, fake.accumulate(second, generator.generate(second)[1])))
+        other = fake.accumulate(second, generator.generate(second, conds[second])[1], conds[second])
+        collect(placement, fake.step(0, token, other))
         save_whole(placement, str(tmp_path / "stepped"))
         with pytest.raises(AssertionError, match="differ"):
             assert_same(learner_states(tmp_path / "stepped"), learner_states(tmp_path / "before"))
@@ -274,7 +284,13 @@ def test_psi_changes_only_at_the_end_of_a_step_that_may_wait_for_scorers(
     try:
         save_whole(placement, str(tmp_path / "before"))
         halves = [Slice(0, start, BATCH // 2) for start in (0, BATCH // 2)]
-        get([fake.accumulate(at, generator.generate(at)[1]) for at in halves])
+        conds = [placement.roles.conditions.of(at, "generator") for at in halves]
+        get(
+            [
+                fake.accumulate(at, generator.generate(at, c)[1], c)
+                for at, c in zip(halves, conds, strict=True)
+            ]
+        )
         save_whole(placement, str(tmp_path / "after"))
         assert_same(learner_states(tmp_path / "after"), learner_states(tmp_path / "before"))
     finally:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raysid.roles.conditions import LabelConditions
 from raysid.roles.fake_score import FakeScoreLearner
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.protocols import Roles
@@ -36,6 +37,7 @@ def test_reference_training_in_one_process(name: str, settings: dict[str, Any]) 
             config, initial_network(name, settings), stream, RecordedStream.pixel_max, draws
         ),
         generator=GeneratorLearner(config, initial_network(name, settings), draws=draws),
+        conditions=LabelConditions((1.0,) * settings["network"]["label_dim"], draws),
     )
     for step, expected in enumerate(settings["losses"]):
         result = take_step(roles, config, step)

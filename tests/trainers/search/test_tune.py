@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray import tune
 from ray.cluster_utils import Cluster
 from ray.tune.experiment import Trial
@@ -20,7 +21,7 @@ from raysid.config import Config, TuneConfig
 from raysid.errors import UserError
 from raysid.recipes import load_recipe
 from raysid.roles.generator_learner import GeneratorLearner
-from raysid.roles.messages import Slice
+from raysid.roles.messages import Conditions, Slice
 from raysid.run.folder import RunFolder
 from raysid.run.metrics import read_metrics
 from raysid.trainers.distill import distill
@@ -256,16 +257,17 @@ def test_fifty_runs_that_end_between_score_and_pullback_leave_no_graphs(
 ) -> None:
     """A service for two runs keeps at most the graphs of two, however many runs it has served."""
     config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, microbatch_size=BATCH)
-    noised, _ = GeneratorLearner(
-        config, tiny_network(3, img_resolution=8, label_dim=10), (1.0,) * 10
-    ).generate(Slice(1, 0, BATCH))
+    cond = Conditions({"labels": torch.arange(BATCH) % 10})
+    noised, _ = GeneratorLearner(config, tiny_network(3, img_resolution=8, label_dim=10)).generate(
+        Slice(1, 0, BATCH), cond
+    )
     fleet = start_fleet(str(config.teacher.path), config, threads=1, runs=2)
     try:
         (scorer,) = fleet.members
         batch = ray.put(noised)
         memory, pages = Path("/proc/self/statm"), []  # the second number: resident pages of 4096 bytes
         for run in range(50):
-            ray.get(scorer.actor.score.remote(batch, 1.0, f"run {run}", False))
+            ray.get(scorer.actor.score.remote(batch, cond, 1.0, f"run {run}", False))
             pages.append(ray.get(scorer.actor.__ray_call__.remote(lambda role: memory.read_text())))
         report = ray.get(scorer.actor.report.remote())
         assert report["graphs"] <= 2 * config.graphs_kept
