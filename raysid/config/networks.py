@@ -206,7 +206,10 @@ class DiffusersSettings(Settings):
     default_tmax: ClassVar[int] = DDPM_TMAX
     augment_dim: ClassVar[int] = 0
 
-    unet: dict[str, Any] = Field(description="Settings of its UNet2DModel, with diffusers' names.")
+    unet_class: Literal["UNet2DModel", "UNet2DConditionModel"] = Field(
+        "UNet2DModel", description="Its class in diffusers: with classes or without, or with text."
+    )
+    unet: dict[str, Any] = Field(description="Settings of that class, with diffusers' names.")
     scheduler: ScheduleSettings
     null_class: bool = Field(False, description='The last class means "no class".')
 
@@ -215,12 +218,19 @@ class DiffusersSettings(Settings):
         """(C, H, W) of the images."""
         size = self.unet.get("sample_size")
         resolution = size if isinstance(size, int) else size[0]  # type: ignore[index]
-        return self.unet.get("in_channels", 3), resolution, resolution
+        return self.unet.get("in_channels", self._default_channels), resolution, resolution
 
     @property
     def label_dim(self) -> int:
         """Number of classes, without the one for "no class"; 0: unconditional."""
         return (self.unet.get("num_class_embeds") or 0) - self.null_class
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text embeddings that the U-Net takes; 0 for one without text."""
+        if self.unet_class == "UNet2DModel":
+            return 0
+        return self.unet.get("encoder_hid_dim") or self.unet.get("cross_attention_dim", 1280)
 
     @property
     def dropout(self) -> float:
@@ -231,7 +241,7 @@ class DiffusersSettings(Settings):
         height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
         if not (_is_count(height) and height == width):
             yield f"unet.sample_size is {size!r}; allowed: the images' one height and width"
-        channels = self.unet.get("in_channels", 3)
+        channels = self.unet.get("in_channels", self._default_channels)
         if not _is_count(channels):
             yield f"unet.in_channels is {channels!r}; allowed: integer above 0"
         if _is_count(height) and _is_count(channels):
@@ -247,6 +257,14 @@ class DiffusersSettings(Settings):
             yield f"unet.num_class_embeds is {classes!r}; allowed: null, integer above 0"
         elif self.null_class and (classes or 0) < 2:
             yield "null_class is for a network with classes"
+        if self.unet_class == "UNet2DConditionModel" and not _is_count(self.text_width):
+            width = self.unet.get("encoder_hid_dim") or self.unet.get("cross_attention_dim")
+            yield f"unet.cross_attention_dim is {width!r}; allowed: the one width of the text embeddings"
+
+    @property
+    def _default_channels(self) -> int:
+        """Channels of the class in diffusers, if its settings name none."""
+        return 3 if self.unet_class == "UNet2DModel" else 4
 
 
 def _check_name(name: str) -> str:

@@ -197,18 +197,20 @@ def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
         noise, prediction_type = read_scheduler(settings.scheduler.model_dump())
     package = _diffusers()
     try:
-        model = package.UNet2DModel(**settings.unet)
+        model = getattr(package, settings.unet_class)(**settings.unet)
     except Exception as error:  # the constructor does not document what it raises
         reason = str(error).partition("\n")[0]
-        raise UserError(f"diffusers cannot build a UNet2DModel with these settings: {reason}") from None
+        raise UserError(
+            f"diffusers cannot build a {settings.unet_class} with these settings: {reason}"
+        ) from None
     network = DiffusersDenoiser(model, noise, prediction_type, null_class=settings.null_class)
     network.settings = settings
     return network
 
 
-def unet_parameters() -> Collection[str]:
-    """Return the names of the settings of diffusers' UNet2DModel. Raises UserError without the package."""
-    parameters = inspect.signature(_diffusers().UNet2DModel.__init__).parameters
+def unet_parameters(unet_class: str) -> Collection[str]:
+    """Return the names of the settings of a U-Net's class in diffusers. Raises UserError without the package."""
+    parameters = inspect.signature(getattr(_diffusers(), unet_class).__init__).parameters
     return parameters.keys() - {"self"}
 
 

@@ -155,7 +155,7 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
         raise UserError(f"{file} has no beta_schedule: it is not one with discrete DDPM steps")
     if isinstance(betas, list) and len(betas) != scheduler.get("num_train_timesteps", 1000):
         raise UserError(f"{file} cannot be used: its {len(betas)} trained_betas are not num_train_timesteps")
-    known = unet_parameters()
+    known = unet_parameters(kind)
     tree = {
         "unet": {name: value for name, value in config.items() if name in known},
         "scheduler": {name: v for name, v in scheduler.items() if name in ScheduleSettings.model_fields},
