@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -13,6 +14,9 @@ from raysid.method.sampling import one_step_from
 from raysid.networks import FactorySettings
 from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
+from raysid.networks.latents import LatentDecoder
+from raysid.networks.parts import TEXT_ENCODER
+from raysid.networks.text import TextEncoder, Tokenizer, shared_encoder
 from raysid.storage import exists, location
 
 Which = Literal["last", "best"]
@@ -25,13 +29,27 @@ class Generator(nn.Module):
     Attributes:
         card: its network's settings, its noise level, how it was trained.
         network: the denoiser that is evaluated once.
+        parts: folder of the text encoder, the tokenizer and the VAE, which are loaded when they are first used.
     """
 
-    def __init__(self, card: NetworkCard, network: Network) -> None:
+    def __init__(self, card: NetworkCard, network: Network, parts: UPath | None = None) -> None:
         super().__init__()
         self.card = card
         self.network = network
         self.sigma_init = card.sigma_init
+        self.parts = parts
+        self._encoder: TextEncoder | None = None
+        self._decoder: LatentDecoder | None = None
+
+    @property
+    def takes_text(self) -> bool:
+        """True if samples are made from prompts."""
+        return bool(getattr(self.card.network, "text_width", 0))
+
+    @property
+    def makes_latents(self) -> bool:
+        """True if the network's samples are latents, which the VAE decodes."""
+        return bool(getattr(self.card.network, "latents", False))
 
     @property
     def num_classes(self) -> int:
@@ -43,24 +61,49 @@ class Generator(nn.Module):
         """Shape of a sample; (C, H, W) of images."""
         return self.card.network.sample_shape
 
-    def forward(self, z: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, class_labels: Tensor | None = None, text: Tensor | None = None) -> Tensor:
         """Make samples from standard normal noise.
 
         Args:
             z: noise (B, *sample_shape).
             class_labels: class indices (B,), each in 0 to num_classes - 1; None if the generator has no classes.
+            text: embeddings (B, tokens, width) as `encode` returns them; None if the generator takes no text.
 
         Returns:
-            Samples like z. Images are in [-1, 1], clamped except in train mode; those of a user's own module are not
-            clamped and have its units.
+            Samples like z. Images are in [-1, 1], clamped except in train mode; latents, and the samples of a user's
+            own module, are not clamped and have their own units.
 
         Raises:
-            ValueError: labels are missing, not integers, of another shape, or outside the classes.
+            ValueError: labels or text are missing, or of another shape; labels are not integers or outside the classes.
         """
-        cond = self._condition(class_labels, len(z))
+        cond = self._text(text, len(z)) if self.takes_text else self._condition(class_labels, len(z))
         samples = one_step_from(self.network, self.network.noise, self.card.level, z, cond)
-        unbounded = isinstance(self.card.network, FactorySettings)
+        unbounded = self.makes_latents or isinstance(self.card.network, FactorySettings)
         return samples if self.training or unbounded else samples.clamp(-1, 1)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of prompts, (B, tokens, width).
+
+        Raises:
+            UserError: the text encoder is not where the card says.
+            ValueError: the generator takes no text.
+        """
+        if not self.takes_text:
+            raise ValueError("this generator takes no text: call it without prompts")
+        encoder = self._text_encoder()
+        return encoder(Tokenizer(encoder.folder)(prompts).ids)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images of latents, (B, 3, H, W) in [-1, 1]; samples that are no latents unchanged.
+
+        Raises:
+            UserError: the VAE is not where the card says.
+        """
+        if not self.makes_latents:
+            return latents
+        if self._decoder is None:
+            self._decoder = LatentDecoder(self._parts(), next(self.network.parameters()).device)
+        return self._decoder(latents)
 
     @torch.no_grad()
     def sample(
@@ -68,13 +111,17 @@ class Generator(nn.Module):
         num_images: int,
         class_labels: Tensor | None = None,
         generator: torch.Generator | None = None,
+        prompts: str | Sequence[str] | None = None,
     ) -> Tensor:
-        """Draw noise and make samples (num_images, *sample_shape).
+        """Draw noise and make samples: (num_images, *sample_shape), or the images of latents.
 
         Args:
             class_labels: class indices (num_images,) or one index for all; None draws them uniformly.
             generator: source of randomness; torch's global one if None.
+            prompts: a prompt for each image, or one for all; a generator that takes text needs them.
         """
+        if prompts is not None or self.takes_text:
+            return self._sample_prompts(num_images, prompts, generator)
         device = next(self.network.parameters()).device
         source = generator.device if generator is not None else device
         z = torch.randn(num_images, *self.sample_shape, generator=generator, device=source).to(device)
@@ -93,7 +140,46 @@ class Generator(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | UPath, factory: str | None = None) -> Self:
         """Read a folder that `save_pretrained` wrote; `factory` and errors as in `load_generator`."""
-        return cls(*load_network(folder, "generator", factory)).eval()
+        card, network = load_network(folder, "generator", factory)
+        own = location(folder)
+        parts = own if card.parts is None else location(card.parts)
+        return cls(card, network, parts).eval()
+
+    def _sample_prompts(
+        self, count: int, prompts: str | Sequence[str] | None, generator: torch.Generator | None
+    ) -> Tensor:
+        if prompts is None:
+            raise ValueError("this generator makes images from prompts: give one, or one for each image")
+        prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != count:
+            raise ValueError(f"there are {len(prompts)} prompts for {count} images")
+        device = next(self.network.parameters()).device
+        source = generator.device if generator is not None else device
+        z = torch.randn(count, *self.sample_shape, generator=generator, device=source).to(device)
+        return self.decode(self(z, text=self.encode(prompts)))
+
+    def _text_encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            self._encoder = shared_encoder(str(self._parts()), next(self.network.parameters()).device)
+        return self._encoder
+
+    def _parts(self) -> UPath:
+        if self.parts is None or not exists(self.parts / TEXT_ENCODER):
+            where = self.parts if self.parts is not None else "its folder"
+            raise UserError(
+                f"this generator's text encoder is not in {where}: copy the teacher's folder there, or use what "
+                "`raysid export --to diffusers` writes"
+            )
+        return self.parts
+
+    def _text(self, text: Tensor | None, count: int) -> Tensor:
+        if text is None:
+            raise ValueError(
+                "this generator makes images from text: give its embeddings, as `encode` returns them"
+            )
+        if text.ndim != 3 or len(text) != count:
+            raise ValueError(f"text must have shape ({count}, tokens, width), not {tuple(text.shape)}")
+        return text
 
     def _condition(self, class_labels: Tensor | None, count: int) -> Tensor | None:
         if self.num_classes == 0:

@@ -60,25 +60,42 @@ def import_network(
 @click.option(
     "--to",
     "form",
-    type=click.Choice(["safetensors", "torch"]),
+    type=click.Choice(["safetensors", "torch", "diffusers"]),
     required=True,
     help="safetensors: a folder of model.safetensors and config.json. torch: a state dict for torch.load(PATH, "
-    "weights_only=True), with its settings beside it in a .json of the same name.",
+    "weights_only=True), with its settings beside it in a .json of the same name. diffusers: a pipeline's folder, "
+    "which stock diffusers runs in one step.",
 )
+@click.option("--half", is_flag=True, help="With --to diffusers: weights in half precision, variant fp16.")
 @click.option("--out", required=True, metavar="PATH", help="File or folder to write; it must not exist.")
 @WHICH
 @FACTORY
 def export(
-    run: str, form: Literal["safetensors", "torch"], out: str, which: Which, factory: str | None
+    run: str,
+    form: Literal["safetensors", "torch", "diffusers"],
+    half: bool,
+    out: str,
+    which: Which,
+    factory: str | None,
 ) -> None:
     """Export the generator of a run for other programs.
 
     RUN is the folder of a run, as in `runs/digits-sida`, of a generator, or of a teacher.
     """
+    if half and form != "diffusers":
+        raise click.UsageError("--half is for --to diffusers")
     from raysid.generator import generator_folder
     from raysid.networks.files import export_network
     from raysid.storage import storage_folder
 
     folder = generator_folder(run, which)
+    if form == "diffusers":
+        from raysid.networks.pipeline_export import export_pipeline
+
+        exported = export_pipeline(folder, storage_folder(out), half)
+        click.echo(exported.folder)
+        if not exported.pipeline:
+            click.echo("It has unet/ and scheduler/: no stock pipeline of diffusers fits this generator.")
+        return
     for path in export_network(folder, form, storage_folder(out), factory):
         click.echo(path)

@@ -212,6 +212,7 @@ class DiffusersSettings(Settings):
     unet: dict[str, Any] = Field(description="Settings of that class, with diffusers' names.")
     scheduler: ScheduleSettings
     null_class: bool = Field(False, description='The last class means "no class".')
+    latents: bool = Field(False, description="Samples are latents, which the VAE of the folder decodes.")
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class DiffusersDenoiser(Network):
     ) -> None:
         super().__init__()
         _check_model(model)
-        self.takes_text = isinstance(model, _diffusers().UNet2DConditionModel)
+        self.takes_text = isinstance(model, diffusers_package().UNet2DConditionModel)
         self.model = model
         classes = 0 if self.takes_text else self.model.config.num_class_embeds or 0
         if null_text is not None and not self.takes_text:
@@ -176,7 +176,7 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[DDPMNoise, PredictionType
         # diffusers would fill in its default betas, even for the config of a flow model
         raise UserError("this scheduler config has no beta_schedule: it is not one with discrete DDPM steps")
     try:
-        scheduler = _diffusers().DDPMScheduler.from_config(dict(config))
+        scheduler = diffusers_package().DDPMScheduler.from_config(dict(config))
         noise = DDPMNoise.nearest(scheduler.alphas_cumprod)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]  # torch appends lists of signatures
@@ -195,7 +195,7 @@ def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
     """
     with torch.device("cpu"):  # the schedule is checked: it needs values even if the network is on meta
         noise, prediction_type = read_scheduler(settings.scheduler.model_dump())
-    package = _diffusers()
+    package = diffusers_package()
     try:
         model = getattr(package, settings.unet_class)(**settings.unet)
     except Exception as error:  # the constructor does not document what it raises
@@ -210,11 +210,11 @@ def build_diffusers(settings: DiffusersSettings) -> DiffusersDenoiser:
 
 def unet_parameters(unet_class: str) -> Collection[str]:
     """Return the names of the settings of a U-Net's class in diffusers. Raises UserError without the package."""
-    parameters = inspect.signature(getattr(_diffusers(), unet_class).__init__).parameters
+    parameters = inspect.signature(getattr(diffusers_package(), unet_class).__init__).parameters
     return parameters.keys() - {"self"}
 
 
-def _diffusers() -> ModuleType:
+def diffusers_package() -> ModuleType:
     """Import the package diffusers. Raises UserError if that fails."""
     try:
         import diffusers
@@ -225,7 +225,7 @@ def _diffusers() -> ModuleType:
 
 def _check_model(model: Any) -> None:
     """Check that a model takes only x_t, t and one condition, and predicts epsilon or v. Raises UserError."""
-    package = _diffusers()
+    package = diffusers_package()
     if not isinstance(model, (package.UNet2DModel, package.UNet2DConditionModel)):
         raise UserError(
             f"a {type(model).__name__} cannot be used: only diffusers' UNet2DModel and UNet2DConditionModel can"

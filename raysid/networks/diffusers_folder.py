@@ -32,6 +32,7 @@ from raysid.networks.files import (
     shapes_of,
     weight_shapes,
 )
+from raysid.networks.parts import check_pipeline, digest_parts
 from raysid.storage import BUCKETS, LOCAL, children, exists, read_whole
 
 STEM, SAFETENSORS = "diffusion_pytorch_model", ".safetensors"
@@ -56,12 +57,14 @@ class DiffusersNetwork:
     Attributes:
         settings: the network's settings.
         weights: the denoiser's state dict, in the file's precision.
-        sha256: digest of the weights' file and the settings.
+        sha256: digest of the weights' file, the settings and the parts.
+        parts: folder of the text encoder and the other parts of a text-to-image pipeline; None for other networks.
     """
 
     settings: DiffusersSettings
     weights: dict[str, Tensor]
     sha256: str
+    parts: UPath | None = None
 
     def card(self, name: str) -> NetworkCard:
         """Return the card of this network as a teacher of ours, imported from the folder `name`."""
@@ -105,7 +108,11 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
         content = _read(file)
         given |= parse_weights(content, file)
         digest.update(content)
-    digest.update(settings.model_dump_json().encode())
+    parts = _pipeline(unet) if settings.text_width else None
+    # Without text the digest is that of earlier releases, whose converted teachers stay in use.
+    digest.update(settings.model_dump_json(exclude=None if parts else {"unet_class", "latents"}).encode())
+    if parts is not None:
+        digest.update(digest_parts(parts).encode())
     try:
         expected = weight_shapes(settings)
         _check_runs(settings)
@@ -121,7 +128,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
             f"{file} does not fit the network of {CONFIG}: {odd[0].removeprefix('model.')} and {len(odd) - 1} more "
             "differ"
         )
-    return DiffusersNetwork(settings, weights, digest.hexdigest())
+    return DiffusersNetwork(settings, weights, digest.hexdigest(), parts)
 
 
 def _check_runs(settings: DiffusersSettings) -> None:
@@ -129,9 +136,11 @@ def _check_runs(settings: DiffusersSettings) -> None:
     with torch.device("meta"):
         images = torch.empty(1, *settings.sample_shape)
         step = torch.zeros(1, dtype=torch.long)
-        labels = {"class_labels": step} if settings.label_dim else {}
+        given = {"class_labels": step} if settings.label_dim else {}
+        if settings.text_width:
+            given["encoder_hidden_states"] = torch.empty(1, 1, settings.text_width)
         try:
-            build_diffusers(settings).model(images, step, **labels)
+            build_diffusers(settings).model(images, step, **given)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(str(error).partition("\n")[0]) from None
 
@@ -141,11 +150,16 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
 
     Keys that diffusers' class does not take, such as those of a moving average, are left out as diffusers does.
     """
-    _check_makes_images(unet)
-    config = _config(unet / CONFIG)
+    config = _config(unet / CONFIG) if exists(unet / CONFIG) else {}
     kind = config.get("_class_name")
-    if kind != "UNet2DModel":
-        raise UserError(f"{unet} holds a {kind}: of diffusers' networks only a UNet2DModel can be a teacher")
+    if kind != "UNet2DConditionModel":
+        _check_makes_images(unet)
+        config = _config(unet / CONFIG)
+        if kind != "UNet2DModel":
+            raise UserError(
+                f"{unet} holds a {kind}: of diffusers' networks a UNet2DModel or a UNet2DConditionModel can be a "
+                "teacher"
+            )
     file = next((file for file in _scheduler_files(unet) if exists(file)), None)
     if file is None:
         raise UserError(f"{unet} has no scheduler: {SCHEDULER} must be next to it or in scheduler/")
@@ -157,17 +171,27 @@ def _settings(unet: UPath, num_classes: int) -> DiffusersSettings:
         raise UserError(f"{file} cannot be used: its {len(betas)} trained_betas are not num_train_timesteps")
     known = unet_parameters(kind)
     tree = {
+        "unet_class": kind,
         "unet": {name: value for name, value in config.items() if name in known},
         "scheduler": {name: v for name, v in scheduler.items() if name in ScheduleSettings.model_fields},
         "null_class": num_classes > 0 and config.get("num_class_embeds") == num_classes + 1,
     }
     try:
-        return DiffusersSettings.model_validate(tree)
+        settings = DiffusersSettings.model_validate(tree)
+        if not settings.text_width:
+            return settings
+        latents = check_pipeline(_pipeline(unet), settings.text_width)
+        return settings.model_copy(update={"latents": latents})
     except ValidationError as error:
         first = error.errors()[0]
         at = [str(part) for part in first["loc"]]
         where = file if at[:1] == ["scheduler"] else unet / CONFIG
         raise UserError(f"{where} cannot be used: {': '.join([*at[1:], first['msg']])}") from None
+
+
+def _pipeline(unet: UPath) -> UPath:
+    """Return the folder of the pipeline that a U-Net with text belongs to."""
+    return unet.parent if unet.name in ("unet", "unet_ema") else unet
 
 
 def _config(file: UPath) -> dict[str, Any]:
@@ -194,7 +218,7 @@ def _scheduler_files(unet: UPath) -> list[UPath]:
 
 def _check_makes_images(unet: UPath) -> None:
     """Refuse a pipeline without a U-Net, and one whose U-Net makes latents of a VAE."""
-    folder = unet.parent if unet.name in ("unet", "unet_ema") else unet
+    folder = _pipeline(unet)
     names = {path.name for path in children(folder)}
     pipeline = _config(folder / PIPELINE) if PIPELINE in names else {}
     kind = pipeline.get("_class_name", "pipeline")

@@ -61,6 +61,9 @@ class NetworkCard(BaseModel):
         description="Step at which a generator runs, instead of `sigma_init` where noise levels are steps.",
     )
     trained: dict[str, Any] = Field({}, description="How it was made: step, images, settings, figures.")
+    parts: str | None = Field(
+        None, description="Folder of the text encoder, tokenizer and VAE, if they are not in this folder."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,11 +87,13 @@ class NetworkCard(BaseModel):
         return level
 
     @classmethod
-    def for_generator(cls, network: Network, sigma_init: float, trained: dict[str, Any]) -> Self:
+    def for_generator(
+        cls, network: Network, sigma_init: float, trained: dict[str, Any], parts: str | None = None
+    ) -> Self:
         """Return the card of a generator that runs at the noise process's start level for `sigma_init`."""
         settings, level = network.settings, network.noise.start_level(sigma_init)
         at: dict[str, Any] = {"tau" if settings.discrete_levels else "sigma_init": level}
-        return cls(kind="generator", network=settings, **at, trained=trained)
+        return cls(kind="generator", network=settings, **at, trained=trained, parts=parts)
 
 
 def save_network(folder: str | UPath, card: NetworkCard, network: Network) -> None:
@@ -103,7 +108,8 @@ def network_files(card: NetworkCard, weights: Mapping[str, Tensor]) -> dict[str,
 
 
 def _card_json(card: NetworkCard) -> bytes:
-    return (card.model_dump_json(indent=2) + "\n").encode()
+    left_out = {"parts"} if card.parts is None else None
+    return (card.model_dump_json(indent=2, exclude=left_out) + "\n").encode()
 
 
 def write_network(folder: str | UPath, card: NetworkCard, weights: Mapping[str, Tensor]) -> None:

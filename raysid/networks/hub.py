@@ -14,6 +14,7 @@ from types import ModuleType
 from raysid.errors import NotHere
 from raysid.networks.diffusers_folder import PIPELINE, SCHEDULER, STEM, weights_name
 from raysid.networks.files import CONFIG, WEIGHTS
+from raysid.networks.parts import TEXT_ENCODER, chosen_files
 from raysid.storage import exists, location
 from raysid.storage.failures import explain
 
@@ -107,6 +108,11 @@ def _needed(names: Collection[str], path: str) -> Iterator[str]:
             yield from (unet + name for name in beside if _SHARD.fullmatch(name))
     elif not unet and WEIGHTS in names:
         yield WEIGHTS
+    if any(name.startswith(f"{TEXT_ENCODER}/") for name in names):
+        try:
+            yield from chosen_files(names)
+        except ValueError as error:
+            raise NotHere(f"the model {path} of the Hub {error}") from None
 
 
 def _library(path: str) -> ModuleType:

@@ -14,7 +14,10 @@ from raysid.data.windows import ReadBlocks
 from raysid.method.draws import Draws
 from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
+from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.networks.files import load_network
+from raysid.networks.parts import TEXT_ENCODER
+from raysid.networks.text import TextEncoder, shared_encoder
 from raysid.roles.compute import equip
 from raysid.roles.conditions import LabelConditions
 from raysid.roles.fake_score import FakeScoreLearner
@@ -24,6 +27,7 @@ from raysid.roles.ranks import Ranks
 from raysid.roles.state_files import StateFile, read_state, state_file
 from raysid.roles.step import microbatches
 from raysid.roles.teacher import TeacherScorer
+from raysid.storage import exists, location
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def build_teacher(teacher: str, config: Config, runs_kept: int = 1) -> TeacherSc
     network = load_network(teacher, "teacher", config.teacher.factory)[1]
     network.precision = config.teacher.precision or config.precision
     equip(network, config.teacher_compute, config.device_of("teacher"))
-    return TeacherScorer(network, config.graphs_kept, runs_kept)
+    return TeacherScorer(network, config.graphs_kept, runs_kept, use_text(network, teacher))
 
 
 def build_fake_score(
@@ -80,7 +84,10 @@ def build_fake_score(
     network.use_steps(config.method.noise_steps)
     network.precision = config.precision
     equip(network, config.compute, config.device_of("fake_score"))
-    learner = FakeScoreLearner(config, network, stream, source.pixel_max if source else 255, ranks=ranks)
+    text = use_text(network, inputs.teacher)
+    learner = FakeScoreLearner(
+        config, network, stream, source.pixel_max if source else 255, ranks=ranks, text=text
+    )
     _restore(learner, inputs)
     return learner
 
@@ -143,9 +150,22 @@ def build_generator(inputs: RunInputs, ranks: Ranks | None = None) -> GeneratorL
     if inputs.start is not None and inputs.checkpoint is None:
         start = load_network(inputs.start, "generator", config.teacher.factory)[1]
         network.load_state_dict(start.state_dict())
-    learner = GeneratorLearner(config, network, ranks=ranks)
+    learner = GeneratorLearner(config, network, ranks=ranks, text=use_text(network, inputs.teacher))
     _restore(learner, inputs)
     return learner
+
+
+def use_text(network: Network, teacher: str) -> TextEncoder | None:
+    """Return the text encoder of a teacher's folder on a network's device, and give the network the empty prompt.
+
+    Returns None for a network without text, and for a folder without an encoder, whose runs get embeddings.
+    """
+    if not getattr(network.settings, "text_width", 0) or not exists(location(teacher) / TEXT_ENCODER):
+        return None
+    text = shared_encoder(teacher, next(network.parameters()).device)
+    assert isinstance(network, DiffusersDenoiser)
+    network.null_text = text.null_text()
+    return text
 
 
 def _restore(learner: Learner, inputs: RunInputs) -> None:

@@ -7,12 +7,15 @@ role turns them into its network's conditions, once a call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from raysid.config import Config
 from raysid.method.draws import DrawsAt
 from raysid.networks.denoiser import Network
+from raysid.networks.text import TextEncoder, Tokenizer
 from raysid.roles.messages import Conditions, Slice
 from raysid.roles.protocols import Purpose
 
@@ -39,13 +42,58 @@ class LabelConditions:
         return Conditions({"labels": draws.labels(f"{purpose}/labels", self.frequencies)})
 
 
-def network_conditions(conditions: Conditions, network: Network, device: torch.device) -> Tensor | None:
+class PromptStream(Protocol):
+    """Prompts by their position in an endless stream."""
+
+    def read(self, start: int, count: int) -> Sequence[str]:
+        """Return the prompts at positions `start` to `start + count`."""
+
+
+class PromptConditions:
+    """Prompts, each at the position of its sample in a stream, as token ids.
+
+    Implements `raysid.roles.protocols.ConditionService`. In the alternating order psi's samples and theta's have
+    separate prompts, psi's first.
+
+    Args:
+        stream: the prompts.
+        config: the run's settings.
+    """
+
+    def __init__(self, stream: PromptStream, tokenizer: Tokenizer, config: Config) -> None:
+        self.stream, self.tokenizer = stream, tokenizer
+        self.batch_size = config.batch_size
+        self.alternating = config.schedule == "alternating"
+        self.read = self.cut = 0
+
+    def of(self, at: Slice, purpose: Purpose) -> Conditions:
+        """Return the token ids (B, tokens) of a microbatch's prompts."""
+        batch = 2 * at.step + (purpose == "generator") if self.alternating else at.step
+        prompts = self.stream.read(batch * self.batch_size + at.start, at.count)
+        tokens = self.tokenizer(prompts)
+        self.read, self.cut = self.read + len(prompts), self.cut + int(tokens.cut.sum())
+        return Conditions({"tokens": tokens.ids})
+
+    def report(self) -> dict[str, float]:
+        """Return figures since the start: prompts read, and the share of them that was cut."""
+        return {"prompts": float(self.read), "prompts_cut": self.cut / self.read if self.read else 0.0}
+
+
+def network_conditions(
+    conditions: Conditions, network: Network, device: torch.device, text: TextEncoder | None = None
+) -> Tensor | None:
     """Turn conditions into those that a network takes, on a device.
+
+    Args:
+        text: the text encoder, for token ids.
 
     Returns:
         One-hot labels (B, label_dim), or embeddings (B, tokens, width); None if there are no conditions.
     """
     values = conditions.values
+    if "tokens" in values:
+        assert text is not None
+        return text(values["tokens"]).to(device)
     if "embeddings" in values:
         return values["embeddings"].to(device)
     if "labels" in values:

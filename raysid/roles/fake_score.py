@@ -17,7 +17,7 @@ from raysid.method.draws import Draws, DrawsAt, seed_torch
 from raysid.method.guidance import guided
 from raysid.method.losses import denoising_loss, discriminator_loss, finite_samples
 from raysid.networks.denoiser import Network
-from raysid.roles.conditions import network_conditions
+from raysid.networks.text import TextEncoder
 from raysid.roles.learner import BAD_SAMPLES, Learner, where_good
 from raysid.roles.messages import (
     Conditions,
@@ -45,7 +45,7 @@ class FakeScoreLearner(Learner):
     Args:
         real_images: the stream of real images, which the adversarial term needs.
         pixel_max: the stored pixel value that stands for +1 in `real_images`.
-        config, network, draws, ranks: as `Learner`'s.
+        config, network, draws, ranks, text: as `Learner`'s.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class FakeScoreLearner(Learner):
         pixel_max: int = 255,
         draws: DrawsAt | None = None,
         ranks: Ranks | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
-        super().__init__("fake_score", config, network, draws, ranks)
+        super().__init__("fake_score", config, network, draws, ranks, text)
         adversarial = config.method.adversarial
         self.clip = adversarial.clip_gradient if adversarial else None
         self.real_images = real_images
@@ -76,7 +77,7 @@ class FakeScoreLearner(Learner):
             self.network,
             x_t,
             noised.t,
-            network_conditions(cond, self.network, self.device),
+            self._given(cond),
             self.config.method.guidance.eval_fake,
             with_logits=self.config.method.adversarial is not None,
         )
@@ -118,7 +119,7 @@ class FakeScoreLearner(Learner):
         x_g = where_good(good, images.x_g)
         # The overlapped order's images were made with all conditions, so psi's unconditional branch learns the
         # marginal. The alternating order's were made without those that are dropped here.
-        given = self._drop_conditions(network_conditions(cond, self.network, self.device), draws)
+        given = self._drop_conditions(self._given(cond), draws)
         x, augment_labels = self._augmented(x_g, draws, "fake/augment")
         normal = self.noise.fake_score_draw == "normal"
         draw = draws.normal("fake/sigma_normal") if normal else draws.uniform("fake/t_uniform")
@@ -197,7 +198,7 @@ class FakeScoreLearner(Learner):
         pixels, labels = self.prepared.pop(at)
         cond = Conditions({"labels": torch.from_numpy(labels)})
         real = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
-        return real, network_conditions(cond, self.network, self.device)
+        return real, self._given(cond)
 
 
 def merge_rank_reports(reports: list[dict[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from raysid.method.sampling import one_step_from
 from raysid.method.schedules import adversary_acts, ema_beta
 from raysid.networks.denoiser import Network
 from raysid.networks.files import NetworkCard
-from raysid.roles.conditions import network_conditions
+from raysid.networks.text import TextEncoder
 from raysid.roles.learner import (
     BAD_SAMPLES,
     RECOMPUTED,
@@ -72,7 +72,7 @@ class GeneratorLearner(Learner):
     Implements `raysid.roles.protocols.GeneratorRole`.
 
     Args:
-        config, network, draws, ranks: as `Learner`'s. Each rank holds the average, too.
+        config, network, draws, ranks, text: as `Learner`'s. Each rank holds the average, too.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class GeneratorLearner(Learner):
         network: Network,
         draws: DrawsAt | None = None,
         ranks: Ranks | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
-        super().__init__("generator", config, network.train().requires_grad_(True), draws, ranks)
+        super().__init__("generator", config, network.train().requires_grad_(True), draws, ranks, text)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.parts = {"network": network, "ema": self.ema, "optimizer": self.optimizer}
         self.weights: list[Tensor] = list(self.network.parameters())
@@ -96,7 +97,7 @@ class GeneratorLearner(Learner):
         """Make images for psi's update in the alternating order: eval mode, no graph, some conditions dropped."""
         self._train(False)
         draws = self.draws(at.step, at.start, at.count)
-        given = self._drop_conditions(network_conditions(cond, self.network, self.device), draws)
+        given = self._drop_conditions(self._given(cond), draws)
         with torch.no_grad():
             return Images(self._make(at, "fake", given))
 
@@ -104,7 +105,7 @@ class GeneratorLearner(Learner):
     def generate(self, at: Slice, cond: Conditions) -> tuple[Noised, Images]:
         """Make images in train mode, keep their graph for `accumulate`, and noise them for the scorers."""
         self._train(True)
-        x_g = self._make(at, "generator", network_conditions(cond, self.network, self.device))
+        x_g = self._make(at, "generator", self._given(cond))
         good = finite_samples(x_g)
         draws = self.draws(at.step, at.start, at.count)
         uniform = draws.uniform("generator/t_uniform")
@@ -181,7 +182,8 @@ class GeneratorLearner(Learner):
             Diverged: its weights are NaN or infinite.
         """
         check_finite("averaged generator", self.averages)
-        card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained)
+        parts = None if self.text is None else self.text.folder
+        card = NetworkCard.for_generator(self.network, self.config.method.sigma_init, trained, parts)
         return card, copied_state(self.ema.state_dict())
 
     def _update(self, step: int, tokens: tuple[Token, ...]) -> StepReport:

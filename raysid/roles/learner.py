@@ -17,7 +17,9 @@ from raysid.method.guidance import drop_conditions
 from raysid.method.noise import NoiseProcess
 from raysid.method.schedules import learning_rate
 from raysid.networks.denoiser import Network
-from raysid.roles.messages import StepReport, Token, check_tokens
+from raysid.networks.text import TextEncoder
+from raysid.roles.conditions import network_conditions
+from raysid.roles.messages import Conditions, StepReport, Token, check_tokens
 from raysid.roles.profile import Stopwatch
 from raysid.roles.ranks import Ranks
 from raysid.roles.state_files import copied_state
@@ -119,6 +121,7 @@ class Learner:
         draws: makes the random draws; None draws from the run's seed.
         ranks: all ranks of the learner; None if there is one. Each holds all weights. Each accumulates some of the
             step's microbatches.
+        text: the text encoder, for conditions that are token ids.
     """
 
     clip: float | None = None  # largest absolute value of a gradient's element; None does not clip
@@ -130,8 +133,10 @@ class Learner:
         network: Network,
         draws: DrawsAt | None,
         ranks: Ranks | None,
+        text: TextEncoder | None,
     ) -> None:
         self.name = name
+        self.text = text
         self.config = config
         self.network = network
         self.noise: NoiseProcess = network.noise
@@ -204,6 +209,10 @@ class Learner:
             for at, (present, *sums) in zip(cut, table.tolist(), strict=True)
             if present
         )
+
+    def _given(self, cond: Conditions) -> Tensor | None:
+        """Return the network's conditions."""
+        return network_conditions(cond, self.network, self.device, self.text)
 
     def _drop_conditions(self, cond: Tensor | None, draws: Draws) -> Tensor | None:
         """Drop the conditions of some of psi's images, with guidance's probability.

@@ -85,8 +85,9 @@ class Conditions(Message):
     """The conditions of a microbatch's samples, as they travel.
 
     Attributes:
-        values: tensors (B, ...) by name, which `raysid.roles.conditions.Encoder` turns into the network's conditions:
-            `labels`, class indices int64 (B,), or `embeddings` (B, tokens, width); empty for a network without any.
+        values: tensors (B, ...) by name, which each role turns into its network's conditions
+            (`raysid.roles.conditions.network_conditions`): `labels`, class indices int64 (B,), `tokens`, token ids
+            int32 (B, tokens), or `embeddings` (B, tokens, width); empty for a network without any.
     """
 
     values: Mapping[str, Tensor]

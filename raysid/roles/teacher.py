@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raysid.method.guidance import guided
 from raysid.networks.denoiser import Network
+from raysid.networks.text import TextEncoder
 from raysid.roles.conditions import network_conditions
 from raysid.roles.messages import Conditions, Cotangent, Noised, Prediction, Pull, Slice
 from raysid.roles.profile import Stopwatch, busy
@@ -32,12 +33,16 @@ class TeacherScorer:
         network: the teacher's denoiser, which is frozen and put in eval mode.
         graphs_kept: microbatches of a run whose graph is kept, oldest evicted; 0 recomputes every pullback.
         runs_kept: number of runs that graphs are kept for; the least recently used is evicted.
+        text: the text encoder, for conditions that are token ids.
     """
 
-    def __init__(self, network: Network, graphs_kept: int = 2, runs_kept: int = 1) -> None:
+    def __init__(
+        self, network: Network, graphs_kept: int = 2, runs_kept: int = 1, text: TextEncoder | None = None
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.graphs_kept = graphs_kept
         self.runs_kept = runs_kept
+        self.text = text
         self.graphs: OrderedDict[str, Graphs] = OrderedDict()  # by run, in order of their last calls
         self.called: dict[str, float] = {}  # time of the last call, by run
         self.stopwatch = Stopwatch()
@@ -113,5 +118,5 @@ class TeacherScorer:
 
     def _predict(self, noised: Noised, cond: Conditions, guidance_scale: float) -> tuple[Tensor, Tensor]:
         x_t = noised.x_t.detach().requires_grad_(torch.is_grad_enabled())
-        given = network_conditions(cond, self.network, self.device)
+        given = network_conditions(cond, self.network, self.device, self.text)
         return x_t, guided(self.network, x_t, noised.t, given, guidance_scale)[0]

@@ -28,6 +28,7 @@ from raysid.networks.files import (
     weights_digest,
 )
 from raysid.networks.hub import hub_folder, is_hub_name, pinned
+from raysid.networks.parts import copy_parts
 from raysid.networks.published import Published, read_published
 from raysid.recipes import load_recipe
 from raysid.storage import exists, is_local, location, storage_folder
@@ -74,11 +75,13 @@ class ForeignTeacher:
     Attributes:
         folder: where the converted teacher will be kept.
         network: builds it, with its weights.
+        parts: folder of the other parts of its pipeline, which the converted teacher keeps; None for no pipeline.
     """
 
     folder: UPath
     card: NetworkCard
     network: Callable[[], Network]
+    parts: UPath | None = None
 
 
 Found = Teacher | ForeignTeacher | PretrainConfig
@@ -144,7 +147,8 @@ def _find_converted(
     folder = converted_folder(storage, "teachers", stem or name, foreign.sha256)
     if exists(folder / CONFIG):
         return load_teacher(folder, source)
-    return ForeignTeacher(folder, foreign.card(name), foreign.network)
+    parts = foreign.parts if isinstance(foreign, DiffusersNetwork) else None
+    return ForeignTeacher(folder, foreign.card(name), foreign.network, parts)
 
 
 def _find_hub(path: str, config: Config, source: ImageSource | None) -> Teacher | ForeignTeacher:
@@ -206,6 +210,8 @@ def trained_teacher(config: Config, found: Found, source: ImageSource | None) ->
     if isinstance(found, Teacher):
         return found
     if isinstance(found, ForeignTeacher):
+        if found.parts is not None:
+            copy_parts(found.parts, found.folder)
         save_network(found.folder, found.card, found.network())
         return load_teacher(found.folder, source, config.teacher.factory)
     print(

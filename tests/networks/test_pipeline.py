@@ -1,0 +1,253 @@
+"""Text-to-image pipelines as teachers, and generators exported as pipelines that stock diffusers runs in one step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DDPMScheduler
+from upath import UPath
+
+from raysid.errors import UserError
+from raysid.generator import load_generator
+from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
+from raysid.networks.files import NetworkCard, save_network
+from raysid.networks.parts import copy_parts
+from raysid.networks.text import TextEncoder, Tokenizer
+from tests.support.command_line import raysid
+from tests.support.tiny_pipeline import TOKENS, WIDTH, tiny_pipeline
+
+PROMPTS = [
+    "a red fox in the snow", "a cat", "", "the small house", "green grass", "a big blue dog", "photo of a fox", "on"
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline that stock diffusers wrote."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_pipeline(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(pipeline: Path, tmp_path: Path) -> Path:
+    """A copy of the pipeline, for a test to spoil."""
+    return Path(shutil.copytree(pipeline, tmp_path / "pipeline"))
+
+
+def read(folder: Path) -> DiffusersNetwork:
+    found = find_unet(UPath(folder))
+    assert found is not None
+    return read_diffusers(found, 0)
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_prompt_has_the_embeddings_of_diffusers_own_pipeline(pipeline: Path, tmp_path: Path) -> None:
+    stock = tiny_pipeline(tmp_path / "again")  # the same seed
+    ours = TextEncoder(pipeline, torch.device("cpu"))(Tokenizer(pipeline)(PROMPTS).ids)
+    theirs = torch.cat([stock.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in PROMPTS])
+    assert ours.shape == (len(PROMPTS), TOKENS, WIDTH)
+    assert torch.equal(ours, theirs)
+
+
+def test_embeddings_do_not_depend_on_what_else_is_encoded(pipeline: Path) -> None:
+    ids = Tokenizer(pipeline)(PROMPTS).ids
+    together = TextEncoder(pipeline, torch.device("cpu"))(ids)
+    alone = TextEncoder(pipeline, torch.device("cpu"))
+    alone(ids[3:5])
+    assert torch.equal(alone(ids), together)
+
+
+def test_overlong_prompts_are_cut_and_counted(pipeline: Path) -> None:
+    fits, full, long = "a " * (TOKENS - 3), "a " * (TOKENS - 2), "a " * (TOKENS - 1)
+    tokens = Tokenizer(pipeline)([fits, full, long, ""])
+    assert tokens.cut.tolist() == [False, False, True, False]
+    assert torch.equal(tokens.ids[1], tokens.ids[2]) and tokens.ids.shape == (4, TOKENS)
+
+
+def test_a_pipeline_is_a_network_with_text_and_latents(pipeline: Path) -> None:
+    network = read(pipeline)
+    settings = network.settings
+    assert (settings.text_width, settings.latents, settings.sample_shape) == (WIDTH, True, (4, 8, 8))
+    assert network.network().noise.tau == 625
+    assert network.card("x").model_validate_json(network.card("x").model_dump_json()) == network.card("x")
+
+
+def test_half_precision_alone_is_read(copied: Path) -> None:
+    expected = read(copied)
+    for file in [*copied.glob("*/*.safetensors")]:
+        halved = {name: value.half() for name, value in safetensors.torch.load_file(file).items()}
+        safetensors.torch.save_file(halved, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    found = read(copied)
+    assert found.settings == expected.settings
+    ids = Tokenizer(copied)(PROMPTS[:1]).ids
+    assert TextEncoder(copied, torch.device("cpu"))(ids).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda at: shutil.rmtree(at / "text_encoder"), "text_encoder is missing: copy the whole folder"),
+        (lambda at: shutil.rmtree(at / "tokenizer"), "tokenizer is missing: copy the whole folder"),
+        (lambda at: shutil.rmtree(at / "vae"), "vae is missing: copy the whole folder"),
+        (
+            lambda at: change_json(at / "text_encoder" / "config.json", hidden_size=32),
+            "text_encoder makes embeddings of width 32, and the U-Net takes 16",
+        ),
+        (
+            lambda at: change_json(at / "text_encoder" / "config.json", architectures=["T5EncoderModel"]),
+            "text_encoder holds a T5EncoderModel: raysid uses the text encoders CLIPTextModel and BertModel",
+        ),
+        (
+            lambda at: (at / "text_encoder" / "model.safetensors").rename(at / "text_encoder" / "model.bin"),
+            "weights of text_encoder in text_encoder/model.bin, which could run a program",
+        ),
+        (
+            lambda at: (at / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+            "has no weights of vae",
+        ),
+        (
+            lambda at: change_json(
+                at / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]
+            ),
+            "has text_encoder_2 beside text_encoder, and raysid distils pipelines with one text encoder",
+        ),
+        (
+            lambda at: change_json(at / "unet" / "config.json", in_channels=9),
+            "a U-Net with 9 channels in and 4 out cannot be used",
+        ),
+        (
+            lambda at: change_json(at / "vae" / "config.json", _class_name="AutoencoderTiny"),
+            "holds a AutoencoderTiny: raysid decodes latents with an AutoencoderKL",
+        ),
+    ],
+    ids=["encoder", "tokenizer", "vae", "width", "t5", "pickle", "weights", "sdxl", "inpainting", "tiny vae"],
+)
+def test_a_pipeline_that_cannot_be_used_is_refused_in_a_line(copied: Path, spoil: Any, message: str) -> None:
+    spoil(copied)
+    with pytest.raises(UserError, match=message) as error:
+        read(copied)
+    assert "\n" not in str(error.value) and str(copied) in str(error.value)
+
+
+# Export.
+
+STOCK = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+folder, variant = sys.argv[1:]
+pipeline = StableDiffusionPipeline.from_pretrained(folder, variant=variant or None)
+given = torch.load(f"{folder}/../given.pt", weights_only=True)
+made = pipeline(given["prompts"], num_inference_steps=1, guidance_scale=1, latents=given["z"], output_type="pt")
+torch.save(2 * made.images - 1, f"{folder}/../made.pt")
+assert not any(name.partition(".")[0] in ("raysid", "ray") for name in sys.modules)
+"""
+
+
+def write_generator(pipeline: Path, folder: Path) -> Path:
+    """Write a run's generator and its teacher: the pipeline's own U-Net, untrained."""
+    read_network = read(pipeline)
+    assert read_network.parts is not None
+    network = read_network.network()
+    teacher, generator = UPath(folder / "teacher"), folder / "generator"
+    copy_parts(read_network.parts, teacher)
+    save_network(teacher, read_network.card("tiny"), network)
+    card = NetworkCard.for_generator(network, 2.5, {"step": 3, "imported_from": "tiny"}, str(teacher))
+    save_network(generator, card, network)
+    return generator
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "schedule", "half"),
+    [
+        ("epsilon", {}, False),
+        ("v_prediction", {}, True),
+        ("epsilon", {"beta_schedule": "linear"}, False),
+        ("epsilon", {"beta_schedule": "squaredcos_cap_v2"}, False),
+        (
+            "v_prediction",
+            {"trained_betas": DDPMScheduler(800).betas.tolist(), "num_train_timesteps": 800},
+            False,
+        ),
+    ],
+    ids=["sd", "sd v half", "linear", "cosine", "betas"],
+)
+def test_stock_diffusers_makes_the_same_images_in_one_step(
+    tmp_path: Path, prediction_type: str, schedule: dict[str, Any], half: bool
+) -> None:
+    """In a process without raysid, from the exported folder alone."""
+    pipeline = tmp_path / "pipeline"
+    tiny_pipeline(pipeline, prediction_type, **schedule)
+    generator = write_generator(pipeline, tmp_path)
+    out = tmp_path / "one-step"
+    result = raysid("export", generator, "--to", "diffusers", "--out", out, *(["--half"] if half else []))
+    assert (result.exit_code, result.stdout) == (0, f"{out}\n"), result.output
+    own = load_generator(generator)
+    z = torch.randn(len(PROMPTS), *own.sample_shape, generator=torch.Generator().manual_seed(0))
+    torch.save({"prompts": PROMPTS, "z": z}, tmp_path / "given.pt")
+    shutil.rmtree(pipeline)
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, str(out), "fp16" if half else ""],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "steps_offset" not in done.stderr and "safety" not in done.stderr
+    with torch.no_grad():
+        expected = own.decode(own(z, text=own.encode(PROMPTS)))
+    assert expected.std() > 0.1
+    made = torch.load(tmp_path / "made.pt", weights_only=True)
+    torch.testing.assert_close(made, expected, rtol=0, atol=5e-3 if half else 1e-5)
+
+
+def test_an_export_keeps_the_safety_checker_of_its_teacher(copied: Path, tmp_path: Path) -> None:
+    checker = copied / "safety_checker"
+    checker.mkdir()
+    (checker / "config.json").write_text("{}")
+    safetensors.torch.save_file({"w": torch.ones(1)}, checker / "model.safetensors")
+    named = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    change_json(copied / "model_index.json", safety_checker=named)
+    generator = write_generator(copied, tmp_path)
+    assert raysid("export", generator, "--to", "diffusers", "--out", tmp_path / "out").exit_code == 0
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["safety_checker"] == named and index["requires_safety_checker"] is True
+    assert (tmp_path / "out" / "safety_checker" / "model.safetensors").exists()
+    assert "2 or 4 steps give worse images" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_generator_without_a_vae_exports_its_unet_and_says_so(copied: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copied / "vae")
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "vae"}))
+    generator = write_generator(copied, tmp_path)
+    result = raysid("export", generator, "--to", "diffusers", "--out", tmp_path / "out")
+    assert "no stock pipeline of diffusers fits this generator" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "scheduler", "unet"}
+
+
+def test_an_export_that_cannot_be_made_is_refused(pipeline: Path, tmp_path: Path) -> None:
+    generator = write_generator(pipeline, tmp_path)
+    first = ("export", generator, "--to", "diffusers", "--out")
+    assert raysid(*first, tmp_path / "out").exit_code == 0
+    again = raysid(*first, tmp_path / "out")
+    assert again.exit_code == 2 and "holds a pipeline already: give another folder" in again.stderr
+    assert (
+        "--half is for --to diffusers"
+        in raysid("export", generator, "--to", "torch", "--half", "--out", "x").stderr
+    )
+    shutil.rmtree(tmp_path / "teacher" / "tokenizer")
+    assert "tokenizer is missing" in raysid(*first, tmp_path / "other").stderr
