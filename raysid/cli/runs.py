@@ -52,6 +52,13 @@ def evaluate(
     "--labels", help="Classes to draw, a row for each: `3`, `0-9` or `0,2,5-7`. Default: random classes."
 )
 @click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="Text to draw, for a generator that takes text; repeat the option for several, a row for each.",
+)
+@click.option(
     "-n",
     "count",
     type=click.IntRange(1, 10_000),
@@ -66,7 +73,14 @@ def evaluate(
     "--out", required=True, metavar="PNG", help="Image file to write, a .png; replaced if it exists."
 )
 def sample(
-    run: str, labels: str | None, count: int, seed: int, which: Which, factory: str | None, out: str
+    run: str,
+    labels: str | None,
+    prompts: tuple[str, ...],
+    count: int,
+    seed: int,
+    which: Which,
+    factory: str | None,
+    out: str,
 ) -> None:
     classes = None if labels is None else _parse_labels(labels)
     _check_writable(Path(out))
@@ -74,6 +88,11 @@ def sample(
     from raysid.run.image_grid import is_picture, save_grid
 
     generator = load_generator(run, which, factory)
+    if prompts or generator.takes_text:
+        if labels is not None:
+            raise UserError(f"{run} takes text, not classes: leave out --labels")
+        _sample_prompts(generator, run, prompts, count, seed, out)
+        return
     if not is_picture(generator.sample_shape):
         raise UserError(
             f"{run} generates samples of shape {generator.sample_shape}, which are not images (1 or 3, height, width): "
@@ -81,6 +100,29 @@ def sample(
         )
     images, columns = _draw(generator, classes, count, seed)
     save_grid(images, out, columns)
+    click.echo(out)
+
+
+def _sample_prompts(
+    generator: Generator, run: str, prompts: tuple[str, ...], count: int, seed: int, out: str
+) -> None:
+    """Draw images of prompts, a row for each of several."""
+    if not generator.takes_text:
+        raise UserError(f"{run} takes no text: leave out --prompt")
+    if not prompts:
+        raise UserError(f'{run} makes images from text: give --prompt "a red fox in the snow"')
+    import torch
+
+    from raysid.run.image_grid import is_picture, save_grid
+
+    columns = math.ceil(count / len(prompts)) if len(prompts) > 1 else math.ceil(math.sqrt(count))
+    wanted = (
+        [prompt for prompt in prompts for _ in range(columns)] if len(prompts) > 1 else [prompts[0]] * count
+    )
+    images = generator.sample(len(wanted), generator=torch.Generator().manual_seed(seed), prompts=wanted)
+    if not is_picture(tuple(images.shape[1:])):
+        raise UserError(f"{run} generates samples of shape {tuple(images.shape[1:])}, which are not images")
+    save_grid(images, out, columns, captions=wanted)
     click.echo(out)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from upath import UPath
 
 from raysid.storage import storage_errors
@@ -21,6 +21,10 @@ BACKGROUND = 0.0
 """Shade of that line and of empty cells, in the images' range [-1, 1]: the grey between black and white."""
 GAP = 16
 """Pixels between two grids."""
+CAPTION_PIXELS = 96
+"""Least length of the shorter side of an image with a caption."""
+CAPTION_LINES, CAPTION_HEIGHT = 3, 13
+"""Lines below an image for its caption, and the height of one in pixels."""
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
@@ -28,13 +32,16 @@ def is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) -> Image.Image:
+def image_grid(
+    images: Tensor | np.ndarray, columns: int, min_pixels: int = 32, captions: Sequence[str] | None = None
+) -> Image.Image:
     """Lay images out in rows.
 
     Args:
         images: (N, C, H, W), N at least 1, C 1 or 3, in [-1, 1]; values beyond are clipped, NaN becomes grey.
         columns: images in a row, at least 1; the last row may be shorter.
         min_pixels: least length of an image's shorter side; smaller images are enlarged by a whole factor.
+        captions: a text below each image, in three lines at most; images are then enlarged to `CAPTION_PIXELS`.
 
     Returns:
         A picture of mode L (one channel) or RGB (three).
@@ -48,13 +55,16 @@ def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) 
     if columns < 1:
         raise ValueError(f"a grid needs at least 1 column, got {columns}")
     shades = _shades(pixels.transpose(0, 2, 3, 1))
+    if captions is not None:
+        min_pixels = max(min_pixels, CAPTION_PIXELS)
     factor = max(1, -(-min_pixels // min(shades.shape[1:3])))
     shades = shades.repeat(factor, axis=1).repeat(factor, axis=2)
 
     count, height, width, channels = shades.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    step_down, step_right = height + SEPARATOR, width + SEPARATOR
+    below = 0 if captions is None else CAPTION_LINES * CAPTION_HEIGHT
+    step_down, step_right = height + below + SEPARATOR, width + SEPARATOR
     grid = np.full(
         (rows * step_down + SEPARATOR, columns * step_right + SEPARATOR, channels),
         _shades(np.array(BACKGROUND)),
@@ -63,7 +73,39 @@ def image_grid(images: Tensor | np.ndarray, columns: int, min_pixels: int = 32) 
         top = SEPARATOR + index // columns * step_down
         left = SEPARATOR + index % columns * step_right
         grid[top : top + height, left : left + width] = image
-    return Image.fromarray(grid[..., 0] if channels == 1 else grid)
+    picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
+    for index, caption in enumerate(captions or ()):
+        left, top = (
+            SEPARATOR + index % columns * step_right,
+            SEPARATOR + index // columns * step_down + height,
+        )
+        _write_below(ImageDraw.Draw(picture), caption, left, top, width)
+    return picture
+
+
+def _write_below(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+    """Write a text in lines of a width, with an ellipsis where it does not fit."""
+    font = ImageFont.load_default(CAPTION_HEIGHT - 3)
+    shown = "".join(each if each.isprintable() else " " for each in text)
+    lines = [""]
+    for word in shown.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > CAPTION_LINES:
+        lines = [*lines[: CAPTION_LINES - 1], f"{lines[CAPTION_LINES - 1]} …"]
+    below = (left, top, left + width - 1, top + CAPTION_LINES * CAPTION_HEIGHT - 1)
+    draw.rectangle(below, fill=_BLACK[draw.mode])
+    for number, line in enumerate(lines):
+        while len(line) > 1 and draw.textlength(line, font) > width:
+            line = f"{line[:-2]}…"
+        draw.text((left + 1, top + number * CAPTION_HEIGHT), line, fill=_INK[draw.mode], font=font)
+
+
+_INK: dict[str, Any] = {"L": 255, "RGB": (255, 255, 255)}
+_BLACK: dict[str, Any] = {"L": 0, "RGB": (0, 0, 0)}
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -79,7 +121,11 @@ def beside(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_grid(
-    images: Tensor | np.ndarray, path: str | os.PathLike[str] | UPath, columns: int, min_pixels: int = 32
+    images: Tensor | np.ndarray,
+    path: str | os.PathLike[str] | UPath,
+    columns: int,
+    min_pixels: int = 32,
+    captions: Sequence[str] | None = None,
 ) -> None:
     """Write `image_grid` of the images as a PNG, for any ending of the path.
 
@@ -87,7 +133,7 @@ def save_grid(
         StorageError: the path cannot be written.
         ValueError: as `image_grid`.
     """
-    grid = image_grid(images, columns, min_pixels)
+    grid = image_grid(images, columns, min_pixels, captions)
     with storage_errors(path, "written"), UPath(path).open("wb") as file:
         grid.save(file, format="PNG")
 

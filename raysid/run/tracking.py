@@ -124,19 +124,21 @@ class Tracker:
         generated: np.ndarray | Tensor,
         real: np.ndarray | Tensor | None = None,
         columns: int | None = None,
+        captions: Sequence[str] | None = None,
     ) -> Path:
         """Write a picture of generated images, beside real ones, and show it as `eval/samples`.
 
         Args:
             generated, real: (N, C, H, W) in [-1, 1].
             columns: images in a row; about as many as rows when not given.
+            captions: a text below each generated image.
 
         Returns:
             The picture's path, `samples/step-<8 digits>.png`.
         """
         grids = [
-            image_grid(side, columns or math.ceil(math.sqrt(len(side))))
-            for side in (generated, real)
+            image_grid(side, columns or math.ceil(math.sqrt(len(side))), captions=below)
+            for side, below in ((generated, captions), (real, None))
             if side is not None
         ]
         png = io.BytesIO()

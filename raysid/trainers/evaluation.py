@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import cycle
@@ -34,6 +34,7 @@ from raysid.roles.conditions import one_hot
 BATCH = 500
 GRID_ROWS = 10
 GRID_COLUMNS = 8
+PROMPT_COLUMNS = 4
 GRID_REAL = 1024  # first images of the source among which the grid's real ones are chosen
 
 MakeImages = Callable[[Tensor, Tensor | None], Tensor]
@@ -42,10 +43,16 @@ MakeImages = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Grids:
-    """Generated images at a fixed z, one row per class, and as many real ones if any: (N, C, H, W) in [-1, 1]."""
+    """Generated images at a fixed z, one row per class, and as many real ones if any: (N, C, H, W) in [-1, 1].
+
+    Attributes:
+        prompts: the prompt of each generated image, for a generator that takes text.
+    """
 
     generated: np.ndarray
     real: np.ndarray | None
+    columns: int = GRID_COLUMNS
+    prompts: tuple[str, ...] | None = None
 
 
 def measures(source: str | None) -> bool:
@@ -105,14 +112,21 @@ def evaluate_folder(
     seed: int,
     threads: int | None = None,
     factory: str | None = None,
+    prompts: Sequence[str] = (),
 ) -> tuple[dict[str, Any] | None, Grids]:
-    """Measure the generator in `folder`, if its images can be compared, and draw its grid. Runs in any process."""
+    """Measure the generator in `folder`, if its images can be compared, and draw its grid. Runs in any process.
+
+    Args:
+        prompts: those of the grid, for a generator that takes text.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     generator = Generator.from_pretrained(folder, factory)
     figures = None
     if source is not None and measures(source.name):
         figures = measure(generator, generator.card, source.name, num_samples, seed)
+    if generator.takes_text:
+        return figures, draw_prompts(generator, prompts)
     return figures, draw_grids(generator, source)
 
 
@@ -129,14 +143,22 @@ class PendingEvaluation:
         run: the run's folder.
         step: steps taken by that generator.
         source: the real images, if the config names any.
-
+        prompts: those of the grid, for a generator that takes text.
     """
 
-    def __init__(self, config: Config, run: UPath, step: int, source: ImageSource | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: UPath,
+        step: int,
+        source: ImageSource | None,
+        prompts: Sequence[str] = (),
+    ) -> None:
         self.step = step
         settings = config.evaluation
         arguments = (str(run / FOLDERS["last"]), source, settings.num_samples, settings.seed)
-        self._evaluate = partial(evaluate_folder, *arguments, factory=config.teacher.factory)
+        given: dict[str, Any] = {"factory": config.teacher.factory, "prompts": tuple(prompts)}
+        self._evaluate = partial(evaluate_folder, *arguments, **given)
         self._task: Any = None
         if config.placement != "local":
             import ray
@@ -145,7 +167,7 @@ class PendingEvaluation:
             # Outside this process's placement group: that of a search's trial has bundles only for its learners.
             outside = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]
             task = ray.remote(evaluate_folder).options(num_cpus=0.25, scheduling_strategy=outside)
-            self._task = task.remote(*arguments, threads=1, factory=config.teacher.factory)
+            self._task = task.remote(*arguments, threads=1, **given)
 
     def done(self) -> bool:
         """Return True once the evaluation has ended or failed, or if `result` runs it in this process."""
@@ -188,6 +210,15 @@ def draw_grids(generator: Generator, source: ImageSource | None) -> Grids:
     real_labels = torch.from_numpy(stored)
     chosen = torch.arange(count) % len(real_labels) if labels is None else _with_labels(real_labels, labels)
     return Grids(images.numpy(), to_unit(pixels[chosen.numpy()], source.pixel_max))
+
+
+def draw_prompts(generator: Generator, prompts: Sequence[str]) -> Grids:
+    """Generate a grid of images at a fixed z, one for each prompt."""
+    count = len(prompts)
+    z = Draws(0, 0, 0, count).normal("grid/z", generator.sample_shape)
+    with torch.no_grad():
+        images = generator.decode(generator(z, text=generator.encode(prompts)))
+    return Grids(images.numpy(), None, min(PROMPT_COLUMNS, count), tuple(prompts))
 
 
 def _first_images(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
 from upath import UPath
 
 from raysid.errors import UserError
@@ -21,6 +23,7 @@ from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_d
 from raysid.networks.files import NetworkCard, save_network
 from raysid.networks.parts import copy_parts
 from raysid.networks.text import TextEncoder, Tokenizer
+from raysid.run.image_grid import CAPTION_HEIGHT, CAPTION_LINES
 from tests.support.command_line import raysid
 from tests.support.tiny_pipeline import TOKENS, WIDTH, tiny_pipeline
 
@@ -251,3 +254,47 @@ def test_an_export_that_cannot_be_made_is_refused(pipeline: Path, tmp_path: Path
     )
     shutil.rmtree(tmp_path / "teacher" / "tokenizer")
     assert "tokenizer is missing" in raysid(*first, tmp_path / "other").stderr
+
+
+# Samples.
+
+
+def test_sample_draws_prompts_with_their_text_below(pipeline: Path, tmp_path: Path) -> None:
+    generator = write_generator(pipeline, tmp_path)
+    one = ("sample", generator, "--prompt", "a red fox in the snow", "-n", 4, "--out")
+    result = raysid(*one, tmp_path / "fox.png")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'fox.png'}\n"), result.output
+    with Image.open(tmp_path / "fox.png") as picture:
+        assert picture.size == (2 * 97 + 1, 2 * (97 + CAPTION_LINES * CAPTION_HEIGHT) + 1)
+        below = np.asarray(picture)[1 + 96 : 1 + 96 + CAPTION_LINES * CAPTION_HEIGHT, 1:97]
+        assert (below > 200).all(-1).sum() > 30  # the text
+    assert raysid(*one, tmp_path / "again.png").exit_code == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "fox.png").read_bytes()
+
+
+def test_a_prompt_decides_the_image(pipeline: Path, tmp_path: Path) -> None:
+    generator = load_generator(write_generator(pipeline, tmp_path))
+
+    def made(*prompts: str) -> torch.Tensor:
+        source = torch.Generator().manual_seed(3)
+        return generator.sample(2, generator=source, prompts=prompts)
+
+    fox = made("a red fox", "a red fox")
+    assert fox.shape == (2, 3, 16, 16) and fox.abs().max() <= 1
+    assert torch.equal(fox[0], made("a red fox", "green grass")[0])
+    assert not torch.allclose(fox[1], made("a red fox", "green grass")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), 'makes images from text: give --prompt "a red fox in the snow"'),
+        (("--prompt", "a cat", "--labels", "3"), "takes text, not classes: leave out --labels"),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_refused(
+    pipeline: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    generator = write_generator(pipeline, tmp_path)
+    result = raysid("sample", generator, *arguments, "--out", tmp_path / "x.png")
+    assert result.exit_code == 2 and message in result.stderr

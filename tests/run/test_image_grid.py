@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raysid.run.image_grid import image_grid, save_grid
+from raysid.run.image_grid import CAPTION_HEIGHT, CAPTION_LINES, CAPTION_PIXELS, image_grid, save_grid
 
 GREY = 128
 
@@ -61,3 +61,17 @@ def test_save_writes_a_png_whatever_the_ending(tmp_path) -> None:
     save_grid(torch.zeros(4, 1, 8, 8), path, columns=2)
     with Image.open(path) as picture:
         assert (picture.format, picture.size) == ("PNG", (67, 67))
+
+
+def test_captions_are_below_their_images_and_long_ones_are_cut() -> None:
+    images = torch.full((3, 1, 8, 8), -1.0)
+    plain = image_grid(images, columns=2, min_pixels=CAPTION_PIXELS)
+    captioned = image_grid(images, columns=2, captions=["a fox", "\x1b[31m" + "very long words " * 20, ""])
+    below = CAPTION_LINES * CAPTION_HEIGHT
+    assert captioned.size == (plain.width, plain.height + 2 * below)
+    pixels = np.asarray(captioned)
+    text = pixels[1 + CAPTION_PIXELS : 1 + CAPTION_PIXELS + below]
+    short, long = text[:, 1 : 1 + CAPTION_PIXELS], text[:, 2 + CAPTION_PIXELS : 2 + 2 * CAPTION_PIXELS]
+    assert (short > 200).any() and (long[-CAPTION_HEIGHT:] > GREY).any()  # the third line is used
+    assert (pixels[1 : 1 + CAPTION_PIXELS] <= GREY).all()
+    assert (pixels[-below:-1, 1 : 1 + CAPTION_PIXELS] == 0).all()

@@ -17,7 +17,7 @@ from raysid.run.metrics import METRICS, read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.trainers.distill.health import Health
-from raysid.trainers.evaluation import GRID_COLUMNS, Grids
+from raysid.trainers.evaluation import Grids
 
 
 class Recorder:
@@ -116,7 +116,9 @@ class Recorder:
 
     def grids(self, step: int, grids: Grids) -> None:
         """Write the picture of generated images beside real ones."""
-        self.tracker.sample_grid(step, self._images(step), grids.generated, grids.real, GRID_COLUMNS)
+        self.tracker.sample_grid(
+            step, self._images(step), grids.generated, grids.real, grids.columns, grids.prompts
+        )
 
     def evaluation(self, step: int, figures: dict[str, Any]) -> None:
         """Record an evaluation's figures, and note them on the progress line."""
