@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from raysid.config import Config, LearnerSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.data.order import Order
 from raysid.data.stream import ImageStream
 from raysid.data.windows import ReadBlocks
+from raysid.errors import UserError
 from raysid.method.draws import Draws
 from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
@@ -21,13 +24,15 @@ from raysid.networks.text import TextEncoder, shared_encoder
 from raysid.roles.compute import equip
 from raysid.roles.conditions import LabelConditions
 from raysid.roles.fake_score import FakeScoreLearner
+from raysid.roles.faults import is_device_fault
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.learner import Learner
 from raysid.roles.ranks import Ranks
-from raysid.roles.state_files import StateFile, read_state, state_file
+from raysid.roles.state_files import OTHER_CHECKPOINT, StateFile, read_state, state_file
 from raysid.roles.step import microbatches
 from raysid.roles.teacher import TeacherScorer
 from raysid.storage import exists, location
+from raysid.storage.failures import explain
 
 
 @dataclass(frozen=True)
@@ -169,10 +174,25 @@ def use_text(network: Network, teacher: str) -> TextEncoder | None:
 
 
 def _restore(learner: Learner, inputs: RunInputs) -> None:
-    """Load the learner's state from the checkpoint, if there is one. Raises UserError as `read_state`."""
-    if inputs.checkpoint is not None:
-        expected = next((file for file in inputs.files if file.name == state_file(learner.name)), None)
-        learner.load_state(read_state(inputs.checkpoint, learner.name, expected))
+    """Load the learner's state from the checkpoint, if there is one.
+
+    Raises:
+        UserError: as `read_state`; or the state is of another learner or network.
+    """
+    if inputs.checkpoint is None:
+        return
+    file = state_file(learner.name)
+    expected = next((named for named in inputs.files if named.name == file), None)
+    state = read_state(inputs.checkpoint, learner.name, expected)
+    try:
+        learner.load_state(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_device_fault(error):
+            raise
+        raise UserError(
+            f"{inputs.checkpoint}/{file} is not the state of this run's {learner.name.replace('_', ' ')} "
+            f"({explain(error)}); {OTHER_CHECKPOINT}"
+        ) from error
 
 
 def learner_network(teacher: str, settings: LearnerSettings, factory: str | None = None) -> Network:

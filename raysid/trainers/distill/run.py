@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from raysid.actors.placement import workers_for
 from raysid.actors.requirements import check_resources, role_resources
 from raysid.cluster.connect import connect
@@ -159,8 +161,9 @@ def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, res
 
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     """Check that a checkpoint is of the teacher's network. Raises UserError."""
-    weights = read_outline(branch.path, "generator")["network"]
-    if shapes_of(weights) != stored_shapes(teacher.path):
+    weights = read_outline(branch.path, "generator").get("network")
+    tensors = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
+    if not tensors or shapes_of(weights) != stored_shapes(teacher.path):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )
