@@ -85,7 +85,9 @@ def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> No
     """
     good = found.count - len(found.bad)
     if not good:
-        raise UserError(f"none of the {found.count:,} pictures of {source.name} can be used")
+        raise UserError(
+            f"none of the {found.count:,} pictures of {source.name} can be used: give other files, or repair these"
+        )
     sizes = {shape[1:] for shape in found.shapes}
     if len(sizes) > 1:
         raise UserError(
