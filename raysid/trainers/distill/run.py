@@ -162,8 +162,11 @@ def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, res
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     """Check that a checkpoint is of the teacher's network. Raises UserError."""
     weights = read_outline(branch.path, "generator").get("network")
-    tensors = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
-    if not tensors or shapes_of(weights) != stored_shapes(teacher.path):
+    if (
+        not isinstance(weights, dict)
+        or not all(isinstance(value, Tensor) for value in weights.values())
+        or shapes_of(weights) != stored_shapes(teacher.path)
+    ):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )
