@@ -22,6 +22,7 @@ from raysid.config.data import DataConfig, DataSettings
 from raysid.config.distill import Config
 from raysid.config.method import AdversarialSettings, GuidanceSettings, MethodSettings
 from raysid.config.pretrain import PretrainConfig
+from raysid.config.prompts import PromptConfig, PromptSettings
 from raysid.config.settings import Settings, fixed_settings
 from raysid.config.teacher import TeacherAutoscaling, TeacherCompute, TeacherSettings
 from raysid.config.training import (

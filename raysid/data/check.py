@@ -85,9 +85,7 @@ def check_usable(source: PictureSource, data: DataSettings, found: Survey) -> No
     """
     good = found.count - len(found.bad)
     if not good:
-        raise UserError(
-            f"none of the {found.count:,} pictures of {source.name} can be used: give other files, or repair these"
-        )
+        raise UserError(f"none of the {found.count:,} pictures of {source.name} can be used")
     sizes = {shape[1:] for shape in found.shapes}
     if len(sizes) > 1:
         raise UserError(

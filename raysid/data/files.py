@@ -75,7 +75,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     left_out: Counter[str] = Counter()
     with reading_source(name):
         for path in given:
-            for each in _paths(path):
+            for each in brace_paths(path):
                 root = absolute_path(each)
                 with storage_errors(root, "read"):
                     files |= {file.path: file for file in list_path(each, root, left_out)}
@@ -97,7 +97,7 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
     return Found(name, found, chosen, others, left_out, linked)
 
 
-def _paths(given: str) -> list[str]:
+def brace_paths(given: str) -> list[str]:
     """Return the paths that braces in a path stand for. Folders and files that exist under these names keep theirs."""
     parts = given.split("/")
     kept = 0

@@ -98,9 +98,7 @@ def _damage() -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise BadPicture("is not a PNG, JPEG or WebP") from None
     except Exception as error:
-        # An assertion of Pillow's has no text.
-        reason = explain(error) if str(error) else f"it is damaged ({type(error).__name__})"
-        raise BadPicture(f"cannot be read as an image: {reason}") from None
+        raise BadPicture(f"cannot be read as an image: {explain(error)}") from None
 
 
 def _opened(content: bytes) -> Any:

@@ -20,7 +20,7 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 from ray.exceptions import RayTaskError
 
-from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
+from raysid.data.source import READ_CPUS, Block, Piece, Source
 from raysid.errors import UserError
 from raysid.ray_internals import PROGRESS_LOG
 
@@ -34,7 +34,7 @@ READ_AHEAD_BYTES = 1 << 26, 1 << 32  # limits of the bytes of images in the obje
 
 
 def shard_dataset(
-    source: ImageSource, pieces: Sequence[Piece] | None = None, num_cpus: float = READ_CPUS
+    source: Source, pieces: Sequence[Piece] | None = None, num_cpus: float = READ_CPUS
 ) -> ray.data.Dataset:
     """A lazy Dataset of `source` with the columns of its blocks, in order; a read task reads consecutive pieces.
 
@@ -81,10 +81,10 @@ class _ShardDatasource(Datasource):
         task_bytes: about the most bytes that a task yields, unless a piece is larger and cannot be split.
     """
 
-    def __init__(self, source: ImageSource, pieces: Sequence[Piece], at_once: int) -> None:
+    def __init__(self, source: Source, pieces: Sequence[Piece], at_once: int) -> None:
         super().__init__()
         self.name = source.name
-        self.row_bytes = int(np.prod(source.image_shape)) + 8  # the label
+        self.row_bytes = source.row_bytes
         most = min(max(TASK_BYTES[0], READ_AHEAD_BYTES[1] // (2 * at_once)), TASK_BYTES[1])
         longest = max(1, min(LONGEST_TASKS, most // self.row_bytes))
         self.task_bytes = longest * self.row_bytes
@@ -132,8 +132,9 @@ def _images(pieces: Sequence[Piece]) -> int:
 def _read(source: ray.ObjectRef, pieces: Sequence[Piece]) -> Iterator[RayBlock]:
     for block in ray.get(source).blocks(pieces):
         batch = dict(block)
-        if "fault" in block:
-            batch["fault"] = pa.array(block["fault"], pa.string())
+        for name, column in block.items():
+            if isinstance(column, np.ndarray) and column.dtype == object:
+                batch[name] = pa.array(column, pa.string())
         yield BlockAccessor.batch_to_block(batch)
 
 

@@ -25,6 +25,7 @@ class Reader:
         order: the windows' images.
         lanes: the lanes that are read; the lane of any other requested window is added.
         max_bad_fraction: fraction of the set's images that may be bad.
+        what: the kind of the rows, for messages.
         ahead: read in a thread, as many images in advance as the lanes' windows hold; otherwise read in `load`.
 
     Attributes:
@@ -32,8 +33,15 @@ class Reader:
     """
 
     def __init__(
-        self, read_blocks: ReadBlocks, order: Order, lanes: set[int], max_bad_fraction: float, ahead: bool
+        self,
+        read_blocks: ReadBlocks,
+        order: Order,
+        lanes: set[int],
+        max_bad_fraction: float,
+        ahead: bool,
+        what: str = "real images",
     ) -> None:
+        self.what = what
         self.read_blocks = read_blocks
         self.order = order
         self.lanes = lanes
@@ -194,7 +202,7 @@ class Reader:
         try:
             loaded = passes.read()
             faults = faults | loaded.faults  # a new dict: readers of the attribute take no lock
-            check_faults(faults, self.max_bad_fraction, self.order.num_images)
+            check_faults(faults, self.max_bad_fraction, self.order.num_images, self.what)
         except UserError as refused:  # the source could be read when the run began
             error = RunFailed(f"{refused}; run the same command to resume")
             error.__cause__ = refused

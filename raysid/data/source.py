@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,20 @@ from numpy.typing import NDArray
 from raysid.errors import RunFailed
 
 NAMED = 5  # faults that a message lists
+SECTIONS = {"real images": "data", "prompts": "prompts"}  # of the settings, by the kind of rows
 READ_CPUS = 0.25  # CPU slots of a read task of Ray Data, by default
 ORDER_SEED = 0  # of lists that are shuffled once: folders and zips are often sorted by class
 
 
 class Block(TypedDict):
-    """Consecutive images, each with its own label."""
+    """Consecutive images, each with its own label; or consecutive texts."""
 
-    image: NDArray[np.uint8]  # (n, C, H, W), 0..pixel_max
+    image: NDArray[Any]  # uint8 (n, C, H, W), 0..pixel_max; or str (n,)
     label: NDArray[np.int64]  # (n,), 0..num_classes-1
     index: NotRequired[NDArray[np.int64]]
     """(n,): the image's index in the source's list, if images are not read in that order."""
+    left_out: NotRequired[NDArray[np.bool_]]
+    """(n,): rows that are not used, and that are no faults."""
     fault: NotRequired[NDArray[np.object_]]
     """(n,) str: the image's name and why it cannot be used, or empty. The pixels of such an image mean nothing."""
 
@@ -44,7 +47,9 @@ def all_faults(found: Iterable[dict[int, str]]) -> dict[int, str]:
     return {index: fault for faults in found for index, fault in faults.items()}
 
 
-def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: int) -> None:
+def check_faults(
+    faults: dict[int, str], max_bad_fraction: float, num_images: int, what: str = "real images"
+) -> None:
     """Check the number of faults.
 
     Raises:
@@ -55,9 +60,9 @@ def check_faults(faults: dict[int, str], max_bad_fraction: float, num_images: in
         rest = len(faults) - NAMED
         more = f"; and {rest:,} more, which `raysid data check` names" if rest > 0 else ""
         raise RunFailed(
-            f"{len(faults):,} of {num_images:,} real images cannot be used, which is more than "
-            f"data.max_bad_fraction = {max_bad_fraction:g} of them ({named}{more}): repair them, or give a larger "
-            "fraction"
+            f"{len(faults):,} of {num_images:,} {what} cannot be used, which is more than "
+            f"{SECTIONS[what]}.max_bad_fraction = {max_bad_fraction:g} of them ({named}{more}): repair them, or give a "
+            "larger fraction"
         )
 
 
@@ -79,46 +84,34 @@ class Piece(NamedTuple):
         return [Piece(self.shard, *part) for part in pairwise(bounds)]
 
 
-class ImageSource(ABC):
-    """Real images in shards.
+class Source(ABC):
+    """Rows in shards: images or prompts.
 
-    A source travels once to each process that streams it. It holds the list of its images but no pixels; large lists
-    should be numpy arrays, which Ray moves without a copy.
+    A source travels once to each process that streams it. It holds the list of its rows but not their contents; large
+    lists should be numpy arrays, which Ray moves without a copy.
     """
 
     name: str
-    image_shape: tuple[int, int, int]
-    """(C, H, W), the same for every image."""
-    num_classes: int
-    """0 if the images have no labels."""
-    pixel_max: int
-    """The stored value that means +1 (0 means -1): 255 for ordinary 8-bit images."""
+    what = "real images"
+    """The kind of its rows, for messages."""
     notes: tuple[str, ...] = ()
     """Lines for the user: what is left out of the source and why, and where its labels are from."""
-    new_since_first: str = ""
-    """The pictures that release 0.1.0 left out of the same files; empty if it read the same images. A run that it began
-    would continue with others."""
     cut_freely = False
-    """True if reading a part of a shard costs only that part, not the images before it as well."""
+    """True if reading a part of a shard costs only that part, not the rows before it as well."""
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """About the bytes of a row in memory."""
 
     @property
     @abstractmethod
     def shard_sizes(self) -> NDArray[np.int64]:
-        """Images of each shard, (n,), exactly: a stream that reads more or fewer stops with an error."""
-
-    @property
-    @abstractmethod
-    def label_counts(self) -> NDArray[np.int64]:
-        """Images of each class, (num_classes,); generated labels follow the same frequencies."""
+        """Rows of each shard, (n,), exactly: a stream that reads more or fewer stops with an error."""
 
     @abstractmethod
     def read(self, piece: Piece) -> Iterator[Block]:
         """Read a part of a shard, in order, as one block or several."""
-
-    @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return int(self.shard_sizes.sum())
 
     def pieces(self) -> list[Piece]:
         """All shards, whole, in order."""
@@ -128,19 +121,47 @@ class ImageSource(ABC):
         """Read some pieces, by default all, in this process and without Ray.
 
         Raises:
-            ValueError: a piece has more or fewer images than it should, so those after it would be wrong.
+            ValueError: a piece has more or fewer rows than it should, so those after it would be wrong.
         """
         for piece in self.pieces() if pieces is None else pieces:
             count = 0
             for block in self.read(piece):
                 count += len(block["label"])
-                if count > piece.size:  # before one of them counts as an image of the next piece
+                if count > piece.size:  # before one of them counts as a row of the next piece
                     break
                 yield block
             if count != piece.size:
                 raise ValueError(
                     f"of {self.name} {piece} yielded {'more' if count > piece.size else count} images"
                 )
+
+
+class ImageSource(Source):
+    """Real images in shards: the list of the images, but no pixels."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W), the same for every image."""
+    num_classes: int
+    """0 if the images have no labels."""
+    pixel_max: int
+    """The stored value that means +1 (0 means -1): 255 for ordinary 8-bit images."""
+    new_since_first: str = ""
+    """The pictures that release 0.1.0 left out of the same files; empty if it read the same images. A run that it began
+    would continue with others."""
+
+    @property
+    @abstractmethod
+    def label_counts(self) -> NDArray[np.int64]:
+        """Images of each class, (num_classes,); generated labels follow the same frequencies."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return int(self.shard_sizes.sum())
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.image_shape)) + 8  # the label
 
 
 class Texts:

@@ -14,13 +14,14 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysid.data.order import Order, Window
 from raysid.data.reader import Reader
-from raysid.data.source import READ_CPUS, Block, ImageSource, Piece
+from raysid.data.source import READ_CPUS, Block, Piece, Source
 from raysid.data.windows import Images, ReadBlocks
 
 
@@ -46,6 +47,7 @@ class ImageStream:
         xflip: mirror each image with probability 1/2, by its position in the stream.
         max_bad_fraction: fraction of the set's images that may be bad, 0 to 1.
         prefetch: read windows in a thread before they are needed: as many images again as are held.
+        what: the kind of the rows, for messages.
 
     Attributes:
         wait_seconds: total seconds that callers have spent in `read`.
@@ -64,6 +66,7 @@ class ImageStream:
         xflip: bool = False,
         max_bad_fraction: float = 0.0,
         prefetch: bool = False,
+        what: str = "real images",
     ) -> None:
         sizes = np.asarray(shard_sizes, np.int64)
         num_images = int(sizes.sum())
@@ -76,7 +79,7 @@ class ImageStream:
         self.wait_seconds = 0.0
         self._order = Order(sizes, seed, window, batch_size, lanes)
         mine = self._order.lanes_of([(0, batch_size)] if parts is None else parts)
-        self._reader = Reader(read_blocks, self._order, mine, max_bad_fraction, prefetch)
+        self._reader = Reader(read_blocks, self._order, mine, max_bad_fraction, prefetch, what)
         self._permuted: dict[tuple[Window, int], tuple[NDArray[np.intp], NDArray[np.bool_] | None]] = {}
         self._closed = False
         weakref.finalize(self, self._reader.stop)  # a stream that is dropped without close leaves no thread
@@ -132,7 +135,7 @@ class ImageStream:
         self.close()
 
     def _gather(self, start: int, count: int) -> Images:
-        all_images: NDArray[np.uint8] | None = None
+        all_images: NDArray[Any] | None = None
         all_labels = np.empty(count, np.int64)
         filled = 0
         while filled < count:
@@ -140,7 +143,7 @@ class ImageStream:
             window, row, epoch, run = self._order.locate(start)
             images, labels, listed, _ = self._reader.load(window, floor)
             if all_images is None:
-                all_images = np.empty((count, *images.shape[1:]), np.uint8)
+                all_images = np.empty((count, *images.shape[1:]), images.dtype)
             taken = min(run, count - filled)
             permutation, flips = self._permutation(window, epoch, floor)
             rows = listed[permutation[row : row + taken]]
@@ -170,7 +173,7 @@ class ImageStream:
         return self._permuted[window, epoch]
 
 
-def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:
+def ray_blocks(source: Source, num_cpus: float = READ_CPUS) -> ReadBlocks:
     """Return the `read_blocks` of an `ImageStream` that reads through Ray Data, in order.
 
     The result can be pickled, so the driver can make it for the actor that reads.
@@ -185,7 +188,7 @@ def ray_blocks(source: ImageSource, num_cpus: float = READ_CPUS) -> ReadBlocks:
     return partial(_run_dataset, source, num_cpus)
 
 
-def _run_dataset(source: ImageSource, num_cpus: float, pieces: Sequence[Piece]) -> Iterator[Block]:
+def _run_dataset(source: Source, num_cpus: float, pieces: Sequence[Piece]) -> Iterator[Block]:
     from raysid.data.ray_data import dataset_blocks, shard_dataset
 
     return dataset_blocks(shard_dataset(source, pieces, num_cpus))

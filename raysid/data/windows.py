@@ -93,19 +93,21 @@ class Passes:
         """Read a window, which is next in the pass. `rows` is empty if all of its images are bad."""
         if self._blocks is None:
             self._blocks, self._taken = iter(self.read_blocks(self._pieces)), 0
-        images: NDArray[np.uint8] | None = None
+        images: NDArray[Any] | None = None
         labels = np.empty(window.size, np.int64)
         indices = self.order.indices(self.order.pieces(window))  # unless blocks have their own
         bad: dict[int, str] = {}  # by row
+        unused: set[int] = set()  # rows
         filled = 0
         while filled < window.size:
             block = self._take(window.size - filled)
             rows = slice(filled, filled + len(block["label"]))
             if images is None:
-                images = np.empty((window.size, *block["image"].shape[1:]), np.uint8)
+                images = np.empty((window.size, *block["image"].shape[1:]), block["image"].dtype)
             images[rows], labels[rows] = block["image"], block["label"]
             indices[rows] = block.get("index", indices[rows])
             bad |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
+            unused |= {filled + int(row) for row in np.flatnonzero(block.get("left_out", ()))}
             filled = rows.stop
         if len(self._plan) == 1:  # the pass is over
             if self._next_block() is not None:
@@ -116,7 +118,8 @@ class Passes:
         assert images is not None
         order = np.argsort(indices, kind="stable")
         faults = {int(indices[row]): fault for row, fault in bad.items()}
-        return Loaded(images, labels, _without(order, bad) if bad else order, faults)
+        unused |= bad.keys()
+        return Loaded(images, labels, _without(order, unused) if unused else order, faults)
 
     def _replacement(self, window: Window, bad: Loaded) -> Loaded:
         """Fill a window without good images, as of a damaged file, from the next window of its lane that has some.
@@ -189,7 +192,8 @@ class Passes:
     def _check(self, block: Block) -> None:
         images, labels = block["image"], block["label"]
         shape = self._shape
-        if images.dtype != np.uint8 or images.ndim != 4 or (shape is not None and images.shape[1:] != shape):
+        fits = (images.dtype, images.ndim) in ((np.uint8, 4), (object, 1))  # images, or texts
+        if not fits or (shape is not None and images.shape[1:] != shape):
             wanted = "(n, C, H, W)" if shape is None else f"(n, {', '.join(map(str, shape))})"
             raise ValueError(
                 f"the source yielded images of {images.dtype} {images.shape} where uint8 {wanted} was "

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     # Importing pydantic takes a second, which listing the recipes does not need.
-    from raysid.config import AnyConfig, Config, DataConfig, DataSettings, PretrainConfig, TuneConfig
+    from raysid.config import (
+        AnyConfig,
+        Config,
+        DataConfig,
+        DataSettings,
+        PretrainConfig,
+        PromptConfig,
+        PromptSettings,
+        TuneConfig,
+    )
 
 __all__ = ["KINDS", "config_model", "config_yaml", "load_recipe", "override", "packaged_recipes", "validated"]
 
@@ -108,6 +117,16 @@ def data_settings(overrides: Mapping[str, Any]) -> DataSettings:
     return validated(DataConfig, given, "data", [(None, given)]).data
 
 
+def prompt_settings(overrides: Mapping[str, Any]) -> PromptSettings:
+    """Return the settings of prompts without a recipe, as `data_settings` those of real images."""
+    from raysid.config import PromptConfig
+
+    given: dict[str, Any] = {}
+    for path, value in overrides.items():
+        _set(given, path, _parsed(path, value, PromptConfig))
+    return validated(PromptConfig, given, "prompts", [(None, given)]).prompts
+
+
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a config with other values, given by dotted name; text is not parsed.
 
@@ -164,7 +183,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     merge(values, value)
 
 
-def _parsed(path: str, text: Any, model: type[AnyConfig | DataConfig]) -> Any:
+def _parsed(path: str, text: Any, model: type[AnyConfig | DataConfig | PromptConfig]) -> Any:
     """Return the value of an override, which may be given as text."""
     if not isinstance(text, str):
         return text
@@ -175,7 +194,8 @@ def _parsed(path: str, text: Any, model: type[AnyConfig | DataConfig]) -> Any:
     if field is not None and field.is_text:
         if field.nullable and text == "null":
             return None
-        if not (text.startswith("[") and "list" in field.allowed):
+        forms = {"[": "list", "{": "mapping"}
+        if not (text[:1] in forms and forms[text[0]] in field.allowed):
             return text
     try:
         return parse_yaml(text)

@@ -40,6 +40,7 @@ class ProgressLine:
         total_images: number of images at the end.
         start_images: number of images at the start of a resumed run; they do not count for the speed.
         batch_size: images per step; without it the line counts only images.
+        unit: what is counted.
         stream: the output, by default standard error.
     """
 
@@ -49,11 +50,13 @@ class ProgressLine:
         total_images: int,
         start_images: int = 0,
         batch_size: int | None = None,
+        unit: str = "images",
         stream: TextIO | None = None,
     ) -> None:
         self._title = title
         self._batch_size = batch_size
         self._total = total_images
+        self._unit = unit
         self._start_images = start_images
         self._stream = stream
         self._images = start_images
@@ -148,14 +151,14 @@ class ProgressLine:
             step, steps = images // self._batch_size, -(-total // self._batch_size)
             parts = [f"{percent} step {step}/{steps}"] if compact else [percent, f"step {step:,}/{steps:,}"]
             if not compact:
-                parts.append(f"{images:,} images")
+                parts.append(f"{images:,} {self._unit}")
         elif compact:
             parts = [f"{percent} {_short_count(images)}/{_short_count(total)}"]
         else:
-            parts = [percent, f"{images:,}/{total:,} images"]
+            parts = [percent, f"{images:,}/{total:,} {self._unit}"]
         if speed and rate > 0:
             short = _short_count(round(rate)) if rate >= 1000 else short_number(rate)
-            parts.append(f"{short}/s" if compact else f"{short_number(rate)} images/s")
+            parts.append(f"{short}/s" if compact else f"{short_number(rate)} {self._unit}/s")
         if losses:
             figures = list(self._figures.items())[:losses]
             named = ((name.rpartition("/")[2].replace("_", " "), value) for name, value in figures)

@@ -1,0 +1,114 @@
+"""Sources of prompts: shards of texts, any part of which can be read by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from raysid.config.prompts import PromptSettings
+from raysid.data.source import Block, Piece, Source
+from raysid.errors import UserError
+
+SEPARATOR = "\x1f"  # between the texts of a row's columns; ASCII's unit separator
+TYPICAL_BYTES = 200  # of a prompt in memory
+LOOKED_AT, MOST_LOOKED_AT = 1024, 16  # rows of a shard, and shards, among which examples are taken
+USUAL_COLUMNS = ("text", "caption", "prompt")
+
+
+class PromptSource(Source):
+    """Prompts in shards.
+
+    Attributes:
+        columns: the weights of the columns, by name, in the order in which a row's texts are joined.
+    """
+
+    what = "prompts"
+    cut_freely = True
+    columns: Mapping[str, float]
+
+    @property
+    def row_bytes(self) -> int:
+        return TYPICAL_BYTES * max(1, len(self.columns))
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of rows, those that are left out when they are read included."""
+        return int(self.shard_sizes.sum())
+
+
+def text_block(
+    rows: Sequence[Sequence[object]], names: Sequence[str], kept: Sequence[bool] | None = None
+) -> Block:
+    """Make a block of rows, each with the texts of its columns.
+
+    Args:
+        names: the rows' names in messages.
+        kept: False for rows that are left out; None keeps all.
+
+    Returns:
+        The block, in which a row without any text is a fault.
+    """
+    texts = np.empty(len(rows), object)
+    faults = np.full(len(rows), "", object)
+    for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+        cells = [cell.replace(SEPARATOR, " ").strip() if isinstance(cell, str) else "" for cell in row]
+        texts[number] = SEPARATOR.join(cells)
+        if not any(cells) and (kept is None or kept[number]):
+            odd = next((cell for cell in row if cell is not None and not isinstance(cell, str)), None)
+            faults[number] = (
+                f"{name} is empty" if odd is None else f"{name} is {_kind(odd)}, not a text"
+            )
+    block = Block(image=texts, label=np.zeros(len(rows), np.int64), fault=faults)
+    if kept is not None:
+        block["left_out"] = ~np.asarray(kept, bool)
+    return block
+
+
+def _kind(value: object) -> str:
+    """Name a value's kind as JSON does."""
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def chosen_columns(settings: PromptSettings, there: Sequence[str], name: str) -> dict[str, float]:
+    """Return the weights of the columns of prompts among those that are there.
+
+    Args:
+        name: the source's name in messages.
+
+    Raises:
+        UserError: a column that is named is not there, or none is named and the choice is not clear.
+    """
+    listed = ", ".join(there[:20]) or "none"
+    for column in [*settings.columns, *settings.min]:
+        if column not in there:
+            setting = "prompts.column" if column in settings.columns else "prompts.min"
+            raise UserError(f"{setting}: {name} has no column {column}; columns: {listed}")
+    if settings.columns:
+        return settings.columns
+    usual = [column for column in USUAL_COLUMNS if column in there]
+    if len(usual) != 1:
+        held = f"several ({', '.join(usual)})" if usual else "none"
+        raise UserError(
+            f"{name} has {held} of the usual columns of prompts ({', '.join(USUAL_COLUMNS)}): give prompts.column; "
+            f"columns: {listed}"
+        )
+    return {usual[0]: 1.0}
+
+
+def first_prompts(source: PromptSource, count: int) -> tuple[str, ...]:
+    """Return the first prompts of a source that can be used, in its order; of several columns the first text."""
+    found: list[str] = []
+    for shard, size in enumerate(source.shard_sizes.tolist()):
+        for block in source.read(Piece(shard, 0, min(size, LOOKED_AT))):
+            good = block["fault"] == ""
+            if "left_out" in block:
+                good &= ~block["left_out"]
+            texts = (text.split(SEPARATOR) for text in block["image"][good])
+            found += [next(filter(None, columns)) for columns in texts]
+            if len(found) >= count:
+                return tuple(found[:count])
+        if shard >= MOST_LOOKED_AT:
+            break
+    return tuple(found)
