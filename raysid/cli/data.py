@@ -1,4 +1,4 @@
-"""`raysid data`: checking real images before a run, and converting them."""
+"""`raysid data`: checking real images and prompts before a run, and converting images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ GRID_IMAGES, GRID_COLUMNS = 64, 8
 MOST_LISTED = 12  # sizes, modes and classes in a line
 
 
+PROMPT_SUFFIXES = (".txt", ".jsonl", ".ndjson")
+
+
 class DataCommand(click.Command):
     """A command that takes the settings of real images as options."""
+
+    prompts = False  # whether it takes those of prompts, too
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *self._field_options]
@@ -29,21 +34,37 @@ class DataCommand(click.Command):
     def _field_options(self) -> list[FieldOption]:
         from raysid.config import DataConfig
         from raysid.config.fields import config_fields
+        from raysid.config.prompts import PromptConfig
 
+        fields = [*config_fields(DataConfig).values()]
+        if self.prompts:
+            fields += config_fields(PromptConfig).values()
         return [
             FieldOption(field)
-            for field in config_fields(DataConfig).values()
+            for field in fields
             # The argument is the source.
-            if not (field.is_section or "training_only" in field.marks or field.path == "data.source")
+            if not (
+                field.is_section
+                or "training_only" in field.marks
+                or field.path in ("data.source", "prompts.source", "prompts.max_bad_fraction")
+            )
         ]
+
+
+class CheckCommand(DataCommand):
+    """A command that takes the settings of real images and of prompts as options."""
+
+    prompts = True
 
 
 @click.group()
 def data() -> None:
-    """Check real images before training, or convert them to Parquet."""
+    """Check real images or prompts before training, or convert images to Parquet."""
 
 
-@data.command(cls=DataCommand, short_help="Describe real images, and refuse those that cannot be trained on.")
+@data.command(
+    cls=CheckCommand, short_help="Describe real images or prompts, and refuse those that cannot be used."
+)
 @click.argument("path", nargs=-1, required=True)
 @click.option(
     "--recipe",
@@ -56,14 +77,39 @@ def data() -> None:
     metavar="PNG",
     help="File for a grid of some images.",
 )
+@click.option(
+    "--tokenizer",
+    metavar="PIPELINE",
+    help="Folder of a pipeline or a teacher, to count the prompts that are too long for its text encoder.",
+)
 @click.pass_context
-def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: str) -> None:
-    """Describe real images, and refuse those that cannot be trained on.
+def check(
+    ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: str, tokenizer: str | None
+) -> None:
+    """Describe real images or prompts, and refuse those that cannot be used.
 
     PATH is a folder of images, a .zip, .parquet or .tar, gs://... or s3://..., a glob, several of them, or
-    `digits` or `patches`. Every image is decoded; each that cannot be used is named.
+    `digits` or `patches`. Every image is decoded; each that cannot be used is named. Prompts are .txt and .jsonl
+    files, and .parquet or .tar files without pictures; a million of them are read.
     """
-    overrides = {"data.source": path[0] if len(path) == 1 else list(path), **given_overrides(ctx)}
+    given: Any = path[0] if len(path) == 1 else list(path)
+    overrides = {"data.source": given, **given_overrides(ctx)}
+    named = {name: value for name, value in overrides.items() if name.startswith("prompts.")}
+    overrides = {name: value for name, value in overrides.items() if name not in named}
+    if named or tokenizer or all(each.lower().endswith(PROMPT_SUFFIXES) for each in path):
+        _check_prompts({"prompts.source": given, **named}, tokenizer)
+        return
+    try:
+        _check_images(overrides, recipe, grid)
+    except UserError as error:
+        if recipe is not None:
+            raise
+        if (why := _no_prompts(given)) is not None:
+            raise UserError(f"{error}{why}") from None
+        _check_prompts({"prompts.source": given}, tokenizer)
+
+
+def _check_images(overrides: dict[str, Any], recipe: str | None, grid: str) -> None:
     from raysid.data import to_unit
     from raysid.data.check import check_usable, first_images, survey
     from raysid.data.opening import find_source
@@ -92,6 +138,64 @@ def check(ctx: click.Context, path: tuple[str, ...], recipe: str | None, grid: s
         _check_recipe(config, source)
     save_grid(to_unit(first_images(source, GRID_IMAGES), source.pixel_max), grid, GRID_COLUMNS)
     click.echo(f"grid     {grid}")
+
+
+def _no_prompts(source: Any) -> str | None:
+    """Return None if a source that holds no images holds prompts; else what to add to the message that it does not."""
+    from raysid.config import PromptSettings
+    from raysid.data.prompts import open_prompts
+
+    try:
+        open_prompts(PromptSettings(source=source))
+    except UserError as error:
+        return f"; or, if it is of prompts: {error}" if "prompts.column" in str(error) else ""
+    return None
+
+
+def _check_prompts(overrides: dict[str, Any], tokenizer: str | None) -> None:
+    """Describe prompts. Raises UserError if they cannot be used."""
+    from raysid.data.prompts import open_prompts
+    from raysid.data.prompts.check import MOST_ROWS, in_words, survey
+    from raysid.recipes import prompt_settings
+    from raysid.run.progress import ProgressLine
+    from raysid.storage import location
+
+    settings = prompt_settings(overrides)
+    source = open_prompts(settings)
+    click.echo(f"{source.name}: {source.num_prompts:,} prompts")
+    cut = None
+    if tokenizer is not None:
+        from raysid.networks.text import Tokenizer
+
+        counted = Tokenizer(location(tokenizer))
+        cut = lambda texts: int(counted(texts).cut.sum()) if texts else 0  # noqa: E731
+    with ProgressLine("check", min(source.num_prompts, MOST_ROWS), unit="prompts") as line:
+        found = survey(source, cut, lambda rows: line.update(rows, {}))
+    if found.rows < source.num_prompts:
+        click.echo(f"read     the first {found.rows:,}")
+    click.echo(f"columns  {_counts(dict(found.good))}")
+    click.echo(f"words    {in_words(found.words)}")
+    click.echo(f"letters  {in_words(found.characters)}")
+    if found.left_out:
+        click.echo(f"left out {found.left_out:,} (blank, or a score below prompts.min)")
+    if cut is None:
+        click.echo("too long give --tokenizer PIPELINE to count the prompts that its text encoder cuts")
+    elif found.words:
+        click.echo(
+            f"too long {found.cut:,} ({(found.cut or 0) / len(found.words):.1%}), cut at {counted.length} tokens"
+        )
+    for name, examples in found.examples.items():
+        for text in examples:
+            click.echo(f"{name + ':':<8} {text}")
+    for fault in found.faults:
+        click.echo(f"bad      {fault}")
+    if not found.words:
+        raise UserError(f"{source.name} holds no prompt that can be used")
+    if found.bad > settings.max_bad_fraction * found.rows:
+        raise UserError(
+            f"{found.bad:,} of {found.rows:,} prompts cannot be used, which is more than prompts.max_bad_fraction = "
+            f"{settings.max_bad_fraction:g} of them: repair them, or give a larger fraction"
+        )
 
 
 @data.command(cls=DataCommand, short_help="Convert real images to Parquet files, for streaming.")
