@@ -50,7 +50,8 @@ class LocalPlacement:
         parts = [self.share.bounds(self.config)]
         self.fake_score = build_fake_score(inputs, source, read_blocks, ranks, parts)
         self.generator = build_generator(inputs, ranks)
-        self.roles = Roles(self.teacher, self.fake_score, self.generator, build_conditions(inputs))
+        self.conditions = build_conditions(inputs)
+        self.roles = Roles(self.teacher, self.fake_score, self.generator, self.conditions)
         self._next_step = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
 
@@ -98,7 +99,11 @@ class LocalPlacement:
             "teacher": {"busy_seconds": self.teacher.stopwatch.seconds},
             "fake_score": self.fake_score.report(),
             "generator": self.generator.report(),
-        }
+        } | self._prompt_figures()
+
+    def _prompt_figures(self) -> dict[str, dict[str, float]]:
+        figures = self.conditions.report()
+        return {"conditions": figures} if figures else {}
 
     def begin_report(self) -> Callable[[], Report]:
         report = self.report()
@@ -121,5 +126,6 @@ class LocalPlacement:
 
     def close(self) -> None:
         self._writer.shutdown()
+        self.conditions.close()
         if self.fake_score.real_images is not None:
             self.fake_score.real_images.close()

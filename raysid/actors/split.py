@@ -25,6 +25,7 @@ from raysid.actors.capacity import (
     wait_for_capacity,
     wait_for_reading,
 )
+from raysid.actors.condition_actor import RemoteConditions
 from raysid.actors.fleet import Members, RunStatus, ScorerFleet
 from raysid.actors.notices import LeavingNodes, Notice
 from raysid.actors.pool import TeacherPool
@@ -46,6 +47,7 @@ from raysid.data.source import all_faults
 from raysid.errors import LearnerLost, RunFailed
 from raysid.ray_internals import actor_node
 from raysid.roles.build import RunInputs, build_conditions, shared_reading_warning
+from raysid.roles.conditions import LabelConditions, PromptConditions
 from raysid.roles.fake_score import merge_rank_reports
 from raysid.roles.messages import StepReport, merge_step_reports
 from raysid.roles.profile import Profile
@@ -119,6 +121,7 @@ class SplitPlacement:
             # Ray reschedules a group that has lost its node.
             wait_for_capacity(self.group.wait, "the learners", learners, timeout, notify)
         self.limit = HangLimit(config.failure.hang_timeout_s)
+        self.conditions: RemoteConditions | LabelConditions | PromptConditions | None = None
         self.learners: list[RemoteLearner] = []
         self.nodes = LeavingNodes()
         self.images_until = math.inf if source is None else 0.0
@@ -134,6 +137,9 @@ class SplitPlacement:
             joined = [*self.fake_score.join(), *self.generator.join()]
             if within is None:
                 self.fleet = start_fleet(inputs.teacher, config, threads, notify)
+            # Labels are few bytes: the driver draws them itself.
+            prompts = config.prompts.source is not None
+            self.conditions = RemoteConditions(inputs) if prompts else build_conditions(inputs)
             sync = self.fleet.sync if self.fleet else self._sync_shared
             attendance = Attendance(self.run, sync, resources.teacher, timeout, notify, stopping)
             self.pool = TeacherPool(attendance, single, self.limit, self.generator.deliver)
@@ -148,8 +154,7 @@ class SplitPlacement:
             self.close()
             raise
         self.config = config
-        conditions = build_conditions(inputs)  # labels are few bytes: the driver draws them itself
-        self.roles = Roles(self.pool, self.fake_score, self.generator, conditions, self.pool.arrivals)
+        self.roles = Roles(self.pool, self.fake_score, self.generator, self.conditions, self.pool.arrivals)
 
     def step(self, step: int) -> list[Ref[StepReport]]:
         return take_step(self.roles, self.config, step).reports
@@ -183,11 +188,18 @@ class SplitPlacement:
             self.fake_score.report(),
             self.generator.report(),
         )
-        return lambda: {
-            "teacher": teacher(),
-            "fake_score": merge_rank_reports(self._get(fake_score)),
-            "generator": merge_rank_reports(self._get(generator)),
-        }
+        prompts = self.conditions
+        others = {"conditions": prompts.report()} if isinstance(prompts, RemoteConditions) else {}
+
+        def merged() -> Report:
+            figures = self._get([*others.values()])
+            return {
+                "teacher": teacher(),
+                "fake_score": merge_rank_reports(self._get(fake_score)),
+                "generator": merge_rank_reports(self._get(generator)),
+            } | dict(zip(others, figures, strict=True))
+
+        return merged
 
     def prepare(self, step: int) -> None:
         self._get(self.fake_score.prepare(microbatches(self.config, step)))
@@ -221,6 +233,8 @@ class SplitPlacement:
     def close(self) -> None:
         if self.fleet is not None:
             self.fleet.close()
+        if self.conditions is not None:
+            self.conditions.close()
         for learner in self.learners:
             for rank in learner.ranks:
                 ray.kill(rank)

@@ -12,6 +12,7 @@ from raysid.config.compute import ColocatedSettings, ComputeSettings, ResourceSe
 from raysid.config.data import DataSettings
 from raysid.config.method import MethodSettings
 from raysid.config.networks import Precision
+from raysid.config.prompts import PromptSettings
 from raysid.config.settings import COMMON, MAY_CHANGE, Positive, Seed, Settings
 from raysid.config.teacher import TeacherSettings
 from raysid.config.training import (
@@ -47,6 +48,7 @@ class Config(Settings):
         description="`overlapped`: psi is trained on the images of theta's step; `alternating`: on new ones.",
     )
     data: DataSettings = DataSettings()
+    prompts: PromptSettings = PromptSettings()
     teacher: Annotated[TeacherSettings, MAY_CHANGE] = Field(description="Teacher to distil.")
     method: MethodSettings = MethodSettings()
     total_images: Annotated[Positive, COMMON, MAY_CHANGE] = Field(
@@ -97,6 +99,8 @@ class Config(Settings):
         adversarial = self.method.adversarial
         if adversarial and self.data.source is None:
             yield "method.adversarial needs real images: give data.source, or null for method.adversarial"
+        if adversarial and self.prompts.source is not None:
+            yield "method.adversarial (SiDA) takes no prompts: give prompts.source null, or method.adversarial null"
         size, batch = self.microbatch, self.batch_size
         if self.microbatch_size is None and batch % math.lcm(*workers.values()):
             yield f"batch_size {batch} does not divide among {named}"

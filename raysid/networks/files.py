@@ -210,12 +210,13 @@ def parse_weights(content: bytes, file: UPath) -> dict[str, Tensor]:
     """
     try:
         weights = safetensors.torch.load(content)
-    except KeyError as error:
-        raise UserError(
-            f"{file} has weights of type {error}, which are not read: write them as F32, F16 or BF16"
-        ) from None
-    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file} is damaged (truncated or not safetensors), copy it again: {error}") from None
+    except (
+        safetensors.SafetensorError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # KeyError: an unknown dtype
+        raise UserError(f"{file} is damaged (truncated or not safetensors): {error}") from None
     for name, value in weights.items():
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{file}: {name} has values that are NaN or infinite: give another file")

@@ -28,6 +28,7 @@ from raysid.roles.torch_internals import TorchDispatchMode
 
 _Inputs = tuple[Tensor, Tensor, Tensor | None]  # x_t, t and conditions
 _Run = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+TOKENS = 77  # of a prompt, as CLIP's encoders have them
 BATCH = 2  # images of a counted pass: nearly all costs grow in proportion to them
 
 
@@ -60,7 +61,7 @@ class NetworkCosts:
         graphs: bytes kept for the backward pass, by whether in half precision (bf16 and fp16 keep the same).
         kernels: operations that a forward pass launches one after the other, for any number of images.
         image_bytes: of one image in float32.
-        classes: number of classes; 0 for an unconditional network.
+        conditional: whether it takes labels or text, so that it can be guided.
     """
 
     parameters: int
@@ -72,7 +73,7 @@ class NetworkCosts:
     graphs: dict[bool, GraphBytes]
     kernels: int
     image_bytes: int
-    classes: int
+    conditional: bool
 
     def graph(self, precision: Precision) -> GraphBytes:
         """Bytes that passes in a precision keep."""
@@ -122,7 +123,7 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         graphs={half: GraphBytes(*(one.graph for one in counted)) for half, counted in found.items()},
         kernels=launched.count,
         image_bytes=inputs[0][0].nbytes,
-        classes=settings.label_dim,
+        conditional=inputs[2] is not None,
     )
 
 
@@ -150,7 +151,7 @@ def quick_costs(settings: AnySettings, factory: str | None, precision: Precision
         graphs={False: found, True: found},
         kernels=0,
         image_bytes=inputs[0][0].nbytes,
-        classes=settings.label_dim,
+        conditional=inputs[2] is not None,
     )
 
 
@@ -158,6 +159,8 @@ def _meta_inputs(settings: AnySettings) -> _Inputs:
     with torch.device("meta"):
         x_t = torch.empty(BATCH, *settings.sample_shape)
         t = torch.ones(BATCH, dtype=torch.long if settings.discrete_levels else None)
+        if width := getattr(settings, "text_width", 0):
+            return x_t, t, torch.empty(BATCH, TOKENS, width)
         return x_t, t, torch.empty(BATCH, settings.label_dim) if settings.label_dim else None
 
 

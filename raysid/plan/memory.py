@@ -34,7 +34,7 @@ class RoleMemory:
 
 def passes(costs: NetworkCosts, scale: float) -> int:
     """Return the passes of one guided prediction: 2 if a scale other than 1 guides a conditional network, else 1."""
-    return 2 if scale != 1.0 and costs.classes else 1
+    return 2 if scale != 1.0 and costs.conditional else 1
 
 
 def role_memory(config: Config, costs: NetworkCosts) -> dict[str, RoleMemory]:

@@ -120,7 +120,7 @@ def _describe(problem: ErrorDetails, path: list[str], model: type[BaseModel]) ->
     fields = config_fields(model)
     match problem["type"]:
         case "extra_forbidden":
-            return [_unknown_key(path, fields)]
+            return [_unknown_key(name, fields)]
         case "missing" if name in fields:
             meaning = fields[name].description.rstrip(".")
             return [f"{name} is missing; give it a value" + (f" ({meaning})" if meaning else "")]
@@ -140,12 +140,10 @@ def _describe(problem: ErrorDetails, path: list[str], model: type[BaseModel]) ->
     return [f"{name or 'the recipe'} is {value}; allowed{whole}: {allowed}{hint}"]
 
 
-def _unknown_key(path: Sequence[str], fields: Mapping[str, Any]) -> str:
-    name, section = ".".join(path), ".".join(path[:-1])
+def _unknown_key(name: str, fields: Mapping[str, Any]) -> str:
     if likely := suggestions(name, fields):
         return f"unknown key {name}; did you mean {' or '.join(likely)}?"
-    if "." in path[-1]:
-        name = f"{path[-1]!r} in {section}" if section else repr(path[-1])
+    section = name.rpartition(".")[0]
     keys = [key for field in fields for start, _, key in [field.rpartition(".")] if start == section]
     return f"unknown key {name}; the keys {f'of {section}' if section else 'here'} are {', '.join(keys)}"
 

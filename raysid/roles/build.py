@@ -6,33 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from raysid.config import Config, LearnerSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.data.order import Order
+from raysid.data.prompts import PromptStream, open_prompts
+from raysid.data.prompts.stream import ReadPrompts, in_process
 from raysid.data.stream import ImageStream
 from raysid.data.windows import ReadBlocks
-from raysid.errors import UserError
 from raysid.method.draws import Draws
 from raysid.networks import DiffusersSettings, FactorySettings, build_denoiser
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers import DiffusersDenoiser
 from raysid.networks.files import load_network
 from raysid.networks.parts import TEXT_ENCODER
-from raysid.networks.text import TextEncoder, shared_encoder
+from raysid.networks.text import TextEncoder, Tokenizer, shared_encoder
 from raysid.roles.compute import equip
-from raysid.roles.conditions import LabelConditions
+from raysid.roles.conditions import LabelConditions, PromptConditions
 from raysid.roles.fake_score import FakeScoreLearner
-from raysid.roles.faults import is_device_fault
 from raysid.roles.generator_learner import GeneratorLearner
 from raysid.roles.learner import Learner
 from raysid.roles.ranks import Ranks
-from raysid.roles.state_files import OTHER_CHECKPOINT, StateFile, read_state, state_file
+from raysid.roles.state_files import StateFile, read_state, state_file
 from raysid.roles.step import microbatches
 from raysid.roles.teacher import TeacherScorer
 from raysid.storage import exists, location
-from raysid.storage.failures import explain
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,17 @@ class RunInputs:
     files: tuple[StateFile, ...] = ()
 
 
-def build_conditions(inputs: RunInputs) -> LabelConditions:
-    """Build the source of the generated images' conditions."""
+def build_conditions(inputs: RunInputs, read: ReadPrompts = in_process) -> LabelConditions | PromptConditions:
+    """Build the source of the generated images' conditions.
+
+    Args:
+        read: makes the reader of prompts, such as one through Ray Data.
+    """
+    config = inputs.config
+    if config.prompts.source is not None:
+        source = open_prompts(config.prompts)
+        stream = PromptStream(source, config.prompts, config.seed, config.batch_size, read)
+        return PromptConditions(stream, Tokenizer(inputs.teacher), config)
     return LabelConditions(inputs.label_frequencies, partial(Draws, inputs.config.seed))
 
 
@@ -174,25 +180,10 @@ def use_text(network: Network, teacher: str) -> TextEncoder | None:
 
 
 def _restore(learner: Learner, inputs: RunInputs) -> None:
-    """Load the learner's state from the checkpoint, if there is one.
-
-    Raises:
-        UserError: as `read_state`; or the state is of another learner or network.
-    """
-    if inputs.checkpoint is None:
-        return
-    file = state_file(learner.name)
-    expected = next((named for named in inputs.files if named.name == file), None)
-    state = read_state(inputs.checkpoint, learner.name, expected)
-    try:
-        learner.load_state(state)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_device_fault(error):
-            raise
-        raise UserError(
-            f"{inputs.checkpoint}/{file} is not the state of this run's {learner.name.replace('_', ' ')} "
-            f"({explain(error)}); {OTHER_CHECKPOINT}"
-        ) from error
+    """Load the learner's state from the checkpoint, if there is one. Raises UserError as `read_state`."""
+    if inputs.checkpoint is not None:
+        expected = next((file for file in inputs.files if file.name == state_file(learner.name)), None)
+        learner.load_state(read_state(inputs.checkpoint, learner.name, expected))
 
 
 def learner_network(teacher: str, settings: LearnerSettings, factory: str | None = None) -> Network:

@@ -41,12 +41,22 @@ class LabelConditions:
         draws = self.draws(at.step, at.start, at.count)
         return Conditions({"labels": draws.labels(f"{purpose}/labels", self.frequencies)})
 
+    def report(self) -> dict[str, float]:
+        """Return no figures."""
+        return {}
+
+    def close(self) -> None:
+        pass
+
 
 class PromptStream(Protocol):
     """Prompts by their position in an endless stream."""
 
     def read(self, start: int, count: int) -> Sequence[str]:
         """Return the prompts at positions `start` to `start + count`."""
+
+    def close(self) -> None:
+        """End reading ahead."""
 
 
 class PromptConditions:
@@ -77,6 +87,9 @@ class PromptConditions:
     def report(self) -> dict[str, float]:
         """Return figures since the start: prompts read, and the share of them that was cut."""
         return {"prompts": float(self.read), "prompts_cut": self.cut / self.read if self.read else 0.0}
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 def network_conditions(

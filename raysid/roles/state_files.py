@@ -6,7 +6,6 @@ import copy
 import hashlib
 import io
 import pickle
-import warnings
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, TypeVar
 
@@ -17,15 +16,9 @@ from upath import UPath
 from raysid.errors import UserError
 from raysid.roles.torch_internals import FakeTensorMode
 from raysid.storage import make_folder, open_file, read_whole, storage_errors, writing_whole
+from raysid.storage.failures import explain
 
 T_co = TypeVar("T_co", covariant=True)
-
-OTHER_CHECKPOINT = (
-    "move its folder away to resume from the checkpoint before it, or give another --resume-from"
-)
-
-# Of a file of another program, which is refused anyway.
-warnings.filterwarnings("ignore", "Detected pickle protocol .* in the checkpoint")
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def read_state(folder: str | UPath, name: str, expected: StateFile | None = None
     file = UPath(folder) / state_file(name)
     content = read_whole(file)
     if expected is not None and not matches(content, expected):
-        raise UserError(f"{file} is damaged: it does not match its checkpoint's manifest; {OTHER_CHECKPOINT}")
+        raise UserError(f"{file} is damaged: it does not match its checkpoint's manifest")
     return _load(file, io.BytesIO(content))
 
 
@@ -148,13 +141,7 @@ def _load(file: UPath, content: Any) -> dict[str, Any]:
         EOFError,
         pickle.UnpicklingError,
     ) as error:  # as torch.load raises
-        # torch's text advises to load it without `weights_only`, which would run what is in the file.
-        raise UserError(
-            f"{file} is not a training state: it is damaged, or holds more than tensors and plain values; "
-            f"{OTHER_CHECKPOINT}"
-        ) from error
+        raise UserError(f"{file} is not a training state: {explain(error)}") from None
     if not isinstance(state, dict):
-        raise UserError(
-            f"{file} is not a training state: it holds a {type(state).__name__}; {OTHER_CHECKPOINT}"
-        )
+        raise UserError(f"{file} is not a training state: it holds a {type(state).__name__}")
     return state

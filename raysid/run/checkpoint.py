@@ -18,7 +18,7 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.formats import FORMAT, check_format
-from raysid.roles.state_files import OTHER_CHECKPOINT, StateFile, matches
+from raysid.roles.state_files import StateFile, matches
 from raysid.storage import (
     children,
     exists,
@@ -35,9 +35,6 @@ MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-\d{8,}")
 
 
-LARGEST = 10**15  # far above any run; with a batch's size it stays within the 64 bits of TensorBoard's steps
-
-
 class _File(BaseModel):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     size: Annotated[int, Field(ge=0)]
@@ -47,9 +44,9 @@ class _File(BaseModel):
 class _Manifest(BaseModel):
     """The content of manifest.json, beside `format`."""
 
-    step: Annotated[int, Field(ge=0, le=LARGEST)]
-    images: Annotated[int, Field(ge=0, le=LARGEST)]
-    files: Annotated[list[_File], Field(min_length=1)]
+    step: Annotated[int, Field(ge=0)]
+    images: Annotated[int, Field(ge=0)]
+    files: list[_File]
 
 
 @dataclass(frozen=True)
@@ -183,17 +180,12 @@ def read_manifest(path: UPath) -> Checkpoint | None:
         check_format(content.get("format"), file)
     try:
         manifest = _Manifest.model_validate(content)
-        # Someone's copy may have any name; one with the name of another step would be taken for that step's.
-        if _FOLDER.fullmatch(path.name) and int(path.name.removeprefix("step-")) != manifest.step:
-            raise ValueError(f"step: it is {manifest.step}, and the folder is {path.name}")
-    except ValueError as error:  # pydantic's is one
-        problem = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"{file} is not a manifest that this release understands ({problem}): use the release that wrote it, or "
-            f"{OTHER_CHECKPOINT}"
+            f"{file} is not a manifest that this release understands ({where}: {first['msg']}): use the release that "
+            "wrote it, or move its folder away to resume from the checkpoint before it"
         ) from None
     files = tuple(StateFile(**file.model_dump()) for file in manifest.files)
     return Checkpoint(path, manifest.step, manifest.images, files)

@@ -11,6 +11,7 @@ from upath import UPath
 
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
+from raysid.data.prompts import PromptSource, open_prompts
 from raysid.errors import NotHere, UserError
 from raysid.generator import generator_folder
 from raysid.networks import FactorySettings
@@ -41,11 +42,13 @@ class Inputs:
         source: the real images, if the config names any.
         teacher: the teacher, or what to convert or train it from.
         start: folder of the generator to start from, if the config names one.
+        prompts: the prompts, if the config names any.
     """
 
     source: ImageSource | None
     teacher: Found
     start: str | None
+    prompts: PromptSource | None
 
 
 def find_inputs(config: Config) -> Inputs:
@@ -68,13 +71,16 @@ def find_inputs(config: Config) -> Inputs:
     source = find("data.source", lambda: None if data.source is None else open_source(data))
     teacher = find("teacher.path", lambda: find_teacher(config, source))
     start = find("generator.path", lambda: _find_start(config, teacher))
+    prompts = find(
+        "prompts.source", lambda: None if config.prompts.source is None else open_prompts(config.prompts)
+    )
     if missing:
         lines = [f"{setting}: {error}" for setting, error in missing.items()]
         if "data.source" in missing and data.origin:
             lines[0] += f"; to get it: {data.origin}"  # it was looked for first
         raise NotHere("\n  ".join(["files that this run needs are missing", *lines]), tuple(missing))
     assert teacher is not None
-    return Inputs(source, teacher, start)
+    return Inputs(source, teacher, start, prompts)
 
 
 def run_inputs(

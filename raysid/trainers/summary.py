@@ -12,6 +12,7 @@ from upath import UPath
 
 from raysid.config import Config
 from raysid.data import ImageSource
+from raysid.data.prompts import PromptSource
 from raysid.generator import FOLDERS, load_generator
 from raysid.run.metrics import read_metrics
 from raysid.run.table import print_table
@@ -31,7 +32,9 @@ _COLUMNS = {
 }
 
 
-def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> str:
+def headline(
+    config: Config, teacher: Teacher, source: ImageSource | None, prompts: PromptSource | None = None
+) -> str:
     """Describe a run in one line: the method, the images, the processes, the teacher."""
     method, data = "SiD", "no real images"
     if config.method.adversarial:
@@ -39,6 +42,11 @@ def headline(config: Config, teacher: Teacher, source: ImageSource | None) -> st
         method, data = "SiDA", f"{source.num_images:,} real images of {source.name}"
         if config.generator.path:
             method = f"SiD²A from {config.generator.path}"
+    if prompts is not None:
+        guidance = config.method.guidance
+        scales = sorted({guidance.train_fake, guidance.eval_fake, guidance.eval_teacher})
+        method = f"SiD-LSG at k {' / '.join(f'{scale:g}' for scale in scales)}"
+        data = f"{prompts.num_prompts:,} prompts of {prompts.name}, no real images"
     scaling = config.teacher.scaling
     scorers = f"{scaling.min_replicas}"
     if scaling.max_replicas > scaling.min_replicas:

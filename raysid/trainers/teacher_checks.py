@@ -46,6 +46,8 @@ def check_fits(network: AnySettings, name: str, source: ImageSource | None) -> N
         shapes_or_refuse(network, name)
     if source is None:
         return
+    if getattr(network, "text_width", 0):
+        raise UserError(f"{name} is distilled from prompts alone, without real images: give data.source null")
     if (wanted := network.sample_shape) != source.image_shape:
         other = "other images (`null` for none)"
         if isinstance(source, PictureSource) and len(wanted) == 3:
@@ -89,6 +91,7 @@ def check_method(config: Config, network: AnySettings) -> None:
             f"{name} differs from teacher.network ({len(odd)} weights, {odd[0]} the first): give the "
             "teacher that the recipe is for, or null for teacher.network"
         )
+    _check_prompts(config, network, name)
     if isinstance(network, DiffusersSettings):
         _check_diffusers_method(config.method, network, name)
     elif config.method.noise_steps is not None:
@@ -121,6 +124,16 @@ def check_factory_network(network: FactoryDenoiser, config: Config) -> None:
             f"teacher.factory {config.teacher.factory} cannot be measured by data.source {config.data.source_name}: "
             f"there is no sampler for its noise process {type(network.noise).__name__}; give data.source null"
         )
+
+
+def _check_prompts(config: Config, network: AnySettings, name: str) -> None:
+    takes_text = bool(getattr(network, "text_width", 0))
+    if takes_text and config.prompts.source is None:
+        raise UserError(
+            f"{name} makes images from text: give prompts.source, such as --prompts.source prompts.txt"
+        )
+    if not takes_text and config.prompts.source is not None:
+        raise UserError(f"prompts.source is for a teacher that takes text, and {name} takes none: give null")
 
 
 def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, name: str) -> None:

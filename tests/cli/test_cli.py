@@ -122,6 +122,7 @@ def test_help_lists_the_common_settings_alone() -> None:
         "placement",
         "colocated.num_workers",
         "data.source",
+        "prompts.source",
         "teacher.path",
         "teacher.num_replicas",
         "method.alpha",

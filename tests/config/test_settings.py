@@ -26,13 +26,14 @@ def test_the_settings_that_may_not_change_on_resume() -> None:
         "precision",
     }
     assert fixed["teacher"] == {"precision": None} and fixed["compute"] == {"tf32": False}
-    assert {"kind", "seed", "schedule", "batch_size", "precision", "data", "teacher", "method"} | {
+    assert {"kind", "seed", "schedule", "batch_size", "precision", "data", "prompts", "teacher", "method"} | {
         "compute",
         "generator",
         "fake_score",
         "ema",
     } == set(fixed)
     assert {"origin", "max_bad_fraction"}.isdisjoint(fixed["data"]) and "lanes" in fixed["data"]
+    assert {"source", "column", "shuffle_window"} < set(fixed["prompts"])
     assert "num_workers" not in fixed["generator"] and "lr" in fixed["fake_score"]
     assert fixed["method"]["adversarial"]["group_size"] == 32
 

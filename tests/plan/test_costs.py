@@ -45,7 +45,7 @@ def test_a_network_of_two_layers_by_hand(line: NetworkCosts) -> None:
     # The weights of both and the input of the second; the first input needs no gradient.
     assert line.backward == 2 * (multiplied + WIDTH * 2)
     assert line.encoder == line.encoder_backward == 0.0
-    assert (line.image_bytes, line.classes) == (8, 0)
+    assert (line.image_bytes, line.conditional) == (8, False)
 
 
 def test_a_graphs_memory_by_hand(line: NetworkCosts) -> None:

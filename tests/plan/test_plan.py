@@ -39,7 +39,7 @@ def costs(parameters: int = 50 * MILLION, **changes: Any) -> NetworkCosts:
         "graphs": {False: GRAPH, True: GraphBytes(9 * MILLION, 7 * MILLION, 3 * MILLION)},
         "kernels": 0,
         "image_bytes": 4,
-        "classes": 10,
+        "conditional": True,
     }
     return NetworkCosts(**figures | changes)
 
@@ -103,7 +103,9 @@ def test_guidance_doubles_the_guided_passes() -> None:
     teacher = config(placement="local", method={"guidance": {"eval_teacher": 2.0}})
     assert images_per_second(teacher) == pytest.approx(RATE / ((3 + 4 + 5) * GIGA), rel=1e-3)
     # Without conditions there is no guidance.
-    assert images_per_second(local, network=costs(classes=0)) == pytest.approx(RATE / (10 * GIGA), rel=1e-3)
+    assert images_per_second(local, network=costs(conditional=False)) == pytest.approx(
+        RATE / (10 * GIGA), rel=1e-3
+    )
 
 
 def test_real_images_add_the_encoder() -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from raysid.config import Config
+from raysid.config.networks import DiffusersSettings, ScheduleSettings
 from raysid.networks import build_denoiser
+from raysid.plan.costs import network_costs
+from raysid.plan.memory import role_memory, usable, whole_memory
 from raysid.recipes import load_recipe, packaged_recipes
 
 MIMG = 1_000_000
@@ -36,7 +39,7 @@ PUBLISHED = {
 def test_every_published_run_has_a_recipe() -> None:
     names = {f"{data}-{method}" for data in PUBLISHED for method in ("sid", "sida", "sid2a")}
     summaries = packaged_recipes()
-    assert names == {name for name in summaries if "digits" not in name}
+    assert names | {*TEXT} == {name for name in summaries if "digits" not in name}
     for name in names:
         assert "FID" in summaries[name].description
 
@@ -89,6 +92,62 @@ def test_a_published_recipe_has_the_published_settings(data: str) -> None:
         assert adversarial.clip_gradient == 1.0
     assert sida.generator.path is None
     assert (sid2a.generator.path or "").startswith("https://huggingface.co/UT-Austin-PML/SiD/")
+
+
+# Teacher of the Hub, length in millions of images.
+TEXT = {
+    "sd15-lsg": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 18.8),
+    "sd21-base-lsg": ("stabilityai/stable-diffusion-2-1-base", 9.7),
+}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_text_recipe_has_the_published_settings(name: str) -> None:
+    teacher, length = TEXT[name]
+    config = load_recipe(name, kind="distill")
+    assert (config.teacher.path, config.total_images) == (teacher, length * MIMG)
+    assert config.data.source is None and config.schedule == "alternating"
+    method, guidance = config.method, config.method.guidance
+    assert (method.alpha, method.sid_weight, method.sigma_init, method.adversarial) == (1.0, 1.0, 2.5, None)
+    assert (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher) == (1.5, 1.5, 1.5)
+    assert guidance.condition_drop == 0.1
+    assert (config.batch_size, config.precision) == (512, "float32")
+    for learner in (config.generator, config.fake_score):
+        assert (learner.lr, learner.betas, learner.eps) == (1e-6, (0, 0.999), 1e-8)
+    assert (config.ema.halflife_images, config.ema.rampup_ratio) == (50_000, 0.05)
+    assert config.lr_schedule.decay == "constant"
+
+
+UNET = {
+    "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "block_out_channels": [320, 640, 1280, 1280],
+}  # fmt: skip
+SD15 = UNET | {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD21 = UNET | {
+    "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "unet", "millions"), [("sd15-lsg", SD15, 859.5), ("sd21-base-lsg", SD21, 865.9)]
+)
+def test_a_text_recipe_fits_cards_of_80_gb(name: str, unet: dict[str, object], millions: float) -> None:
+    """By the planner's count of the whole U-Net on the meta device, of which 71.4 GB are usable."""
+    schedule = ScheduleSettings(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    settings = DiffusersSettings(
+        unet_class="UNet2DConditionModel", unet=unet, scheduler=schedule, latents=True
+    )
+    costs = network_costs(settings)
+    assert costs.parameters / 1e6 == pytest.approx(millions, abs=0.1)
+    config = load_recipe(name, kind="distill")
+    usable_bytes = usable(80e9, 1)
+    assert max(role.total for role in role_memory(config, costs).values()) < usable_bytes
+    twice = config.model_copy(update={"microbatch_size": 2 * config.microbatch})
+    assert max(role.total for role in role_memory(twice, costs).values()) > usable_bytes
+    assert whole_memory(config, costs).weights / 1e9 == pytest.approx(34.5, abs=0.2)
 
 
 def millions_of_parameters(config: Config) -> float:

@@ -280,11 +280,6 @@ def test_a_folder_and_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ({"method.guidance.zzz.y": "1"}, "unknown key method.guidance.zzz"),
         ({"method.adversarial.a\nb": "1"}, "unknown key method.adversarial.a b"),
         ({"": "1"}, "unknown key"),
-        # as {betas: (0.0, 0.999)} is in YAML
-        (
-            {"generator": {"0.999)": None}},
-            "unknown key '0.999)' in generator; the keys of generator are lr, betas",
-        ),
         # values
         ({"method.tmax": "2000"}, "method.tmax is 2000; allowed: integer above 0, at most 1000"),
         ({"method.tmax": "1.5"}, "method.tmax is 1.5; allowed: integer"),

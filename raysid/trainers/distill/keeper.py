@@ -106,7 +106,8 @@ class Keeper:
 
     def _evaluates(self, step: int) -> bool:
         shape = self.session.teacher.card.network.sample_shape
-        if not (measures(self.config.data.source_name) or is_picture(shape)):
+        drawn = is_picture(shape) or self.session.prompts is not None
+        if not (measures(self.config.data.source_name) or drawn):
             return False  # neither figures nor a grid
         return step == 0 or every(self.config, self.config.evaluation.every_images, step)
 
@@ -155,7 +156,9 @@ class Keeper:
             return
         write, self._write = self._write, None
         if (step := write.result()) is not None:
-            self._evaluation = PendingEvaluation(self.config, self.folder.path, step, self.session.source)
+            self._evaluation = PendingEvaluation(
+                self.config, self.folder.path, step, self.session.source, self.session.grid_prompts
+            )
 
     def _finish_evaluation(self, wait: bool = True) -> None:
         if self._evaluation is None or not (wait or self._evaluation.done()):

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from raysid.actors.placement import workers_for
 from raysid.actors.requirements import check_resources, role_resources
 from raysid.cluster.connect import connect
@@ -113,7 +111,17 @@ def distill(
         if within is None and (fresh or (folder.checkpoints.newest_step() or 0) < config.total_steps):
             _check_machines(config, teacher.card.network, check)
         folder.begin(digest, resume_from, new_images)
-        session = Session(config, folder, teacher, inputs.source, inputs.start, branch, within, on_evaluation)
+        session = Session(
+            config,
+            folder,
+            teacher,
+            inputs.source,
+            inputs.prompts,
+            inputs.start,
+            branch,
+            within,
+            on_evaluation,
+        )
         try:
             return _run(session)
         except StorageError as error:
@@ -161,12 +169,8 @@ def _check_branch(folder: RunFolder, branch: Checkpoint | None, fresh: bool, res
 
 def _check_network(branch: Checkpoint, teacher: Teacher) -> None:
     """Check that a checkpoint is of the teacher's network. Raises UserError."""
-    weights = read_outline(branch.path, "generator").get("network")
-    if (
-        not isinstance(weights, dict)
-        or not all(isinstance(value, Tensor) for value in weights.values())
-        or shapes_of(weights) != stored_shapes(teacher.path)
-    ):
+    weights = read_outline(branch.path, "generator")["network"]
+    if shapes_of(weights) != stored_shapes(teacher.path):
         raise UserError(
             f"{branch.path} is of another network than teacher {teacher.path}: give that run's teacher"
         )
@@ -180,7 +184,7 @@ def _run(session: Session) -> DistillResult:
     if rows is not None:
         print(f"{folder.path} is finished already; --fresh starts it over")
     else:
-        print(headline(config, session.teacher, session.source), flush=True)
+        print(headline(config, session.teacher, session.source, session.prompts), flush=True)
         for note in session.source.notes if session.source else ():
             print(f"real images: {note}", flush=True)
         settings, step = config.model_dump(mode="json"), start.step if start else None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raysid.config import Config
 from raysid.data import ImageSource
+from raysid.data.prompts import PromptSource
+from raysid.data.prompts.source import first_prompts
 from raysid.run.checkpoint import Checkpoint
 from raysid.run.folder import RunFolder
 from raysid.trainers.teachers import Teacher
@@ -15,6 +18,7 @@ from raysid.trainers.teachers import Teacher
 if TYPE_CHECKING:
     from raysid.actors.split import Within
 
+GRID_PROMPTS = 16
 OnEvaluation = Callable[[dict[str, Any]], None]
 
 
@@ -25,6 +29,7 @@ class Session:
     Attributes:
         folder: the run's folder, owned by this process.
         source: the real images, if the config names any.
+        prompts: the prompts, for a teacher that takes text.
         start: folder of the generator that theta begins as; None is the teacher.
         branch: the checkpoint of another run to begin at, if the run itself has none.
         within: the placement group and the teacher service of a search, if the run is one of its trials.
@@ -35,10 +40,16 @@ class Session:
     folder: RunFolder
     teacher: Teacher
     source: ImageSource | None
+    prompts: PromptSource | None = None
     start: str | None = None
     branch: Checkpoint | None = None
     within: Within | None = None
     on_evaluation: OnEvaluation | None = None
+
+    @cached_property
+    def grid_prompts(self) -> tuple[str, ...]:
+        """The prompts of the sample grids: the first of the source."""
+        return () if self.prompts is None else first_prompts(self.prompts, GRID_PROMPTS)
 
     def newest_checkpoint(self, contents: bool = False) -> Checkpoint | None:
         """Return the checkpoint to resume from, and report damaged ones; None starts from the beginning.
