@@ -106,6 +106,12 @@ class GeneratorSettings(LearnerSettings):
         description="Finished generator that initialises theta and its average (SiD²A): the folder of a run or of a "
         "generator, or a .pkl published by SiD's authors (a path, gs://..., s3://... or https://...).",
     )
+    clip_gradient: float | None = Field(
+        None,
+        gt=0,
+        description="Bound of the absolute value of each element of theta's gradients, as SiD-LSG's fp16 runs have it "
+        "(1). Default: no bound.",
+    )
 
 
 class FakeScoreSettings(LearnerSettings):

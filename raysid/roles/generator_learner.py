@@ -88,6 +88,7 @@ class GeneratorLearner(Learner):
         self.parts = {"network": network, "ema": self.ema, "optimizer": self.optimizer}
         self.weights: list[Tensor] = list(self.network.parameters())
         self.averages: list[Tensor] = list(self.ema.parameters())
+        self.clip = config.generator.clip_gradient
         self.level = self.noise.start_level(config.method.sigma_init)
         self.tmax = config.method.tmax or self.noise.default_tmax
         self.pending: dict[Slice, _Pending] = {}

@@ -686,6 +686,18 @@ def test_psi_discriminates_and_clips_from_the_first_image() -> None:
     assert max(grad.abs().max().item() for grad in seen) == pytest.approx(1e-3)
 
 
+def test_theta_clips_its_gradient_if_asked_to() -> None:
+    seen = {}
+    for bound in (None, 1e-4):
+        tiny = tiny_roles(tiny_config(generator={"clip_gradient": bound}))
+        at = Slice(STEP, 0, 4)
+        generator_pass(tiny.roles, tiny.generator.config, at, tiny.generate(at)[0])
+        token = Token(at, {"teacher_recomputes": 0})
+        gradients = step_gradients(tiny.generator.optimizer, partial(tiny.generator.step, STEP, token))
+        seen[bound] = max(gradient.abs().max().item() for gradient in gradients)
+    assert seen[None] > 1e-3 and seen[1e-4] == pytest.approx(1e-4)
+
+
 # Groups and real images.
 
 

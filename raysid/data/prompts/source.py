@@ -56,9 +56,7 @@ def text_block(
         texts[number] = SEPARATOR.join(cells)
         if not any(cells) and (kept is None or kept[number]):
             odd = next((cell for cell in row if cell is not None and not isinstance(cell, str)), None)
-            faults[number] = (
-                f"{name} is empty" if odd is None else f"{name} is {_kind(odd)}, not a text"
-            )
+            faults[number] = f"{name} is empty" if odd is None else f"{name} is {_kind(odd)}, not a text"
     block = Block(image=texts, label=np.zeros(len(rows), np.int64), fault=faults)
     if kept is not None:
         block["left_out"] = ~np.asarray(kept, bool)
