@@ -32,17 +32,19 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer:
-    """Turns prompts into token ids of one length.
+    """Turns prompts into token ids of one length, the most that the text encoder takes.
 
     Args:
         folder: a folder with `tokenizer/` and `text_encoder/`.
-        length: number of tokens of every prompt, special ones included; None takes the encoder's longest.
+
+    Attributes:
+        length: number of tokens of every prompt, special ones included.
 
     Raises:
         UserError: transformers is not installed; the folder lacks a tokenizer, or has one that cannot be used.
     """
 
-    def __init__(self, folder: str | UPath, length: int | None = None) -> None:
+    def __init__(self, folder: str | UPath) -> None:
         path = local_part(UPath(folder), TOKENIZER)
         try:
             self.tokenizer: Any = _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -52,7 +54,7 @@ class Tokenizer:
             ) from None
         if self.tokenizer.pad_token_id is None:
             raise UserError(f"{UPath(folder) / TOKENIZER} cannot be used: it has no token for padding")
-        self.length = length or min(self.tokenizer.model_max_length, _longest(folder), MOST_TOKENS)
+        self.length = min(self.tokenizer.model_max_length, _longest(folder), MOST_TOKENS)
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Return the token ids of prompts (B,), cut or padded to `length`."""

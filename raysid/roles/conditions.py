@@ -7,12 +7,12 @@ role turns them into its network's conditions, once a call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from raysid.config import Config
+from raysid.data.prompts import PromptStream
 from raysid.method.draws import DrawsAt
 from raysid.networks.denoiser import Network
 from raysid.networks.text import TextEncoder, Tokenizer
@@ -49,16 +49,6 @@ class LabelConditions:
         pass
 
 
-class PromptStream(Protocol):
-    """Prompts by their position in an endless stream."""
-
-    def read(self, start: int, count: int) -> Sequence[str]:
-        """Return the prompts at positions `start` to `start + count`."""
-
-    def close(self) -> None:
-        """End reading ahead."""
-
-
 class PromptConditions:
     """Prompts, each at the position of its sample in a stream, as token ids.
 
@@ -74,19 +64,20 @@ class PromptConditions:
         self.stream, self.tokenizer = stream, tokenizer
         self.batch_size = config.batch_size
         self.alternating = config.schedule == "alternating"
-        self.read = self.cut = 0
+        self.prompts = self.cut = 0
 
     def of(self, at: Slice, purpose: Purpose) -> Conditions:
         """Return the token ids (B, tokens) of a microbatch's prompts."""
         batch = 2 * at.step + (purpose == "generator") if self.alternating else at.step
         prompts = self.stream.read(batch * self.batch_size + at.start, at.count)
         tokens = self.tokenizer(prompts)
-        self.read, self.cut = self.read + len(prompts), self.cut + int(tokens.cut.sum())
+        self.prompts += len(prompts)
+        self.cut += int(tokens.cut.sum())
         return Conditions({"tokens": tokens.ids})
 
     def report(self) -> dict[str, float]:
         """Return figures since the start: prompts read, and the share of them that was cut."""
-        return {"prompts": float(self.read), "prompts_cut": self.cut / self.read if self.read else 0.0}
+        return {"prompts": float(self.prompts), "prompts_cut": self.cut / max(1, self.prompts)}
 
     def close(self) -> None:
         self.stream.close()
