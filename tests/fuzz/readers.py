@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ import s3fs  # noqa: F401
 from PIL import Image
 from upath import UPath
 
-from raysid.config import DataSettings
+from raysid.config import DataSettings, PromptSettings
 from raysid.data import footers, open_source, parquet_check
 from raysid.data.files import absolute_path, find_files
 from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
+from raysid.data.prompts import PromptStream, open_prompts
 from raysid.networks.files import load_card, load_network
 from raysid.networks.published.network import read_published
 from raysid.recipes import load_recipe
@@ -185,6 +187,34 @@ def _deadly_in_a_fork(paths: Any, contents: Any) -> Any:
     return paths[survived : survived + killed]
 
 
+def _prompt_parquets() -> list[bytes]:
+    rows = {"text": ["a fox", None] * 6, "caption": ["x", ""] * 6, "s": [n / 12 for n in range(12)]}
+    contents = []
+    for options in ({}, {"compression": "zstd", "data_page_version": "2.0"}, {"use_dictionary": False}):
+        file = io.BytesIO()
+        pq.write_table(pa.table(rows), file, row_group_size=5, **options)  # type: ignore[arg-type]
+        contents.append(file.getvalue())
+    return contents
+
+
+def _prompt_tars() -> list[bytes]:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for number in range(4):
+            add(tar, f"{number}.txt", f"a fox {number}".encode())
+            add(tar, f"{number}.jpg", b"not read")
+    return [file.getvalue()]
+
+
+def _read_prompts(path: Path, **given: Any) -> None:
+    footers._deadly = _deadly_in_a_fork
+    settings = PromptSettings(source=str(path), max_bad_fraction=1.0, **given)
+    source = open_prompts(settings)
+    with PromptStream(source, settings, 0, 4) as stream:
+        for text in stream.read(0, source.num_prompts):
+            assert isinstance(text, str) and text
+
+
 def _network(path: Path, name: str) -> Path:
     """The folder of a network in which one file is the input."""
     folder = path.parent / "network"
@@ -258,6 +288,22 @@ READERS: dict[str, Reader] = {
         tar_repaired,
     ),
     "parquet": Reader(_parquets, _read_parquet, (b"PAR1",)),
+    "prompts": Reader(
+        lambda: [b"a fox\r\n\na caf\xc3\xa9\n"], partial(_read_prompts, format="text"), (b"\n", b"\xff")
+    ),
+    "prompt-lines": Reader(
+        lambda: [b'{"text": "a fox", "s": 0.5}\n{"text": null, "s": 1}\n'],
+        partial(_read_prompts, format="jsonl", column="text", min={"s": 0.1}),
+        JSON_TOKENS,
+    ),
+    "prompt-parquet": Reader(
+        _prompt_parquets,
+        partial(_read_prompts, format="parquet", column={"text": 1.0, "caption": 2.0}, min={"s": 0.1}),
+        (b"PAR1",),
+    ),
+    "prompt-tar": Reader(
+        _prompt_tars, partial(_read_prompts, format="webdataset"), (b"ustar\0",), tar_repaired
+    ),
     "labels": Reader(lambda: _JSON, _labels, JSON_TOKENS),
     "recipe": Reader(
         _files("formats/0.1.0/run/config.yaml", "../raysid/recipes/cifar10-cond-sida.yaml"),

@@ -73,6 +73,9 @@ class ParquetPrompts(PromptSource):
                 row += len(batch)
                 if row >= piece.last:
                     return
+        raise UserError(
+            f"{printable(path)} is damaged: row group {group} ends after {row:,} rows, before those its footer counts"
+        )
 
     def _block(self, batch: pa.RecordBatch, names: list[str]) -> Block:
         columns = [batch.column(name).to_pylist() for name in self.columns]
