@@ -18,7 +18,7 @@ from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.data import ImageSource, open_source
 from raysid.errors import UserError
-from raysid.networks import NetworkSettings, build_denoiser
+from raysid.networks import DiffusersSettings, NetworkSettings, build_denoiser
 from raysid.networks.files import NetworkCard, save_network
 from raysid.recipes import load_recipe
 from raysid.roles.build import RunInputs
@@ -139,7 +139,7 @@ def format_ratio(found: dict[str, float]) -> str:
 def _network(config: Config) -> tuple[Any, ...]:
     """Return the settings that determine the network of the roles."""
     teacher = config.teacher
-    return teacher.path, teacher.factory, teacher.recipe, teacher.network
+    return teacher.path, teacher.factory, teacher.recipe, teacher.network, teacher.diffusers
 
 
 def steady(config: Config) -> Config:
@@ -161,19 +161,23 @@ def role_inputs(config: Config, teacher: str) -> tuple[RunInputs, ImageSource | 
     return run_inputs(config, teacher, source), source
 
 
-def recipe_network(config: Config) -> NetworkSettings | None:
+def recipe_network(config: Config) -> NetworkSettings | DiffusersSettings | None:
     """Return the settings of the teacher's network if the recipe, or that of its teacher, has them."""
     teacher = config.teacher
-    if teacher.recipe is None or teacher.network or teacher.path is not None or teacher.factory is not None:
-        return teacher.network
+    own = teacher.network or teacher.diffusers
+    if teacher.recipe is None or own or teacher.path is not None or teacher.factory is not None:
+        return own
     return load_recipe(teacher.recipe, kind="pretrain").network
 
 
 @contextmanager
 def stand_in_teacher(config: Config) -> Iterator[str]:
-    """Yield a folder of a teacher with the recipe's network, in its storage, which all nodes can read."""
+    """Yield a folder of a teacher with the recipe's network, in its storage, which all nodes can read.
+
+    A teacher that takes text is its own pipeline, whose text encoder the roles need.
+    """
     settings = recipe_network(config)
-    if settings is None:
+    if settings is None or getattr(settings, "text_width", False):
         yield str(trained_teacher(config, find_teacher(config, None), None).path)
         return
     folder = storage_folder(config.storage) / f".bench-{uuid.uuid4().hex[:8]}"
@@ -184,7 +188,7 @@ def stand_in_teacher(config: Config) -> Iterator[str]:
         remove_folder(folder)
 
 
-def _save_random(folder: UPath, settings: NetworkSettings) -> None:
+def _save_random(folder: UPath, settings: NetworkSettings | DiffusersSettings) -> None:
     network = build_denoiser(settings)
     with torch.no_grad():
         # EDM's last layers start at zero, and their gradients would be zero.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysid.config.networks import FactoryName, NetworkSettings, Precision
+from raysid.config.networks import DiffusersSettings, FactoryName, NetworkSettings, Precision
 from raysid.config.settings import COMMON, FIXED, SPLIT_ONLY, Count, Positive, Settings
 
 
@@ -60,6 +60,9 @@ class TeacherSettings(Settings):
     network: NetworkSettings | None = Field(
         None, description="Network that `path` must hold, for a recipe that needs a particular one."
     )
+    diffusers: DiffusersSettings | None = Field(
+        None, description="The same for a U-Net of diffusers; instead of `network`."
+    )
     precision: Annotated[Precision | None, FIXED] = Field(
         None, description="Precision of the teacher's scorers. Default: the run's `precision`."
     )
@@ -82,6 +85,8 @@ class TeacherSettings(Settings):
                 "give teacher.path (a teacher's folder), teacher.recipe (a pretrain recipe) or teacher.factory (a "
                 "function that makes one)"
             )
+        if self.network is not None and self.diffusers is not None:
+            yield "give teacher.network or teacher.diffusers, not both"
 
     @property
     def scaling(self) -> TeacherAutoscaling:

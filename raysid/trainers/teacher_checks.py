@@ -84,13 +84,15 @@ def check_method(config: Config, network: AnySettings) -> None:
         name = f"teacher {teacher.path}"
     if isinstance(network, FactorySettings):
         _check_factory_method(config, network, name)
-    elif teacher.network and (
-        odd := misfits(shapes_or_refuse(teacher.network, "teacher.network"), shapes_or_refuse(network, name))
-    ):
-        raise UserError(
-            f"{name} differs from teacher.network ({len(odd)} weights, {odd[0]} the first): give the "
-            "teacher that the recipe is for, or null for teacher.network"
-        )
+    for setting in ("network", "diffusers"):
+        wanted: AnySettings | None = getattr(teacher, setting)
+        if wanted is None or isinstance(network, FactorySettings):
+            continue
+        if odd := misfits(shapes_or_refuse(wanted, f"teacher.{setting}"), shapes_or_refuse(network, name)):
+            raise UserError(
+                f"{name} differs from teacher.{setting} ({len(odd)} weights, {odd[0]} the first): give the "
+                f"teacher that the recipe is for, or null for teacher.{setting}"
+            )
     _check_prompts(config, network, name)
     if isinstance(network, DiffusersSettings):
         _check_diffusers_method(config.method, network, name)
@@ -152,11 +154,12 @@ def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, 
 
 
 def _check_factory_method(config: Config, network: FactorySettings, name: str) -> None:
-    if config.teacher.network is not None:
-        raise UserError(
-            f"{name} makes a module of your own, but teacher.network describes a network of EDM's: give null for "
-            "teacher.network"
-        )
+    for setting, kind in (("network", "EDM's"), ("diffusers", "diffusers")):
+        if getattr(config.teacher, setting) is not None:
+            raise UserError(
+                f"{name} makes a module of your own, but teacher.{setting} describes a network of {kind}: give null "
+                f"for teacher.{setting}"
+            )
     if config.method.adversarial is not None:
         raise UserError(
             f"method.adversarial (SiDA) is not for {name}: a module of your own has no encoder logits; give "

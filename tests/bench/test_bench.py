@@ -90,17 +90,23 @@ def test_two_sides_take_turns_and_their_parts_add_up(
 
 
 def test_transfers_are_counted_in_bytes(found: Comparison, config: Config) -> None:
-    """Images, never weights: x_t, t and labels to the teacher, a prediction back; a cotangent there, a pull back."""
+    """Images, never weights: x_t, t and class indices to the teacher, a prediction back; a cotangent there, a pull back.
+
+    The class indices come from the driver.
+    """
     tree = as_json(found)
-    image, labels = 8 * 8 * FLOAT, 10 * FLOAT
-    noised, batch = image + FLOAT + labels, config.batch_size
+    image, label = 8 * 8 * FLOAT, 8
+    noised, batch = image + FLOAT, config.batch_size
     teacher, generator = tree["this"]["roles"]["teacher"], tree["this"]["roles"]["generator"]
-    assert teacher["received_bytes"] == batch * (2 * noised + image)  # x_t for the score and for the pullback
+    assert teacher["received_bytes"] == batch * (
+        2 * (noised + label) + image
+    )  # x_t for the score and for the pullback
     assert teacher["sent_bytes"] == batch * 2 * image
     logits = 4 * 4 * FLOAT  # the discriminator's map
     # Noised images for the scorers, images for psi; two cotangents, one including the logits.
-    assert generator["sent_bytes"] == batch * (noised + image + labels + 2 * image + logits)
-    assert generator["received_bytes"] == batch * (4 * image + logits)  # two predictions, two pulls
+    assert generator["sent_bytes"] == batch * (noised + image + 2 * image + logits)
+    # The labels, two predictions, two pulls.
+    assert generator["received_bytes"] == batch * (label + 4 * image + logits)
     assert (
         tree["against"]["roles"]["teacher"]["received_bytes"] == 0
     )  # nothing is transferred within one process
