@@ -90,9 +90,9 @@ def test_two_sides_take_turns_and_their_parts_add_up(
 
 
 def test_transfers_are_counted_in_bytes(found: Comparison, config: Config) -> None:
-    """Images, never weights: x_t, t and class indices to the teacher, a prediction back; a cotangent there, a pull back.
+    """Images, never weights: x_t, t and labels to the teacher, a prediction back; a cotangent there, a pull back.
 
-    The class indices come from the driver.
+    Labels are class indices, from the driver.
     """
     tree = as_json(found)
     image, label = 8 * 8 * FLOAT, 8
