@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 from upath import UPath
 
@@ -24,6 +25,7 @@ from raysid.run.checkpoint import Checkpoints
 from raysid.trainers.distill import distill
 from raysid.trainers.inputs import find_inputs, run_inputs
 from raysid.trainers.teachers import trained_teacher
+from tests.support.bucket_server import BUCKET, bucket_environment, bucket_server, in_bucket
 from tests.support.command_line import raysid
 from tests.support.processes import kill
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -84,7 +86,7 @@ def text_config(given: Path, storage: Path, **changes: Any) -> Config:
 def test_three_actors_give_the_results_of_one_process(
     ray_cluster: None, given: Path, tmp_path: Path, schedule: str
 ) -> None:
-    """With two scorers, one of which is killed on the way: every weight, optimizer state and loss."""
+    """With the reader of prompts and one of two scorers killed on the way: every weight, optimizer state and loss."""
     ends = []
     for name in ("local", "split"):
         scaling = {"num_replicas": 2} if name == "split" else {}
@@ -112,16 +114,16 @@ def text_end(run: Path) -> Weights:
 
 
 def roles_with_a_loss(placement: SplitPlacement) -> Roles:
-    """The placement's roles; a scorer is killed once theta's second step has begun."""
+    """The placement's roles; the reader of prompts is killed in step 1, and a scorer in step 2."""
     conditions = placement.roles.conditions
 
     class Killing:
-        done = False
+        def __init__(self) -> None:
+            self.left = {1: conditions.actor, 2: placement.pool.present()[0].actor}  # type: ignore[attr-defined]
 
         def of(self, at: Slice, purpose: Any) -> Any:
-            if at.step == 2 and not self.done:
-                self.done = True
-                kill(pid_of(placement.pool.present()[0].actor))
+            if at.step in self.left:
+                kill(pid_of(self.left.pop(at.step)))
             return conditions.of(at, purpose)
 
     return dataclasses.replace(placement.roles, conditions=Killing())
@@ -198,3 +200,34 @@ def test_prompts_are_refused_for_a_teacher_without_text(given: Path, tmp_path: P
     config = config.model_copy(update={"prompts": text_config(given, tmp_path).prompts})
     with pytest.raises(UserError, match="prompts.source is for a teacher that takes text, and .* takes none"):
         distill(config)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_with_prompts_and_a_pipeline_in_it(
+    ray_cluster: None, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's parts are copied from the bucket by each role, and its weights are those of a run in a folder."""
+    here = text_config(given, tmp_path)
+    distill(here)
+    with bucket_server() as server:
+        for name, value in bucket_environment(server, "gs").items():
+            monkeypatch.setenv(name, value)
+        for file in given.rglob("*"):
+            if file.is_file():
+                in_bucket(server, f"gs://{BUCKET}/given/{file.relative_to(given)}").write_bytes(
+                    file.read_bytes()
+                )
+        there = text_config(
+            given,
+            Path("unused"),
+            teacher={"path": f"gs://{BUCKET}/given/pipeline"},
+            prompts={"source": f"gs://{BUCKET}/given/prompts.txt"},
+        ).model_copy(update={"storage": f"gs://{BUCKET}/runs"})
+        distill(there)
+        own = load_generator(run_of(here)).network.state_dict()
+        found = load_generator(f"gs://{BUCKET}/runs/text")
+        assert found.sample(1, prompts="a red fox").shape == (1, 3, 16, 16)
+        assert all(torch.equal(value, own[name]) for name, value in found.network.state_dict().items())
+        out = ("export", f"gs://{BUCKET}/runs/text", "--to", "diffusers", "--out", f"gs://{BUCKET}/one-step")
+        assert raysid(*out).exit_code == 0
+        assert in_bucket(server, f"gs://{BUCKET}/one-step/model_index.json").exists()
