@@ -10,6 +10,7 @@ So ranks read slices of one stream, and a checkpoint stores one number. The part
     labels.py, folder_labels.py, metadata.py, json_fields.py for those: class labels
     pictures.py, picture_source.py, picture_files.py         for those: decoding, sources of encoded pictures
     tar_headers.py, footers.py, parquet_check.py             for those: headers that may be damaged
+    pages.py, page_reader.py                                 for parquet.py: pages that may be damaged
     parquet_columns.py                                       for parquet.py: columns of pictures and of labels
     order.py           the image at each position, computed without reading
     windows.py         reading windows in passes over the source; reader.py keeps those that are needed

@@ -13,13 +13,12 @@ import pyarrow.parquet as pq
 from raysid.data import parquet_check
 from raysid.data.files import damaged_file
 from raysid.data.listing import in_threads
-from raysid.data.parquet_check import LENGTH, read_footer
+from raysid.data.parquet_check import LENGTH, TAIL, read_footer
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
 
 FORM = "Parquet"
 MAGIC = b"PAR1"  # begins and ends a file; the footer and its length lie before the last one
-TAIL = 1 << 16  # bytes read first; most footers are shorter
 MAX_FOOTER = 1 << 28
 MAX_SECONDS = 600.0  # for all footers; ten thousand files take one
 
@@ -33,7 +32,8 @@ def read_footers(paths: Sequence[str]) -> list[pq.FileMetaData]:
     contents = list(in_threads(_content, paths))
     for path in _deadly(paths, contents):
         raise UserError(
-            f"{printable(path)} cannot be read as {FORM}: its footer is damaged, and kills a process that reads it"
+            f"{printable(path)} cannot be read as {FORM}: its footer is damaged, and kills a process that reads it "
+            "(write the file again, or leave it out)"
         )
     footers = []
     for path, content in zip(paths, contents, strict=True):

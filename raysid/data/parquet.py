@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,12 +19,13 @@ from raysid.data.files import Found, damaged_file, reading_source
 from raysid.data.footers import FORM, read_footers
 from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed
 from raysid.data.listing import File, in_threads
+from raysid.data.pages import Ahead, DeadlyPages, PageFile
 from raysid.data.parquet_columns import holds_labels, holds_paths, holds_pictures, image_column, pictures
 from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, BadPicture
 from raysid.data.source import Piece, Texts
 from raysid.data.splits import splits_note
-from raysid.errors import RaysidError, UserError, printable
+from raysid.errors import UserError, printable
 from raysid.storage import open_file
 from raysid.storage.failures import explain
 from raysid.storage.plain_json import parse_json
@@ -35,8 +37,8 @@ CLASSES = b"raysid_classes"
 ROWS_AT_A_TIME = 256
 BYTES_AT_A_TIME = 1 << 26  # of rows at a time
 CELL_OVERHEAD = 64  # bytes that Parquet may add to a cell
+_LABELS_AT_A_TIME = BoundedSemaphore(4)  # each takes a process; their bytes are read sixteen at a time
 CONVERTED = re.compile(r"part-\d+-of-(\d+)\.parquet")  # file names of `raysid data convert`
-BUFFER = 1 << 20  # bytes read at a time: a row group may be larger than the memory
 
 
 class ParquetSource(PictureSource):
@@ -77,16 +79,16 @@ class ParquetSource(PictureSource):
     def contents(self, piece: Piece) -> Iterator[Content]:
         number, first, last = (int(value) for value in self.groups[piece.shard])
         path, start = self.paths[number], int(self.starts[piece.shard])
-        with reading_source(self.name), open_file(path) as opened:
-            file = pq.ParquetFile(opened, buffer_size=BUFFER)
+        with reading_source(self.name), open_file(path) as opened, PageFile(path, opened) as pages:
+            footer = pq.ParquetFile(opened).metadata
             row = 0
             for group in range(first, last):
-                rows = file.metadata.row_group(group).num_rows
+                rows = footer.row_group(group).num_rows
                 part = range(max(piece.first - row, 0), min(piece.last - row, rows))
                 if part:
                     entries = range(start + row + part.start, start + row + part.stop)
                     labels = self.labels.numbers[entries.start : entries.stop].tolist()
-                    found = self._rows(path, file, group, part)
+                    found = self._rows(path, pages, footer.row_group(group), group, part)
                     for entry, label, (picture, index) in zip(entries, labels, found, strict=True):
                         yield Content(entry, entry if index is None else index, label, picture)
                 row += rows
@@ -97,27 +99,25 @@ class ParquetSource(PictureSource):
         return printable(f"row {entry - first} of {self.paths[number]}")
 
     def _rows(
-        self, path: str, file: Any, group: int, part: range
+        self, path: str, pages: PageFile, outline: Any, group: int, part: range
     ) -> Iterator[tuple[bytes | BadPicture, int | None]]:
         """Picture and stored index of some rows of a row group, read in batches; rows after damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
-        whole, dictionary = self._bytes(file.metadata.row_group(group))
-        mean = whole // max(file.metadata.row_group(group).num_rows, 1)
+        whole, dictionary = self._bytes(outline)
+        mean = whole // max(outline.num_rows, 1)
         if mean > MAX_PICTURE + CELL_OVERHEAD:
             # Do not read what is refused anyway: it may exceed the memory.
             yield from [(BadPicture(f"is in a row group of {mean:,} bytes per row"), None)] * len(part)
             return
         # A dictionary stores a repeated value once; the decoded rows each hold a full copy.
         at_a_time = min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(mean, dictionary, 1))
-        batches = file.iter_batches(max(1, at_a_time), [group], columns)
+        batches = pages.batches([group], columns, max(1, at_a_time))
         begin = 0  # of the batch
         while begin < part.stop:
             missing = part.stop - max(begin, part.start)
             try:
                 batch = next(batches, None)
-            except RaysidError:
-                raise
-            except Exception as error:
+            except (DeadlyPages, ValueError) as error:
                 yield from [(BadPicture(f"cannot be read: {explain(error)}"), None)] * missing
                 return
             if batch is None:
@@ -237,8 +237,10 @@ def _file_labels(column: str, file: File, footer: pq.FileMetaData) -> list[Any]:
         raise UserError(f"{file.path} has {kind} in its column {column}: labels are whole numbers or names")
     labels: list[Any] = []
     with open_file(file.path) as opened, damaged_file(file.path, FORM):
-        for batch in pq.ParquetFile(opened).iter_batches(batch_size=IMAGES_PER_SHARD, columns=[column]):
-            labels += batch.column(0).to_pylist()
+        ahead = Ahead(opened, footer, column)
+        with _LABELS_AT_A_TIME, PageFile(file.path, ahead) as pages:
+            for batch in pages.batches(range(footer.num_row_groups), [column], IMAGES_PER_SHARD):
+                labels += batch.column(0).to_pylist()
     if len(labels) != footer.num_rows:
         raise UserError(f"{file.path} is damaged: of {footer.num_rows:,} rows {len(labels):,} have a label")
     return labels

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import pyarrow.parquet as pq
 
 LENGTH = 8  # bytes before each footer that hold its length
+TAIL = 1 << 16  # bytes of a file that are read first, as pyarrow does; most footers are shorter
 
 
 def read_footer(content: bytes) -> pq.FileMetaData:

@@ -43,7 +43,8 @@ class Content:
     def picture(self) -> bytes:
         """Return its bytes. Raises BadPicture if they cannot be read."""
         if isinstance(self.data, BadPicture):
-            raise self.data
+            # Another one: with its traceback it would hold the frames that hold it, and the files that they read.
+            raise BadPicture(*self.data.args)
         return self.data
 
 

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image
 from upath import UPath
 
 from raysid.config import DataSettings, PromptSettings
-from raysid.data import footers, open_source, parquet_check
+from raysid.data import footers, open_source, page_reader, pages, parquet_check
 from raysid.data.files import absolute_path, find_files
 from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
 from raysid.data.prompts import PromptStream, open_prompts
@@ -169,7 +170,29 @@ def _parquets() -> list[bytes]:
 def _read_parquet(path: Path) -> None:
     # A process of its own takes half a second; a fork of this one runs the same program.
     footers._deadly = _deadly_in_a_fork
+    pages._start = _Fork
     _read_source(path, format="parquet")
+
+
+class _Fork:
+    """A fork that reads pages, in place of a `subprocess.Popen`."""
+
+    def __init__(self) -> None:
+        (asked, self._ask), (self._answer, answered) = os.pipe(), os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.close(self._ask)  # so that the end of the other process is seen
+            os.close(self._answer)
+            with suppress(OSError):
+                page_reader.main(os.fdopen(asked, "rb"), os.fdopen(answered, "wb"))
+            os._exit(0)
+        os.close(asked)
+        os.close(answered)
+        self.stdin, self.stdout = os.fdopen(self._ask, "wb"), os.fdopen(self._answer, "rb")
+
+    def wait(self, timeout: float | None = None) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
 def _deadly_in_a_fork(paths: Any, contents: Any) -> Any:
