@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raysid.config import Config, PretrainConfig
+    from raysid.distillation import DistillResult, distill
     from raysid.errors import RunFailed, UserError
     from raysid.generator import Generator, load_generator
     from raysid.method.noise import DDPMNoise, EDMNoise, NoiseProcess
     from raysid.recipes import load_recipe
-    from raysid.trainers.distill import DistillResult, distill
     from raysid.trainers.pretrain import PretrainResult, pretrain
 
 _HOMES = {
@@ -26,7 +26,7 @@ _HOMES = {
     "NoiseProcess": "raysid.method.noise",
     "load_recipe": "raysid.recipes",
     "DistillResult": "raysid.trainers.distill",
-    "distill": "raysid.trainers.distill",
+    "distill": "raysid.distillation",
     "PretrainResult": "raysid.trainers.pretrain",
     "pretrain": "raysid.trainers.pretrain",
 }

@@ -29,6 +29,7 @@ LAYERS = (
     ("actors",),
     ("trainers",),
     ("plan", "bench"),
+    ("distillation",),
     ("cli", "__main__"),
 )
 HEIGHT = {folder: height for height, layer in enumerate(LAYERS) for folder in layer}

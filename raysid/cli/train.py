@@ -52,11 +52,10 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
     overrides = given_overrides(ctx)
     config = load_recipe(recipe, overrides, kind="distill")
     announce(ctx, recipe)
-    from raysid.plan.fits import check_run
-    from raysid.trainers.distill import distill as train
+    from raysid.distillation import distill as train
 
     try:
-        train(config, fresh=fresh, resume_from=resume_from, check=check_run)
+        train(config, fresh=fresh, resume_from=resume_from)
     except NotHere as missing:
         again = ["raysid", "distill", recipe]
         files = {name: name.upper().replace(".", "_") for name in missing.settings}
@@ -85,10 +84,9 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
 def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
     config = load_recipe(f"quickstart-{name}", given_overrides(ctx), kind="distill")
     announce(ctx, name)
-    from raysid.plan.fits import check_run
-    from raysid.trainers.distill import distill as train
+    from raysid.distillation import distill as train
 
-    train(config, fresh=fresh, check=check_run)
+    train(config, fresh=fresh)
 
 
 @click.command(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import raysid
 from raysid.bench.compare import recipe_network
 from raysid.errors import UserError
 from raysid.plan import fits
@@ -13,8 +14,8 @@ from raysid.plan.costs import network_costs, quick_costs
 from raysid.plan.fits import Room, check_memory, host_memory
 from raysid.plan.memory import PROCESS
 from raysid.recipes import load_recipe
-from tests.support.command_line import raysid
-from tests.support.tiny_run import NETWORK, run_of, tiny_config, tiny_teacher, write_recipe
+from tests.support.command_line import raysid as command
+from tests.support.tiny_run import BATCH, NETWORK, run_of, tiny_config, tiny_teacher, write_recipe
 
 GPUS = {f"resources__{role}__num_gpus": 1.0 for role in ("teacher", "fake_score", "generator")}
 
@@ -73,6 +74,20 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_command_refuses_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, placement="local")
     monkeypatch.setattr(fits, "host_memory", lambda: 1000.0)
-    done = raysid("distill", write_recipe(config, tmp_path / "tiny.yaml"))
+    done = command("distill", write_recipe(config, tmp_path / "tiny.yaml"))
     assert done.exit_code == 2 and "this run does not fit: this machine has" in done.stderr
     assert not (run_of(config) / "run.json").exists()
+
+
+def test_a_program_is_refused_and_warned_as_the_command_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(tiny_teacher(tmp_path / "teacher"), tmp_path, placement="local", total_images=BATCH)
+    with monkeypatch.context() as patched:
+        patched.setattr(fits, "host_memory", lambda: 1000.0)
+        with pytest.raises(UserError, match="this run does not fit: this machine has"):
+            raysid.distill(config)
+    assert not (run_of(config) / "run.json").exists()
+    monkeypatch.setattr(fits, "host_memory", lambda: 10 * 4 * network_costs(NETWORK).parameters + PROCESS)
+    assert raysid.distill(config).metrics["step"] == 1
+    assert "warning: this run may be out of memory: this machine has" in capsys.readouterr().err

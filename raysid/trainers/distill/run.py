@@ -74,7 +74,7 @@ def distill(
     """Distil the teacher that `config` names; the same call again resumes from the newest checkpoint.
 
     Trains the teacher first if it comes by recipe and the storage has none. Prints progress, and at the end a
-    table and the paths.
+    table and the paths. Programs call `raysid.distill`, which gives the planner's `check` of the memory.
 
     Args:
         fresh: start over, emptying the run's folder.
