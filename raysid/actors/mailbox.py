@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from raysid.errors import LearnerLost, RunFailed, WorkersChanged
+from raysid.errors import DeviceFailed, LearnerLost, PeerLost, RunFailed, WorkersChanged
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,11 @@ class Mailbox:
         waiting = self._answers.pop((rank, number), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(value) if error is None else waiting.set_exception(error)
+        if self._wanted and isinstance(error, PeerLost | DeviceFailed):
+            # Nothing can be saved any more, and Ray Train, which waits for that, would not report the loss.
+            async with self._changed:
+                self._end_by_driver(group, error)
+                self._changed.notify_all()
 
     async def started(self, controller: Any) -> None:
         """Note Ray Train's controller, which has started."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raysid.actors.mailbox import Call, Group, Mailbox
-from raysid.errors import LearnerLost, RunFailed, WorkersChanged
+from raysid.errors import DeviceFailed, LearnerLost, PeerLost, RunFailed, WorkersChanged
 
 GROUP = Group("first", 1)
 
@@ -104,6 +104,29 @@ def test_a_resize_does_not_wait_for_ever_nor_for_a_group_that_is_gone() -> None:
         await mailbox.resize(3, seconds=60.0)
         await mailbox.close()
         assert await mailbox.ended("first") is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [PeerLost("worker 1 is lost"), DeviceFailed("worker 0: ECC error")])
+def test_a_resize_does_not_wait_for_a_group_that_lost_a_worker(error: Exception) -> None:
+    """Ray Train, which waits in the resize, reports no loss; the worker that noticed it answers the driver."""
+
+    async def run() -> None:
+        mailbox = Mailbox(max_failed_starts=0)
+        for rank in range(2):
+            await mailbox.join(Group("first", 2), rank)
+        resize = await started(mailbox, mailbox.resize(3, seconds=60.0))
+        step = await started(mailbox, mailbox.ask("first", 0, 0, work(0)))
+        save = await started(mailbox, mailbox.ask("first", 0, 1, work(1)))
+        await mailbox.answer("first", 0, 0, None, error)
+        for call in (step, save):
+            with pytest.raises(type(error)):
+                await call
+        await asyncio.wait_for(resize, 5.0)
+        await mailbox.lost("worker 1 died")  # Ray Train may report it afterwards
+        await mailbox.join(Group("second", 3), 0)
+        assert await mailbox.group("first", 0.01) is None  # two workers are missing, and no start has failed
 
     asyncio.run(run())
 
