@@ -167,10 +167,14 @@ def _parquets() -> list[bytes]:
     return contents
 
 
-def _read_parquet(path: Path) -> None:
-    # A process of its own takes half a second; a fork of this one runs the same program.
+def _read_in_forks() -> None:
+    """Have forks of this process read Parquet: a process of its own, with the same program, takes half a second."""
     footers._deadly = _deadly_in_a_fork
     pages._start = _Fork
+
+
+def _read_parquet(path: Path) -> None:
+    _read_in_forks()
     _read_source(path, format="parquet")
 
 
@@ -230,7 +234,7 @@ def _prompt_tars() -> list[bytes]:
 
 
 def _read_prompts(path: Path, **given: Any) -> None:
-    footers._deadly = _deadly_in_a_fork
+    _read_in_forks()
     settings = PromptSettings(source=str(path), max_bad_fraction=1.0, **given)
     source = open_prompts(settings)
     with PromptStream(source, settings, 0, 4) as stream:

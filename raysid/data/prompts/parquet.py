@@ -7,16 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysid.config.prompts import PromptSettings
-from raysid.data.files import Found, damaged_file, reading_source
-from raysid.data.footers import FORM, read_footers
+from raysid.data.files import Found, reading_source
+from raysid.data.footers import read_footers
+from raysid.data.pages import DeadlyPages, PageFile
 from raysid.data.prompts.source import PromptSource, chosen_columns, text_block
 from raysid.data.source import Block, Piece, Texts
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
+from raysid.storage.failures import explain
 
 ROWS_AT_A_TIME = 16_384
 
@@ -63,19 +64,22 @@ class ParquetPrompts(PromptSource):
         path = self.paths[number]
         wanted = [*dict.fromkeys([*self.columns, *self.min])]
         row = 0
-        with reading_source(self.name), open_file(path) as opened, damaged_file(path, FORM):
-            file = pq.ParquetFile(opened)
-            for batch in file.iter_batches(ROWS_AT_A_TIME, [group], wanted):
-                part = range(max(piece.first - row, 0), min(piece.last - row, len(batch)))
-                if part:
-                    names = [f"row {start + row + each} of {printable(path)}" for each in part]
-                    yield self._block(batch.slice(part.start, len(part)), names)
-                row += len(batch)
-                if row >= piece.last:
-                    return
-        raise UserError(
-            f"{printable(path)} is damaged: row group {group} ends after {row:,} rows, before those its footer counts"
-        )
+        with reading_source(self.name), open_file(path) as opened, PageFile(path, opened) as pages:
+            batches = pages.batches([group], wanted, ROWS_AT_A_TIME)
+            while row < piece.last:
+                why = "its row group ends before it"
+                try:
+                    batch = next(batches, None)
+                except (DeadlyPages, ValueError) as error:
+                    batch, why = None, explain(error)
+                end = piece.last if batch is None else row + len(batch)
+                part = range(max(piece.first, row), min(piece.last, end))
+                names = [f"row {start + each} of {printable(path)}" for each in part]
+                if batch is None:  # what follows damage is not read
+                    yield _unread(names, why)
+                elif part:
+                    yield self._block(batch.slice(part.start - row, len(part)), names)
+                row = end
 
     def _block(self, batch: pa.RecordBatch, names: list[str]) -> Block:
         columns = [batch.column(name).to_pylist() for name in self.columns]
@@ -106,3 +110,10 @@ class ParquetPrompts(PromptSource):
                 raise UserError(
                     f"prompts.min: the column {name} of {printable(path)} holds {kind}, not numbers"
                 )
+
+
+def _unread(names: list[str], why: str) -> Block:
+    """Make a block of rows that cannot be read."""
+    block = text_block([[""]] * len(names), names)
+    block["fault"][:] = [f"{name} cannot be read: {why}" for name in names]
+    return block

@@ -247,3 +247,18 @@ def test_a_long_text_file_is_read_in_shards_of_whole_lines(tmp_path: Path) -> No
     assert len(source.shard_sizes) > 5 and source.num_prompts == len(prompts)
     read = [text for block in source.blocks() for text in block["image"]]
     assert read == [prompt.strip() for prompt in prompts]
+
+
+def test_damaged_pages_cost_their_rows_and_not_the_process(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "p.parquet", NUMBERED)
+    group = pq.ParquetFile(file).metadata.row_group(1).column(1)
+    content = bytearray(file.read_bytes())
+    begin = group.dictionary_page_offset or group.data_page_offset
+    content[begin : begin + group.total_compressed_size] = b"\xff" * group.total_compressed_size
+    file.write_bytes(content)
+    with stream_of(file, max_bad_fraction=0.5) as stream:
+        assert {*stream.read(0, 1000)} == {*NUMBERED[:300], *NUMBERED[600:]}
+        assert len(stream.faults) == 300
+        assert stream.faults[300].startswith(f"row 300 of {file} cannot be read: ")
+    with stream_of(file) as strict, pytest.raises(RunFailed, match="300 of 1,000 prompts cannot be used"):
+        strict.read(0, 1000)
