@@ -1,7 +1,7 @@
 # raysid: `make quickstart` and `make test` do everything on a fresh machine with Python 3.11+, git and make.
 PYTHON ?= python3
 # Processes that `make test` shares the test files out to. Much of a test's time is spent waiting for processes.
-WORKERS ?= 3
+WORKERS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 # Many containers set it. Each of the many processes of a run would then compile raysid anew: half a second each.
