@@ -289,7 +289,7 @@ def _read_path(path: Path) -> None:
     os.chdir(path.parent)
     calls: list[Callable[[], object]] = [lambda: location(text), lambda: storage_folder(text)]
     found = absolute_path(text)
-    if is_local(found) and not found.is_dir():  # not all of this machine
+    if is_local(found) and not os.path.isdir(found.path):  # not all of this machine
         calls += [lambda: find_files(text), lambda: local_copy(text) if "://" not in text else None]
     for call in calls:
         call()
