@@ -123,12 +123,12 @@ def take_away_while_scoring(run: Run) -> None:
     assert "raylet" in Path(f"/proc/{raylet}/comm").read_text()
     score, done = pool.score, []
 
-    def score_then_kill(noised: object, scale: float) -> object:
+    def score_then_kill(noised: object, cond: object, scale: float) -> object:
         if done or pool.next_scorer() != doomed:
-            return score(noised, scale)
+            return score(noised, cond, scale)
         ray.wait([noised])
         os.kill(pid, signal.SIGSTOP)  # it takes the call, and will not answer
-        answer = score(noised, scale)
+        answer = score(noised, cond, scale)
         time.sleep(DELIVERY_SECONDS)
         for process in (raylet, pid):
             os.kill(process, signal.SIGKILL)
