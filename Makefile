@@ -28,7 +28,7 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## style, types and tests, about 15 minutes on 2 cores
+test: lint  ## style, types and tests, about 14 minutes on 2 cores
 	$(BIN)/pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: env  ## the checks that take longer

@@ -309,7 +309,10 @@ def test_a_network_for_something_else_is_refused(tmp_path: Path, changes: Any, w
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel"),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            "text_encoder is missing: copy the whole folder of the pipeline",
+        ),
         ({"down_block_types": ["DownBlock2D", "os.system"]}, "os.system"),
         ({"block_out_channels": [8, 32]}, "does not fit"),
         ({"block_out_channels": [9, 16]}, "cannot be used"),
