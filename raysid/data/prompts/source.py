@@ -13,6 +13,7 @@ from raysid.errors import UserError
 SEPARATOR = "\x1f"  # between the texts of a row's columns; ASCII's unit separator
 TYPICAL_BYTES = 200  # of a prompt in memory
 LOOKED_AT, MOST_LOOKED_AT = 1024, 16  # rows of a shard, and shards, among which examples are taken
+NOT_UTF8 = b"not UTF-8"  # stands for a cell whose text cannot be used
 USUAL_COLUMNS = ("text", "caption", "prompt")
 
 
@@ -52,15 +53,27 @@ def text_block(
     texts = np.empty(len(rows), object)
     faults = np.full(len(rows), "", object)
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+        row = [_encodable(cell) for cell in row]
         cells = [cell.replace(SEPARATOR, " ").strip() if isinstance(cell, str) else "" for cell in row]
         texts[number] = SEPARATOR.join(cells)
         if not any(cells) and (kept is None or kept[number]):
             odd = next((cell for cell in row if cell is not None and not isinstance(cell, str)), None)
-            faults[number] = f"{name} is empty" if odd is None else f"{name} is {_kind(odd)}, not a text"
+            why = "empty" if odd is None else "not UTF-8" if odd == NOT_UTF8 else f"{_kind(odd)}, not a text"
+            faults[number] = f"{name} is {why}"
     block = Block(image=texts, label=np.zeros(len(rows), np.int64), fault=faults)
     if kept is not None:
         block["left_out"] = ~np.asarray(kept, bool)
     return block
+
+
+def _encodable(cell: object) -> object:
+    """Return a cell, and `NOT_UTF8` for a text that has no UTF-8, such as one with half of a surrogate pair."""
+    if isinstance(cell, str):
+        try:
+            cell.encode()
+        except UnicodeEncodeError:
+            return NOT_UTF8
+    return cell
 
 
 def _kind(value: object) -> str:

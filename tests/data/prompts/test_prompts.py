@@ -262,3 +262,15 @@ def test_damaged_pages_cost_their_rows_and_not_the_process(tmp_path: Path) -> No
         assert stream.faults[300].startswith(f"row 300 of {file} cannot be read: ")
     with stream_of(file) as strict, pytest.raises(RunFailed, match="300 of 1,000 prompts cannot be used"):
         strict.read(0, 1000)
+
+
+def test_texts_that_have_no_utf_8_are_named(tmp_path: Path) -> None:
+    jsonl = tmp_path / "p.jsonl"
+    jsonl.write_text('{"text": "good"}\n{"text": "half \\ud800"}\n')
+    parquet = tmp_path / "p.parquet"
+    binary = pa.array([b"good", b"bad \xff"], pa.binary())
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, binary.buffers())}), parquet)
+    for file, row in ((jsonl, "line 2"), (parquet, "row 1")):
+        with stream_of(file, max_bad_fraction=0.5) as stream:
+            assert stream.read(0, 2) == ["good", "good"]
+            assert [*stream.faults.values()] == [f"{row} of {file} is not UTF-8"]
