@@ -44,12 +44,12 @@ class Generator(nn.Module):
     @property
     def takes_text(self) -> bool:
         """True if samples are made from prompts."""
-        return bool(getattr(self.card.network, "text_width", 0))
+        return self.card.network.text_width > 0
 
     @property
     def makes_latents(self) -> bool:
         """True if the network's samples are latents, which the VAE decodes."""
-        return bool(getattr(self.card.network, "latents", False))
+        return self.card.network.latents
 
     @property
     def num_classes(self) -> int:

@@ -177,7 +177,7 @@ def stand_in_teacher(config: Config) -> Iterator[str]:
     A teacher that takes text is its own pipeline, whose text encoder the roles need.
     """
     settings = recipe_network(config)
-    if settings is None or getattr(settings, "text_width", False):
+    if settings is None or settings.text_width:
         yield str(trained_teacher(config, find_teacher(config, None), None).path)
         return
     folder = storage_folder(config.storage) / f".bench-{uuid.uuid4().hex[:8]}"

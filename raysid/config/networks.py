@@ -56,6 +56,8 @@ class NetworkSettings(Settings):
     model_config = ConfigDict(validate_default=False, protected_namespaces=())
 
     discrete_levels: ClassVar[bool] = False
+    text_width: ClassVar[int] = 0
+    latents: ClassVar[bool] = False
     default_tmax: ClassVar[int] = EDM_TMAX
 
     img_resolution: PositiveInt = Field(
@@ -291,6 +293,8 @@ class FactorySettings(Settings):
     """
 
     augment_dim: ClassVar[int] = 0
+    text_width: ClassVar[int] = 0
+    latents: ClassVar[bool] = False
 
     factory: FactoryName = Field(description="Function that builds it, as `package.module:function`.")
     sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=10)] = Field(

@@ -128,7 +128,7 @@ def one_step_scheduler(network: DiffusersDenoiser, card: NetworkCard) -> Any:
 
 def _parts_of(folder: UPath, card: NetworkCard) -> UPath | None:
     """Return the folder of the generator's text encoder and VAE; None for a generator that takes no text."""
-    if not getattr(card.network, "text_width", 0):
+    if not card.network.text_width:
         return None
     parts = location(card.parts) if card.parts is not None else folder
     for part in NEEDED:

@@ -159,7 +159,7 @@ def _meta_inputs(settings: AnySettings) -> _Inputs:
     with torch.device("meta"):
         x_t = torch.empty(BATCH, *settings.sample_shape)
         t = torch.ones(BATCH, dtype=torch.long if settings.discrete_levels else None)
-        if width := getattr(settings, "text_width", 0):
+        if width := settings.text_width:
             return x_t, t, torch.empty(BATCH, TOKENS, width)
         return x_t, t, torch.empty(BATCH, settings.label_dim) if settings.label_dim else None
 

@@ -171,7 +171,7 @@ def use_text(network: Network, teacher: str) -> TextEncoder | None:
 
     Returns None for a network without text, and for a folder without an encoder, whose runs get embeddings.
     """
-    if not getattr(network.settings, "text_width", 0) or not exists(location(teacher) / TEXT_ENCODER):
+    if not network.settings.text_width or not exists(location(teacher) / TEXT_ENCODER):
         return None
     text = shared_encoder(teacher, next(network.parameters()).device)
     assert isinstance(network, DiffusersDenoiser)

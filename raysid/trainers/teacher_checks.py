@@ -46,7 +46,7 @@ def check_fits(network: AnySettings, name: str, source: ImageSource | None) -> N
         shapes_or_refuse(network, name)
     if source is None:
         return
-    if getattr(network, "text_width", 0):
+    if network.text_width:
         raise UserError(f"{name} is distilled from prompts alone, without real images: give data.source null")
     if (wanted := network.sample_shape) != source.image_shape:
         other = "other images (`null` for none)"
@@ -129,7 +129,7 @@ def check_factory_network(network: FactoryDenoiser, config: Config) -> None:
 
 
 def _check_prompts(config: Config, network: AnySettings, name: str) -> None:
-    takes_text = bool(getattr(network, "text_width", 0))
+    takes_text = network.text_width > 0
     if takes_text and config.prompts.source is None:
         raise UserError(
             f"{name} makes images from text: give prompts.source, such as --prompts.source prompts.txt"
