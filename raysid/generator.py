@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
@@ -16,7 +17,7 @@ from raysid.networks.denoiser import Network
 from raysid.networks.files import CONFIG, NetworkCard, load_network, save_network
 from raysid.networks.latents import LatentDecoder
 from raysid.networks.parts import TEXT_ENCODER
-from raysid.networks.text import TextEncoder, Tokenizer, shared_encoder
+from raysid.networks.text import shared_encoder
 from raysid.storage import exists, location
 
 Which = Literal["last", "best"]
@@ -38,7 +39,6 @@ class Generator(nn.Module):
         self.network = network
         self.sigma_init = card.sigma_init
         self.parts = parts
-        self._encoder: TextEncoder | None = None
         self._decoder: LatentDecoder | None = None
 
     @property
@@ -76,7 +76,7 @@ class Generator(nn.Module):
         Raises:
             ValueError: labels or text are missing, or of another shape; labels are not integers or outside the classes.
         """
-        cond = self._text(text, len(z)) if self.takes_text else self._condition(class_labels, len(z))
+        cond = self._text(text) if self.takes_text else self._condition(class_labels, len(z))
         samples = one_step_from(self.network, self.network.noise, self.card.level, z, cond)
         unbounded = self.makes_latents or isinstance(self.card.network, FactorySettings)
         return samples if self.training or unbounded else samples.clamp(-1, 1)
@@ -90,8 +90,8 @@ class Generator(nn.Module):
         """
         if not self.takes_text:
             raise ValueError("this generator takes no text: call it without prompts")
-        encoder = self._text_encoder()
-        return encoder(Tokenizer(encoder.folder)(prompts).ids)
+        encoder = shared_encoder(str(self._parts), next(self.network.parameters()).device)
+        return encoder(encoder.tokenizer(prompts).ids)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, (B, 3, H, W) in [-1, 1]; samples that are no latents unchanged.
@@ -102,7 +102,7 @@ class Generator(nn.Module):
         if not self.makes_latents:
             return latents
         if self._decoder is None:
-            self._decoder = LatentDecoder(self._parts(), next(self.network.parameters()).device)
+            self._decoder = LatentDecoder(self._parts, next(self.network.parameters()).device)
         return self._decoder(latents)
 
     @torch.no_grad()
@@ -158,11 +158,7 @@ class Generator(nn.Module):
         z = torch.randn(count, *self.sample_shape, generator=generator, device=source).to(device)
         return self.decode(self(z, text=self.encode(prompts)))
 
-    def _text_encoder(self) -> TextEncoder:
-        if self._encoder is None:
-            self._encoder = shared_encoder(str(self._parts()), next(self.network.parameters()).device)
-        return self._encoder
-
+    @cached_property  # looked for once: the folder may be in a bucket
     def _parts(self) -> UPath:
         if self.parts is None or not exists(self.parts / TEXT_ENCODER):
             where = self.parts if self.parts is not None else "its folder"
@@ -172,14 +168,12 @@ class Generator(nn.Module):
             )
         return self.parts
 
-    def _text(self, text: Tensor | None, count: int) -> Tensor:
+    def _text(self, text: Tensor | None) -> Tensor:
         if text is None:
             raise ValueError(
                 "this generator makes images from text: give its embeddings, as `encode` returns them"
             )
-        if text.ndim != 3 or len(text) != count:
-            raise ValueError(f"text must have shape ({count}, tokens, width), not {tuple(text.shape)}")
-        return text
+        return text  # the network checks its shape
 
     def _condition(self, class_labels: Tensor | None, count: int) -> Tensor | None:
         if self.num_classes == 0:

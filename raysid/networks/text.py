@@ -77,7 +77,7 @@ class TextEncoder:
 
     Attributes:
         folder: as the argument.
-        width: width of an embedding.
+        tokenizer: the folder's tokenizer, whose ids it takes.
 
     Raises:
         UserError: transformers is not installed; the folder has no encoder, or one that cannot be used.
@@ -86,7 +86,6 @@ class TextEncoder:
     def __init__(self, folder: str | UPath, device: torch.device) -> None:
         self.folder = str(folder)
         config = part_config(UPath(folder), TEXT_ENCODER)
-        self.width = int(config["hidden_size"])
         kind = encoder_class(config, UPath(folder))
         path = local_part(UPath(folder), TEXT_ENCODER)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -100,11 +99,11 @@ class TextEncoder:
             ) from None
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
-        tokenizer = Tokenizer(folder)
-        self.pad = tokenizer.tokenizer.pad_token_id
+        self.tokenizer = Tokenizer(folder)
+        self.pad = self.tokenizer.tokenizer.pad_token_id
         # CLIP's encoders see padding, as in diffusers' pipelines; the others do not.
         self.masked = kind != "CLIPTextModel" or bool(config.get("use_attention_mask"))
-        self.empty = tokenizer([""]).ids[0]
+        self.empty = self.tokenizer([""]).ids[0]
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(self, ids: Tensor) -> Tensor:

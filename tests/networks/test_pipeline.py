@@ -285,6 +285,15 @@ def test_a_prompt_decides_the_image(pipeline: Path, tmp_path: Path) -> None:
     assert not torch.allclose(fox[1], made("a red fox", "green grass")[1])
 
 
+def test_a_call_needs_embeddings_for_each_image(pipeline: Path, tmp_path: Path) -> None:
+    generator = load_generator(write_generator(pipeline, tmp_path))
+    z, text = torch.randn(2, *generator.sample_shape), generator.encode(["a cat", "a fox"])
+    with pytest.raises(ValueError, match="makes images from text: give its embeddings, as `encode`"):
+        generator(z)
+    with pytest.raises(ValueError, match=r"must have shape \(2, tokens, width\), not \(1, 12, 16\)"):
+        generator(z, text=text[:1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
