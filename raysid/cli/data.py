@@ -156,6 +156,7 @@ def _check_prompts(overrides: dict[str, Any], tokenizer: str | None) -> None:
     """Describe prompts. Raises UserError if they cannot be used."""
     from raysid.data.prompts import open_prompts
     from raysid.data.prompts.check import MOST_ROWS, in_words, survey
+    from raysid.data.source import LEFT_OUT
     from raysid.recipes import prompt_settings
     from raysid.run.progress import ProgressLine
     from raysid.storage import location
@@ -177,7 +178,7 @@ def _check_prompts(overrides: dict[str, Any], tokenizer: str | None) -> None:
     click.echo(f"words    {in_words(found.words)}")
     click.echo(f"letters  {in_words(found.characters)}")
     if found.left_out:
-        click.echo(f"left out {found.left_out:,} (blank, or a score below prompts.min)")
+        click.echo(f"left out {found.left_out:,} ({LEFT_OUT})")
     if cut is None:
         click.echo("too long give --tokenizer PIPELINE to count the prompts that its text encoder cuts")
     elif found.words:

@@ -1,4 +1,4 @@
-"""Finding the files of a source of real images: paths, globs or a list, and their kind."""
+"""Finding the files of a source of rows: paths, globs or a list; and the kind of those of real images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KIND_NAMES = {"zip": "a .zip", "parquet": ".parquet files", "webdataset": ".tar 
 TEXTS = (".csv", ".html", ".json", ".jsonl", ".md", ".py", ".txt", ".xml", ".yaml", ".yml")  # beside images
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 COMPRESSED_TAR = (
-    "is a compressed tar, whose pictures cannot be read one by one: unpack it to a .tar with gunzip, bunzip2, unxz or "
+    "is a compressed tar, whose members cannot be read one by one: unpack it to a .tar with gunzip, bunzip2, unxz or "
     "zstd -d"
 )
 HEAD = 512  # bytes of a file that show its kind
@@ -67,37 +67,51 @@ def find_files(source: str | Sequence[str], kind: str | None = None) -> Found:
         NotHere: there are no such files.
         UserError: they cannot be read, are of no known kind, or of several kinds.
     """
-    given = [source] if isinstance(source, str) else list(source)
-    name = printable(", ".join(given))
-    if not given:
-        raise UserError("data.source is an empty list: give files, or null for none")
-    files: dict[str, File] = {}
-    left_out: Counter[str] = Counter()
-    with reading_source(name):
-        for path in given:
-            for each in brace_paths(path):
-                root = absolute_path(each)
-                with storage_errors(root, "read"):
-                    files |= {file.path: file for file in list_path(each, root, left_out)}
-    if len({"://" in path for path in files}) > 1:
+    name, listed, left_out = list_files(source)
+    if len({"://" in file.path for file in listed}) > 1:
         raise UserError(
             f"data.source {name} is partly on this machine and partly in a bucket: give one of them"
         )
-    listed = [file for _, file in sorted(files.items())]
     found = _kind(name, listed) if kind is None else kind
     chosen = [file for file in listed if KINDS.get(suffix(file)) == found]
     if kind is not None and not chosen:
         chosen = _of_unusual_names(name, listed, kind)
     if found != "folder":  # pictures are checked when they are read
-        for file in chosen:
-            _check_regular(file)
+        check_regular(chosen)
     paths = {file.path for file in chosen}
     others = [file for file in listed if file.path not in paths]
     linked = left_out.pop(LINKED, 0)
     return Found(name, found, chosen, others, left_out, linked)
 
 
-def brace_paths(given: str) -> list[str]:
+def list_files(
+    source: str | Sequence[str], setting: str = "data.source"
+) -> tuple[str, list[File], Counter[str]]:
+    """List the files that the value of a setting names: a path, a glob, or several of them.
+
+    Returns:
+        The source's name in messages, its files sorted by path, and the number of what is left out, by the reason.
+
+    Raises:
+        NotHere: there are no such files.
+        UserError: they cannot be listed.
+    """
+    given = [source] if isinstance(source, str) else list(source)
+    name = printable(", ".join(given))
+    if not given:
+        raise UserError(f"{setting} is an empty list: give files, or null for none")
+    files: dict[str, File] = {}
+    left_out: Counter[str] = Counter()
+    with reading_source(name, setting):
+        for path in given:
+            for each in _brace_paths(path, setting):
+                root = absolute_path(each)
+                with storage_errors(root, "read"):
+                    files |= {file.path: file for file in list_path(each, root, left_out)}
+    return name, [file for _, file in sorted(files.items())], left_out
+
+
+def _brace_paths(given: str, setting: str) -> list[str]:
     """Return the paths that braces in a path stand for. Folders and files that exist under these names keep theirs."""
     parts = given.split("/")
     kept = 0
@@ -105,7 +119,8 @@ def brace_paths(given: str) -> list[str]:
         "{" not in parts[kept] or exists(absolute_path("/".join(parts[: kept + 1])))
     ):
         kept += 1
-    return ["/".join([*parts[:kept], *rest]) for rest in map(_split, expanded("/".join(parts[kept:])))]
+    rests = expanded("/".join(parts[kept:]), setting)
+    return ["/".join([*parts[:kept], *rest]) for rest in map(_split, rests)]
 
 
 def _split(path: str) -> list[str]:
@@ -191,18 +206,19 @@ def described(ending: str) -> str:
     return f"{printable(ending)} files" if ending else "files without a suffix"
 
 
-def _check_regular(file: File) -> None:
-    """Check that a file is regular: opening a pipe waits for a writer."""
-    path = listed_path(file.path)
-    with suppress(OSError):  # opening it raises a better message
-        if is_local(path) and not stat.S_ISREG(os.stat(path.path).st_mode):
-            raise UserError(
-                f"data.source: {printable(file.path)} is not a file, but a pipe, a device or a folder"
-            )
+def check_regular(files: Sequence[File], setting: str = "data.source") -> None:
+    """Check that files are regular: opening a pipe waits for a writer. Raises UserError, which names the setting."""
+    for file in files:
+        path = listed_path(file.path)
+        with suppress(OSError):  # opening it raises a better message
+            if is_local(path) and not stat.S_ISREG(os.stat(path.path).st_mode):
+                raise UserError(
+                    f"{setting}: {printable(file.path)} is not a file, but a pipe, a device or a folder"
+                )
 
 
 @contextmanager
-def reading_source(name: str) -> Iterator[None]:
+def reading_source(name: str, setting: str = "data.source") -> Iterator[None]:
     """Turn a storage error of reading the source `name` into a UserError that names the setting."""
     try:
         yield
@@ -210,7 +226,7 @@ def reading_source(name: str) -> Iterator[None]:
         raise NotHere(f"there is no file or folder {name}") from None
     except StorageError as error:
         file = "" if error.path == name else f": {error.path}"
-        raise UserError(f"data.source {name} cannot be read: {error.reason}{file}") from None
+        raise UserError(f"{setting} {name} cannot be read: {error.reason}{file}") from None
 
 
 @contextmanager

@@ -138,8 +138,11 @@ def _read(source: ray.ObjectRef, pieces: Sequence[Piece]) -> Iterator[RayBlock]:
         yield BlockAccessor.batch_to_block(batch)
 
 
-def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
+def dataset_blocks(dataset: ray.data.Dataset, what: str = "real images") -> Iterator[Block]:
     """Iterate over the blocks of a Dataset with the columns of `Block`.
+
+    Args:
+        what: the kind of the rows, for messages.
 
     Raises:
         UserError: the source cannot be read.
@@ -156,7 +159,7 @@ def dataset_blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
         if isinstance(error.cause, UserError):  # Ray Data appends its own lines
             raise UserError(str(error.cause).partition("\n")[0]) from error
         reason = f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
-        raise RuntimeError(f"reading the real images failed: {reason}") from error
+        raise RuntimeError(f"reading the {what} failed: {reason}") from error
     finally:
         running.close()
 

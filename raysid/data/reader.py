@@ -85,7 +85,7 @@ class Reader:
                 while window not in self._loaded:
                     self._raise_error(window)
                     if self._stopping:
-                        raise RuntimeError("the image stream was closed during a read")
+                        raise RuntimeError(f"the stream of {self.what} was closed during a read")
                     if self._passes is None:  # it failed at a window that nobody waits for any more
                         self._passes_from(floor)
                     if self._thread is not None:
@@ -157,7 +157,7 @@ class Reader:
         held = set(self._loaded)
         coming = self.order.windows_from(floor, sorted(self.lanes))
         self._passes = Passes(
-            self.read_blocks, self.order, (window for window in coming if window not in held)
+            self.read_blocks, self.order, (window for window in coming if window not in held), self.what
         )
         self._went_back = False
         self._changed.notify_all()

@@ -19,6 +19,7 @@ from raysid.errors import RunFailed
 
 NAMED = 5  # faults that a message lists
 SECTIONS = {"real images": "data", "prompts": "prompts"}  # of the settings, by the kind of rows
+LEFT_OUT = "blank, or a score below prompts.min"  # why a source leaves rows out that are no faults
 READ_CPUS = 0.25  # CPU slots of a read task of Ray Data, by default
 ORDER_SEED = 0  # of lists that are shuffled once: folders and zips are often sorted by class
 
@@ -132,7 +133,7 @@ class Source(ABC):
                 yield block
             if count != piece.size:
                 raise ValueError(
-                    f"of {self.name} {piece} yielded {'more' if count > piece.size else count} images"
+                    f"of {self.name} {piece} yielded {'more' if count > piece.size else count} {self.what}"
                 )
 
 

@@ -111,7 +111,7 @@ class ImageStream:
         if start < 0 or count < 1:
             raise ValueError(f"cannot read {count} images at position {start}")
         if self._closed:
-            raise RuntimeError("the image stream is closed")
+            raise RuntimeError(f"the stream of {self._reader.what} is closed")
         began = time.perf_counter()
         try:
             return self._gather(start, count)
@@ -141,18 +141,18 @@ class ImageStream:
         while filled < count:
             floor = start - start % self._order.batch_size
             window, row, epoch, run = self._order.locate(start)
-            images, labels, listed, _ = self._reader.load(window, floor)
+            loaded = self._reader.load(window, floor)
             if all_images is None:
-                all_images = np.empty((count, *images.shape[1:]), images.dtype)
+                all_images = np.empty((count, *loaded.images.shape[1:]), loaded.images.dtype)
             taken = min(run, count - filled)
             permutation, flips = self._permutation(window, epoch, floor)
-            rows = listed[permutation[row : row + taken]]
+            rows = loaded.rows[permutation[row : row + taken]]
             part = all_images[filled : filled + taken]
-            np.take(images, rows, axis=0, out=part, mode="clip")  # other modes copy first
+            np.take(loaded.images, rows, axis=0, out=part, mode="clip")  # other modes copy first
             if flips is not None:
                 mirrored = flips[row : row + taken]
                 part[mirrored] = part[mirrored][..., ::-1]
-            all_labels[filled : filled + taken] = labels[rows]
+            all_labels[filled : filled + taken] = loaded.labels[rows]
             start += taken
             filled += taken
         assert all_images is not None
@@ -191,4 +191,4 @@ def ray_blocks(source: Source, num_cpus: float = READ_CPUS) -> ReadBlocks:
 def _run_dataset(source: Source, num_cpus: float, pieces: Sequence[Piece]) -> Iterator[Block]:
     from raysid.data.ray_data import dataset_blocks, shard_dataset
 
-    return dataset_blocks(shard_dataset(source, pieces, num_cpus))
+    return dataset_blocks(shard_dataset(source, pieces, num_cpus), source.what)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.data.order import Order, Window
-from raysid.data.source import Block, Piece
+from raysid.data.source import LEFT_OUT, Block, Piece
 from raysid.errors import RunFailed
 
 # Approximate number of pieces in a pass over the source. Ray Data takes seconds to begin a pass, so passes grow while
@@ -33,12 +33,14 @@ class Loaded(NamedTuple):
     Attributes:
         rows: the usable images in the order of the source's list; a bad image is replaced by another row.
         faults: the fault of each bad image, by its index in the source's list.
+        left_out: number of rows that are left out.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     rows: NDArray[np.intp]
     faults: dict[int, str]
+    left_out: int
 
 
 class Passes:
@@ -46,14 +48,18 @@ class Passes:
 
     Args:
         windows: in the order in which they are needed.
+        what: the kind of the rows, for messages.
 
     Attributes:
         abandoned: set it from any thread to end a read after its current block.
     """
 
-    def __init__(self, read_blocks: ReadBlocks, order: Order, windows: Iterator[Window]) -> None:
+    def __init__(
+        self, read_blocks: ReadBlocks, order: Order, windows: Iterator[Window], what: str = "real images"
+    ) -> None:
         self.read_blocks = read_blocks
         self.order = order
+        self.what = what
         self.abandoned = False
         self._windows = windows
         self._plan: deque[Window] = deque()
@@ -97,7 +103,7 @@ class Passes:
         labels = np.empty(window.size, np.int64)
         indices = self.order.indices(self.order.pieces(window))  # unless blocks have their own
         bad: dict[int, str] = {}  # by row
-        unused: set[int] = set()  # rows
+        left_out: set[int] = set()  # rows
         filled = 0
         while filled < window.size:
             block = self._take(window.size - filled)
@@ -107,19 +113,20 @@ class Passes:
             images[rows], labels[rows] = block["image"], block["label"]
             indices[rows] = block.get("index", indices[rows])
             bad |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
-            unused |= {filled + int(row) for row in np.flatnonzero(block.get("left_out", ()))}
+            left_out |= {filled + int(row) for row in np.flatnonzero(block.get("left_out", ()))}
             filled = rows.stop
         if len(self._plan) == 1:  # the pass is over
             if self._next_block() is not None:
                 raise ValueError(
-                    f"the source yields more images than the {self._expected} that its shards have"
+                    f"the source yields more {self.what} than the {self._expected} that its shards have"
                 )
             self.close()
         assert images is not None
         order = np.argsort(indices, kind="stable")
         faults = {int(indices[row]): fault for row, fault in bad.items()}
-        unused |= bad.keys()
-        return Loaded(images, labels, _without(order, unused) if unused else order, faults)
+        unused = left_out | bad.keys()
+        usable = _without(order, unused) if unused else order
+        return Loaded(images, labels, usable, faults, len(left_out))
 
     def _replacement(self, window: Window, bad: Loaded) -> Loaded:
         """Fill a window without good images, as of a damaged file, from the next window of its lane that has some.
@@ -129,14 +136,16 @@ class Passes:
         """
         for other in self.order.others(window):
             if self.abandoned:
-                raise RuntimeError("the image stream was closed during a read")
-            with closing(Passes(self.read_blocks, self.order, iter([other]))) as apart:
+                raise RuntimeError(f"the stream of {self.what} was closed during a read")
+            with closing(Passes(self.read_blocks, self.order, iter([other]), self.what)) as apart:
                 loaded = apart._load(other)
             if len(loaded.rows):
                 return loaded._replace(rows=np.resize(loaded.rows, window.size), faults=bad.faults)
-        raise RunFailed(
-            f"none of {window.size:,} consecutive real images can be used: `raysid data check` names them"
-        )
+        why = "`raysid data check` names them"
+        if bad.left_out:
+            others = "`raysid data check` names the others" if bad.faults else "give a lower minimum"
+            why = f"{bad.left_out:,} are left out ({LEFT_OUT}): {others}"
+        raise RunFailed(f"none of {window.size:,} consecutive {self.what} can be used: {why}")
 
     def close(self) -> None:
         """End the current pass."""
@@ -167,7 +176,7 @@ class Passes:
         block = self._next_block()
         if block is None:
             raise ValueError(
-                f"the source yielded {self._taken} images where its shards have {self._expected}"
+                f"the source yielded {self._taken} {self.what} where its shards have {self._expected}"
             )
         length = len(block["label"])
         if length > most:
@@ -183,7 +192,7 @@ class Passes:
         assert self._blocks is not None
         for block in self._blocks:
             if self.abandoned:
-                raise RuntimeError("the image stream was closed during a read")
+                raise RuntimeError(f"the stream of {self.what} was closed during a read")
             self._check(block)
             if len(block["label"]) > 0:
                 return block

@@ -281,8 +281,8 @@ def test_wait_is_counted_and_prefetch_hides_it():
 @pytest.mark.parametrize(
     ("announced", "message"),
     [
-        (12, r"^the source yielded \d+ images where its shards have \d+$"),
-        (9, r"^the source yields more images than the \d+ that its shards have$"),
+        (12, r"^the source yielded \d+ real images where its shards have \d+$"),
+        (9, r"^the source yields more real images than the \d+ that its shards have$"),
     ],
 )
 def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
@@ -302,7 +302,7 @@ def test_a_wrong_count_is_an_error(announced, message, window, prefetch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"), [([0, 1], "yielded 2 images"), ([0, 1, 2, 2], "yielded more images")]
+    ("rows", "words"), [([0, 1], "yielded 2 real images"), ([0, 1, 2, 2], "yielded more real images")]
 )
 def test_a_piece_with_a_wrong_number_of_images_is_refused_when_read(rows, words):
     """Otherwise every later image of the pass would be at a wrong position."""

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from raysid.data.files import reading_source
 from raysid.data.listing import in_threads
+from raysid.data.prompts.source import reading_prompts
 from raysid.data.source import Piece, Texts
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
@@ -31,7 +31,7 @@ class LineFiles:
     def __init__(self, name: str, paths: Sequence[str]) -> None:
         self.name = name
         self.paths = Texts(paths)
-        with reading_source(name):
+        with reading_prompts(name):
             found = list(in_threads(partial(_shards, name), paths))
         numbered = [(number, *shard) for number, shards in enumerate(found) for shard in shards]
         if not numbered:
@@ -48,11 +48,11 @@ class LineFiles:
         """Return lines of a shard without their ends, and their names in messages."""
         number, first, end, line, _ = (int(value) for value in self.shards[piece.shard])
         path = self.paths[number]
-        with reading_source(self.name), open_file(path) as file:
+        with reading_prompts(self.name), open_file(path) as file:
             file.seek(first)
             content = file.read(end - first)
-        lines = content.split(b"\n")[piece.first : piece.last]
-        names = [f"line {line + 1 + row} of {printable(path)}" for row in range(piece.first, piece.last)]
+        lines = content.removesuffix(b"\n").split(b"\n")[piece.first : piece.last]
+        names = [f"line {line + 1 + piece.first + row} of {printable(path)}" for row in range(len(lines))]
         return [each.removesuffix(b"\r") for each in lines], names
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from raysid.config.prompts import PromptSettings
-from raysid.data.files import Found, brace_paths, suffix
-from raysid.data.listing import File, absolute_path, list_path
-from raysid.data.prompts.source import PromptSource
-from raysid.errors import NotHere, StorageError, UserError, printable
-from raysid.storage import storage_errors
+from raysid.data.files import Found, check_regular, list_files, suffix
+from raysid.data.prompts.source import SETTING, PromptSource
+from raysid.errors import UserError
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "webdataset"}
 DIGITS = "digits"
@@ -32,7 +29,7 @@ def open_prompts(settings: PromptSettings) -> PromptSource:
 
     if settings.source == DIGITS:
         return DigitPrompts()
-    found = find_prompts(settings)
+    found = find_prompts(settings.source, settings.format)
     kinds: dict[str, Callable[[Found, PromptSettings], PromptSource]] = {
         "text": TextSource,
         "jsonl": JsonLinesSource,
@@ -42,32 +39,30 @@ def open_prompts(settings: PromptSettings) -> PromptSource:
     return kinds[found.kind](found, settings)
 
 
-def find_prompts(settings: PromptSettings) -> Found:
-    """Find the files of prompts. Raises as `open_prompts`."""
-    given = [settings.source] if isinstance(settings.source, str) else list(settings.source or ())
-    name = printable(", ".join(given))
-    left_out: Counter[str] = Counter()
-    files: dict[str, File] = {}
-    try:
-        for path in given:
-            for each in brace_paths(path):
-                root = absolute_path(each)
-                with storage_errors(root, "read"):
-                    files |= {file.path: file for file in list_path(each, root, left_out)}
-    except FileNotFoundError:
-        raise NotHere(f"there is no file or folder {name}") from None
-    except StorageError as error:
-        raise UserError(f"prompts.source {name} cannot be read: {error.reason}") from None
-    listed = [file for _, file in sorted(files.items())]
-    kinds = {FORMATS[suffix(file)]: None for file in listed if suffix(file) in FORMATS}
-    if settings.format is not None:
-        fits = [file for file in listed if FORMATS.get(suffix(file)) == settings.format] or listed
-        return Found(name, settings.format, fits, [file for file in listed if file not in fits], left_out)
-    if len(kinds) != 1:
-        held = (
-            f"holds {' and '.join(kinds)}" if kinds else "holds no prompts (.txt, .jsonl, .parquet or .tar)"
-        )
-        raise UserError(f"prompts.source {name} {held}: give prompts.format")
-    kind = next(iter(kinds))
-    chosen = [file for file in listed if FORMATS.get(suffix(file)) == kind]
-    return Found(name, kind, chosen, [file for file in listed if file not in chosen], left_out)
+def find_prompts(source: str | Sequence[str], kind: str | None = None) -> Found:
+    """Find the files of prompts that `source` names.
+
+    Args:
+        kind: their format, if it cannot be inferred from their names.
+
+    Raises:
+        As `open_prompts`.
+    """
+    name, listed, left_out = list_files(source, SETTING)
+    kinds = {file.path: FORMATS.get(suffix(file)) for file in listed}
+    if kind is None:
+        known = [*dict.fromkeys(each for each in kinds.values() if each is not None)]
+        if len(known) != 1:
+            held = (
+                f"holds {' and '.join(known)}"
+                if known
+                else "holds no prompts (.txt, .jsonl, .parquet or .tar)"
+            )
+            raise UserError(f"{SETTING} {name} {held}: give prompts.format")
+        kind = known[0]
+    chosen = [file for file in listed if kinds[file.path] == kind] or listed
+    if not chosen:
+        raise UserError(f"{SETTING} {name} holds no files")
+    check_regular(chosen, SETTING)
+    paths = {file.path for file in chosen}
+    return Found(name, kind, chosen, [file for file in listed if file.path not in paths], left_out)

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysid.config.prompts import PromptSettings
-from raysid.data.files import Found, reading_source
+from raysid.data.files import Found
 from raysid.data.footers import read_footers
 from raysid.data.pages import DeadlyPages, PageFile
-from raysid.data.prompts.source import NOT_UTF8, PromptSource, chosen_columns, text_block
+from raysid.data.prompts.source import NOT_UTF8, PromptSource, chosen_columns, reading_prompts, text_block
 from raysid.data.source import Block, Piece, Texts
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
@@ -37,7 +37,7 @@ class ParquetPrompts(PromptSource):
         self.name = found.name
         paths = [file.path for file in found.files]
         self.paths = Texts(paths)
-        with reading_source(found.name):
+        with reading_prompts(found.name):
             footers = read_footers(paths)
         schema = footers[0].schema.to_arrow_schema()
         self.columns = chosen_columns(settings, schema.names, printable(paths[0]))
@@ -64,7 +64,7 @@ class ParquetPrompts(PromptSource):
         path = self.paths[number]
         wanted = [*dict.fromkeys([*self.columns, *self.min])]
         row = 0
-        with reading_source(self.name), open_file(path) as opened, PageFile(path, opened) as pages:
+        with reading_prompts(self.name), open_file(path) as opened, PageFile(path, opened) as pages:
             batches = pages.batches([group], wanted, ROWS_AT_A_TIME)
             while row < piece.last:
                 why = "its row group ends before it"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from raysid.config.prompts import PromptSettings
+from raysid.data.files import reading_source
 from raysid.data.source import Block, Piece, Source
 from raysid.errors import UserError
 
+SETTING = "prompts.source"
 SEPARATOR = "\x1f"  # between the texts of a row's columns; ASCII's unit separator
 TYPICAL_BYTES = 200  # of a prompt in memory
 LOOKED_AT, MOST_LOOKED_AT = 1024, 16  # rows of a shard, and shards, among which examples are taken
 NOT_UTF8 = b"not UTF-8"  # stands for a cell whose text cannot be used
 USUAL_COLUMNS = ("text", "caption", "prompt")
+
+reading_prompts = partial(reading_source, setting=SETTING)
+"""As `raysid.data.files.reading_source`, with an error that names the setting of prompts."""
 
 
 class PromptSource(Source):

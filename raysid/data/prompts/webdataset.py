@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysid.config.prompts import PromptSettings
-from raysid.data.files import Found, damaged_file, reading_source
+from raysid.data.files import Found, damaged_file
 from raysid.data.listing import in_threads, is_hidden
-from raysid.data.prompts.source import PromptSource, text_block
+from raysid.data.prompts.source import PromptSource, reading_prompts, text_block
 from raysid.data.source import Block, Piece, Texts, even_shards
 from raysid.data.tar_headers import FORM, tar_members
 from raysid.errors import UserError, printable
@@ -49,7 +49,7 @@ class TarPrompts(PromptSource):
         kind = next(iter(settings.columns), TXT)
         self.columns = {kind: 1.0}
         paths = [file.path for file in found.files]
-        with reading_source(found.name):
+        with reading_prompts(found.name):
             listed = list(in_threads(partial(_members, kind), paths))
         if not any(listed):
             raise UserError(
@@ -72,7 +72,7 @@ class TarPrompts(PromptSource):
         texts: list[list[object]] = []
         names: list[str] = []
         faults: dict[int, str] = {}
-        with reading_source(self.name):
+        with reading_prompts(self.name):
             entries = range(start + piece.first, start + piece.last)
             for number, group in groupby(entries, lambda entry: int(self.file[entry])):
                 with open_file(self.paths[number]) as file:
