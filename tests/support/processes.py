@@ -17,6 +17,8 @@ from pathlib import Path
 from tests.support import forked_workers
 
 POLL_SECONDS = 0.005
+ORPHANS_SECONDS = 45  # Ray may be starting a worker, which takes long on a busy machine
+RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 LISTING_SECONDS = 0.05  # between listings of all processes, each of which starts a process (ps)
 
 
@@ -77,6 +79,16 @@ def kill(pid: int) -> None:
     with suppress(ProcessLookupError):  # it has ended already
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: pid not in {process.pid for process in running()}, 30, f"the end of process {pid}")
+
+
+def no_orphans(started: list[Process]) -> None:
+    """Processes of a killed driver end by themselves soon, Ray's two idle agents after a minute."""
+    end = time.monotonic() + ORPHANS_SECONDS
+    while orphans := [process for process in still_running(started) if process.title not in RAYS_AGENTS]:
+        assert time.monotonic() < end, f"left by a killed driver after {ORPHANS_SECONDS} s: {orphans}"
+        time.sleep(0.1)
+    for process in still_running(started):
+        kill(process.pid)  # an agent: it waits 60 s to report to a GCS that is gone
 
 
 def free_port() -> int:

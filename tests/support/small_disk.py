@@ -22,8 +22,8 @@ class Disk:
         self._mount("-o", f"remount,size={size}")
 
     def fill(self, but: int = 0) -> None:
-        """Fill it, except for `but` bytes, until `free`."""
-        with open(self.folder / "filling", "wb", buffering=0) as file, pytest.raises(OSError):
+        """Fill it, or what is free by now, except for `but` bytes, until `free`."""
+        with open(self.folder / "filling", "ab", buffering=0) as file, pytest.raises(OSError):
             while True:
                 file.write(bytes(4 * KB))
         os.truncate(self.folder / "filling", (self.folder / "filling").stat().st_size - but)

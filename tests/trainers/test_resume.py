@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from raysid.roles.messages import StepReport
 from raysid.run.checkpoint import MANIFEST, Checkpoint
 from raysid.run.tracking import Tracker
 from raysid.trainers.distill import distill
-from tests.support.processes import Command, Moment, Process, kill, still_running
+from tests.support.processes import Command, Moment, no_orphans
 from tests.support.run_copies import checkpoints_of, continued, copied
 from tests.support.tiny_run import (
     BATCH,
@@ -37,10 +36,6 @@ from tests.support.tiny_run import (
     tiny_config,
     write_recipe,
 )
-
-ORPHANS_SECONDS = 45  # Ray may be starting a worker, which takes long on a busy machine
-RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-
 
 # -- kill -9 -----------------------------------------------------------------------------------------------
 
@@ -90,16 +85,6 @@ def survives(config: Config, folder: Path, moments: list[Moment]) -> None:
             says = f"resuming from {left.path}, step {left.step:,}\n" if left else "resuming from"
             assert (says in command.output) == (left is not None), command.output
         left = checkpoints_of(config).newest()
-
-
-def no_orphans(started: list[Process]) -> None:
-    """Processes of a killed driver end by themselves soon, Ray's two idle agents after a minute."""
-    end = time.monotonic() + ORPHANS_SECONDS
-    while orphans := [process for process in still_running(started) if process.title not in RAYS_AGENTS]:
-        assert time.monotonic() < end, f"left by a killed driver after {ORPHANS_SECONDS} s: {orphans}"
-        time.sleep(0.1)
-    for process in still_running(started):
-        kill(process.pid)  # an agent: it waits 60 s to report to a GCS that is gone
 
 
 def in_a_checkpoint(run: Path, step: int) -> Moment:
