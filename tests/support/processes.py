@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support import forked_workers
+from tests.support.forked_workers import SOCKET, ForkedCommand, parents
 
 POLL_SECONDS = 0.005
 ORPHANS_SECONDS = 45  # Ray may be starting a worker, which takes long on a busy machine
@@ -37,7 +37,7 @@ def running() -> list[Process]:
     options = [option for column in columns for option in ("-o", column)]
     shown = subprocess.run(["ps", "-A", "-ww", *options], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=3) for line in shown.splitlines()]
-    forks = forked_workers.parents()
+    forks = parents()
     return [
         Process(pid := int(row[0]), forks.get(pid, int(row[1])), row[-1])
         for row in rows
@@ -173,17 +173,20 @@ class Command:
 
     def __init__(self, *arguments: str | Path, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        forks = ["-P", str(forked_workers.__file__), "--raysid"]
-        module = forks if forked_workers.SOCKET in environment else ["-m", "raysid"]
+        environment |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1"}
+        # Libraries of Hugging Face read their variables once, at their import, which is before the fork.
+        forks = SOCKET in environment and not any(name.startswith("HF_") for name in environment)
+        given = [*map(str, arguments)]
         self.log, self.began = log, time.time()
+        self.process: subprocess.Popen[bytes] | ForkedCommand
         with open(log, "wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *module, *map(str, arguments)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment
-                | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1"},
-            )
+            if forks:
+                self.process = ForkedCommand(given, output.fileno(), environment)
+            else:
+                command = [sys.executable, "-m", "raysid", *given]
+                self.process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, env=environment
+                )
 
     @property
     def pid(self) -> int:
