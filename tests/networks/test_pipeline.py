@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,46 @@ def test_a_pipeline_that_cannot_be_used_is_refused_in_a_line(copied: Path, spoil
 STOCK = """
 import sys, torch
 from diffusers import StableDiffusionPipeline
-folder, variant = sys.argv[1:]
-pipeline = StableDiffusionPipeline.from_pretrained(folder, variant=variant or None)
-given = torch.load(f"{folder}/../given.pt", weights_only=True)
-made = pipeline(given["prompts"], num_inference_steps=1, guidance_scale=1, latents=given["z"], output_type="pt")
-torch.save(2 * made.images - 1, f"{folder}/../made.pt")
-assert not any(name.partition(".")[0] in ("raysid", "ray") for name in sys.modules)
+for line in sys.stdin:
+    folder, variant, given, made = line.rstrip("\\n").split("\\t")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, variant=variant or None)
+    given = torch.load(given, weights_only=True)
+    result = pipeline(given["prompts"], num_inference_steps=1, guidance_scale=1, latents=given["z"], output_type="pt")
+    torch.save(2 * result.images - 1, made)
+    assert not any(name.partition(".")[0] in ("raysid", "ray") for name in sys.modules)
+    print("made", flush=True)
 """
+
+Stock = Callable[[Path, str, Path], tuple[torch.Tensor, str]]
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
+    """Stock diffusers in a process without raysid; returns the images of a folder, and what it says on stderr."""
+    log = tmp_path_factory.mktemp("stock") / "stderr"
+    environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STOCK],
+            cwd="/",
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+
+    def make(folder: Path, variant: str, given: Path) -> tuple[torch.Tensor, str]:
+        assert process.stdin is not None and process.stdout is not None
+        before, made = log.stat().st_size, given.with_name("made.pt")
+        print(folder, variant, given, made, sep="\t", file=process.stdin, flush=True)
+        assert process.stdout.readline() == "made\n", log.read_text()[-2000:]
+        return torch.load(made, weights_only=True), log.read_text()[before:]
+
+    with process:
+        yield make
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def write_generator(pipeline: Path, folder: Path) -> Path:
@@ -188,7 +222,7 @@ def write_generator(pipeline: Path, folder: Path) -> Path:
     ids=["sd", "sd v half", "linear", "cosine", "betas"],
 )
 def test_stock_diffusers_makes_the_same_images_in_one_step(
-    tmp_path: Path, prediction_type: str, schedule: dict[str, Any], half: bool
+    stock: Stock, tmp_path: Path, prediction_type: str, schedule: dict[str, Any], half: bool
 ) -> None:
     """In a process without raysid, from the exported folder alone."""
     pipeline = tmp_path / "pipeline"
@@ -201,19 +235,11 @@ def test_stock_diffusers_makes_the_same_images_in_one_step(
     z = torch.randn(len(PROMPTS), *own.sample_shape, generator=torch.Generator().manual_seed(0))
     torch.save({"prompts": PROMPTS, "z": z}, tmp_path / "given.pt")
     shutil.rmtree(pipeline)
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(out), "fp16" if half else ""],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env={"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "steps_offset" not in done.stderr and "safety" not in done.stderr
+    made, said = stock(out, "fp16" if half else "", tmp_path / "given.pt")
+    assert "steps_offset" not in said and "safety" not in said
     with torch.no_grad():
         expected = own.decode(own(z, text=own.encode(PROMPTS)))
     assert expected.std() > 0.1
-    made = torch.load(tmp_path / "made.pt", weights_only=True)
     torch.testing.assert_close(made, expected, rtol=0, atol=5e-3 if half else 1e-5)
 
 
