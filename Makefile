@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Many containers set it. Each of the many processes of a run would then compile raysid anew: half a second each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help env quickstart test test-slow lint cluster cluster-down clean
+.PHONY: help env quickstart test pytest test-slow lint style types cluster cluster-down clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,13 +23,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: env  ## train a teacher on digits and distil it, on this machine's CPU
 	$(BIN)/raysid quickstart
 
-lint: env
+lint: style types
+
+style: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: env
 	$(BIN)/mypy
 
-test: lint  ## style, types and tests, about 14 minutes on 2 cores
+pytest: env
 	$(BIN)/pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: style  ## style, types and tests, about 10 minutes on 2 cores
+	@$(MAKE) --jobs 2 types pytest  # mypy uses one core
 
 test-slow: env  ## the checks that take longer
 	$(BIN)/pytest -m slow
