@@ -29,6 +29,9 @@ from raysid.roles.torch_internals import TorchDispatchMode
 _Inputs = tuple[Tensor, Tensor, Tensor | None]  # x_t, t and conditions
 _Run = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 TOKENS = 77  # of a prompt, as CLIP's encoders have them
+VOCABULARY = 49_408  # words of CLIP's encoders, whose embeddings are looked up
+# Weights of text encoders by the width of their embeddings: those of Stable Diffusion 1.x and 2.x.
+ENCODERS = {768: 123_060_480, 1024: 340_387_840}
 BATCH = 2  # images of a counted pass: nearly all costs grow in proportion to them
 
 
@@ -62,6 +65,8 @@ class NetworkCosts:
         kernels: operations that a forward pass launches one after the other, for any number of images.
         image_bytes: of one image in float32.
         conditional: whether it takes labels or text, so that it can be guided.
+        text_parameters: number of weights of the text encoder, which each process of a role holds; 0 without text.
+        encode: operations of encoding a prompt.
     """
 
     parameters: int
@@ -74,6 +79,8 @@ class NetworkCosts:
     kernels: int
     image_bytes: int
     conditional: bool
+    text_parameters: int = 0
+    encode: float = 0.0
 
     def graph(self, precision: Precision) -> GraphBytes:
         """Bytes that passes in a precision keep."""
@@ -124,6 +131,7 @@ def network_costs(settings: AnySettings, factory: str | None = None) -> NetworkC
         kernels=launched.count,
         image_bytes=inputs[0][0].nbytes,
         conditional=inputs[2] is not None,
+        **_text_costs(settings.text_width),
     )
 
 
@@ -152,7 +160,16 @@ def quick_costs(settings: AnySettings, factory: str | None, precision: Precision
         kernels=0,
         image_bytes=inputs[0][0].nbytes,
         conditional=inputs[2] is not None,
+        **_text_costs(settings.text_width),
     )
+
+
+def _text_costs(width: int) -> dict[str, Any]:
+    """Return the costs of a text encoder by the width of its embeddings; of an unknown one, as 12 layers of CLIP's."""
+    if not width:
+        return {}
+    parameters = ENCODERS.get(width, 12 * 12 * width**2 + VOCABULARY * width)
+    return {"text_parameters": parameters, "encode": 2.0 * TOKENS * (parameters - VOCABULARY * width)}
 
 
 def _meta_inputs(settings: AnySettings) -> _Inputs:

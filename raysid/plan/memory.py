@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from raysid.config import Config
 from raysid.plan.costs import NetworkCosts
 
-FLOAT = 4
+FLOAT, HALF = 4, 2
 ADAM = 2  # moving averages of the gradient and of its square
 PROCESS = 600e6  # bytes of a process beside its tensors: the GPU's context and libraries (on a CPU: torch)
 FRAGMENTS = 0.1  # share of a device left free, for fragmentation and workspaces
@@ -20,7 +21,8 @@ class RoleMemory:
     """Bytes of one process of a role.
 
     Attributes:
-        weights: weights, and what the role has of gradients, Adam's averages and the moving average.
+        weights: weights, and what the role has of gradients, Adam's averages and the moving average; and those of the
+            text encoder.
         graphs: graphs of the most microbatches that it keeps at a time.
     """
 
@@ -49,12 +51,15 @@ def role_memory(config: Config, costs: NetworkCosts) -> dict[str, RoleMemory]:
     return {
         # weights, gradients, Adam, the average
         "generator": RoleMemory(
-            (1 + 1 + ADAM + 1) * weights + buckets["generator"], kept["generator"] * graphs["generate"]
+            (1 + 1 + ADAM + 1) * weights + buckets["generator"] + _text_bytes(config, costs, "generator"),
+            kept["generator"] * graphs["generate"],
         ),
-        "teacher": RoleMemory(weights, teacher_kept * graphs["teacher"]),
+        "teacher": RoleMemory(
+            weights + _text_bytes(config, costs, "teacher"), teacher_kept * graphs["teacher"]
+        ),
         # Scored microbatches are pulled back before psi learns from them.
         "fake_score": RoleMemory(
-            (1 + 1 + ADAM) * weights + buckets["fake_score"],
+            (1 + 1 + ADAM) * weights + buckets["fake_score"] + _text_bytes(config, costs, "fake_score"),
             max(kept["fake_score"] * graphs["fake_score"], graphs["learn"]),
         ),
     }
@@ -72,12 +77,19 @@ def whole_memory(config: Config, costs: NetworkCosts, ranks: int = 1) -> RoleMem
         most = generated + max(scored, graphs["learn"])
     else:
         most = max(generated + scored, graphs["learn"])
-    return RoleMemory((5 + 1 + 4) * weights + bucket, most)
+    return RoleMemory((5 + 1 + 4) * weights + bucket + _text_bytes(config, costs, "generator"), most)
 
 
 def usable(memory: float, processes: int) -> float:
     """Return the bytes of a device that the tensors of so many processes can use."""
     return (1 - FRAGMENTS) * memory - processes * PROCESS
+
+
+def _text_bytes(
+    config: Config, costs: NetworkCosts, role: Literal["generator", "teacher", "fake_score"]
+) -> float:
+    """Return the bytes of a process's text encoder, which is in half precision on a GPU."""
+    return (HALF if config.device_of(role) == "cuda" else FLOAT) * costs.text_parameters
 
 
 def _graphs(config: Config, costs: NetworkCosts) -> dict[str, float]:

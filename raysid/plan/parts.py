@@ -81,15 +81,20 @@ class CountedParts:
             learn += costs.encoder + costs.encoder_backward
         # A graph that is not kept is computed again.
         again = costs.forward if config.graphs_kept == 0 else 0.0
+        # A process keeps a microbatch's embeddings; with `alternating` psi learns from prompts of its own.
+        text = {role: costs.encode if workers == 0 or role == "generator" else 0.0 for role in ROLES}
+        learn += text["fake_score"] if config.schedule == "alternating" else 0.0
         return {
-            ("generator", "images"): call("generator", costs.forward, 1),
-            ("generator", "generate"): call("generator", costs.forward, 1),
+            ("generator", "images"): call("generator", text["generator"] + costs.forward, 1),
+            ("generator", "generate"): call("generator", text["generator"] + costs.forward, 1),
             ("generator", "cotangents"): call("generator", 0.0, 0.1),
             ("generator", "accumulate"): call("generator", costs.backward, 2),
             ("generator", "step"): call("generator", 0.0, 0.2),
-            ("teacher", "score"): call("teacher", teacher * costs.forward, teacher),
+            ("teacher", "score"): call("teacher", text["teacher"] + teacher * costs.forward, teacher),
             ("teacher", "pullback"): call("teacher", teacher * (again + costs.pullback), teacher),
-            ("fake_score", "score"): call("fake_score", eval_fake * costs.forward, eval_fake),
+            ("fake_score", "score"): call(
+                "fake_score", text["fake_score"] + eval_fake * costs.forward, eval_fake
+            ),
             ("fake_score", "pullback"): call("fake_score", eval_fake * costs.pullback, eval_fake),
             ("fake_score", "accumulate"): call("fake_score", learn, 3 * train_fake),
             ("fake_score", "step"): call("fake_score", 0.0, 0.2),

@@ -15,6 +15,7 @@ from raysid.plan.costs import GraphBytes, NetworkCosts
 from raysid.plan.devices import GB, parse_devices
 from raysid.plan.hardware import Hardware, counted_hardware
 from raysid.plan.memory import role_memory, usable, whole_memory
+from raysid.plan.parts import CountedParts
 from raysid.plan.placements import Plan, make_plan
 from raysid.plan.predict import predict
 from raysid.recipes import override
@@ -174,6 +175,52 @@ def test_more_fake_score_workers_leave_the_generators_memory_as_it_is() -> None:
     assert len({each["generator"].total for each in memory[:3]}) == 1
     assert memory[3]["generator"].graphs == 3 / 2 * memory[2]["generator"].graphs
     assert memory[2]["fake_score"].graphs < memory[1]["fake_score"].graphs
+
+
+def test_each_process_holds_a_text_encoder_in_half_precision_on_a_gpu() -> None:
+    with_text = costs(text_parameters=100 * MILLION)
+    for gpus, size in ((0, 4), (1, 2)):
+        own = config(resources={role: {"num_gpus": gpus} for role in ("teacher", "fake_score", "generator")})
+        plain, more = role_memory(own, costs()), role_memory(own, with_text)
+        for role in plain:
+            assert more[role].weights - plain[role].weights == size * 100 * MILLION
+            assert more[role].graphs == plain[role].graphs
+    local = config(placement="local")
+    assert whole_memory(local, with_text).weights - whole_memory(local, costs()).weights == 200 * MILLION
+
+
+@pytest.mark.parametrize(
+    ("schedule", "workers", "encode"),
+    [
+        ("overlapped", 0, {"generator.images", "generator.generate", "teacher.score", "fake_score.score"}),
+        (
+            "alternating",
+            0,
+            {
+                "generator.images",
+                "generator.generate",
+                "teacher.score",
+                "fake_score.score",
+                "fake_score.accumulate",
+            },
+        ),
+        ("overlapped", 2, {"generator.images", "generator.generate"}),
+    ],
+)
+def test_a_process_encodes_the_prompts_of_a_microbatch_once(
+    schedule: str, workers: int, encode: set[str]
+) -> None:
+    own, device = (
+        config(schedule=schedule, microbatch_size=16),
+        parse_devices("2xmine:1:80", "--devices").device,
+    )
+    plain, more = (
+        CountedParts(counted, device, device, 1.0, 1.0).seconds(own, workers)
+        for counted in (costs(), costs(encode=GIGA / 2))
+    )
+    extra = {f"{role}.{method}": more[role, method] - plain[role, method] for role, method in plain}
+    assert {call for call, seconds in extra.items() if seconds} == encode
+    assert {round(extra[call] * RATE / GIGA, 6) for call in encode} == {16 / 2}
 
 
 def test_memory_of_one_process_by_hand() -> None:
