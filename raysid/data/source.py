@@ -38,8 +38,12 @@ class Block(TypedDict):
 
 
 def good_images(block: Block) -> Block:
-    """Return the images of a block that can be used, with their labels."""
-    good = block["fault"] == "" if "fault" in block else slice(None)
+    """Return the images of a block that can be used and are not left out, with their labels; or its texts."""
+    good = np.ones(len(block["label"]), bool)
+    if "fault" in block:
+        good &= block["fault"] == ""
+    if "left_out" in block:
+        good &= ~block["left_out"]
     return Block(image=block["image"][good], label=block["label"][good])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysid.data.prompts.source import SEPARATOR, PromptSource
-from raysid.data.source import Piece
+from raysid.data.source import Piece, good_images
 
 MOST_ROWS = 1_000_000  # that are read; a set of a billion would take a day
 EXAMPLES = 5
@@ -57,15 +57,13 @@ def survey(
     names = [*source.columns]
     for shard, size in enumerate(source.shard_sizes.tolist()):
         for block in source.blocks([Piece(shard, 0, size)]):
-            faults = block["fault"]
-            unused = block.get("left_out", np.zeros(len(faults), bool))
-            found.rows += len(faults)
-            found.left_out += int(unused.sum())
-            bad = [str(fault) for fault in faults[~unused] if fault]
+            found.rows += len(block["label"])
+            found.left_out += int(np.sum(block.get("left_out", 0)))
+            bad = [str(fault) for fault in block["fault"] if fault]
             found.bad += len(bad)
             found.faults += bad[: NAMED - len(found.faults)]
             texts = []
-            for row in block["image"][~unused & (faults == "")]:
+            for row in good_images(block)["image"]:
                 for name, text in zip(names, row.split(SEPARATOR), strict=True):
                     if text:
                         texts.append(text)

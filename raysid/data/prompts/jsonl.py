@@ -46,11 +46,13 @@ class JsonLinesSource(PromptSource):
             bool(line.strip()) and (row is None or above(row, self.min))
             for line, row in zip(lines, rows, strict=True)
         ]
-        block = text_block([[(row or {}).get(name) for name in self.columns] for row in rows], names, kept)
-        for number, row in enumerate(rows):
-            if row is None and kept[number]:
-                block["fault"][number] = f"{names[number]} is no JSON object"
-        yield block
+        faults = {
+            number: f"{names[number]} is no JSON object"
+            for number, row in enumerate(rows)
+            if row is None and kept[number]
+        }
+        texts = [[(row or {}).get(name) for name in self.columns] for row in rows]
+        yield text_block(texts, names, kept, faults)
 
 
 def above(row: dict[str, Any], least: dict[str, float]) -> bool:

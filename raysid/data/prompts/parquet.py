@@ -76,7 +76,8 @@ class ParquetPrompts(PromptSource):
                 part = range(max(piece.first, row), min(piece.last, end))
                 names = [f"row {start + each} of {printable(path)}" for each in part]
                 if batch is None:  # what follows damage is not read
-                    yield _unread(names, why)
+                    faults = {row: f"{name} cannot be read: {why}" for row, name in enumerate(names)}
+                    yield text_block([[""]] * len(names), names, faults=faults)
                 elif part:
                     yield self._block(batch.slice(part.start - row, len(part)), names)
                 row = end
@@ -125,10 +126,3 @@ def _cell(value: pa.Scalar) -> object:
         return value.as_py()
     except UnicodeDecodeError:
         return NOT_UTF8
-
-
-def _unread(names: list[str], why: str) -> Block:
-    """Make a block of rows that cannot be read."""
-    block = text_block([[""]] * len(names), names)
-    block["fault"][:] = [f"{name} cannot be read: {why}" for name in names]
-    return block

@@ -9,7 +9,7 @@ import numpy as np
 
 from raysid.config.prompts import PromptSettings
 from raysid.data.files import reading_source
-from raysid.data.source import Block, Piece, Source
+from raysid.data.source import Block, Piece, Source, good_images
 from raysid.errors import UserError
 
 SETTING = "prompts.source"
@@ -45,28 +45,34 @@ class PromptSource(Source):
 
 
 def text_block(
-    rows: Sequence[Sequence[object]], names: Sequence[str], kept: Sequence[bool] | None = None
+    rows: Sequence[Sequence[object]],
+    names: Sequence[str],
+    kept: Sequence[bool] | None = None,
+    faults: Mapping[int, str] | None = None,
 ) -> Block:
     """Make a block of rows, each with the texts of its columns.
 
     Args:
         names: the rows' names in messages.
         kept: False for rows that are left out; None keeps all.
+        faults: the faults of rows that could not be read, by their number in the block.
 
     Returns:
-        The block, in which a row without any text is a fault.
+        The block, in which a row without any text is a fault, too.
     """
     texts = np.empty(len(rows), object)
-    faults = np.full(len(rows), "", object)
+    found = np.full(len(rows), "", object)
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         row = [_encodable(cell) for cell in row]
         cells = [cell.replace(SEPARATOR, " ").strip() if isinstance(cell, str) else "" for cell in row]
         texts[number] = SEPARATOR.join(cells)
-        if not any(cells) and (kept is None or kept[number]):
+        if faults and number in faults:
+            found[number] = faults[number]
+        elif not any(cells) and (kept is None or kept[number]):
             odd = next((cell for cell in row if cell is not None and not isinstance(cell, str)), None)
             why = "empty" if odd is None else "not UTF-8" if odd == NOT_UTF8 else f"{_kind(odd)}, not a text"
-            faults[number] = f"{name} is {why}"
-    block = Block(image=texts, label=np.zeros(len(rows), np.int64), fault=faults)
+            found[number] = f"{name} is {why}"
+    block = Block(image=texts, label=np.zeros(len(rows), np.int64), fault=found)
     if kept is not None:
         block["left_out"] = ~np.asarray(kept, bool)
     return block
@@ -119,10 +125,7 @@ def first_prompts(source: PromptSource, count: int) -> tuple[str, ...]:
     found: list[str] = []
     for shard, size in enumerate(source.shard_sizes.tolist()):
         for block in source.read(Piece(shard, 0, min(size, LOOKED_AT))):
-            good = block["fault"] == ""
-            if "left_out" in block:
-                good &= ~block["left_out"]
-            texts = (text.split(SEPARATOR) for text in block["image"][good])
+            texts = (text.split(SEPARATOR) for text in good_images(block)["image"])
             found += [next(filter(None, columns)) for columns in texts]
             if len(found) >= count:
                 return tuple(found[:count])

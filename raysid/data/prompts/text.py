@@ -35,16 +35,13 @@ class TextSource(PromptSource):
 
     def read(self, piece: Piece) -> Iterator[Block]:
         lines, names = self.files.lines(piece)
-        texts: list[list[object]] = []
-        broken: dict[int, str] = {}
+        texts: list[str] = []
+        faults: dict[int, str] = {}
         for number, line in enumerate(lines):
             try:
-                texts.append([line.decode("utf-8-sig")])
+                texts.append(line.decode("utf-8-sig"))
             except UnicodeDecodeError as error:
-                broken[number] = f"{names[number]} is not UTF-8 ({error.reason})"
-                texts.append([""])
-        kept = [bool(text[0].strip()) or number in broken for number, text in enumerate(texts)]  # type: ignore[attr-defined]
-        block = text_block(texts, names, kept)
-        for number, fault in broken.items():
-            block["fault"][number] = fault
-        yield block
+                faults[number] = f"{names[number]} is not UTF-8 ({error.reason})"
+                texts.append("")
+        kept = [bool(text.strip()) or number in faults for number, text in enumerate(texts)]
+        yield text_block([[text] for text in texts], names, kept, faults)

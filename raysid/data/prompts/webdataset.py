@@ -93,10 +93,7 @@ class TarPrompts(PromptSource):
                             faults[len(texts)] = f"{name} is not UTF-8 ({error.reason})"
                             texts.append([""])
                         names.append(name)
-        block = text_block(texts, names)
-        for row, fault in faults.items():
-            block["fault"][row] = fault
-        yield block
+        yield text_block(texts, names, faults=faults)
 
 
 def _members(kind: str, path: str) -> list[_Member]:
