@@ -141,9 +141,7 @@ class Generator(nn.Module):
     def from_pretrained(cls, folder: str | UPath, factory: str | None = None) -> Self:
         """Read a folder that `save_pretrained` wrote; `factory` and errors as in `load_generator`."""
         card, network = load_network(folder, "generator", factory)
-        own = location(folder)
-        parts = own if card.parts is None else location(card.parts)
-        return cls(card, network, parts).eval()
+        return cls(card, network, card.parts_folder(location(folder))).eval()
 
     def _sample_prompts(
         self, count: int, prompts: str | Sequence[str] | None, generator: torch.Generator | None

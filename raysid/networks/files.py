@@ -86,6 +86,10 @@ class NetworkCard(BaseModel):
         assert level is not None
         return level
 
+    def parts_folder(self, folder: UPath) -> UPath:
+        """Return the folder of the text encoder, tokenizer and VAE of the network that is in `folder`."""
+        return folder if self.parts is None else location(self.parts)
+
     @classmethod
     def for_generator(
         cls, network: Network, sigma_init: float, trained: dict[str, Any], parts: str | None = None

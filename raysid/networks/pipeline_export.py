@@ -34,7 +34,7 @@ from raysid.networks.parts import (
     part_config,
     part_files,
 )
-from raysid.storage import children, exists, location, make_folder, read_json, write_whole
+from raysid.storage import children, exists, make_folder, read_json, write_whole
 
 UNET = "unet"
 _OPTIONAL = ("safety_checker", "feature_extractor")
@@ -130,7 +130,7 @@ def _parts_of(folder: UPath, card: NetworkCard) -> UPath | None:
     """Return the folder of the generator's text encoder and VAE; None for a generator that takes no text."""
     if not card.network.text_width:
         return None
-    parts = location(card.parts) if card.parts is not None else folder
+    parts = card.parts_folder(folder)
     for part in NEEDED:
         if not exists(parts / part):
             raise UserError(f"{parts / part} is missing: copy the whole folder of the run's teacher there")
