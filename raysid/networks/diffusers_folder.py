@@ -32,18 +32,16 @@ from raysid.networks.files import (
     shapes_of,
     weight_shapes,
 )
-from raysid.networks.parts import check_pipeline, digest_parts
+from raysid.networks.parts import INDEX, VARIANTS, check_pipeline, digest_parts
 from raysid.storage import BUCKETS, LOCAL, children, exists, read_whole
 
 STEM, SAFETENSORS = "diffusion_pytorch_model", ".safetensors"
-PIPELINE = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 SAMPLER_STEPS = 50
 
 # Forms of weights by their endings: those that could run a program, and those that raysid has no reader of.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
 _OTHERS = (".msgpack", ".onnx", ".h5", ".gguf", ".xml")
-_VARIANTS = ("fp16", "bf16")  # of several, the first that is there
 
 # Names of attention weights before diffusers 0.12, which many published models still use.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -85,7 +83,7 @@ def find_unet(folder: UPath) -> UPath | None:
     names = {path.name for path in children(folder)}
     if "unet" in names:
         return folder / "unet"
-    if PIPELINE in names:
+    if INDEX in names:
         return folder
     try:
         return folder if "_class_name" in _config(folder / CONFIG) else None
@@ -220,7 +218,7 @@ def _check_makes_images(unet: UPath) -> None:
     """Refuse a pipeline without a U-Net, and one whose U-Net makes latents of a VAE."""
     folder = _pipeline(unet)
     names = {path.name for path in children(folder)}
-    pipeline = _config(folder / PIPELINE) if PIPELINE in names else {}
+    pipeline = _config(folder / INDEX) if INDEX in names else {}
     kind = pipeline.get("_class_name", "pipeline")
     if folder == unet and pipeline and CONFIG not in names:
         raise UserError(
@@ -243,7 +241,7 @@ _DECODER = re.compile("(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
 def weights_name(names: Iterable[str]) -> str | None:
     """Return the file of the weights among the names in a U-Net's folder: safetensors, or an index of shards.
 
-    The weights without a variant come first, as in diffusers; of variants, those of `_VARIANTS`. None if there are no
+    The weights without a variant come first, as in diffusers; of variants, those of `VARIANTS`. None if there are no
     weights that can be read.
 
     Raises:
@@ -251,9 +249,9 @@ def weights_name(names: Iterable[str]) -> str | None:
     """
     found: dict[str, str] = {}  # by variant; "" for none
     for name in sorted(names):
-        if match := _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name):
+        if match := _WEIGHTS.fullmatch(name) or _SHARD_INDEX.fullmatch(name):
             found.setdefault(match["variant"] or "", name)
-    variant = next((variant for variant in ("", *_VARIANTS) if variant in found), None)
+    variant = next((variant for variant in ("", *VARIANTS) if variant in found), None)
     if variant is not None:
         return found[variant]
     if len(found) > 1:
@@ -284,7 +282,7 @@ def _weights_files(unet: UPath) -> list[UPath]:
 
 
 _WEIGHTS = re.compile(rf"{STEM}(\.(?P<variant>[\w-]+))?\.safetensors")
-_INDEX = re.compile(rf"{STEM}\.safetensors\.index(\.(?P<variant>[\w-]+))?\.json")
+_SHARD_INDEX = re.compile(rf"{STEM}\.safetensors\.index(\.(?P<variant>[\w-]+))?\.json")
 
 
 def _shards(index: UPath) -> list[UPath]:

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import ModuleType
 
 from raysid.errors import NotHere
-from raysid.networks.diffusers_folder import PIPELINE, SCHEDULER, STEM, weights_name
+from raysid.networks.diffusers_folder import SCHEDULER, STEM, weights_name
 from raysid.networks.files import CONFIG, WEIGHTS
-from raysid.networks.parts import TEXT_ENCODER, chosen_files
+from raysid.networks.parts import INDEX, TEXT_ENCODER, chosen_files
 from raysid.storage import exists, location
 from raysid.storage.failures import explain
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,250})?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DESCRIBED = {PIPELINE, CONFIG, SCHEDULER, f"scheduler/{SCHEDULER}", f"unet/{CONFIG}", f"unet/{SCHEDULER}"}
+_DESCRIBED = {INDEX, CONFIG, SCHEDULER, f"scheduler/{SCHEDULER}", f"unet/{CONFIG}", f"unet/{SCHEDULER}"}
 _SHARD = re.compile(rf"{STEM}[\w.-]*-\d+-of-\d+[\w.-]*\.safetensors")
 
 

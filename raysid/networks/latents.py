@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from raysid.errors import UserError
 from raysid.networks.diffusers import diffusers_package
-from raysid.networks.parts import VAE, local_part, part_config
+from raysid.networks.parts import VAE, chosen_variant, loading_part, local_part, part_config
 
 
 class LatentDecoder:
@@ -28,18 +27,15 @@ class LatentDecoder:
         config = part_config(folder, VAE)
         half = device.type == "cuda" and not config.get("force_upcast", True)
         path = local_part(folder, VAE)
-        plain = any(file.name.startswith("diffusion_pytorch_model.safetensors") for file in path.iterdir())
-        try:
+        with loading_part(folder, VAE):
             self.vae: Any = diffusers_package().AutoencoderKL.from_pretrained(
                 path,
                 use_safetensors=True,
                 local_files_only=True,
                 low_cpu_mem_usage=False,  # the other way needs a further package
-                variant=None if plain else "fp16",
+                variant=chosen_variant(file.name for file in path.iterdir()),
                 torch_dtype=torch.float16 if half else torch.float32,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"{folder / VAE} cannot be used: {str(error).partition(chr(10))[0]}") from None
         self.vae = self.vae.eval().requires_grad_(False).to(device)
         self.scale = float(self.vae.config.scaling_factor)
         self.shift = float(self.vae.config.shift_factor or 0.0)

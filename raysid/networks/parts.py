@@ -12,17 +12,21 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from upath import UPath
 
 from raysid.errors import UserError
+from raysid.networks.files import CONFIG
 from raysid.storage import children, is_local, make_folder, read_json, storage_errors, writing_whole
+from raysid.storage.failures import explain
 
 TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "text_encoder", "tokenizer", "vae", "scheduler"
-INDEX, CONFIG = "model_index.json", "config.json"
+INDEX = "model_index.json"
+VARIANTS = ("fp16", "bf16")  # of weights that have no plain files, the first that is there is taken
 NEEDED = (TEXT_ENCODER, TOKENIZER)
 _KEPT = (TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER, "feature_extractor", "safety_checker")
 _WEIGHTED = (TEXT_ENCODER, VAE, "safety_checker")
@@ -61,9 +65,8 @@ def chosen_files(names: Collection[str]) -> list[str]:
     for part in _KEPT:
         files = sorted(name for name in names if name.rpartition("/")[0] == part)
         weights = [name for name in files if name.endswith(".safetensors")]
-        kept = [name for name in weights if not is_variant(name)]
-        for variant in ("fp16", "bf16"):
-            kept = kept or [name for name in weights if f".{variant}." in name or f".{variant}-" in name]
+        variant = chosen_variant(weights)
+        kept = [name for name in weights if _variant(name) == variant]
         if files and part in _WEIGHTED and not kept:
             if pickled := [name for name in files if name.endswith(_PICKLES)]:
                 raise ValueError(
@@ -153,7 +156,18 @@ def check_encoder(folder: UPath, width: int) -> None:
 
 def is_variant(name: str) -> bool:
     """True if a file of weights is a variant, such as `fp16`, beside which plain ones may lie."""
-    return _VARIANT.search(name) is not None
+    return _variant(name) is not None
+
+
+def chosen_variant(names: Iterable[str]) -> str | None:
+    """Return the variant of the weights to read among the files of a part; None for the plain ones, or for none."""
+    there = {_variant(name) for name in names if name.endswith(".safetensors")}
+    return next((variant for variant in (None, *VARIANTS) if variant in there), None)
+
+
+def _variant(name: str) -> str | None:
+    found = _VARIANT.search(name)
+    return None if found is None else found[1]
 
 
 def digest_parts(folder: UPath) -> str:
@@ -183,6 +197,15 @@ def local_part(folder: UPath, part: str) -> Path:
     if not where.is_dir():
         raise UserError(f"{where} is missing: copy the whole folder of the pipeline")
     return Path(str(where)) if is_local(where) else _copied(str(where))
+
+
+@contextmanager
+def loading_part(folder: UPath, part: str) -> Iterator[None]:
+    """Turn what a library raises for a part that it cannot load into a UserError that names the part."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder / part} cannot be used: {explain(error)}") from None
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,7 +17,15 @@ from torch import Tensor
 from upath import UPath
 
 from raysid.errors import UserError
-from raysid.networks.parts import TEXT_ENCODER, TOKENIZER, encoder_class, local_part, part_config
+from raysid.networks.parts import (
+    TEXT_ENCODER,
+    TOKENIZER,
+    chosen_variant,
+    encoder_class,
+    loading_part,
+    local_part,
+    part_config,
+)
 
 MOST_TOKENS = 512  # of a prompt, for tokenizers without a limit of their own
 CACHE_BYTES = 256e6  # of embeddings that an encoder keeps
@@ -46,12 +53,8 @@ class Tokenizer:
 
     def __init__(self, folder: str | UPath) -> None:
         path = local_part(UPath(folder), TOKENIZER)
-        try:
+        with loading_part(UPath(folder), TOKENIZER):
             self.tokenizer: Any = _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{UPath(folder) / TOKENIZER} cannot be used: {str(error).partition(chr(10))[0]}"
-            ) from None
         if self.tokenizer.pad_token_id is None:
             raise UserError(f"{UPath(folder) / TOKENIZER} cannot be used: it has no token for padding")
         self.length = min(self.tokenizer.model_max_length, _longest(folder), MOST_TOKENS)
@@ -89,14 +92,11 @@ class TextEncoder:
         kind = encoder_class(config, UPath(folder))
         path = local_part(UPath(folder), TEXT_ENCODER)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        try:
+        variant = chosen_variant(file.name for file in path.iterdir())
+        with loading_part(UPath(folder), TEXT_ENCODER):
             model: Any = getattr(_transformers(), kind).from_pretrained(
-                path, local_files_only=True, use_safetensors=True, variant=_variant(path), dtype=dtype
+                path, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise UserError(
-                f"{UPath(folder) / TEXT_ENCODER} cannot be used: {str(error).partition(chr(10))[0]}"
-            ) from None
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.tokenizer = Tokenizer(folder)
@@ -151,14 +151,6 @@ def shared_encoder(folder: str, device: torch.device) -> TextEncoder:
 
 def _longest(folder: str | UPath) -> int:
     return int(part_config(UPath(folder), TEXT_ENCODER).get("max_position_embeddings", MOST_TOKENS))
-
-
-def _variant(path: Path) -> str | None:
-    """Return the variant of the weights in a folder of transformers: None where the plain ones are there."""
-    names = {each.name for each in path.iterdir()}
-    if names & {"model.safetensors", "model.safetensors.index.json"}:
-        return None
-    return next((v for v in ("fp16", "bf16") if f"model.{v}.safetensors" in names), None)
 
 
 def _transformers() -> ModuleType:

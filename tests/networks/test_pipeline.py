@@ -22,6 +22,7 @@ from raysid.errors import UserError
 from raysid.generator import load_generator
 from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
 from raysid.networks.files import NetworkCard, save_network
+from raysid.networks.latents import LatentDecoder
 from raysid.networks.parts import copy_parts
 from raysid.networks.text import TextEncoder, Tokenizer
 from raysid.run.image_grid import CAPTION_HEIGHT, CAPTION_LINES
@@ -88,16 +89,20 @@ def test_a_pipeline_is_a_network_with_text_and_latents(pipeline: Path) -> None:
     assert network.card("x").model_validate_json(network.card("x").model_dump_json()) == network.card("x")
 
 
-def test_half_precision_alone_is_read(copied: Path) -> None:
+@pytest.mark.parametrize(("variant", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_half_precision_alone_is_read(copied: Path, variant: str, dtype: torch.dtype) -> None:
     expected = read(copied)
     for file in [*copied.glob("*/*.safetensors")]:
-        halved = {name: value.half() for name, value in safetensors.torch.load_file(file).items()}
-        safetensors.torch.save_file(halved, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+        halved = {name: value.to(dtype) for name, value in safetensors.torch.load_file(file).items()}
+        named = file.with_name(f"{file.stem}.{variant}.safetensors")
+        safetensors.torch.save_file(halved, named, {"format": "pt"})
         file.unlink()
     found = read(copied)
     assert found.settings == expected.settings
     ids = Tokenizer(copied)(PROMPTS[:1]).ids
     assert TextEncoder(copied, torch.device("cpu"))(ids).dtype == torch.float32
+    images = LatentDecoder(UPath(copied), torch.device("cpu"))(torch.zeros(1, 4, 8, 8))
+    assert images.shape == (1, 3, 16, 16) and images.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
