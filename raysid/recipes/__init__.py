@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "config_model", "config_yaml", "load_recipe", "override", "packaged_recipes", "validated"]
 
 Model = TypeVar("Model", bound="BaseModel")
+RowConfig = TypeVar("RowConfig", "DataConfig", "PromptConfig")
 Overrides = Mapping[str, Any] | None
 
 KINDS = ("pretrain", "distill", "tune")
@@ -111,20 +112,22 @@ def data_settings(overrides: Mapping[str, Any]) -> DataSettings:
     """
     from raysid.config import DataConfig
 
-    given: dict[str, Any] = {}
-    for path, value in overrides.items():
-        _set(given, path, _parsed(path, value, DataConfig))
-    return validated(DataConfig, given, "data", [(None, given)]).data
+    return _without_recipe(DataConfig, overrides, "data").data
 
 
 def prompt_settings(overrides: Mapping[str, Any]) -> PromptSettings:
     """Return the settings of prompts without a recipe, as `data_settings` those of real images."""
     from raysid.config import PromptConfig
 
+    return _without_recipe(PromptConfig, overrides, "prompts").prompts
+
+
+def _without_recipe(model: type[RowConfig], overrides: Mapping[str, Any], name: str) -> RowConfig:
+    """Return the config of overrides alone, as in `load_recipe`; `name` is for messages."""
     given: dict[str, Any] = {}
     for path, value in overrides.items():
-        _set(given, path, _parsed(path, value, PromptConfig))
-    return validated(PromptConfig, given, "prompts", [(None, given)]).prompts
+        _set(given, path, _parsed(path, value, model))
+    return validated(model, given, name, [(None, given)])
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
