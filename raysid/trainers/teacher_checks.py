@@ -8,7 +8,7 @@ from raysid.data.picture_source import PictureSource
 from raysid.errors import UserError
 from raysid.method.augment import LABEL_DIM
 from raysid.method.noise import DDPMNoise, EDMNoise
-from raysid.networks import DiffusersSettings, FactorySettings
+from raysid.networks import DiffusersSettings, FactorySettings, NetworkSettings
 from raysid.networks.factory import FactoryDenoiser
 from raysid.networks.factory_check import check_factory
 from raysid.networks.files import AnySettings, Shapes, misfits, weight_shapes
@@ -84,15 +84,8 @@ def check_method(config: Config, network: AnySettings) -> None:
         name = f"teacher {teacher.path}"
     if isinstance(network, FactorySettings):
         _check_factory_method(config, network, name)
-    for setting in ("network", "diffusers"):
-        wanted: AnySettings | None = getattr(teacher, setting)
-        if wanted is None or isinstance(network, FactorySettings):
-            continue
-        if odd := misfits(shapes_or_refuse(wanted, f"teacher.{setting}"), shapes_or_refuse(network, name)):
-            raise UserError(
-                f"{name} differs from teacher.{setting} ({len(odd)} weights, {odd[0]} the first): give the "
-                f"teacher that the recipe is for, or null for teacher.{setting}"
-            )
+    else:
+        _check_described(config, network, name)
     _check_prompts(config, network, name)
     if isinstance(network, DiffusersSettings):
         _check_diffusers_method(config.method, network, name)
@@ -151,6 +144,19 @@ def _check_diffusers_method(method: MethodSettings, network: DiffusersSettings, 
         raise UserError(
             f"method.guidance is not for {name}: its network has no class for unconditional images; give scales of 1"
         )
+
+
+def _check_described(config: Config, network: NetworkSettings | DiffusersSettings, name: str) -> None:
+    """Check that a network is the one that the recipe describes, if it does."""
+    for setting in ("network", "diffusers"):
+        wanted: AnySettings | None = getattr(config.teacher, setting)
+        if wanted is None:
+            continue
+        if odd := misfits(shapes_or_refuse(wanted, f"teacher.{setting}"), shapes_or_refuse(network, name)):
+            raise UserError(
+                f"{name} differs from teacher.{setting} ({len(odd)} weights, {odd[0]} the first): give the "
+                f"teacher that the recipe is for, or null for teacher.{setting}"
+            )
 
 
 def _check_factory_method(config: Config, network: FactorySettings, name: str) -> None:
