@@ -15,6 +15,8 @@ from raysid.storage import storage_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 SEPARATOR = 1
 """Width of the line around images, in pixels of the picture."""
 BACKGROUND = 0.0
@@ -69,23 +71,22 @@ def image_grid(
         (rows * step_down + SEPARATOR, columns * step_right + SEPARATOR, channels),
         _shades(np.array(BACKGROUND)),
     )
-    for index, image in enumerate(shades):
-        top = SEPARATOR + index // columns * step_down
-        left = SEPARATOR + index % columns * step_right
+    corners = [
+        (SEPARATOR + index // columns * step_down, SEPARATOR + index % columns * step_right)
+        for index in range(count)
+    ]
+    for image, (top, left) in zip(shades, corners, strict=True):
         grid[top : top + height, left : left + width] = image
     picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
-    for index, caption in enumerate(captions or ()):
-        left, top = (
-            SEPARATOR + index % columns * step_right,
-            SEPARATOR + index // columns * step_down + height,
-        )
-        _write_below(ImageDraw.Draw(picture), caption, left, top, width)
+    if captions is not None:
+        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(CAPTION_HEIGHT - 3)
+        for caption, (top, left) in zip(captions, corners, strict=False):
+            _write_below(draw, font, caption, left, top + height, width)
     return picture
 
 
-def _write_below(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+def _write_below(draw: ImageDraw.ImageDraw, font: Font, text: str, left: int, top: int, width: int) -> None:
     """Write a text in lines of a width, with an ellipsis where it does not fit."""
-    font = ImageFont.load_default(CAPTION_HEIGHT - 3)
     shown = "".join(each if each.isprintable() else " " for each in text)
     lines = [""]
     for word in shown.split():
