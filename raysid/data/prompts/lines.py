@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -59,28 +59,19 @@ class LineFiles:
 def _shards(name: str, path: str) -> list[tuple[int, int, int, int]]:
     """Return (first byte, end, number of the first line, lines) of each shard of a file."""
     shards = []
-    with open_file(path) as file:
-        for begin, content, first in _pieces(name, path, file.read):
-            shards.append(
-                (begin, begin + len(content), first, content.count(b"\n") + (content[-1:] != b"\n"))
-            )
-    return shards
-
-
-def _pieces(name: str, path: str, read: object) -> Iterator[tuple[int, bytes, int]]:
-    """Yield pieces of whole lines, with their first byte and the number of their first line."""
     rest, begin, line = b"", 0, 0
-    while content := read(PIECE_BYTES):  # type: ignore[operator]
-        whole, newline, after = (rest + content).rpartition(b"\n")
-        if newline:
-            yield begin, whole + newline, line
-            begin += len(whole) + 1
-            line += whole.count(b"\n") + 1
-        rest = after
-        if len(rest) > LONGEST_LINE:
-            raise UserError(
-                f"prompts.source {name}: line {line + 1} of {printable(path)} is longer than {LONGEST_LINE:,} bytes: "
-                "is it text?"
-            )
-    if rest:
-        yield begin, rest, line
+    with open_file(path) as file:
+        while content := file.read(PIECE_BYTES):
+            whole, newline, rest = (rest + content).rpartition(b"\n")
+            if newline:
+                end, lines = begin + len(whole) + 1, whole.count(b"\n") + 1
+                shards.append((begin, end, line, lines))
+                begin, line = end, line + lines
+            if len(rest) > LONGEST_LINE:
+                raise UserError(
+                    f"prompts.source {name}: line {line + 1} of {printable(path)} is longer than {LONGEST_LINE:,} "
+                    "bytes: is it text?"
+                )
+    if rest:  # the last line has no end
+        shards.append((begin, begin + len(rest), line, 1))
+    return shards
