@@ -115,10 +115,9 @@ def _sample_prompts(
 
     from raysid.run.image_grid import is_picture, save_grid
 
-    columns = math.ceil(count / len(prompts)) if len(prompts) > 1 else math.ceil(math.sqrt(count))
-    wanted = (
-        [prompt for prompt in prompts for _ in range(columns)] if len(prompts) > 1 else [prompts[0]] * count
-    )
+    per_prompt = math.ceil(count / len(prompts))
+    columns = per_prompt if len(prompts) > 1 else math.ceil(math.sqrt(count))
+    wanted = [prompt for prompt in prompts for _ in range(per_prompt)]
     images = generator.sample(len(wanted), generator=torch.Generator().manual_seed(seed), prompts=wanted)
     if not is_picture(tuple(images.shape[1:])):
         raise UserError(f"{run} generates samples of shape {tuple(images.shape[1:])}, which are not images")
