@@ -43,11 +43,6 @@ class PromptSettings(Settings):
     )
 
     @property
-    def source_name(self) -> str | None:
-        """The name of the prompts in messages and records."""
-        return ", ".join(self.source) if isinstance(self.source, list) else self.source
-
-    @property
     def columns(self) -> dict[str, float]:
         """The columns that are named, with their weights."""
         if self.column is None:

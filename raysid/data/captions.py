@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -136,14 +135,3 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     blocks = [*source.blocks()]
     images = np.concatenate([block["image"] for block in blocks]) / source.pixel_max
     return images, np.concatenate([block["label"] for block in blocks])
-
-
-def vocabulary() -> set[str]:
-    """Return every word of the captions, those held out included."""
-    phrases = chain.from_iterable(known for words in WORDS.values() for known in words.values())
-    return {word for phrase in phrases for word in phrase.split()} | {
-        *DIGITS,
-        *map(str, range(10)),
-        "a",
-        "an",
-    }
