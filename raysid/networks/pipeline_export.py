@@ -43,7 +43,7 @@ _LINEAR = ("linear", "scaled_linear")  # schedules whose first betas are a sched
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
         folder: the folder.
