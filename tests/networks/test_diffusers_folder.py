@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
-from upath import UPath
 
 from raysid.errors import UserError
-from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
+from raysid.networks.diffusers_folder import DiffusersNetwork
+from tests.support.diffusers_folders import change_json, read_folder
 from tests.trainers.test_diffusers_teacher import unet
 
 STEM = "diffusion_pytorch_model"
@@ -38,22 +38,12 @@ def folder(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "ddpm"))
 
 
-def read(folder: Path) -> DiffusersNetwork:
-    found = find_unet(UPath(folder))
-    assert found is not None
-    return read_diffusers(found, 0)
-
-
 def refused(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read(folder)
+        read_folder(folder)
     line = str(caught.value)
     assert "\n" not in line and str(folder.parent) in line
     return line
-
-
-def change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def assert_weights(network: DiffusersNetwork, expected: dict[str, torch.Tensor]) -> None:
@@ -62,10 +52,10 @@ def assert_weights(network: DiffusersNetwork, expected: dict[str, torch.Tensor])
 
 
 def test_keys_that_the_network_does_not_take_are_left_out(folder: Path) -> None:
-    plain = read(folder)
+    plain = read_folder(folder)
     average = {"decay": 0.9999, "inv_gamma": 1.0, "optimization_step": 7, "use_ema_warmup": True}
-    change(folder / "unet" / "config.json", **average, surprise=1)
-    assert read(folder).settings == plain.settings and read(folder).sha256 == plain.sha256
+    change_json(folder / "unet" / "config.json", **average, surprise=1)
+    assert read_folder(folder).settings == plain.settings and read_folder(folder).sha256 == plain.sha256
 
 
 @pytest.mark.parametrize("place", ["beside", "training"])
@@ -76,8 +66,8 @@ def test_an_average_that_a_training_script_wrote(folder: Path, tmp_path: Path, p
     shutil.copytree(
         folder / "scheduler", {"beside": checkpoint, "training": checkpoint.parent}[place] / "scheduler"
     )
-    change(checkpoint / "unet_ema" / "config.json", decay=0.9999)
-    assert read(checkpoint / "unet_ema").settings == read(folder).settings
+    change_json(checkpoint / "unet_ema" / "config.json", decay=0.9999)
+    assert read_folder(checkpoint / "unet_ema").settings == read_folder(folder).settings
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16", "ema"])
@@ -86,17 +76,17 @@ def test_a_variant_of_the_weights_is_read(folder: Path, variant: str) -> None:
     halves = {name: value.half() for name, value in safetensors.torch.load_file(file).items()}
     file.unlink()
     safetensors.torch.save_file(halves, folder / "unet" / f"{STEM}.{variant}.safetensors")
-    assert_weights(read(folder), halves)
+    assert_weights(read_folder(folder), halves)
 
 
 def test_of_several_variants_the_whole_weights_come_first(folder: Path) -> None:
     file = folder / "unet" / WEIGHTS
-    whole = read(folder)
+    whole = read_folder(folder)
     for variant in ("fp16", "non_ema"):
         (folder / "unet" / f"{STEM}.{variant}.safetensors").write_bytes(b"not read")
-    assert read(folder).sha256 == whole.sha256
+    assert read_folder(folder).sha256 == whole.sha256
     file.rename(folder / "unet" / f"{STEM}.fp16.safetensors")
-    assert read(folder).sha256 == whole.sha256
+    assert read_folder(folder).sha256 == whole.sha256
     (folder / "unet" / f"{STEM}.fp16.safetensors").rename(folder / "unet" / f"{STEM}.ema.safetensors")
     assert "several variants of its weights (ema, non_ema): keep one" in refused(folder)
 
@@ -109,7 +99,7 @@ def test_shards_with_an_index_are_read(folder: Path, variant: str | None) -> Non
     model.save_pretrained(folder / "unet", max_shard_size="20KB", variant=variant)
     names = sorted(path.name for path in (folder / "unet").iterdir())
     assert not any(name == WEIGHTS for name in names) and sum("-of-" in name for name in names) > 1
-    assert_weights(read(folder), model.state_dict())
+    assert_weights(read_folder(folder), model.state_dict())
 
     shard = next(folder.glob("unet/*-00002-of-*"))
     content = shard.read_bytes()
@@ -184,5 +174,5 @@ def test_weights_that_are_no_fractions_are_refused(folder: Path, dtype: torch.dt
 
 def test_betas_of_another_number_than_the_steps_are_refused(folder: Path) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
-    change(file, trained_betas=[0.001] * 900)
+    change_json(file, trained_betas=[0.001] * 900)
     assert "its 900 trained_betas are not num_train_timesteps" in refused(folder)

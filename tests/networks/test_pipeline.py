@@ -20,13 +20,13 @@ from upath import UPath
 
 from raysid.errors import UserError
 from raysid.generator import load_generator
-from raysid.networks.diffusers_folder import DiffusersNetwork, find_unet, read_diffusers
 from raysid.networks.files import NetworkCard, save_network
 from raysid.networks.latents import LatentDecoder
 from raysid.networks.parts import copy_parts
 from raysid.networks.text import TextEncoder, Tokenizer
 from raysid.run.image_grid import CAPTION_HEIGHT, CAPTION_LINES
 from tests.support.command_line import raysid
+from tests.support.diffusers_folders import change_json, read_folder
 from tests.support.tiny_pipeline import TOKENS, WIDTH, tiny_pipeline
 
 PROMPTS = [
@@ -46,16 +46,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(pipeline: Path, tmp_path: Path) -> Path:
     """A copy of the pipeline, for a test to spoil."""
     return Path(shutil.copytree(pipeline, tmp_path / "pipeline"))
-
-
-def read(folder: Path) -> DiffusersNetwork:
-    found = find_unet(UPath(folder))
-    assert found is not None
-    return read_diffusers(found, 0)
-
-
-def change_json(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_a_prompt_has_the_embeddings_of_diffusers_own_pipeline(pipeline: Path, tmp_path: Path) -> None:
@@ -82,7 +72,7 @@ def test_overlong_prompts_are_cut_and_counted(pipeline: Path) -> None:
 
 
 def test_a_pipeline_is_a_network_with_text_and_latents(pipeline: Path) -> None:
-    network = read(pipeline)
+    network = read_folder(pipeline)
     settings = network.settings
     assert (settings.text_width, settings.latents, settings.sample_shape) == (WIDTH, True, (4, 8, 8))
     assert network.network().noise.tau == 625
@@ -91,13 +81,13 @@ def test_a_pipeline_is_a_network_with_text_and_latents(pipeline: Path) -> None:
 
 @pytest.mark.parametrize(("variant", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_half_precision_alone_is_read(copied: Path, variant: str, dtype: torch.dtype) -> None:
-    expected = read(copied)
+    expected = read_folder(copied)
     for file in [*copied.glob("*/*.safetensors")]:
         halved = {name: value.to(dtype) for name, value in safetensors.torch.load_file(file).items()}
         named = file.with_name(f"{file.stem}.{variant}.safetensors")
         safetensors.torch.save_file(halved, named, {"format": "pt"})
         file.unlink()
-    found = read(copied)
+    found = read_folder(copied)
     assert found.settings == expected.settings
     ids = Tokenizer(copied)(PROMPTS[:1]).ids
     assert TextEncoder(copied, torch.device("cpu"))(ids).dtype == torch.float32
@@ -147,7 +137,7 @@ def test_half_precision_alone_is_read(copied: Path, variant: str, dtype: torch.d
 def test_a_pipeline_that_cannot_be_used_is_refused_in_a_line(copied: Path, spoil: Any, message: str) -> None:
     spoil(copied)
     with pytest.raises(UserError, match=message) as error:
-        read(copied)
+        read_folder(copied)
     assert "\n" not in str(error.value) and str(copied) in str(error.value)
 
 
@@ -200,7 +190,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
 
 def write_generator(pipeline: Path, folder: Path) -> Path:
     """Write a run's generator and its teacher: the pipeline's own U-Net, untrained."""
-    read_network = read(pipeline)
+    read_network = read_folder(pipeline)
     assert read_network.parts is not None
     network = read_network.network()
     teacher, generator = UPath(folder / "teacher"), folder / "generator"
