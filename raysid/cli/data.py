@@ -264,10 +264,10 @@ def _counts(counts: dict[str, int]) -> str:
 def _check_recipe(config: Any, source: ImageSource) -> None:
     """Refuse images that do not fit the recipe's network."""
     from raysid.config import PretrainConfig
-    from raysid.trainers.teacher_checks import check_fits
+    from raysid.trainers.teacher_checks import check_trains
     from raysid.trainers.teachers import find_teacher
 
     if isinstance(config, PretrainConfig):
-        check_fits(config.network, "network", source)
+        check_trains(config, source)
     else:
         find_teacher(config, source)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raysid.config.settings import COMMON, MAY_CHANGE, TRAINING_ONLY, Fraction, Positive, Settings
+from raysid.config.settings import ADDED, COMMON, MAY_CHANGE, TRAINING_ONLY, Fraction, Positive, Settings
 
 
 class DataSettings(Settings):
@@ -31,6 +31,12 @@ class DataSettings(Settings):
         "label",
         description="Name of the class label: a column of the Parquet files or of their folders (`name=value`), or a "
         "field of the .json files in a .tar (nested: `meta.label`).",
+    )
+    caption_column: Annotated[str | None, ADDED] = Field(
+        None,
+        description="Name of the captions, for a teacher that learns text: a column of the Parquet files or of a "
+        "metadata.csv, or the kind of file in a .tar. Default: `text`, `caption` or `prompt`, if there is one of them; "
+        "in a .tar `txt`.",
     )
     resolution: Positive | None = Field(
         None,

@@ -26,13 +26,17 @@ by it. This is the default: a field without a mark inherits its section's mark, 
 MAY_CHANGE: Any = Field(json_schema_extra={"on_resume": "may change"})
 """The opposite of FIXED: may differ when a run resumes, and does not identify a teacher."""
 
+ADDED: Any = Field(json_schema_extra={"added": True})
+"""Added to a section that teachers had been identified by before: at its default it is none of the fixed settings, so
+that those teachers are found again."""
+
 SPLIT_ONLY: Any = Field(json_schema_extra={"split_only": True})
 """Scales a role of `placement: split`; the other placements need the default."""
 
 TRAINING_ONLY: Any = Field(json_schema_extra={"training_only": True})
 """Concerns the stream of images, not the files: `raysid data` has no such option."""
 
-MARKS = ("common", "on_resume", "split_only", "training_only")
+MARKS = ("common", "on_resume", "added", "split_only", "training_only")
 """Keys of the marks in the JSON schema."""
 
 
@@ -63,6 +67,8 @@ def _fixed(section: BaseModel, dumped: dict[str, Any], inherited: str) -> dict[s
         extra = field.json_schema_extra
         on_resume = str(extra.get("on_resume", inherited)) if isinstance(extra, dict) else inherited
         value, is_fixed = getattr(section, name), on_resume == "fixed"
+        if isinstance(extra, dict) and "added" in extra and value == field.default:
+            continue
         if isinstance(value, BaseModel):
             inner = _fixed(value, dumped[name], on_resume)
             if inner or is_fixed:

@@ -8,7 +8,7 @@ Any part of a shard can be read anywhere, so one `read` serves a plain loop (`bl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -21,14 +21,17 @@ NAMED = 5  # faults that a message lists
 SECTIONS = {"real images": "data", "prompts": "prompts"}  # of the settings, by the kind of rows
 LEFT_OUT = "blank, or a score below prompts.min"  # why a source leaves rows out that are no faults
 READ_CPUS = 0.25  # CPU slots of a read task of Ray Data, by default
+SEPARATOR = "\x1f"  # between the texts of a row; ASCII's unit separator
 ORDER_SEED = 0  # of lists that are shuffled once: folders and zips are often sorted by class
 
 
 class Block(TypedDict):
-    """Consecutive images, each with its own label; or consecutive texts."""
+    """Consecutive images, each with its own label and, if they are asked for, its own captions; or texts."""
 
     image: NDArray[Any]  # uint8 (n, C, H, W), 0..pixel_max; or str (n,)
     label: NDArray[np.int64]  # (n,), 0..num_classes-1
+    caption: NotRequired[NDArray[np.object_]]
+    """(n,) str: the image's captions, joined by `SEPARATOR`."""
     index: NotRequired[NDArray[np.int64]]
     """(n,): the image's index in the source's list, if images are not read in that order."""
     left_out: NotRequired[NDArray[np.bool_]]
@@ -150,6 +153,10 @@ class ImageSource(Source):
     """0 if the images have no labels."""
     pixel_max: int
     """The stored value that means +1 (0 means -1): 255 for ordinary 8-bit images."""
+    captioned: bool = False
+    """True if blocks have captions."""
+    known_captions: Sequence[str] = ()
+    """All different captions, of a source with few."""
     new_since_first: str = ""
     """The pictures that release 0.1.0 left out of the same files; empty if it read the same images. A run that it began
     would continue with others."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from raysid.data.order import Order, Window
 from raysid.data.reader import Reader
-from raysid.data.source import READ_CPUS, Block, Piece, Source
+from raysid.data.source import READ_CPUS, SEPARATOR, Block, Piece, Source
 from raysid.data.windows import Images, ReadBlocks
 
 
@@ -108,6 +108,16 @@ class ImageStream:
             RuntimeError: the stream is closed.
             Exception: whatever `read_blocks` raises; the next read opens the source again.
         """
+        images, labels, _ = self._read(start, count)
+        return images, labels
+
+    def read_captioned(self, start: int, count: int) -> tuple[*Images, list[list[str]]]:
+        """Return images and labels as `read` does, and the captions of each image, of a source that gives them."""
+        images, labels, captions = self._read(start, count)
+        assert captions is not None, "the source was opened without captions"
+        return images, labels, [joined.split(SEPARATOR) for joined in captions]
+
+    def _read(self, start: int, count: int) -> tuple[*Images, NDArray[np.object_] | None]:
         if start < 0 or count < 1:
             raise ValueError(f"cannot read {count} images at position {start}")
         if self._closed:
@@ -134,9 +144,10 @@ class ImageStream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _gather(self, start: int, count: int) -> Images:
+    def _gather(self, start: int, count: int) -> tuple[*Images, NDArray[np.object_] | None]:
         all_images: NDArray[Any] | None = None
         all_labels = np.empty(count, np.int64)
+        all_captions = np.empty(count, object)
         filled = 0
         while filled < count:
             floor = start - start % self._order.batch_size
@@ -153,10 +164,12 @@ class ImageStream:
                 mirrored = flips[row : row + taken]
                 part[mirrored] = part[mirrored][..., ::-1]
             all_labels[filled : filled + taken] = loaded.labels[rows]
+            if loaded.captions is not None:
+                all_captions[filled : filled + taken] = loaded.captions[rows]
             start += taken
             filled += taken
         assert all_images is not None
-        return all_images, all_labels
+        return all_images, all_labels, None if loaded.captions is None else all_captions
 
     def _permutation(
         self, window: Window, epoch: int, floor: int

@@ -34,6 +34,7 @@ class Loaded(NamedTuple):
         rows: the usable images in the order of the source's list; a bad image is replaced by another row.
         faults: the fault of each bad image, by its index in the source's list.
         left_out: number of rows that are left out.
+        captions: the captions of each image, as in `Block`; None if the source gives none.
     """
 
     images: NDArray[np.uint8]
@@ -41,6 +42,7 @@ class Loaded(NamedTuple):
     rows: NDArray[np.intp]
     faults: dict[int, str]
     left_out: int
+    captions: NDArray[np.object_] | None = None
 
 
 class Passes:
@@ -101,6 +103,7 @@ class Passes:
             self._blocks, self._taken = iter(self.read_blocks(self._pieces)), 0
         images: NDArray[Any] | None = None
         labels = np.empty(window.size, np.int64)
+        captions = np.empty(window.size, object)
         indices = self.order.indices(self.order.pieces(window))  # unless blocks have their own
         bad: dict[int, str] = {}  # by row
         left_out: set[int] = set()  # rows
@@ -111,6 +114,7 @@ class Passes:
             if images is None:
                 images = np.empty((window.size, *block["image"].shape[1:]), block["image"].dtype)
             images[rows], labels[rows] = block["image"], block["label"]
+            captions[rows] = captioned = block.get("caption")
             indices[rows] = block.get("index", indices[rows])
             bad |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
             left_out |= {filled + int(row) for row in np.flatnonzero(block.get("left_out", ()))}
@@ -126,7 +130,8 @@ class Passes:
         faults = {int(indices[row]): fault for row, fault in bad.items()}
         unused = left_out | bad.keys()
         usable = _without(order, unused) if unused else order
-        return Loaded(images, labels, usable, faults, len(left_out))
+        own = None if captioned is None else captions
+        return Loaded(images, labels, usable, faults, len(left_out), own)
 
     def _replacement(self, window: Window, bad: Loaded) -> Loaded:
         """Fill a window without good images, as of a damaged file, from the next window of its lane that has some.

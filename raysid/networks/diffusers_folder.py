@@ -113,7 +113,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
         digest.update(digest_parts(parts).encode())
     try:
         expected = weight_shapes(settings)
-        _check_runs(settings)
+        check_runs(settings)
     except ValueError as error:
         raise UserError(f"{unet} cannot be used: {error}") from None
     if odd := sorted(name for name, value in given.items() if not value.is_floating_point()):
@@ -129,7 +129,7 @@ def read_diffusers(unet: UPath, num_classes: int) -> DiffusersNetwork:
     return DiffusersNetwork(settings, weights, digest.hexdigest(), parts)
 
 
-def _check_runs(settings: DiffusersSettings) -> None:
+def check_runs(settings: DiffusersSettings) -> None:
     """Run the network on the meta device. Raises ValueError, as for images that cannot be halved often enough."""
     with torch.device("meta"):
         images = torch.empty(1, *settings.sample_shape)

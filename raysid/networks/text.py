@@ -125,7 +125,6 @@ class TextEncoder:
         """Return the embeddings of the empty prompt: float32 (tokens, width)."""
         return self(self.empty[None])[0]
 
-    @torch.no_grad()
     def _encoded(self, rows: list[Tensor]) -> list[Tensor]:
         if not rows:
             return []
@@ -133,14 +132,21 @@ class TextEncoder:
         return [
             each
             for at in range(0, len(rows), size)
-            for each in self._batch(torch.stack(rows[at : at + size]))
+            for each in self.together(torch.stack(rows[at : at + size]))
         ]
 
-    def _batch(self, ids: Tensor) -> Tensor:
+    @torch.no_grad()
+    def together(self, ids: Tensor) -> Tensor:
+        """Return the embeddings of token ids (B, tokens), computed in one batch: (B, tokens, width)."""
         ids = ids.to(self.device, torch.int64)
-        mask = (ids != self.pad).long() if self.masked else None
-        embeddings = self.model(ids, attention_mask=mask)[0]
-        return embeddings if mask is None else embeddings * mask[..., None]
+        if not self.masked:
+            return self.model(ids)[0]
+        mask = (ids != self.pad).long()
+        # Padding is not seen, so it need not be computed: captions are short.
+        longest = int(mask.any(0).nonzero().max()) + 1
+        seen = mask[:, :longest]
+        embeddings = self.model(ids[:, :longest], attention_mask=seen)[0] * seen[..., None]
+        return torch.nn.functional.pad(embeddings, (0, 0, 0, ids.shape[1] - longest))
 
 
 @functools.lru_cache(maxsize=2)

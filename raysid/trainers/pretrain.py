@@ -20,8 +20,11 @@ from raysid.cluster.connect import connect
 from raysid.config import PretrainConfig, fixed_settings
 from raysid.data import ImageSource, open_source
 from raysid.errors import RaysidError, RunFailed, StorageError, UserError
-from raysid.networks import EDMDenoiser
+from raysid.networks import build_denoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
+from raysid.networks.parts import copy_parts
+from raysid.networks.text import Tokenizer
+from raysid.networks.text_folders import find_text_encoder
 from raysid.ray_internals import worker_errors
 from raysid.run.checkpoint import Checkpoints
 from raysid.run.progress import ProgressLine
@@ -30,7 +33,7 @@ from raysid.storage.failures import MAKE_ROOM
 from raysid.storage.lease import Lease, lock, still_owned
 from raysid.trainers.evaluation import measure_on_cluster, measures
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
-from raysid.trainers.teacher_checks import check_fits
+from raysid.trainers.teacher_checks import check_trains
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def pretrain(config: PretrainConfig, out: str | None = None) -> PretrainResult:
         RunFailed: training stopped; the same call resumes from its last checkpoint.
     """
     folder = storage_folder(out) if out else teacher_folder(config)
-    source = open_source(config.data)
-    check_fits(config.network, "network", source)
+    source = open_source(config.data, captioned=config.takes_text)
+    check_trains(config, source)
     if exists(folder / CONFIG):
         return _kept(config, folder)
     make_folder(folder.parent)
@@ -110,6 +113,7 @@ def _train(
     training = folder.with_name(f"{folder.name}-training-{teacher_digest(config)[:8]}")
     checkpoints = Checkpoints(training / "checkpoints", config.checkpoint.keep)
     start = newest_checkpoint(training, checkpoints, config.batch_size)
+    text = _text_encoder(config, training)
     images = start.images if start else 0
     with ProgressLine("teacher", config.total_images, images, config.batch_size) as line:
         for note in source.notes:
@@ -120,17 +124,17 @@ def _train(
         if start is not None:
             line.message(f"resuming from {training}, step {start.step:,}")
         try:
-            _run_workers(config, source, checkpoints, line)
+            _run_workers(config, source, checkpoints, text, line)
         except (TrainingFailedError, RayError) as error:
             raise _failure(error, checkpoints, held) from error
         newest = checkpoints.newest()
         assert newest is not None
         state = read_checkpoint(newest.path)
-        network = EDMDenoiser(config.network)
+        network = build_denoiser(config.denoiser)
         network.load_state_dict(state["ema"])
-        card = NetworkCard(kind="teacher", network=config.network)
+        card = NetworkCard(kind="teacher", network=config.denoiser)
         figures: dict[str, Any] = {}
-        if measures(source.name):
+        if measures(source.name) and text is None:
             line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
             figures = measure_on_cluster(card, state["ema"], source.name, config)
     trained = {
@@ -142,6 +146,8 @@ def _train(
     }
     still_owned(held)
     try:
+        if text is not None:
+            copy_parts(text, folder)
         save_network(folder, card.model_copy(update={"trained": trained}), network)
     except StorageError as error:
         again = MAKE_ROOM if error.full else "run the same command"
@@ -149,8 +155,36 @@ def _train(
     remove_folder(training)
 
 
+def _text_encoder(config: PretrainConfig, training: UPath) -> UPath | None:
+    """Keep the text encoder of a network with text in the training's folder, from where all workers read it.
+
+    Returns:
+        Its folder; None for a network without text.
+
+    Raises:
+        UserError: it is missing, cannot be used, or makes embeddings that the network does not take.
+    """
+    if not config.takes_text:
+        return None
+    assert config.text.encoder is not None and config.diffusers is not None
+    found = find_text_encoder(config.text.encoder)
+    if found.width != (width := config.diffusers.text_width):
+        raise UserError(
+            f"text.encoder {found.name} makes embeddings of width {found.width}, and the U-Net takes {width}: give "
+            f"diffusers.unet.encoder_hid_dim {found.width}"
+        )
+    folder = training / "text"
+    found.keep(folder, config.text.tokens)
+    Tokenizer(folder)  # refuses one that cannot be used, before workers start
+    return folder
+
+
 def _run_workers(
-    config: PretrainConfig, source: ImageSource, checkpoints: Checkpoints, line: ProgressLine
+    config: PretrainConfig,
+    source: ImageSource,
+    checkpoints: Checkpoints,
+    text: UPath | None,
+    line: ProgressLine,
 ) -> None:
     """Have Ray Train run the workers, which write the checkpoints, and restart them when one fails.
 
@@ -177,6 +211,7 @@ def _run_workers(
                 "config": config.model_dump_json(),
                 # Not by `datasets=`: Ray Train would drop the order that makes the stream addressable.
                 "source": source,
+                "text": None if text is None else str(text),
                 "progress": progress,
                 "checkpoints": str(checkpoints.folder),
             },

@@ -1,4 +1,4 @@
-"""One worker of a teacher's training: EDM's denoising loss (arXiv 2206.00364), gradients averaged by DDP."""
+"""One worker of a teacher's training, with the loss of its kind of network; gradients are averaged by DDP."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from raysid.config import PretrainConfig
 from raysid.data import ImageSource, ray_blocks, to_unit
 from raysid.data.source import all_faults, check_faults
 from raysid.errors import RunFailed
-from raysid.method.draws import Draws, seed_torch
-from raysid.method.losses import denoising_loss
-from raysid.method.noise import EDMNoise
+from raysid.method.draws import Draws
 from raysid.method.schedules import ema_beta, learning_rate
-from raysid.networks import EDMDenoiser
-from raysid.roles.build import image_stream
+from raysid.networks import build_denoiser
+from raysid.roles.build import image_stream, use_text
 from raysid.roles.conditions import one_hot
 from raysid.roles.learner import move_average
 from raysid.run.checkpoint import Checkpoints
+from raysid.trainers.pretrain_captions import CaptionEncoder
+from raysid.trainers.pretrain_losses import training_loss
 from raysid.trainers.pretrain_state import read_checkpoint, write_checkpoint
 
 FAULTS_STEPS = 50  # steps between the workers' exchanges of bad images
@@ -35,8 +35,8 @@ def train_worker(inputs: dict[str, Any]) -> None:
     """Train from the newest checkpoint to the end, on a worker that Ray Train started.
 
     Args:
-        inputs: `config` (JSON), `source` (the real images), `checkpoints` (their folder), and `progress`, a queue
-            for (images so far, losses, note) of every step.
+        inputs: `config` (JSON), `source` (the real images), `checkpoints` (their folder), `text` (the folder of the
+            text encoder, or None), and `progress`, a queue for (images so far, losses, note) of every step.
 
     Raises:
         RunFailed: the real images cannot be read, or too many of them are bad.
@@ -46,7 +46,7 @@ def train_worker(inputs: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.torch_threads)
-    training = TeacherTraining(config, inputs["source"], rank, ranks)
+    training = TeacherTraining(config, inputs["source"], rank, ranks, inputs["text"])
     checkpoints = Checkpoints(UPath(inputs["checkpoints"]), config.checkpoint.keep)
     start = saved = training.resume(checkpoints)
     total = -(-config.total_images // config.batch_size)
@@ -75,43 +75,44 @@ class TeacherTraining:
     Args:
         source: the real images.
         rank: this worker's index among `ranks` workers; it takes that slice of every batch.
+        text: folder of the text encoder, for a network with text.
     """
 
-    def __init__(self, config: PretrainConfig, source: ImageSource, rank: int, ranks: int) -> None:
+    def __init__(
+        self, config: PretrainConfig, source: ImageSource, rank: int, ranks: int, text: str | None = None
+    ) -> None:
         self.config = config
         self.rank, self.ranks = rank, ranks
         self.count = config.batch_size // ranks
         self.pixel_max = source.pixel_max
         torch.manual_seed(config.seed)
-        network = EDMDenoiser(config.network)
+        network = build_denoiser(config.denoiser)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
-        self.wrapped = ray.train.torch.prepare_model(network.train())
-        self.network = getattr(self.wrapped, "module", self.wrapped)
-        self.device = next(self.network.parameters()).device
+        self.loss = training_loss(network, config.condition_drop)
+        self.predictor = ray.train.torch.prepare_model(self.loss.predictor.train())
+        self.network = network
+        self.device = next(network.parameters()).device
         self.ema.to(self.device)
-        self.noise = EDMNoise(sigma_data=config.network.sigma_data)
         self.adam = torch.optim.Adam(
             self.network.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
         own = rank * self.count, (rank + 1) * self.count
         self.images = image_stream(config, source, ray_blocks(source), [own])
+        encoder = use_text(network, text) if text is not None else None
+        self.captions = CaptionEncoder(encoder, source, rank, ranks) if encoder is not None else None
         self.faults: dict[int, str] = {}  # of all workers, as of their last exchange
 
     def step(self, step: int) -> float:
-        """Take one update; return this worker's loss per image.
+        """Take one update; return this worker's loss.
 
         Raises:
             RunFailed: its real images cannot be read; the state is that after `step` steps.
         """
         config = self.config
         seen, start = step * config.batch_size, self.rank * self.count
-        x, cond = self._real_images(seen + start)
         draws = Draws(config.seed, step, start, self.count)
-        sigma = self.noise.fake_score_level(draws.normal("sigma_normal")).to(self.device)
-        eps = draws.normal("noise", x.shape[1:]).to(self.device)
-        seed_torch(draws.dropout_seed("dropout"), self.device)
-        x_hat = self.wrapped(self.noise.add_noise(x, sigma, eps), sigma, cond)
-        loss = denoising_loss(x_hat, x, self.noise.loss_weight(sigma)).mean()
+        x, cond = self._real_images(seen + start, draws)
+        loss = self.loss(self.predictor, x, cond, draws)
         loss.backward()
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(config.lr, config.lr_schedule, seen, config.total_images)
@@ -168,9 +169,18 @@ class TeacherTraining:
         self.adam.load_state_dict(state["optimizer"])
         return chosen[0]
 
-    def _real_images(self, position: int) -> tuple[Tensor, Tensor | None]:
-        """Read this worker's images of a batch, (n, C, H, W) in [-1, 1], and their labels, one-hot (n, classes)."""
-        pixels, labels = self.images.read(position, self.count)
-        cond = one_hot(torch.from_numpy(labels), self.config.network.label_dim)
+    def _real_images(self, position: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Read this worker's images of a batch, (n, C, H, W) in [-1, 1], and their conditions.
+
+        Those are labels, one-hot (n, classes), or the embeddings (n, tokens, width) of one caption of each image.
+        """
+        if self.captions is not None:
+            pixels, _, captions = self.images.read_captioned(position, self.count)
+            chosen = draws.uniform("caption").tolist()
+            texts = [own[int(u * len(own))] for own, u in zip(captions, chosen, strict=True)]
+            cond: Tensor | None = self.captions(texts)
+        else:
+            pixels, labels = self.images.read(position, self.count)
+            cond = one_hot(torch.from_numpy(labels), self.config.denoiser.label_dim)
         x = torch.from_numpy(to_unit(pixels, self.pixel_max)).to(self.device)
         return x, None if cond is None else cond.to(self.device)

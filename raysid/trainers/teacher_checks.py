@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from raysid.config import Config, MethodSettings
+from raysid.config import Config, MethodSettings, PretrainConfig
 from raysid.data import ImageSource
 from raysid.data.picture_source import PictureSource
 from raysid.errors import UserError
 from raysid.method.augment import LABEL_DIM
 from raysid.method.noise import DDPMNoise, EDMNoise
 from raysid.networks import DiffusersSettings, FactorySettings, NetworkSettings
+from raysid.networks.diffusers_folder import check_runs
 from raysid.networks.factory import FactoryDenoiser
 from raysid.networks.factory_check import check_factory
 from raysid.networks.files import AnySettings, Shapes, misfits, weight_shapes
@@ -48,6 +49,27 @@ def check_fits(network: AnySettings, name: str, source: ImageSource | None) -> N
         return
     if network.text_width:
         raise UserError(f"{name} is distilled from prompts alone, without real images: give data.source null")
+    _check_images(network, name, source)
+
+
+def check_trains(config: PretrainConfig, source: ImageSource) -> None:
+    """Check that a teacher's network can be built and run, and is for the images and labels of `source`.
+
+    Raises:
+        UserError: as `check_fits`.
+    """
+    network, name = config.denoiser, "network" if config.network else "diffusers"
+    shapes_or_refuse(network, name)
+    if isinstance(network, DiffusersSettings):
+        try:
+            check_runs(network)
+        except ValueError as error:
+            raise UserError(f"{name} cannot be run: {error}") from None
+    _check_images(network, name, source)
+
+
+def _check_images(network: AnySettings, name: str, source: ImageSource) -> None:
+    """Check that a network is for the images and labels of `source`. Raises UserError."""
     if (wanted := network.sample_shape) != source.image_shape:
         other = "other images (`null` for none)"
         if isinstance(source, PictureSource) and len(wanted) == 3:

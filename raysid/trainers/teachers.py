@@ -124,7 +124,7 @@ def _find(config: Config, source: ImageSource | None) -> Found:
         return _find_factory(factory, config, source)
     assert config.teacher.recipe is not None
     recipe = load_recipe(config.teacher.recipe, {"storage": config.storage}, kind="pretrain")
-    check_fits(recipe.network, f"teacher.recipe {config.teacher.recipe}", source)
+    check_fits(recipe.denoiser, f"teacher.recipe {config.teacher.recipe}", source)
     folder = teacher_folder(recipe)
     return load_teacher(folder, source) if exists(folder / CONFIG) else recipe
 
@@ -243,4 +243,4 @@ def _load(folder: str | UPath, source: ImageSource | None, factory: str | None) 
 
 def network_settings(found: Found) -> AnySettings:
     """Return the settings of a teacher's network."""
-    return found.network if isinstance(found, PretrainConfig) else found.card.network
+    return found.denoiser if isinstance(found, PretrainConfig) else found.card.network

@@ -9,11 +9,10 @@ import numpy as np
 
 from raysid.config.prompts import PromptSettings
 from raysid.data.files import reading_source
-from raysid.data.source import Block, Piece, Source, good_images
+from raysid.data.source import SEPARATOR, Block, Piece, Source, good_images
 from raysid.errors import UserError
 
 SETTING = "prompts.source"
-SEPARATOR = "\x1f"  # between the texts of a row's columns; ASCII's unit separator
 TYPICAL_BYTES = 200  # of a prompt in memory
 LOOKED_AT, MOST_LOOKED_AT = 1024, 16  # rows of a shard, and shards, among which examples are taken
 NOT_UTF8 = b"not UTF-8"  # stands for a cell whose text cannot be used
