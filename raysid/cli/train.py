@@ -31,7 +31,7 @@ def pretrain(ctx: click.Context, recipe: str, out: str | None) -> None:
     if result.metrics:
         print_figures("Teacher", result.metrics)
     elif result.loss is not None:  # raysid cannot evaluate such images
-        click.echo(f"Loss: {result.loss:.4g} per image in the last step")
+        click.echo(f"Loss: {result.loss:.4g} per {'pixel' if config.diffusers else 'image'} in the last step")
     click.echo(f"Teacher: {result.path}")
     click.echo(f"Distil it: raysid distill RECIPE --teacher.path {shlex.quote(result.path)}")
 

@@ -43,7 +43,7 @@ class PretrainResult:
     Attributes:
         path: the teacher's folder.
         metrics: its evaluation; empty for images that raysid cannot evaluate.
-        loss: the denoising loss per image of the last step, where it is recorded.
+        loss: the loss of the last step, where it is recorded: per image of EDM's networks, per pixel of diffusers'.
     """
 
     path: str
