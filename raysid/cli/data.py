@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raysid.cli.recipe_command import FieldOption, given_overrides
-from raysid.errors import UserError
+from raysid.errors import UserError, printable
 
 if TYPE_CHECKING:
     from raysid.config import DataSettings
     from raysid.data import ImageSource
+    from raysid.data.check import Survey
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8
 MOST_LISTED = 12  # sizes, modes and classes in a line
@@ -120,7 +121,8 @@ def _check_images(overrides: dict[str, Any], recipe: str | None, grid: str) -> N
 
     config: Any = load_recipe(recipe, overrides) if recipe else None
     settings: DataSettings = config.data if config else data_settings(overrides)
-    source = find_source(settings)
+    captioned = settings.caption_column is not None or getattr(config, "takes_text", False)
+    source = find_source(settings, captioned)
     click.echo(f"{source.name}: {source.num_images:,} images")
     if isinstance(source, PictureSource):
         with ProgressLine("check", source.num_images) as line:
@@ -128,7 +130,10 @@ def _check_images(overrides: dict[str, Any], recipe: str | None, grid: str) -> N
         sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
         click.echo(f"sizes    {_counts(sizes)}")
         click.echo(f"modes    {_counts(dict(found.modes.most_common()))}")
-    _print_classes(source)
+        if captioned:
+            _print_captions(found)
+    if not captioned:
+        _print_classes(source)
     _print_notes(source)
     if isinstance(source, PictureSource):
         for name in found.bad:
@@ -138,6 +143,16 @@ def _check_images(overrides: dict[str, Any], recipe: str | None, grid: str) -> N
         _check_recipe(config, source)
     save_grid(to_unit(first_images(source, GRID_IMAGES), source.pixel_max), grid, GRID_COLUMNS)
     click.echo(f"grid     {grid}")
+
+
+def _print_captions(found: Survey) -> None:
+    """Print the number of captions, their lengths and examples."""
+    shortest, longest = min(found.words, default=0), max(found.words, default=0)
+    good = found.count - len(found.bad)
+    total = sum(found.words.values())
+    click.echo(f"captions {total:,} in {good:,} images, {shortest} to {longest} words")
+    for caption in found.captions:
+        click.echo(f"caption: {printable(caption)}")
 
 
 def _no_prompts(source: Any) -> str | None:
@@ -207,8 +222,8 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     """Convert real images to Parquet files, of a size for streaming, in parallel with Ray Data.
 
     SRC is as PATH of `raysid data check`; DST is a folder, gs://... or s3://..., for `data.source`. Images are
-    cropped and resized to `--data.resolution`, if given; those that cannot be used are skipped and named. Run the
-    same command to resume.
+    cropped and resized to `--data.resolution`, if given; those that cannot be used are skipped and named. With
+    `--data.caption_column` captions are kept in place of labels. Run the same command to resume.
     """
     overrides = {"data.source": src[0] if len(src) == 1 else list(src), **given_overrides(ctx)}
     from raysid.cluster.connect import connect
@@ -219,7 +234,8 @@ def convert(ctx: click.Context, src: tuple[str, ...], dst: str) -> None:
     from raysid.run.progress import ProgressLine
     from raysid.storage import storage_folder
 
-    source = open_source(data_settings(overrides))
+    settings = data_settings(overrides)
+    source = open_source(settings, captioned=settings.caption_column is not None)
     if not isinstance(source, PictureSource):
         raise UserError(f"data.source {source.name} comes with a package: there is nothing to convert")
     _print_notes(source)
@@ -242,8 +258,6 @@ def _print_classes(source: ImageSource) -> None:
     if not source.num_classes:
         click.echo("classes  none")
         return
-    from raysid.errors import printable
-
     labels = getattr(source, "labels", None)
     names = map(printable, labels.names) if labels else map(str, range(source.num_classes))
     counts = dict(zip(names, source.label_counts.tolist(), strict=True))

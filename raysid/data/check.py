@@ -10,10 +10,13 @@ import numpy as np
 
 from raysid.config import DataSettings
 from raysid.data.listing import in_threads
+from raysid.data.picture_captions import joined_captions
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, Fit, as_stored, decoded
-from raysid.data.source import ImageSource, Piece, good_images
+from raysid.data.source import SEPARATOR, ImageSource, Piece, good_images
 from raysid.errors import UserError
+
+EXAMPLES = 3  # captions that are shown
 
 
 @dataclass
@@ -26,6 +29,8 @@ class Survey:
         modes: number of pictures of each of Pillow's modes.
         bad: name and fault of each picture that cannot be used.
         shapes: number of images of each (C, H, W), decoded with the settings.
+        words: number of captions of each number of words.
+        captions: some of them.
     """
 
     count: int = 0
@@ -33,6 +38,8 @@ class Survey:
     modes: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    words: Counter[int] = field(default_factory=Counter)
+    captions: list[str] = field(default_factory=list)
 
     def add(self, other: Survey) -> None:
         self.count += other.count
@@ -40,6 +47,8 @@ class Survey:
         self.modes += other.modes
         self.bad += other.bad
         self.shapes += other.shapes
+        self.words += other.words
+        self.captions = (self.captions + other.captions)[:EXAMPLES]
 
 
 def survey(source: PictureSource, data: DataSettings, progress: Callable[[int], None]) -> Survey:
@@ -59,12 +68,15 @@ def survey(source: PictureSource, data: DataSettings, progress: Callable[[int], 
                 size, mode = as_stored(content.picture())
                 if content.label < 0:
                     raise BadPicture("has no label")
+                own = joined_captions(content.caption).split(SEPARATOR) if source.captioned else []
             except BadPicture as error:
                 found.bad.append(f"{source.name_of(content.entry)} {error}")
                 continue
             found.sizes[size] += 1
             found.modes[mode] += 1
             found.shapes[image.shape] += 1
+            found.words.update(len(caption.split()) for caption in own)
+            found.captions += own[: EXAMPLES - len(found.captions)]
         return found
 
     whole = Survey()

@@ -22,9 +22,10 @@ from upath import UPath
 
 from raysid.data.footers import read_footers
 from raysid.data.parquet import CLASSES, INDEX
+from raysid.data.picture_captions import joined_captions
 from raysid.data.picture_source import PictureSource
 from raysid.data.pictures import BadPicture, as_stored
-from raysid.data.source import Piece
+from raysid.data.source import SEPARATOR, Piece
 from raysid.errors import RunFailed, StorageError, UserError
 from raysid.storage import (
     children,
@@ -110,7 +111,8 @@ def _made_from(source: PictureSource) -> bytes:
     digest = hashlib.sha256(source.labels.numbers.tobytes() + json.dumps(source.labels.names).encode())
     column = getattr(source, "image_column", "")
     images = f"{source.name}, {source.num_images} images, {source.fit}, {column}"
-    return f"{images}, labels {digest.hexdigest()}".encode()
+    captions = f", captions {source.caption_column}" if source.captioned else ""
+    return f"{images}, labels {digest.hexdigest()}{captions}".encode()
 
 
 def convert_files(source: PictureSource, target: UPath, files: list[list[Piece]]) -> Iterator[Written]:
@@ -184,10 +186,12 @@ def _whole_file(path: UPath, source: PictureSource, pieces: list[Piece], bad: li
 
 def _write(path: str, source: PictureSource, rows: Iterator[dict[str, Any]]) -> None:
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [("image", picture), ("label", pa.int64()), (INDEX, pa.int64())]
-    kept = [field for field in fields if source.num_classes or field[0] != "label"]
+    fields = [("image", picture)]
+    fields += [("label", pa.int64())] if source.num_classes else []
+    fields += [(INDEX, pa.int64())]
+    fields += [("caption", pa.list_(pa.string()))] if source.captioned else []
     metadata = {MADE_FROM: _made_from(source), CLASSES: json.dumps(source.labels.names).encode()}
-    schema = pa.schema(kept, metadata=metadata)
+    schema = pa.schema(fields, metadata=metadata)
     # Pictures are already compressed.
     with pq.ParquetWriter(path, schema, compression="none") as writer:
         while group := list(islice(rows, GROUP_ROWS)):
@@ -199,6 +203,7 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
         for content in source.contents(piece):
             try:
                 image, data = source.image_of(content), content.picture()
+                captions = joined_captions(content.caption).split(SEPARATOR) if source.captioned else None
                 (width, height), mode = as_stored(data)
                 # A picture that decodes to this image with any settings stays as it is.
                 if ({"L": 1, "RGB": 3}.get(mode), height, width) != image.shape:
@@ -209,6 +214,7 @@ def _rows(source: PictureSource, pieces: list[Piece], bad: list[str]) -> Iterato
             yield {
                 "image": {"bytes": data, "path": source.name_of(content.entry)},
                 "label": content.label,
+                "caption": captions,
                 INDEX: content.index,
             }
 

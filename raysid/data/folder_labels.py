@@ -1,4 +1,4 @@
-"""Labels of pictures in a folder: those of a `metadata.csv` or of EDM's `dataset.json`, or the subfolders."""
+"""Labels of pictures in a folder: those of a `metadata.csv` or of EDM's `dataset.json`, or the subfolders; captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from raysid.data.labels import (
     read_label_file,
 )
 from raysid.data.listing import File
-from raysid.data.metadata import METADATA, read_metadata
+from raysid.data.metadata import METADATA, read_column, read_metadata
+from raysid.data.picture_captions import caption_column
 from raysid.data.splits import is_split, splits_note
 from raysid.errors import UserError, printable
 
@@ -60,6 +61,25 @@ def folder_labels(found: Found, column: str) -> FolderLabels:
     if column != LABEL_COLUMN:
         raise UserError(f"data.source {found.name} has {listed}: correct data.label_column")
     return labels._replace(notes=(*labels.notes, f"no labels: there is {listed}"))
+
+
+def folder_captions(found: Found, column: str | None) -> FolderLabels:
+    """Return the captions of a folder's pictures, in the place of labels; None for a picture without one.
+
+    Args:
+        column: the column of a `metadata.csv` that holds them; None for the one of the usual names.
+
+    Raises:
+        UserError: there is no such file or column, the file is damaged, or it names none of the pictures.
+    """
+    files = tuple(file for file in found.others if file.parts[-1] in METADATA)
+    if not files:
+        raise UserError(f"data.source {found.name} has no captions: there is no {' or '.join(METADATA)}")
+    where = printable(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    column = caption_column(column, read_column(files, None).columns, where)
+    captions = read_column(files, column).by_name
+    names = ["/".join(picture.parts) for picture in found.files]
+    return FolderLabels(match_labels(captions, names, where), where, read=files)
 
 
 def _of_dataset_json(found: Found) -> FolderLabels | None:

@@ -36,6 +36,11 @@ class Labels(NamedTuple):
     names: list[str]
 
 
+def no_labels(count: int) -> Labels:
+    """Return the labels of images without classes."""
+    return Labels(np.zeros(count, np.int64), [])
+
+
 def class_labels(found: Sequence[Any], where: str) -> Labels:
     """Number the labels of a list of images: whole numbers from 0 stay as they are, names are numbered in sorted order.
 
@@ -49,7 +54,7 @@ def class_labels(found: Sequence[Any], where: str) -> Labels:
     labels = [_plain(label) for label in found]
     given = [label for label in labels if label is not None]
     if not given:
-        return Labels(np.zeros(len(labels), np.int64), [])
+        return no_labels(len(labels))
     if all(type(label) is str for label in given):
         names = sorted(set(given))
         number = {name: index for index, name in enumerate(names)}

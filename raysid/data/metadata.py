@@ -17,17 +17,28 @@ FILE_NAME = "file_name"  # the column of the pictures' names, below the metadata
 
 
 class Metadata(NamedTuple):
-    """Labels by the pictures' names below the folder that the source names, and the columns that there are."""
+    """A column's values by the pictures' names below the folder that the source names; all columns that there are."""
 
     by_name: dict[str, Any]
     columns: list[str]
 
 
 def read_metadata(files: Sequence[File], label_column: str) -> Metadata:
-    """Read files of metadata.
+    """Read the labels in files of metadata.
 
     Raises:
         UserError: one is too large or damaged, or has no column of names.
+    """
+    found = read_column(files, label_column)
+    labels = numbers_of_texts(list(found.by_name.values()))
+    return found._replace(by_name=dict(zip(found.by_name, labels, strict=True)))
+
+
+def read_column(files: Sequence[File], column: str | None) -> Metadata:
+    """Read a column of files of metadata as it is; None reads only the names of the columns.
+
+    Raises:
+        UserError: as `read_metadata`.
     """
     by_name: dict[str, Any] = {}
     columns: dict[str, None] = {}
@@ -35,10 +46,9 @@ def read_metadata(files: Sequence[File], label_column: str) -> Metadata:
         for row in _rows(file):
             columns |= dict.fromkeys(row)
             name = "/".join([*file.parts[:-1], str(row[FILE_NAME])])
-            if label_column in row:
-                by_name[name] = row[label_column]
-    labels = numbers_of_texts(list(by_name.values()))
-    return Metadata(dict(zip(by_name, labels, strict=True)), [*columns])
+            if column in row:
+                by_name[name] = row[column]
+    return Metadata(by_name, [*columns])
 
 
 def _rows(file: File) -> list[dict[str, Any]]:

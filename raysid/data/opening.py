@@ -61,10 +61,13 @@ def find_source(data: DataSettings, captioned: bool = False) -> ImageSource:
                 "path of a folder of pictures, a .zip, .parquet or .tar"
             ) from None
         raise
-    kinds: dict[str, Callable[[Found, DataSettings], ImageSource]] = {
+    if found.kind == "zip":
+        if captioned:
+            raise UserError(f"data.source {found.name} is a zip, which has no captions: give other files")
+        return EDMZipSource(found, data)
+    kinds: dict[str, Callable[[Found, DataSettings, bool], ImageSource]] = {
         "folder": FolderSource,
-        "zip": EDMZipSource,
         "parquet": ParquetSource,
         "webdataset": WebDatasetSource,
     }
-    return kinds[found.kind](found, data)
+    return kinds[found.kind](found, data, captioned)

@@ -17,10 +17,19 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.files import Found, damaged_file, reading_source
 from raysid.data.footers import FORM, read_footers
-from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed
+from raysid.data.labels import LABEL_COLUMN, Labels, class_labels, names_listed, no_labels
 from raysid.data.listing import File, in_threads
 from raysid.data.pages import Ahead, DeadlyPages, PageFile
-from raysid.data.parquet_columns import holds_labels, holds_paths, holds_pictures, image_column, pictures
+from raysid.data.parquet_columns import (
+    cells,
+    holds_captions,
+    holds_labels,
+    holds_paths,
+    holds_pictures,
+    image_column,
+    pictures,
+)
+from raysid.data.picture_captions import caption_column
 from raysid.data.picture_source import IMAGES_PER_SHARD, Content, PictureSource, left_out_note
 from raysid.data.pictures import MAX_PICTURE, BadPicture
 from raysid.data.source import Piece, Texts
@@ -49,11 +58,15 @@ class ParquetSource(PictureSource):
     `path` or the column `data.image_column` names. Labels are the column `data.label_column`, or the value in the
     files' paths if folders are named `label=value`.
 
+    Args:
+        captioned: read captions, the column `data.caption_column`, in place of labels.
+
     Raises:
         UserError: a file is not Parquet, the columns are missing or ambiguous, or labels are not classes.
     """
 
-    def __init__(self, found: Found, data: DataSettings) -> None:
+    def __init__(self, found: Found, data: DataSettings, captioned: bool = False) -> None:
+        self.captioned = captioned
         self.name = found.name
         paths = [file.path for file in found.files]
         _check_whole(found)
@@ -67,8 +80,14 @@ class ParquetSource(PictureSource):
         for path, footer in zip(paths, footers, strict=True):
             _check_file(path, footer, self.image_column, self.has_index, paths[0])
         self.groups, self.starts = _shards(footers)
-        self.labels = _labels(found, footers, data.label_column, self.image_column)
-        if not self.labels.names:
+        if captioned:
+            self.caption_column = caption_column(data.caption_column, schema.names, where)
+            for path, footer in zip(paths, footers, strict=True):
+                _check_captions(path, footer.schema.to_arrow_schema(), self.caption_column)
+            self.labels = no_labels(int(self.starts[-1]))
+        else:
+            self.labels = _labels(found, footers, data.label_column, self.image_column)
+        if not (captioned or self.labels.names):
             self.notes += _without_labels(found, footers, data.label_column)
         self.notes += splits_note(found.files) + left_out_note(found.not_read())
 
@@ -89,8 +108,8 @@ class ParquetSource(PictureSource):
                     entries = range(start + row + part.start, start + row + part.stop)
                     labels = self.labels.numbers[entries.start : entries.stop].tolist()
                     found = self._rows(path, pages, footer.row_group(group), group, part)
-                    for entry, label, (picture, index) in zip(entries, labels, found, strict=True):
-                        yield Content(entry, entry if index is None else index, label, picture)
+                    for entry, label, (picture, index, caption) in zip(entries, labels, found, strict=True):
+                        yield Content(entry, entry if index is None else index, label, picture, caption)
                 row += rows
 
     def name_of(self, entry: int) -> str:
@@ -100,14 +119,15 @@ class ParquetSource(PictureSource):
 
     def _rows(
         self, path: str, pages: PageFile, outline: Any, group: int, part: range
-    ) -> Iterator[tuple[bytes | BadPicture, int | None]]:
-        """Picture and stored index of some rows of a row group, read in batches; rows after damage are bad."""
+    ) -> Iterator[tuple[bytes | BadPicture, int | None, object]]:
+        """Picture, stored index and caption of some rows of a row group, read in batches; rows after damage are bad."""
         columns = [self.image_column] + [INDEX] * self.has_index
+        columns += [self.caption_column] * self.captioned
         whole, dictionary = self._bytes(outline)
         mean = whole // max(outline.num_rows, 1)
         if mean > MAX_PICTURE + CELL_OVERHEAD:
             # Do not read what is refused anyway: it may exceed the memory.
-            yield from [(BadPicture(f"is in a row group of {mean:,} bytes per row"), None)] * len(part)
+            yield from [(BadPicture(f"is in a row group of {mean:,} bytes per row"), None, None)] * len(part)
             return
         # A dictionary stores a repeated value once; the decoded rows each hold a full copy.
         at_a_time = min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(mean, dictionary, 1))
@@ -118,15 +138,17 @@ class ParquetSource(PictureSource):
             try:
                 batch = next(batches, None)
             except (DeadlyPages, ValueError) as error:
-                yield from [(BadPicture(f"cannot be read: {explain(error)}"), None)] * missing
+                yield from [(BadPicture(f"cannot be read: {explain(error)}"), None, None)] * missing
                 return
             if batch is None:
-                yield from [(BadPicture("is cut off: its row group ends before it"), None)] * missing
+                yield from [(BadPicture("is cut off: its row group ends before it"), None, None)] * missing
                 return
             wanted = batch.slice(min(max(part.start - begin, 0), len(batch)), missing)
             begin += len(batch)
-            kept = wanted.column(INDEX).to_pylist() if self.has_index else [None] * len(wanted)
-            yield from zip(pictures(wanted.column(self.image_column), path), kept, strict=True)
+            nothing = [None] * len(wanted)
+            kept = wanted.column(INDEX).to_pylist() if self.has_index else nothing
+            captions = cells(wanted.column(self.caption_column)) if self.captioned else nothing
+            yield from zip(pictures(wanted.column(self.image_column), path), kept, captions, strict=True)
 
     def _bytes(self, group: Any) -> tuple[int, int]:
         """Bytes of a row group's pictures, and how many of them may be in a dictionary."""
@@ -169,6 +191,16 @@ def _check_file(path: str, footer: pq.FileMetaData, column: str, has_index: bool
     if min(rows, default=0) < 0 or footer.num_rows != sum(rows):
         raise UserError(
             f"{path} is damaged: its footer has {footer.num_rows:,} rows, its groups {sum(rows):,}"
+        )
+
+
+def _check_captions(path: str, schema: pa.Schema, column: str) -> None:
+    """Check that a file has the column of captions. Raises UserError."""
+    if column not in schema.names:
+        raise UserError(f"{path} has no column {column}, which other files have")
+    if not holds_captions(kind := schema.field(column).type):
+        raise UserError(
+            f"data.caption_column {column} of {path} holds {kind}: captions are texts, or lists of texts"
         )
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from raysid.data.labels import names_listed
 from raysid.data.picture_files import read_beside
 from raysid.data.pictures import MAX_PICTURE, TOO_LARGE, BadPicture
+from raysid.data.source import NOT_UTF8
 from raysid.errors import UserError
 
 BYTES, PATH = "bytes", "path"  # fields of a struct that holds a picture, as in Hugging Face's datasets
@@ -61,6 +62,28 @@ def holds_paths(kind: pa.DataType) -> bool:
     """True for texts, which may be paths of pictures."""
     kind = _plain(kind)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def holds_captions(kind: pa.DataType) -> bool:
+    """True for texts, and for lists of texts."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return holds_paths(kind)
+
+
+def cells(column: pa.Array) -> list[object]:
+    """Return the values of a column, `NOT_UTF8` for those whose bytes are no text: pyarrow does not check them."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_cell(value) for value in column]
+
+
+def _cell(value: pa.Scalar) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return NOT_UTF8
 
 
 def holds_labels(kind: pa.DataType) -> bool:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raysid.config import DataSettings
 from raysid.data.labels import Labels
+from raysid.data.picture_captions import joined_captions
 from raysid.data.pictures import COMMON, BadPicture, Fit, decoded
 from raysid.data.source import Block, ImageSource, Piece, even_shards
 from raysid.errors import RaysidError, UserError, printable
@@ -33,12 +34,14 @@ class Content:
         index: its index in the source's list of images; after a conversion, in the list that was converted.
         label: its class; -1 if it has none and others have one.
         data: its bytes, or the reason why they cannot be read.
+        caption: its caption or captions, where the source has them; whatever the file holds in their place.
     """
 
     entry: int
     index: int
     label: int
     data: bytes | BadPicture
+    caption: object = None
 
     def picture(self) -> bytes:
         """Return its bytes. Raises BadPicture if they cannot be read."""
@@ -54,9 +57,11 @@ class PictureSource(ImageSource):
     Attributes:
         fit: how pictures become images.
         labels: the labels of its list.
+        caption_column: the column of the captions, or the kind of file, where there are captions.
     """
 
     pixel_max = 255
+    caption_column = ""
     fit: Fit
     labels: Labels
 
@@ -87,17 +92,23 @@ class PictureSource(ImageSource):
             images = np.empty((size, *self.image_shape), np.uint8)
             labels, indices = np.empty(size, np.int64), np.empty(size, np.int64)
             faults = np.full(size, "", object)
+            captions = np.full(size, "", object)
             row = -1
             # Decode one at a time: a photograph may have a thousand times the bytes of its image.
             for row, content in enumerate(islice(contents, size)):
                 try:
                     images[row] = self.image_of(content)
+                    if self.captioned:
+                        captions[row] = joined_captions(content.caption)
                 except BadPicture as error:
                     images[row] = 0
                     faults[row] = f"{self.name_of(content.entry)} {error}"
                 labels[row], indices[row] = max(content.label, 0), content.index
             there = slice(row + 1)
-            yield Block(image=images[there], label=labels[there], index=indices[there], fault=faults[there])
+            block = Block(image=images[there], label=labels[there], index=indices[there], fault=faults[there])
+            if self.captioned:
+                block["caption"] = captions[there]
+            yield block
             missing = missing - size if row + 1 == size else 0
 
     def settle(self, data: DataSettings) -> None:
@@ -158,6 +169,10 @@ class ListedSource(PictureSource):
     def fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         """Read the encoded pictures of some entries of the list, in the given order."""
 
+    def captions(self, entries: NDArray[np.int64]) -> Iterable[object]:
+        """Return the captions of some entries, as in `Content`."""
+        return repeat(None, len(entries))
+
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
         return even_shards(len(self.order), self.per_shard)
@@ -166,8 +181,9 @@ class ListedSource(PictureSource):
         start = piece.shard * self.per_shard
         entries = self.order[start + piece.first : start + piece.last]
         labels = self.labels.numbers[entries].tolist()
-        for entry, label, data in zip(entries.tolist(), labels, self._all_fetched(entries), strict=True):
-            yield Content(entry, entry, label, data)
+        found = zip(entries.tolist(), labels, self._all_fetched(entries), self.captions(entries), strict=True)
+        for entry, label, data, caption in found:
+            yield Content(entry, entry, label, data, caption)
 
     def _all_fetched(self, entries: NDArray[np.int64]) -> Iterator[bytes | BadPicture]:
         """Like `fetched`; a picture whose reading raises is a bad one, and those after it are read."""

@@ -21,6 +21,8 @@ NAMED = 5  # faults that a message lists
 SECTIONS = {"real images": "data", "prompts": "prompts"}  # of the settings, by the kind of rows
 LEFT_OUT = "blank, or a score below prompts.min"  # why a source leaves rows out that are no faults
 READ_CPUS = 0.25  # CPU slots of a read task of Ray Data, by default
+NOT_UTF8 = b"not UTF-8"  # stands for a cell whose text cannot be used
+USUAL_COLUMNS = ("text", "caption", "prompt")  # of prompts and captions
 SEPARATOR = "\x1f"  # between the texts of a row; ASCII's unit separator
 ORDER_SEED = 0  # of lists that are shuffled once: folders and zips are often sorted by class
 

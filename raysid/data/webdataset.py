@@ -15,16 +15,24 @@ from numpy.typing import NDArray
 from raysid.config import DataSettings
 from raysid.data.files import Found, damaged_file, reading_source
 from raysid.data.json_fields import Field, label_field, nested, read_fields
-from raysid.data.labels import LABEL_COLUMN, class_labels, names_listed, number_or_name, numbers_of_texts
+from raysid.data.labels import (
+    LABEL_COLUMN,
+    class_labels,
+    names_listed,
+    no_labels,
+    number_or_name,
+    numbers_of_texts,
+)
 from raysid.data.listing import HIDDEN, in_threads, is_hidden
 from raysid.data.picture_source import ListedSource, left_out_note, new_pictures
 from raysid.data.pictures import COMMON, MAX_PICTURE, SUFFIXES, TOO_LARGE, BadPicture
-from raysid.data.source import Texts
+from raysid.data.source import NOT_UTF8, Texts
 from raysid.data.splits import splits_note
 from raysid.data.tar_headers import FORM, tar_members
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
 
+TXT = "txt"
 MOST_FIELDS = 100  # whose names are kept for a message
 MAX_LABEL = 1 << 20  # bytes of a cls or json member
 
@@ -42,12 +50,14 @@ class _Contents(NamedTuple):
 
     Attributes:
         samples: those with a picture.
+        captions: the place of the caption of each, of size -1 if it has none.
         labels: the label of each, and the field of its .json that holds it; the field "" is its .cls.
         fields: names of fields that .json members have.
         left_out: the number of members that are left out, by the reason.
     """
 
     samples: list[_Sample]
+    captions: list[_Sample]
     labels: list[Field | None]
     fields: dict[str, None]
     left_out: Counter[str]
@@ -62,11 +72,15 @@ class WebDatasetSource(ListedSource):
     The label is the sample's `.cls` member, or the field of its `.json` that `data.label_column` names. If a sample has
     several pictures, `data.image_column` names the kind to read, such as `png` or `input.png`.
 
+    Args:
+        captioned: read captions, the members of the kind `data.caption_column` (`txt`), in place of labels.
+
     Raises:
         UserError: a file is not a tar, none holds a picture, a sample has several, or labels are not classes.
     """
 
-    def __init__(self, found: Found, data: DataSettings) -> None:
+    def __init__(self, found: Found, data: DataSettings, captioned: bool = False) -> None:
+        self.captioned = captioned
         self.name = found.name
         paths = [file.path for file in found.files]
         with reading_source(found.name):
@@ -83,8 +97,20 @@ class WebDatasetSource(ListedSource):
         self.names = Texts(sample.name for sample in samples)
         self.offsets = np.array([sample.offset for sample in samples], np.int64)
         self.sizes = np.array([sample.size for sample in samples], np.int64)
-        values, self.notes = _labels(listed, found.name, data.label_column)
-        self.labels = class_labels(values, found.name)
+        if captioned:
+            self.caption_column = _caption_kind(data)
+            captions = [caption for tar in listed for caption in tar.captions]
+            self.caption_offsets = np.array([caption.offset for caption in captions], np.int64)
+            self.caption_sizes = np.array([caption.size for caption in captions], np.int64)
+            if not (self.caption_sizes >= 0).any():
+                raise UserError(
+                    f"data.source {found.name} has no captions .{self.caption_column} beside its pictures: give "
+                    "data.caption_column, the ending of their names"
+                )
+            self.labels = no_labels(len(samples))
+        else:
+            values, self.notes = _labels(listed, found.name, data.label_column)
+            self.labels = class_labels(values, found.name)
         self.notes += splits_note(found.files) + left_out_note(left_out + found.not_read())
         self.new_since_first = new_pictures(sample.name for sample in samples)
         self.order = np.arange(len(samples))
@@ -98,6 +124,27 @@ class WebDatasetSource(ListedSource):
                 with open_file(self.paths[number]) as file:
                     for entry in group:
                         yield self._read(file, entry)
+
+    def captions(self, entries: NDArray[np.int64]) -> Iterator[object]:
+        if not self.captioned:
+            yield from super().captions(entries)
+            return
+        with reading_source(self.name):
+            for number, group in groupby(entries.tolist(), lambda entry: int(self.file[entry])):
+                with open_file(self.paths[number]) as file:
+                    for entry in group:
+                        yield self._caption(file, entry)
+
+    def _caption(self, file: Any, entry: int) -> object:
+        """Read a caption: a text, `NOT_UTF8`, or None if there is none."""
+        size = int(self.caption_sizes[entry])
+        if not 0 <= size <= MAX_LABEL:
+            return None
+        file.seek(int(self.caption_offsets[entry]))
+        try:
+            return file.read(size).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return NOT_UTF8
 
     def _read(self, file: Any, entry: int) -> bytes | BadPicture:
         size = int(self.sizes[entry])
@@ -114,11 +161,15 @@ def _read_tar(path: str, data: DataSettings) -> _Contents:
     Raises:
         UserError: it is not a tar, or a sample has several pictures or labels.
     """
-    gathered = _Gathered(path, data.label_column)
+    gathered = _Gathered(path, data.label_column, _caption_kind(data))
     with damaged_file(path, FORM):  # a label may be cut off
         for member, archive in tar_members(path):
             gathered.add(member, archive)
     return gathered.contents(data.image_column)
+
+
+def _caption_kind(data: DataSettings) -> str:
+    return (data.caption_column or TXT).lower().removeprefix(".")
 
 
 class _Gathered:
@@ -127,11 +178,13 @@ class _Gathered:
     Attributes:
         pictures: the pictures of each sample, by their kind: the rest of the name.
         labels: the label of each sample.
+        captions: the member with the caption of each sample.
         others: the kinds of each sample's other members.
     """
 
-    def __init__(self, path: str, label_column: str) -> None:
-        self.path, self.label_column = path, label_column
+    def __init__(self, path: str, label_column: str, caption_kind: str) -> None:
+        self.path, self.label_column, self.caption_kind = path, label_column, f".{caption_kind}"
+        self.captions: dict[str, _Sample] = {}
         self.pictures: dict[str, dict[str, _Sample]] = {}
         self.labels: dict[str, Field] = {}
         self.others: dict[str, str] = {}
@@ -155,6 +208,8 @@ class _Gathered:
             kinds.setdefault(kind, _Sample(member.name, member.offset_data, member.size))
         else:
             self.others.setdefault(key, kind)
+            if kind == self.caption_kind:
+                self.captions.setdefault(key, _Sample(member.name, member.offset_data, member.size))
             label = self._label(member, archive, kind) if member.size <= MAX_LABEL else None
             if label is not None and label.value is not None:
                 self.labels[key] = label
@@ -190,8 +245,13 @@ class _Gathered:
         self.left_out["pictures of another kind"] += sum(map(len, self.pictures.values())) - len(samples)
         for other in (kind for key, kind in self.others.items() if key not in self.pictures):
             self.left_out[f"samples without a picture, but with {printable(other)}"] += 1
+        captions = [self.captions.get(key, _Sample("", 0, -1)) for key in samples]
         return _Contents(
-            [*samples.values()], [self.labels.get(key) for key in samples], self.fields, +self.left_out
+            [*samples.values()],
+            captions,
+            [self.labels.get(key) for key in samples],
+            self.fields,
+            +self.left_out,
         )
 
     def _only(self, kinds: dict[str, _Sample]) -> _Sample:

@@ -13,7 +13,8 @@ from raysid.config.prompts import PromptSettings
 from raysid.data.files import Found
 from raysid.data.footers import read_footers
 from raysid.data.pages import DeadlyPages, PageFile
-from raysid.data.prompts.source import NOT_UTF8, PromptSource, chosen_columns, reading_prompts, text_block
+from raysid.data.parquet_columns import cells
+from raysid.data.prompts.source import PromptSource, chosen_columns, reading_prompts, text_block
 from raysid.data.source import Block, Piece, Texts
 from raysid.errors import UserError, printable
 from raysid.storage import open_file
@@ -83,7 +84,7 @@ class ParquetPrompts(PromptSource):
                 row = end
 
     def _block(self, batch: pa.RecordBatch, names: list[str]) -> Block:
-        columns = [_cells(batch.column(name)) for name in self.columns]
+        columns = [cells(batch.column(name)) for name in self.columns]
         kept = None
         if self.min:
             masks = [pc.greater_equal(batch.column(name), value) for name, value in self.min.items()]
@@ -111,18 +112,3 @@ class ParquetPrompts(PromptSource):
                 raise UserError(
                     f"prompts.min: the column {name} of {printable(path)} holds {kind}, not numbers"
                 )
-
-
-def _cells(column: pa.Array) -> list[object]:
-    """Return the values of a column, `NOT_UTF8` for those whose bytes are no text: pyarrow does not check them."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_cell(value) for value in column]
-
-
-def _cell(value: pa.Scalar) -> object:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return NOT_UTF8

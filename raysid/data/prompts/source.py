@@ -9,14 +9,12 @@ import numpy as np
 
 from raysid.config.prompts import PromptSettings
 from raysid.data.files import reading_source
-from raysid.data.source import SEPARATOR, Block, Piece, Source, good_images
+from raysid.data.source import NOT_UTF8, SEPARATOR, USUAL_COLUMNS, Block, Piece, Source, good_images
 from raysid.errors import UserError
 
 SETTING = "prompts.source"
 TYPICAL_BYTES = 200  # of a prompt in memory
 LOOKED_AT, MOST_LOOKED_AT = 1024, 16  # rows of a shard, and shards, among which examples are taken
-NOT_UTF8 = b"not UTF-8"  # stands for a cell whose text cannot be used
-USUAL_COLUMNS = ("text", "caption", "prompt")
 
 reading_prompts = partial(reading_source, setting=SETTING)
 """As `raysid.data.files.reading_source`, with an error that names the setting of prompts."""
