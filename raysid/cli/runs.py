@@ -6,6 +6,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _FIGURES = {
     "frechet_distance": "Fréchet distance to the real images",
     "halves_distance": "the same between two halves of the real images",
+    "agreement": "images that agree with their prompts",
+    "words_right": "words for attributes that are right",
+    "held_out_right": "the same of words never seen in training",
     "ms_per_image": "milliseconds per image",
     "num_samples": "images made",
 }
@@ -147,12 +151,37 @@ def watch(run: str, follow: bool) -> None:
 
 def print_figures(title: str, figures: dict[str, Any]) -> None:
     """Print the figures of an evaluation as a table."""
+    from raysid.metrics.figures import FIGURES
     from raysid.run.table import print_table
 
-    if figures.get("label_accuracy") is not None:
-        figures = figures | {"label_accuracy": f"{figures['label_accuracy']:.1%}"}
-    rows = [[_FIGURES.get(name, name.replace("_", " ")), value] for name, value in figures.items()]
+    by_word = figures.get("by_word")
+    rows = []
+    for name, value in figures.items():
+        if name != "by_word":
+            share = value is not None and name in FIGURES and FIGURES[name].form.endswith("%")
+            shown = FIGURES[name].show(value) if share else value
+            rows.append([_FIGURES.get(name, name.replace("_", " ")), shown])
     print_table(title, ["figure", "value"], rows)
+    if by_word:
+        _print_words(by_word)
+
+
+def _print_words(right: dict[str, float]) -> None:
+    """Print the share of right images of each word for an attribute, that held out of training in its own column."""
+    from raysid.data.captions import WORDS
+    from raysid.run.table import print_table
+
+    def shown(words: Sequence[str]) -> str:
+        return ", ".join(f"{word} {right[word]:.1%}" for word in words if word in right) or "-"
+
+    rows = [
+        [f"{attribute}, {'high' if level > 0 else 'low'}", shown(words[:-1]), shown(words[-1:])]
+        for attribute, levels in WORDS.items()
+        for level, words in levels.items()
+    ]
+    print_table(
+        "Images that are as the word says", ["attribute", "words of the training", "never seen"], rows
+    )
 
 
 def _parse_labels(text: str) -> list[int]:

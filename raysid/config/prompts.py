@@ -43,6 +43,11 @@ class PromptSettings(Settings):
     )
 
     @property
+    def source_name(self) -> str | None:
+        """The name of the prompts in records."""
+        return ", ".join(self.source) if isinstance(self.source, list) else self.source
+
+    @property
     def columns(self) -> dict[str, float]:
         """The columns that are named, with their weights."""
         if self.column is None:

@@ -32,6 +32,9 @@ WORDS: dict[str, dict[Level, tuple[str, ...]]] = {
         1: ("leaning right", "tilted to the right", "slanting to the right", "inclined to the right"),
     },
 }
+_LEVELS = {
+    (name, word): level for name in ATTRIBUTES for level, known in WORDS[name].items() for word in known
+}
 PER_PICTURE = 8  # captions of each image
 CAPTION_PURPOSE = 0x5EA4  # separates the words from other draws of the run's seed
 SAID = 0.6  # probability that an attribute that is low or high is named
@@ -109,12 +112,14 @@ def read_caption(caption: str) -> Meaning:
     found = [n for n, word in enumerate(DIGITS) if f" {word} " in text or f" {n} " in text]
     if len(found) != 1:
         raise ValueError(f"{caption!r} names {len(found) or 'no'} digits, where one is needed")
-    levels: dict[str, Level] = {}
-    for name, words in WORDS.items():
-        for level, known in words.items():
-            if any(f" {word} " in text for word in known):
-                levels[name] = level
+    levels = {name: _LEVELS[name, word] for name, word in words_of(caption).items()}
     return Meaning(found[0], levels)
+
+
+def words_of(caption: str) -> dict[str, str]:
+    """Return the words for attributes that a caption has, by attribute."""
+    text = f" {' '.join(caption.lower().split())} "
+    return {name: word for name, word in _LEVELS if f" {word} " in text}
 
 
 @lru_cache(maxsize=1)
@@ -126,6 +131,24 @@ def digit_captions(seed: int = 0) -> tuple[tuple[str, ...], ...]:
         tuple(write_caption(int(digit), own, seed, number, each) for each in range(PER_PICTURE))
         for number, (digit, own) in enumerate(zip(labels, levels, strict=True))
     )
+
+
+def evaluation_captions(count: int, held_out: bool = False) -> list[str]:
+    """Return the captions of an evaluation's samples: (count,), each image's first, then each image's second.
+
+    Args:
+        held_out: of the words that no other caption has. They name every attribute that is low or high.
+    """
+    if not held_out:
+        own = digit_captions()
+        return [own[n % len(own)][n // len(own) % PER_PICTURE] for n in range(count)]
+    images, labels = _digits()
+    levels = levels_of(images, labels)
+    places = ((n % len(labels), PER_PICTURE + n // len(labels)) for n in range(count))
+    return [
+        write_caption(int(labels[image]), levels[image], 0, image, each, held_out=True)
+        for image, each in places
+    ]
 
 
 @lru_cache(maxsize=1)

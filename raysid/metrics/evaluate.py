@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,22 @@ class FeatureClassifier(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return the weights, at least one; images are moved to their device."""
+
+
+class Judge(Protocol):
+    """Looks at the images of an evaluation for figures of its own, such as `raysid.metrics.agreement`'s."""
+
+    def add(self, start: int, images: Tensor, predictions: Tensor, usable: Tensor) -> None:
+        """Look at samples `start` to `start + B`, in order.
+
+        Args:
+            images: (B, C, H, W), float in [-1, 1] and beyond, on any device.
+            predictions: the classes that the classifier reads (B,), on the CPU.
+            usable: False for images that are not finite (B,), on the CPU.
+        """
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of all images so far."""
 
 
 class EvaluationFigures(TypedDict):
@@ -82,8 +98,13 @@ class Evaluator:
         )
 
     def evaluate(
-        self, generate: Generate, num_samples: int, batch_size: int, num_classes: int | None = None
-    ) -> EvaluationFigures:
+        self,
+        generate: Generate,
+        num_samples: int,
+        batch_size: int,
+        num_classes: int | None = None,
+        judges: Sequence[Judge] = (),
+    ) -> dict[str, Any]:
         """Generate `num_samples` images and compute their figures.
 
         Images are clamped to [-1, 1] first, as when they are saved as pictures. `generate` runs without gradients, once
@@ -94,8 +115,11 @@ class Evaluator:
             num_samples: number of images, at least 2. Compare Fréchet distances at equal numbers.
             batch_size: the largest count for `generate`.
             num_classes: labels are in 0..num_classes-1; None or 0 ignores labels.
+            judges: add figures of their own.
 
         Returns:
+            The figures of `EvaluationFigures`, and those of the judges.
+
             frechet_distance: to the real images; inf if an image or its features are not finite, so that a diverged run
                 still has a figure.
             label_accuracy: fraction of labelled images that the classifier assigns to their label, with images that are
@@ -128,16 +152,24 @@ class Evaluator:
                 labels = _checked_labels(labels, count, num_classes)
                 correct += int(((predictions == labels) & usable).sum())
                 labelled += count
+            for judge in judges:
+                judge.add(start, _as_float(images), predictions, usable)
 
         distance = float("inf")
         if finite:
             distance = frechet_distance(accumulator.statistics(), self._real_statistics)
-        return {
+        figures: EvaluationFigures = {
             "frechet_distance": distance,
             "label_accuracy": correct / labelled if labelled else None,
             "ms_per_image": 1000 * seconds / num_samples,
             "num_samples": num_samples,
         }
+        return dict(figures) | {name: value for judge in judges for name, value in judge.figures().items()}
+
+    def judge(self, images: Tensor, judge: Judge) -> None:
+        """Show a judge images that were not generated, (N, C, H, W), as `evaluate` shows it generated ones."""
+        features, predictions = self._features_and_predictions(_as_float(images))
+        judge.add(0, _as_float(images), predictions, features.isfinite().all(1))
 
     def reference_figures(self, seed: int = 0) -> ReferenceFigures:
         """Return the figures of the real set itself.

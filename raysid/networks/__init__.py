@@ -3,6 +3,7 @@
     denoiser.py   the base class of all
     edm.py        EDM's preconditioning; unets.py (DDPM++, NCSN++, ADM), of blocks.py and layers.py
     diffusers.py  U-Nets of diffusers; diffusers_folder.py reads their folders, hub.py takes them from the Hub
+    text.py       text encoders and tokenizers of pipelines; known_texts.py keeps embeddings of few prompts
     factory.py    modules that a user's function makes; factory_check.py tries them before a run
     files.py      raysid's folders: model.safetensors and config.json; export as such a folder or a torch file
     published/    the .pkl files of EDM's, SiD's and SiDA's authors

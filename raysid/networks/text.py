@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from raysid.errors import UserError
+from raysid.errors import StorageError, UserError
+from raysid.networks.known_texts import KnownTexts, read_known, write_known
 from raysid.networks.parts import (
     TEXT_ENCODER,
     TOKENIZER,
@@ -29,6 +31,8 @@ from raysid.networks.parts import (
 
 MOST_TOKENS = 512  # of a prompt, for tokenizers without a limit of their own
 CACHE_BYTES = 256e6  # of embeddings that an encoder keeps
+KNOWN_BYTES = 256e6  # of embeddings that are kept in a folder
+TOGETHER = 64  # texts that are encoded in a batch for that; one by one they take four times as long
 
 
 class Tokens(NamedTuple):
@@ -43,6 +47,7 @@ class Tokenizer:
 
     Args:
         folder: a folder with `tokenizer/` and `text_encoder/`.
+        known: texts that are kept there, if they are read already.
 
     Attributes:
         length: number of tokens of every prompt, special ones included.
@@ -51,17 +56,33 @@ class Tokenizer:
         UserError: transformers is not installed; the folder lacks a tokenizer, or has one that cannot be used.
     """
 
-    def __init__(self, folder: str | UPath) -> None:
-        path = local_part(UPath(folder), TOKENIZER)
-        with loading_part(UPath(folder), TOKENIZER):
-            self.tokenizer: Any = _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
-        if self.tokenizer.pad_token_id is None:
-            raise UserError(f"{UPath(folder) / TOKENIZER} cannot be used: it has no token for padding")
-        self.length = min(self.tokenizer.model_max_length, _longest(folder), MOST_TOKENS)
+    def __init__(self, folder: str | UPath, known: KnownTexts | None = None) -> None:
+        self.folder, self.known = UPath(folder), known or read_known(UPath(folder))
+        if self.known is None:
+            _ = self.tokenizer
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, loaded when a text is met whose tokens are not kept."""
+        path = local_part(self.folder, TOKENIZER)
+        with loading_part(self.folder, TOKENIZER):
+            loaded = _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if loaded.pad_token_id is None:
+            raise UserError(f"{self.folder / TOKENIZER} cannot be used: it has no token for padding")
+        return loaded
+
+    @functools.cached_property
+    def length(self) -> int:
+        if self.known is not None:
+            return self.known.ids.shape[1]
+        return min(self.tokenizer.model_max_length, _longest(self.folder), MOST_TOKENS)
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Return the token ids of prompts (B,), cut or padded to `length`."""
         prompts = list(prompts)
+        if self.known is not None and self.known.rows.keys() >= set(prompts):
+            rows = [self.known.rows[prompt] for prompt in prompts]
+            return Tokens(self.known.ids[rows], self.known.cut[rows])
         cut = [len(ids) > self.length for ids in self.tokenizer(prompts)["input_ids"]]
         given = self.tokenizer(prompts, padding="max_length", max_length=self.length, truncation=True)
         return Tokens(torch.tensor(given["input_ids"], dtype=torch.int32), torch.tensor(cut))
@@ -71,8 +92,9 @@ class TextEncoder:
     """A frozen text encoder: token ids to embeddings.
 
     Embeddings are a pure function of the ids on a CPU, where prompts are encoded one by one: in a batch the rounding
-    of one depends on the others. Recent ones are kept, so that a prompt is encoded once for all calls of a microbatch,
-    and a set of few prompts once in all.
+    of one depends on the others. Recent ones are kept, so that a prompt is encoded once for all calls of a microbatch.
+    Those that `keep_texts` keeps in the folder are not encoded at all: while a process meets no others, it does not
+    load the encoder.
 
     Args:
         folder: a folder with `text_encoder/` and `tokenizer/`.
@@ -87,39 +109,59 @@ class TextEncoder:
     """
 
     def __init__(self, folder: str | UPath, device: torch.device) -> None:
-        self.folder = str(folder)
-        config = part_config(UPath(folder), TEXT_ENCODER)
-        kind = encoder_class(config, UPath(folder))
-        path = local_part(UPath(folder), TEXT_ENCODER)
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.folder, self.device = str(folder), device
+        self.tokenizer = Tokenizer(folder)
+        known = self.tokenizer.known
+        pairs = [] if known is None else zip(known.ids, known.embeddings, strict=True)
+        self._known = {ids.numpy().tobytes(): embedding for ids, embedding in pairs}
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        if known is None:
+            _ = self.model
+        self.empty = self.tokenizer([""]).ids[0]
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The encoder of transformers, loaded when a text is met whose embedding is not kept."""
+        folder = UPath(self.folder)
+        path = local_part(folder, TEXT_ENCODER)
+        kind = encoder_class(part_config(folder, TEXT_ENCODER), folder)
+        dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         variant = chosen_variant(file.name for file in path.iterdir())
-        with loading_part(UPath(folder), TEXT_ENCODER):
+        with loading_part(folder, TEXT_ENCODER):
             model: Any = getattr(_transformers(), kind).from_pretrained(
                 path, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype
             )
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.device = device
-        self.tokenizer = Tokenizer(folder)
-        self.pad = self.tokenizer.tokenizer.pad_token_id
-        # CLIP's encoders see padding, as in diffusers' pipelines; the others do not.
-        self.masked = kind != "CLIPTextModel" or bool(config.get("use_attention_mask"))
-        self.empty = self.tokenizer([""]).ids[0]
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        return model.eval().requires_grad_(False).to(self.device)
+
+    @functools.cached_property
+    def masked(self) -> bool:
+        """True if the encoder does not see padding. CLIP's see it, as in diffusers' pipelines."""
+        config = part_config(UPath(self.folder), TEXT_ENCODER)
+        return encoder_class(config, UPath(self.folder)) != "CLIPTextModel" or bool(
+            config.get("use_attention_mask")
+        )
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Return the embeddings of token ids (B, tokens): float32 (B, tokens, width), on the encoder's device."""
         keys = [row.numpy().tobytes() for row in ids.cpu()]
-        missing = {key: row for key, row in zip(keys, ids, strict=True) if key not in self._kept}
+        if self._known.keys() >= set(keys):
+            return torch.stack([self._known[key] for key in keys]).to(self.device)
+        rows = dict(zip(keys, ids, strict=True))
+        missing = {key: row for key, row in rows.items() if key not in self._known and key not in self._kept}
         found = dict(zip(missing, self._encoded([*missing.values()]), strict=True))
-        for key in keys:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                found[key] = self._kept[key]
+        for key in rows.keys() & self._kept.keys():
+            self._kept.move_to_end(key)
+            found[key] = self._kept[key]
         self._kept |= found
+        found |= {key: self._known[key].to(self.device) for key in rows.keys() & self._known.keys()}
         most = max(1, int(CACHE_BYTES / next(iter(found.values())).nbytes)) if found else 1
         while len(self._kept) > most:
             self._kept.popitem(last=False)
-        return torch.stack([found[key] for key in keys]).float()
+        return torch.stack([found[key].float() for key in keys])
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of prompts (B,), as of their token ids."""
+        return self(self.tokenizer(prompts).ids)
 
     def null_text(self) -> Tensor:
         """Return the embeddings of the empty prompt: float32 (tokens, width)."""
@@ -141,12 +183,38 @@ class TextEncoder:
         ids = ids.to(self.device, torch.int64)
         if not self.masked:
             return self.model(ids)[0]
-        mask = (ids != self.pad).long()
+        mask = (ids != self.tokenizer.tokenizer.pad_token_id).long()
         # Padding is not seen, so it need not be computed: captions are short.
         longest = int(mask.any(0).nonzero().max()) + 1
         seen = mask[:, :longest]
         embeddings = self.model(ids[:, :longest], attention_mask=seen)[0] * seen[..., None]
         return torch.nn.functional.pad(embeddings, (0, 0, 0, ids.shape[1] - longest))
+
+
+def keep_texts(folder: str | UPath, texts: Sequence[str]) -> None:
+    """Encode texts and the empty one, and keep them in the folder of their text encoder, unless they are kept already.
+
+    In a batch the rounding of one depends on the others, but all processes read the same. Nothing is kept where they
+    are more than `KNOWN_BYTES` of embeddings, or the folder cannot be written.
+
+    Args:
+        folder: a folder with `text_encoder/` and `tokenizer/`.
+
+    Raises:
+        UserError: as `TextEncoder`.
+    """
+    where, known = UPath(folder), read_known(UPath(folder))
+    listed = [*dict.fromkeys(["", *texts])]
+    if known is not None and known.rows.keys() >= set(listed):
+        return
+    width = int(part_config(where, TEXT_ENCODER)["hidden_size"])
+    if 4 * width * len(listed) * Tokenizer(where).length > KNOWN_BYTES:
+        return
+    encoder = TextEncoder(where, torch.device("cpu"))
+    tokens = encoder.tokenizer(listed)
+    encoded = torch.cat([encoder.together(ids) for ids in tokens.ids.split(TOGETHER)])
+    with suppress(StorageError):  # a teacher's folder may be another user's
+        write_known(where, listed, *tokens, encoded.float())
 
 
 @functools.lru_cache(maxsize=2)

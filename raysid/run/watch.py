@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from upath import UPath
 
 from raysid.errors import UserError, one_line
+from raysid.metrics.figures import FIGURES, IN_A_LINE
 from raysid.recipes.yaml_form import NotYAML, parse_yaml
 from raysid.run.folder import LOCK, OWNER, RECORD
 from raysid.run.metrics import METRICS, WARNING, parse_lines, with_floats
@@ -199,6 +200,10 @@ def _figure(value: Any) -> str:
 
 
 def _distance(entry: Mapping[str, Any]) -> str:
-    accuracy = _number(entry.get("label_accuracy"))
-    text = f"{entry['frechet_distance']:.3f} after {entry['images']:,} images"
-    return text if accuracy is None else f"{text}, label accuracy {accuracy:.1%}"
+    others = {name: entry.get(name) for name in IN_A_LINE if name != "frechet_distance"}
+    shown = [
+        f"{FIGURES[name].title} {FIGURES[name].show(number)}"
+        for name, value in others.items()
+        if (number := _number(value)) is not None
+    ]
+    return ", ".join([f"{entry['frechet_distance']:.3f} after {entry['images']:,} images", *shown])

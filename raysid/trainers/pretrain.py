@@ -31,7 +31,7 @@ from raysid.run.progress import ProgressLine
 from raysid.storage import exists, make_folder, remove_folder, storage_errors, storage_folder
 from raysid.storage.failures import MAKE_ROOM
 from raysid.storage.lease import Lease, lock, still_owned
-from raysid.trainers.evaluation import measure_on_cluster, measures
+from raysid.trainers.measuring import TeacherSampling, measure_on_cluster, measures
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_checks import check_trains
 
@@ -136,7 +136,9 @@ def _train(
         figures: dict[str, Any] = {}
         if measures(source.name) and text is None:
             line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
-            figures = measure_on_cluster(card, state["ema"], source.name, config)
+            sampling = TeacherSampling(config.sampler_steps, config.evaluation_samples)
+            cpus = config.worker_resources.num_cpus
+            figures = measure_on_cluster(card, state["ema"], source.name, sampling, cpus)
     trained = {
         "config": fixed_settings(config),
         "data": source.name,

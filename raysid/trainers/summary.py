@@ -14,22 +14,16 @@ from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.prompts import PromptSource
 from raysid.generator import FOLDERS, load_generator
+from raysid.metrics.figures import FIGURES
 from raysid.run.metrics import read_metrics
 from raysid.run.table import print_table
 from raysid.storage import is_local
-from raysid.trainers.evaluation import evaluator, generator_before, measure, measures
+from raysid.trainers.evaluation import generator_before
+from raysid.trainers.measuring import HELD_OUT_SAMPLES, evaluator, measure, measured_by, real_agreement
 from raysid.trainers.teachers import Teacher
 
 TEACHER, BEFORE = "teacher", "generator before"
 LAST, BEST = "generator, last EMA", "generator, best evaluated EMA"
-# The figures of the final table and their formats.
-_COLUMNS = {
-    "name": "",
-    "evaluations": "",
-    "frechet_distance": ".3f",
-    "label_accuracy": ".1%",
-    "ms_per_image": ".3f",
-}
 
 
 def headline(
@@ -82,9 +76,9 @@ def evaluated_distances(run: Path) -> dict[int, float]:
     return {step: distance for step, distance in measured.items() if math.isfinite(distance)}
 
 
-def has_evaluation(run: Path, step: int, source: str | None) -> bool:
+def has_evaluation(run: Path, step: int, measured: bool) -> bool:
     """Return True if the run has recorded an evaluation after `step` steps, or its grid if nothing is measured."""
-    kind = "evaluation" if measures(source) else "samples"
+    kind = "evaluation" if measured else "samples"
     return any(e["kind"] == kind and e["step"] == step for e in read_metrics(run))
 
 
@@ -102,8 +96,8 @@ def summary_rows(
     Returns:
         One row each, and one of the real images; none for images that cannot be compared.
     """
-    source = config.data.source_name
-    if source is None or not measures(source):
+    source = measured_by(teacher.card.network, config.data.source_name, config.prompts.source_name)
+    if source is None:
         return []
     seed, samples = config.evaluation.seed + 1, config.evaluation.num_samples
     factory, method = config.teacher.factory, config.method
@@ -113,11 +107,14 @@ def summary_rows(
     rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
     last, best = load_generator(run, "last", factory), load_generator(run, "best", factory)
     for name, generator in ((BEFORE, before), (LAST, last), (BEST, best)):
-        figures = measure(generator, generator.card, source, samples, seed)
+        figures = measure(generator, generator.card, source, samples, seed, held_out=HELD_OUT_SAMPLES)
+        figures.pop("by_word", None)  # `raysid evaluate` prints them
         rows.append({"name": name, "evaluations": 1, **figures})
     halves = evaluator(source).reference_figures()["halves_distance"]
-    rows.append({"name": "real images, one half against the other", "frechet_distance": halves})
-    return rows
+    real: dict[str, Any] = {"name": "real images, one half against the other", "frechet_distance": halves}
+    if before.takes_text:
+        real |= real_agreement(source)
+    return [*rows, real]
 
 
 def print_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None) -> None:
@@ -127,12 +124,13 @@ def print_summary(run: UPath, rows: list[dict[str, Any]], checkpoint: str | None
         checkpoint: folder of the training state of the printed generator, if it is kept.
     """
     if rows:
+        known = [name for name in FIGURES if any(row.get(name) is not None for row in rows)]
         samples = next((row["num_samples"] for row in rows if "num_samples" in row), 0)
         print_table(
             f"Fréchet distance of {samples:,} samples to all real images",
-            ["", "network evaluations", "Fréchet distance", "label accuracy", "ms per image"],
+            ["", "network evaluations", *(FIGURES[name].title for name in known)],
             [
-                [None if row.get(key) is None else format(row[key], form) for key, form in _COLUMNS.items()]
+                [row["name"], row.get("evaluations"), *(FIGURES[name].show(row.get(name)) for name in known)]
                 for row in rows
             ],
         )

@@ -14,7 +14,7 @@ from raysid.networks.factory import FactoryDenoiser
 from raysid.networks.factory_check import check_factory
 from raysid.networks.files import AnySettings, Shapes, misfits, weight_shapes
 from raysid.roles.compute import checkpoint_activations
-from raysid.trainers.evaluation import measures
+from raysid.trainers.measuring import measures
 from raysid.trainers.noise_steps import check_noise_steps, step_warning
 
 

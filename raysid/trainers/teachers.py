@@ -13,6 +13,9 @@ from upath import UPath
 
 from raysid.config import Config, PretrainConfig
 from raysid.data import ImageSource
+from raysid.data.captions import evaluation_captions
+from raysid.data.prompts import PromptSource
+from raysid.data.prompts.source import all_prompts
 from raysid.errors import NotHere, UserError
 from raysid.networks.denoiser import Network
 from raysid.networks.diffusers_folder import SAMPLER_STEPS as DDIM_STEPS
@@ -28,15 +31,18 @@ from raysid.networks.files import (
     weights_digest,
 )
 from raysid.networks.hub import hub_folder, is_hub_name, pinned
-from raysid.networks.parts import copy_parts
+from raysid.networks.parts import TEXT_ENCODER, copy_parts
 from raysid.networks.published import Published, read_published
+from raysid.networks.text import keep_texts
 from raysid.recipes import load_recipe
+from raysid.roles.build import use_text
 from raysid.storage import exists, is_local, location, storage_folder
 from raysid.storage.download import file_name, read_copy
-from raysid.trainers.evaluation import measure, teacher_sampler
+from raysid.trainers.measuring import HELD_OUT_SAMPLES, measure, measured_by, teacher_sampler
 from raysid.trainers.pretrain import pretrain, teacher_folder
 from raysid.trainers.teacher_checks import check_factory_network, check_fits, check_method
 
+FEW_PROMPTS = 16_384
 SAMPLER_STEPS = 18  # 35 evaluations, as EDM's 32x32 results
 
 
@@ -58,14 +64,25 @@ class Teacher:
         return int(self.card.trained.get("sampler_steps", SAMPLER_STEPS))
 
     def figures(self, config: Config, seed: int) -> dict[str, Any]:
-        """Return its evaluation: the recorded one if it used as many samples, else one measured now."""
-        known = self.card.trained.get("evaluation")
-        if isinstance(known, dict) and known.get("num_samples") == config.evaluation.num_samples:
+        """Return its evaluation: the recorded one if it used as many samples, else one measured now.
+
+        A teacher that takes text is sampled with the guidance that theta's loss has.
+        """
+        known, samples = self.card.trained.get("evaluation"), config.evaluation.num_samples
+        scale = config.method.guidance.eval_teacher if self.card.network.text_width else 1.0
+        if isinstance(known, dict) and (known.get("num_samples"), known.get("guidance", 1.0)) == (
+            samples,
+            scale,
+        ):
             return known
         card, network = load_network(self.path, "teacher", config.teacher.factory)
-        sampler = teacher_sampler(network, self.sampler_steps)
-        assert config.data.source_name is not None
-        return measure(sampler, card, config.data.source_name, config.evaluation.num_samples, seed)
+        text = use_text(network, str(self.path))
+        sampler = teacher_sampler(network, self.sampler_steps, scale)
+        source = measured_by(card.network, config.data.source_name, config.prompts.source_name)
+        assert source is not None
+        encode = None if text is None else text.encode
+        figures = measure(sampler, card, source, samples, seed, encode)
+        return figures | {"guidance": scale} if text is not None else figures
 
 
 @dataclass(frozen=True)
@@ -218,6 +235,16 @@ def trained_teacher(config: Config, found: Found, source: ImageSource | None) ->
         f"no teacher in {config.storage} yet: training it with the recipe {config.teacher.recipe}", flush=True
     )
     return load_teacher(pretrain(found).path, source)
+
+
+def keep_prompts(teacher: Teacher, prompts: PromptSource) -> None:
+    """Have the prompts of a run encoded once for all of its processes, if they are few."""
+    if prompts.num_prompts > FEW_PROMPTS or not exists(teacher.path / TEXT_ENCODER):
+        return
+    texts = [*all_prompts(prompts)]
+    if measured_by(teacher.card.network, None, prompts.name) is not None:
+        texts += evaluation_captions(HELD_OUT_SAMPLES, held_out=True)
+    keep_texts(teacher.path, texts)
 
 
 def load_teacher(folder: str | UPath, source: ImageSource | None, factory: str | None = None) -> Teacher:

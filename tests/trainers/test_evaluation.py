@@ -21,15 +21,9 @@ from raysid.networks.files import CONFIG, WEIGHTS, NetworkCard
 from raysid.run.metrics import read_metrics
 from raysid.storage import children
 from raysid.trainers.distill import distill
-from raysid.trainers.evaluation import (
-    draw_grids,
-    evaluate_folder,
-    evaluate_generator_path,
-    generator_before,
-    measure,
-    real_images,
-    teacher_sampler,
-)
+from raysid.trainers.evaluation import evaluate_folder, evaluate_generator_path, generator_before
+from raysid.trainers.grids import draw_grids
+from raysid.trainers.measuring import measure, real_images, teacher_sampler
 from tests.support.tiny_networks import digits_network, save_generator, save_teacher
 from tests.support.tiny_run import BATCH, SAMPLES, lines_of, run_of, tiny_config, tiny_teacher
 
@@ -96,7 +90,7 @@ def test_noise_belongs_to_the_sample_and_labels_take_turns(monkeypatch: pytest.M
             seen.append((z, labels))
             return z.clamp(-1, 1)
 
-        monkeypatch.setattr("raysid.trainers.evaluation.BATCH", batch)
+        monkeypatch.setattr("raysid.trainers.measuring.BATCH", batch)
         measure(make, card, "digits", count, seed=7)
         z, labels = zip(*seen[1:], strict=True)  # the first is a warm-up
         return torch.cat(z), torch.cat(labels)

@@ -174,12 +174,50 @@ def test_a_teacher_that_does_not_denoise_is_warned_about(watched: tuple[Health, 
 
 def test_a_distance_that_explodes_is_warned_about(watched: tuple[Health, list[str]]) -> None:
     health, warnings = watched
-    for distance in (100.0, 20.0, 50.0):
-        health.evaluation(8, distance)
+    for distance in (100.0, 20.0, 50.0, 40.0):
+        health.evaluation(8, {"frechet_distance": distance})
     assert warnings == []
-    health.evaluation(16, 80.0)
-    health.evaluation(20, math.nan)
+    health.evaluation(16, {"frechet_distance": 80.0})
+    health.evaluation(20, {"frechet_distance": math.nan})
     assert warnings == ["the distance is 80.000 at step 16, and was 20.000 before: the run may be diverging"]
+
+
+def test_first_evaluations_that_get_worse_are_warned_about_with_the_likely_causes(
+    watched: tuple[Health, list[str]],
+) -> None:
+    health, warnings = watched
+    for distance in (10.0, 8.0, 9.0):
+        health.evaluation(8, {"frechet_distance": distance})
+    assert warnings == []
+    health.evaluation(12, {"frechet_distance": 11.0})
+    health.evaluation(16, {"frechet_distance": 12.0})
+    (warning,) = warnings
+    assert warning.startswith(
+        "the distance is 11.000 at step 12, was 8.000 before, and has been getting worse for 2 "
+    )
+    assert "a learning rate that is too high (generator.lr 0.001, fake_score.lr 0.001)" in warning
+    assert "prediction type or scheduler" in warning and "fp16" not in warning
+
+
+def test_agreement_that_falls_at_first_is_warned_about_and_a_good_run_is_not(
+    watched: tuple[Health, list[str]],
+) -> None:
+    health, warnings = watched
+    good = [
+        (42.9, 0.73),
+        (7.0, 0.72),
+        (6.0, 0.74),
+        (6.2, 0.73),
+        (5.3, 0.78),
+        (4.6, 0.79),
+        (4.7, 0.78),
+    ]
+    for number, (distance, agreement) in enumerate(good):
+        health.evaluation(number, {"frechet_distance": distance, "agreement": agreement})
+    assert warnings == []
+    for number, agreement in enumerate((0.70, 0.60)):
+        health.evaluation(number, {"frechet_distance": 4.4, "agreement": agreement})
+    assert len(warnings) == 1 and warnings[0].startswith("the agreement is 70.0% at step 0, was 79.0% before")
 
 
 def test_a_resumed_run_compares_with_its_record(tmp_path: Path) -> None:
@@ -192,7 +230,7 @@ def test_a_resumed_run_compares_with_its_record(tmp_path: Path) -> None:
         lambda _, text: warnings.append(text),
     )
     health.line(12, line(loss__sid=100.0))
-    health.evaluation(12, 7.0)
+    health.evaluation(12, {"frechet_distance": 7.0})
     assert len(warnings) == 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -115,6 +115,14 @@ def chosen_columns(settings: PromptSettings, there: Sequence[str], name: str) ->
             f"columns: {listed}"
         )
     return {usual[0]: 1.0}
+
+
+def all_prompts(source: PromptSource) -> Iterator[str]:
+    """Return every text of a source that can be used, in its order, of all columns."""
+    for shard, size in enumerate(source.shard_sizes.tolist()):
+        for block in source.read(Piece(shard, 0, size)):
+            for text in block["image"][block["fault"] == ""]:
+                yield from filter(None, text.split(SEPARATOR))
 
 
 def first_prompts(source: PromptSource, count: int) -> tuple[str, ...]:

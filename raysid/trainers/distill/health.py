@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from raysid.config import Config
 from raysid.errors import Diverged
+from raysid.metrics.figures import FIGURES, finite
 from raysid.roles.generator_learner import CLAMPED, SPREAD, TEACHER_ERROR
 from raysid.roles.learner import AFTER_DIVERGENCE, BAD_GRADIENTS, BAD_SAMPLES
 from raysid.roles.messages import StepReport
@@ -19,6 +21,10 @@ EXPLODED = 20.0  # times the median of the last lines
 LINES_FOR_MEDIAN = 5
 LINES_KEPT = 1000  # a run of weeks has hundreds of thousands
 WORSE_DISTANCE = 3.0  # times the best one
+EARLY = 8  # evaluations, after that before training, in which a run that goes wrong from its start shows it
+EARLY_STEPS = 2  # evaluations in a row that are worse than the one before
+EARLY_RISE = 0.2  # of the best distance, above it
+EARLY_LOSS = 0.05  # of agreement, below the best one
 COLLAPSED = 0.1  # times the spread of the first line
 ALL_CLAMPED = 0.99
 LOSSES = ("loss/sid", "loss/fake_score")
@@ -48,12 +54,13 @@ class Health:
         self._losses: dict[str, deque[float]] = {name: deque(maxlen=LINES_KEPT) for name in LOSSES}
         self._first_spread: float | None = None
         self._best_distance = math.inf
+        self._first_evaluations: list[Mapping[str, Any]] = []
         self.bad_steps = 0
         for entry in entries:
             if entry["kind"] == "train":
                 self._note_line(entry)
             elif entry["kind"] == "evaluation":
-                self._best_distance = min(self._best_distance, entry.get("frechet_distance", math.inf))
+                self._note_evaluation(entry)
 
     def begin(self, step: int) -> None:
         """Check the settings, at the start of a run."""
@@ -137,16 +144,61 @@ class Health:
         )
         self._note_line(means)
 
-    def evaluation(self, step: int, distance: float) -> None:
-        """Look at an evaluated distance."""
-        best = self._best_distance
+    def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Look at the figures of an evaluation."""
+        distance, best = figures["frechet_distance"], self._best_distance
+        self._note_evaluation(figures)
+        early = self._early_alarm(step)
+        self._check("early", bool(early), step, early)
         self._check(
             "distance",
-            math.isfinite(best) and not distance <= WORSE_DISTANCE * best,
+            not early and math.isfinite(best) and not distance <= WORSE_DISTANCE * best,
             step,
             f"the distance is {distance:.3f} at step {step:,}, and was {best:.3f} before: the run may be diverging",
         )
-        self._best_distance = min(best, distance)
+
+    def _note_evaluation(self, figures: Mapping[str, Any]) -> None:
+        self._best_distance = min(self._best_distance, figures.get("frechet_distance", math.inf))
+        if len(self._first_evaluations) <= EARLY + 1:
+            self._first_evaluations.append(figures)
+
+    def _early_alarm(self, step: int) -> str:
+        """Return the warning of a run whose first evaluations get worse, as those of a good run do not; else ""."""
+        if len(self._first_evaluations) > EARLY + 1:
+            return ""
+        for name, worse in (("frechet_distance", EARLY_RISE), ("agreement", EARLY_LOSS)):
+            sign = 1 if FIGURES[name].better == "min" else -1
+            values = [value for each in self._first_evaluations if (value := finite(each, name)) is not None]
+            steps = [sign * (after - before) > 0 for before, after in pairwise(values)]
+            if len(steps) < EARLY_STEPS or not all(steps[-EARLY_STEPS:]):
+                continue
+            last, best = values[-1], sign * min(sign * value for value in values)
+            if sign * (last - best) >= (worse * best if sign > 0 else worse):
+                show = FIGURES[name].show
+                return (
+                    f"the {FIGURES[name].short} is {show(last)} at step {step:,}, was {show(best)} before, and has "
+                    f"been getting worse for {EARLY_STEPS} evaluations: {self._causes()}"
+                )
+        return ""
+
+    def _causes(self) -> str:
+        """List the likely causes of a run that goes wrong from its start."""
+        config = self.config
+        guidance = config.method.guidance
+        scales = (guidance.train_fake, guidance.eval_fake, guidance.eval_teacher)
+        causes = [
+            f"a learning rate that is too high (generator.lr {config.generator.lr:g}, fake_score.lr "
+            f"{config.fake_score.lr:g})"
+        ]
+        if scales != (1.0, 1.0, 1.0):
+            listed = " / ".join(f"{scale:g}" for scale in scales)
+            causes.append(
+                f"scales of method.guidance ({listed}) at which the teacher itself makes bad images"
+            )
+        causes.append("a teacher whose prediction type or scheduler is not that of its training")
+        if "fp16" in (config.precision, config.teacher.precision):
+            causes.append("numbers beyond the range of fp16 (bf16 has them; generator.clip_gradient 1 helps)")
+        return f"likely causes this early are {', '.join(causes[:-1])} and {causes[-1]}"
 
     def _note_line(self, means: Mapping[str, Any]) -> None:
         for name, values in self._losses.items():

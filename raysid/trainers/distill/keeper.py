@@ -19,7 +19,7 @@ from raysid.storage import copy_file
 from raysid.storage.failures import MAKE_ROOM
 from raysid.trainers.distill.recorder import Recorder
 from raysid.trainers.distill.session import Session
-from raysid.trainers.evaluation import PendingEvaluation, measures
+from raysid.trainers.evaluation import PendingEvaluation
 from raysid.trainers.summary import evaluated_distances, has_evaluation
 
 
@@ -56,14 +56,19 @@ class Keeper:
     def keep(self, step: int) -> None:
         """Begin a checkpoint, an export and, if it is due, an evaluation, once those before are done."""
         self.finish()
-        source = self.config.data.source_name
-        trained = {
+        trained: dict[str, Any] = {
             "step": step,
             "images": step * self.config.batch_size,
             "run": self.config.run.name,
-            "data": source,
+            "data": self.config.data.source_name,
         }
-        evaluate = self._evaluates(step) and not has_evaluation(self.folder.record, step, source)
+        if self.session.prompts is not None:
+            trained |= {
+                "prompts": self.config.prompts.source_name,
+                "guidance": self.config.method.guidance.model_dump(),
+            }
+        measured = self.session.measured_by is not None
+        evaluate = self._evaluates(step) and not has_evaluation(self.folder.record, step, measured)
         self._begin_write(step, trained, evaluate)
 
     def checkpoint(self, step: int) -> None:
@@ -107,7 +112,7 @@ class Keeper:
     def _evaluates(self, step: int) -> bool:
         shape = self.session.teacher.card.network.sample_shape
         drawn = is_picture(shape) or self.session.prompts is not None
-        if not (measures(self.config.data.source_name) or drawn):
+        if self.session.measured_by is None and not drawn:
             return False  # neither figures nor a grid
         return step == 0 or every(self.config, self.config.evaluation.every_images, step)
 

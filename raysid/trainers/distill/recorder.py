@@ -9,6 +9,7 @@ from typing import Any
 from raysid.config import Config
 from raysid.data import ImageSource
 from raysid.data.source import check_faults
+from raysid.metrics.figures import in_a_line
 from raysid.roles.fake_score import BAD_IMAGES
 from raysid.roles.generator_learner import RECOMPUTED
 from raysid.roles.messages import StepReport
@@ -17,7 +18,7 @@ from raysid.run.metrics import METRICS, read_metrics
 from raysid.run.progress import ProgressLine
 from raysid.run.tracking import Tracker
 from raysid.trainers.distill.health import Health
-from raysid.trainers.evaluation import Grids
+from raysid.trainers.grids import Grids
 
 
 class Recorder:
@@ -123,10 +124,8 @@ class Recorder:
     def evaluation(self, step: int, figures: dict[str, Any]) -> None:
         """Record an evaluation's figures, and note them on the progress line."""
         self.tracker.evaluation(step, self._images(step), figures)
-        self.health.evaluation(step, figures["frechet_distance"])
-        self.note = f"last evaluation: distance {figures['frechet_distance']:.3f}"
-        if figures["label_accuracy"] is not None:
-            self.note += f", accuracy {figures['label_accuracy']:.1%}"
+        self.health.evaluation(step, figures)
+        self.note = f"last evaluation: {in_a_line(figures)}"
 
     def _performance(self, images: int, report: Report) -> dict[str, float]:
         """Return images per second and each role's shares of the time since the last line, and recomputes so far."""

@@ -13,6 +13,7 @@ from raysid.actors.requirements import check_resources, role_resources
 from raysid.cluster.connect import connect
 from raysid.config import Config
 from raysid.errors import CheckpointDamaged, LearnerLost, RunFailed, StorageError, UserError, WorkersChanged
+from raysid.metrics.figures import IN_A_LINE
 from raysid.networks.files import AnySettings, shapes_of, stored_shapes, weights_digest
 from raysid.roles.state_files import read_outline
 from raysid.run.checkpoint import Checkpoint, Checkpoints, find_checkpoint
@@ -34,7 +35,7 @@ from raysid.trainers.summary import (
     print_summary,
     summary_rows,
 )
-from raysid.trainers.teachers import Teacher, network_settings, trained_teacher, with_revision
+from raysid.trainers.teachers import Teacher, keep_prompts, network_settings, trained_teacher, with_revision
 
 if TYPE_CHECKING:
     from raysid.actors.split import Within
@@ -103,6 +104,8 @@ def distill(
         if resume_from is not None:
             _check_branch(folder, branch, fresh, resume_from)
         teacher = trained_teacher(config, inputs.teacher, inputs.source)
+        if inputs.prompts is not None:
+            keep_prompts(teacher, inputs.prompts)
         if branch is not None:
             _check_network(branch, teacher)
         new_images = inputs.source.new_since_first if inputs.source else ""
@@ -261,7 +264,7 @@ def _result(folder: RunFolder, rows: list[dict[str, Any]]) -> DistillResult:
     metrics: dict[str, Any] = {"table": rows}
     if evaluations:
         last = evaluations[-1]
-        metrics |= {key: last[key] for key in ("frechet_distance", "label_accuracy", "step", "images")}
+        metrics |= {name: last[name] for name in (*IN_A_LINE, "step", "images") if name in last}
         metrics["best_frechet_distance"] = min(distances.values(), default=math.inf)
     return DistillResult(
         path=str(folder.path),

@@ -13,6 +13,7 @@ from raysid.data.prompts import PromptSource
 from raysid.data.prompts.source import first_prompts
 from raysid.run.checkpoint import Checkpoint
 from raysid.run.folder import RunFolder
+from raysid.trainers.measuring import measured_by
 from raysid.trainers.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ class Session:
     def grid_prompts(self) -> tuple[str, ...]:
         """The prompts of the sample grids: the first of the source."""
         return () if self.prompts is None else first_prompts(self.prompts, GRID_PROMPTS)
+
+    @property
+    def measured_by(self) -> str | None:
+        """The name of the real images with which generated ones are compared; None if they cannot be compared."""
+        names = self.config.data.source_name, self.config.prompts.source_name
+        return measured_by(self.teacher.card.network, *names)
 
     def newest_checkpoint(self, contents: bool = False) -> Checkpoint | None:
         """Return the checkpoint to resume from, and report damaged ones; None starts from the beginning.

@@ -33,8 +33,8 @@ from raysid.storage import (
 from raysid.storage.failures import MAKE_ROOM
 from raysid.storage.lease import still_owned
 from raysid.storage.mirror import Mirror
-from raysid.trainers.evaluation import measures
 from raysid.trainers.inputs import find_inputs
+from raysid.trainers.measuring import measures
 from raysid.trainers.search.callbacks import log
 from raysid.trainers.search.plots import plot_search
 from raysid.trainers.search.results import TrialResult, collect_trials
