@@ -22,6 +22,7 @@ from raysid.data.source import Piece, random_permutation, random_words
 PURPOSE = 0x5EA1  # separates the permutations from other draws of the run's seed
 SHARDS_PURPOSE = 0x5EA2
 XFLIP_PURPOSE = 0x5EA3
+REPLACED_PURPOSE = 0x5EA6
 EPOCHS_KEPT = 2  # at the end of one the next is needed, too
 
 
@@ -144,11 +145,26 @@ class Order:
             *(self._lane_windows(lane, position) for lane in lanes), key=lambda window: window.begin
         )
 
-    def others(self, window: Window) -> Iterator[Window]:
-        """Iterate over the other windows of the same lane and epoch, those after it first."""
+    def others(self, window: Window, drawn: bool = False) -> Iterator[Window]:
+        """Iterate over the other windows of the same lane and epoch, those after it first.
+
+        Args:
+            drawn: in an order that is drawn for the window, instead.
+        """
         count = 1 if self.held else len(self._epoch(window.epoch).cuts[window.lane]) - 1
-        for step in range(1, count):
+        steps = np.arange(1, count)
+        if drawn:
+            address = self._address(window, window.epoch)
+            steps = steps[random_permutation(self.seed, len(steps), REPLACED_PURPOSE, *address)]
+        for step in steps.tolist():
             yield self._window(window.epoch, window.lane, (window.number + step) % count)
+
+    def replacements(
+        self, window: Window, epoch: int, rows: NDArray[np.intp], count: int
+    ) -> NDArray[np.intp]:
+        """Draw `count` of a window's rows for an epoch, each of them about equally often."""
+        order = random_permutation(self.seed, len(rows), REPLACED_PURPOSE, *self._address(window, epoch))
+        return np.resize(rows[order], count)
 
     def pieces(self, window: Window) -> list[Piece]:
         """Return the pieces of shards that form a window, in order."""

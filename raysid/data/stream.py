@@ -5,7 +5,8 @@ The image at a position depends only on the seed, the epoch, the batch size and 
 checkpoint's cursor is the number of images consumed.
 
 An image that cannot be used leaves no gap: the next good one of its window, in the order of the source's list,
-replaces it.
+replaces it. A row that is left out on purpose is replaced by one that is drawn, so that a long run of them does not
+repeat one row.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from raysid.data.order import Order, Window
 from raysid.data.reader import Reader
 from raysid.data.source import READ_CPUS, SEPARATOR, Block, Piece, Source
-from raysid.data.windows import Images, ReadBlocks
+from raysid.data.windows import Images, Loaded, ReadBlocks
 
 
 class ImageStream:
@@ -80,7 +81,7 @@ class ImageStream:
         self._order = Order(sizes, seed, window, batch_size, lanes)
         mine = self._order.lanes_of([(0, batch_size)] if parts is None else parts)
         self._reader = Reader(read_blocks, self._order, mine, max_bad_fraction, prefetch, what)
-        self._permuted: dict[tuple[Window, int], tuple[NDArray[np.intp], NDArray[np.bool_] | None]] = {}
+        self._shown: dict[tuple[Window, int], tuple[NDArray[np.intp], NDArray[np.bool_] | None]] = {}
         self._closed = False
         weakref.finalize(self, self._reader.stop)  # a stream that is dropped without close leaves no thread
 
@@ -156,8 +157,8 @@ class ImageStream:
             if all_images is None:
                 all_images = np.empty((count, *loaded.images.shape[1:]), loaded.images.dtype)
             taken = min(run, count - filled)
-            permutation, flips = self._permutation(window, epoch, floor)
-            rows = loaded.rows[permutation[row : row + taken]]
+            shown, flips = self._rows(window, epoch, floor, loaded)
+            rows = shown[row : row + taken]
             part = all_images[filled : filled + taken]
             np.take(loaded.images, rows, axis=0, out=part, mode="clip")  # other modes copy first
             if flips is not None:
@@ -171,19 +172,22 @@ class ImageStream:
         assert all_images is not None
         return all_images, all_labels, None if loaded.captions is None else all_captions
 
-    def _permutation(
-        self, window: Window, epoch: int, floor: int
+    def _rows(
+        self, window: Window, epoch: int, floor: int, loaded: Loaded
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None]:
-        """Return the permutation of a window in an epoch, and the mask of its mirrored rows."""
-        if (window, epoch) not in self._permuted:
+        """Return the rows that a window shows in an epoch, in their order, and the mask of the mirrored ones."""
+        if (window, epoch) not in self._shown:
             soon = floor + self._order.batch_size
-            for key in list(self._permuted):
+            for key in list(self._shown):
                 other, its_epoch = key
                 if its_epoch != epoch if self._order.held else other.begin >= soon or other.end < floor:
-                    del self._permuted[key]
-            flips = self._order.flips(window, epoch) if self.xflip else None
-            self._permuted[window, epoch] = self._order.permutation(window, epoch), flips
-        return self._permuted[window, epoch]
+                    del self._shown[key]
+            permutation = self._order.permutation(window, epoch)
+            rows, left_out = loaded.rows[permutation], loaded.left_out[permutation]
+            if count := int(left_out.sum()):
+                rows[left_out] = self._order.replacements(window, epoch, loaded.good, count)
+            self._shown[window, epoch] = rows, self._order.flips(window, epoch) if self.xflip else None
+        return self._shown[window, epoch]
 
 
 def ray_blocks(source: Source, num_cpus: float = READ_CPUS) -> ReadBlocks:

@@ -33,7 +33,7 @@ class Loaded(NamedTuple):
     Attributes:
         rows: the usable images in the order of the source's list; a bad image is replaced by another row.
         faults: the fault of each bad image, by its index in the source's list.
-        left_out: number of rows that are left out.
+        left_out: mask of those of `rows` that replace a row that is left out, which an epoch draws anew.
         captions: the captions of each image, as in `Block`; None if the source gives none.
     """
 
@@ -41,8 +41,14 @@ class Loaded(NamedTuple):
     labels: NDArray[np.int64]
     rows: NDArray[np.intp]
     faults: dict[int, str]
-    left_out: int
+    left_out: NDArray[np.bool_]
     captions: NDArray[np.object_] | None = None
+
+    @property
+    def good(self) -> NDArray[np.intp]:
+        """The rows that can be used, each once, in the order of the source's list."""
+        first = np.unique(self.rows, return_index=True)[1]
+        return self.rows[np.sort(first)]
 
 
 class Passes:
@@ -106,7 +112,7 @@ class Passes:
         captions = np.empty(window.size, object)
         indices = self.order.indices(self.order.pieces(window))  # unless blocks have their own
         bad: dict[int, str] = {}  # by row
-        left_out: set[int] = set()  # rows
+        left_out = np.zeros(window.size, bool)
         filled = 0
         while filled < window.size:
             block = self._take(window.size - filled)
@@ -117,7 +123,7 @@ class Passes:
             captions[rows] = captioned = block.get("caption")
             indices[rows] = block.get("index", indices[rows])
             bad |= {filled + row: fault for row, fault in enumerate(block.get("fault", ())) if fault}
-            left_out |= {filled + int(row) for row in np.flatnonzero(block.get("left_out", ()))}
+            left_out[rows] = block.get("left_out", False)
             filled = rows.stop
         if len(self._plan) == 1:  # the pass is over
             if self._next_block() is not None:
@@ -128,28 +134,35 @@ class Passes:
         assert images is not None
         order = np.argsort(indices, kind="stable")
         faults = {int(indices[row]): fault for row, fault in bad.items()}
-        unused = left_out | bad.keys()
-        usable = _without(order, unused) if unused else order
+        unused = left_out.copy()
+        unused[[*bad]] = True
+        usable = _without(order, unused) if unused.any() else order
         own = None if captioned is None else captions
-        return Loaded(images, labels, usable, faults, len(left_out), own)
+        return Loaded(images, labels, usable, faults, left_out[order], own)
 
     def _replacement(self, window: Window, bad: Loaded) -> Loaded:
         """Fill a window without good images, as of a damaged file, from the next window of its lane that has some.
 
+        If rows are left out, it is one that is drawn: a long run of them would take all from one window.
+
         Raises:
             RunFailed: none has any.
         """
-        for other in self.order.others(window):
+        drawn = bool(bad.left_out.any())
+        for other in self.order.others(window, drawn):
             if self.abandoned:
                 raise RuntimeError(f"the stream of {self.what} was closed during a read")
             with closing(Passes(self.read_blocks, self.order, iter([other]), self.what)) as apart:
                 loaded = apart._load(other)
             if len(loaded.rows):
-                return loaded._replace(rows=np.resize(loaded.rows, window.size), faults=bad.faults)
+                rows = loaded.good if drawn or loaded.left_out.any() else loaded.rows
+                return loaded._replace(
+                    rows=np.resize(rows, window.size), faults=bad.faults, left_out=np.zeros(window.size, bool)
+                )
         why = "`raysid data check` names them"
-        if bad.left_out:
+        if drawn:
             others = "`raysid data check` names the others" if bad.faults else "give a lower minimum"
-            why = f"{bad.left_out:,} are left out ({LEFT_OUT}): {others}"
+            why = f"{bad.left_out.sum():,} are left out ({LEFT_OUT}): {others}"
         raise RunFailed(f"none of {window.size:,} consecutive {self.what} can be used: {why}")
 
     def close(self) -> None:
@@ -225,9 +238,9 @@ def _cut(block: Block, rows: slice) -> Block:
     return cast(Block, {name: column[rows] for name, column in cast(dict[str, Any], block).items()})
 
 
-def _without(order: NDArray[np.intp], faults: Iterable[int]) -> NDArray[np.intp]:
-    """The order with every bad row replaced by the next good one, cyclically; empty if none is good."""
-    good = np.flatnonzero(~np.isin(order, list(faults)))
+def _without(order: NDArray[np.intp], unused: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The order with every row that is not used replaced by the next good one, cyclically; empty if none is good."""
+    good = np.flatnonzero(~unused[order])
     if not len(good):
         return order[:0]
     following = np.searchsorted(good, np.arange(len(order)))

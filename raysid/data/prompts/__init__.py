@@ -8,7 +8,8 @@
     check.py       the figures of `raysid data check`
 
 The prompt at a position is a pure function of the seed, the epoch and the set, as that of real images
-(`raysid.data.order`): a prompt that is left out, or cannot be used, is replaced by the next good one of its window.
+(`raysid.data.order`): a prompt that cannot be used is replaced by the next good one of its window, and one that is left
+out by one that is drawn among them.
 
     source = open_prompts(PromptSettings(source="prompts.txt"))
     with PromptStream(source, settings, seed=0, batch_size=64) as stream:

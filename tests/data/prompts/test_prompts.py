@@ -119,6 +119,28 @@ def test_rows_below_a_score_are_left_out(tmp_path: Path) -> None:
         assert first_prompts(opened(file, **given)[0], 2) == ("long 120", "long 121")
 
 
+@pytest.mark.parametrize(
+    ("window", "rows_of_a_group", "most"), [(2000, 2000, 2), (1000, 2000, 2), (300, 2000, 8), (300, 250, 8)]
+)
+def test_a_long_run_that_is_left_out_does_not_repeat_one_prompt(
+    tmp_path: Path, window: int, rows_of_a_group: int, most: int
+) -> None:
+    """Scores are sorted, so half of the rows are left out in one run: in windows of 300 some have no good row."""
+    rows = {"text": [f"p{number}" for number in range(2000)], "score": range(2000)}
+    file = tmp_path / "sorted.parquet"
+    pq.write_table(pa.table(rows), file, row_group_size=rows_of_a_group)
+    given: dict[str, Any] = {"min": {"score": 1000}, "shuffle_window": window}
+    with stream_of(file, **given) as stream:
+        whole = stream.read(0, 4000)
+    first, second = Counter(whole[:2000]), Counter(whole[2000:])
+    for epoch in (first, second):
+        assert {*epoch} == {*rows["text"][1000:]} and max(epoch.values()) <= most
+    assert whole[:2000] != whole[2000:]
+    for start in (5, 1990, 3100):
+        with stream_of(file, **given) as resumed:
+            assert resumed.read(start, 20) == whole[start : start + 20]
+
+
 def test_blank_lines_are_left_out_and_bad_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"\xef\xbb\xbffirst\r\n\r\n  \nsecond\r\nbroken \xff\xfe\nthird")
