@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -16,7 +18,7 @@ from raysid.actors.local import LocalPlacement
 from raysid.actors.placement import Placement
 from raysid.actors.split import SplitPlacement
 from raysid.config import Config
-from raysid.errors import UserError
+from raysid.errors import RunFailed, UserError
 from raysid.generator import load_generator
 from raysid.networks.files import load_card
 from raysid.roles.messages import Slice
@@ -169,6 +171,20 @@ def test_a_run_leaves_what_people_take_away(given: Path, tmp_path: Path) -> None
     assert raysid("sample", run, "--prompt", "a red fox in the snow", "-n", 4, "--out", out).exit_code == 0
     result = raysid("export", run, "--to", "diffusers", "--out", tmp_path / "one-step")
     assert result.exit_code == 0 and (tmp_path / "one-step" / "model_index.json").exists()
+
+
+def test_prompts_whose_first_rows_are_left_out(given: Path, tmp_path: Path) -> None:
+    """Scores are sorted, so all rows from which the grid's prompts would be taken are below the minimum."""
+    file = tmp_path / "sorted.parquet"
+    rows = {"text": [f"a red fox {number}" for number in range(1200)], "score": range(1200)}
+    pq.write_table(pa.table(rows), file)
+    prompts = {"source": str(file), "min": {"score": 1100}}
+    config = text_config(given, tmp_path, prompts=prompts, total_images=BATCH)
+    distill(config)
+    assert (run_of(config) / "samples" / "step-00000001.png").exists()
+    config = text_config(given, tmp_path / "none", prompts=prompts | {"min": {"score": 5000}})
+    with pytest.raises(RunFailed, match="none of 1,200 consecutive prompts can be used: 1,200 are left out"):
+        distill(config)
 
 
 @pytest.mark.parametrize(

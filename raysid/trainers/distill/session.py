@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysid.config import Config
 from raysid.data import ImageSource
-from raysid.data.prompts import PromptSource
+from raysid.data.prompts import PromptSource, PromptStream
 from raysid.data.prompts.source import first_prompts
 from raysid.run.checkpoint import Checkpoint
 from raysid.run.folder import RunFolder
@@ -49,8 +49,18 @@ class Session:
 
     @cached_property
     def grid_prompts(self) -> tuple[str, ...]:
-        """The prompts of the sample grids: the first of the source."""
-        return () if self.prompts is None else first_prompts(self.prompts, GRID_PROMPTS)
+        """The prompts of the sample grids: the first of the source, or of the run where the first rows are left out.
+
+        Raises:
+            RunFailed: no prompt can be used.
+        """
+        if self.prompts is None:
+            return ()
+        if found := first_prompts(self.prompts, GRID_PROMPTS):
+            return found
+        config = self.config
+        with PromptStream(self.prompts, config.prompts, config.seed, config.batch_size) as stream:
+            return tuple(dict.fromkeys(stream.read(0, GRID_PROMPTS)))
 
     @property
     def measured_by(self) -> str | None:
