@@ -14,7 +14,11 @@ from raysid.recipes import load_recipe
 
 # The commands import torch and Ray when they run: the others must not wait for that.
 
-_QUICKSTARTS = ("digits-sida", "digits-sid")
+_QUICKSTARTS = {  # the recipe of each
+    "digits-sida": "quickstart-digits-sida",
+    "digits-sid": "quickstart-digits-sid",
+    "text": "quickstart-digits-text",
+}
 
 
 @click.command(cls=RecipeCommand, kinds=["pretrain"], help=f"Train a teacher.\n\n{RECIPE_HELP}")
@@ -74,15 +78,15 @@ def distill(ctx: click.Context, recipe: str, fresh: bool, resume_from: str | Non
     kinds=["distill"],
     short_help="From real images to a one-step generator in minutes.",
     help="From real images to a one-step generator in minutes: train a teacher on handwritten digits (kept for later "
-    "runs), then distil it, with the real images (`digits-sida`) or without (`digits-sid`). Options override the "
-    "settings of the recipe `quickstart-NAME` by dotted name.",
+    "runs), then distil it, with the real images (`digits-sida`), without (`digits-sid`), or from captions to digits "
+    "(`text`). Options override the settings of the recipe `quickstart-digits-...` by dotted name.",
 )
-@click.argument("name", type=click.Choice(_QUICKSTARTS), default=_QUICKSTARTS[0])
+@click.argument("name", type=click.Choice([*_QUICKSTARTS]), default="digits-sida")
 @FRESH_RUN
 @ADDRESS
 @click.pass_context
 def quickstart(ctx: click.Context, name: str, fresh: bool) -> None:
-    config = load_recipe(f"quickstart-{name}", given_overrides(ctx), kind="distill")
+    config = load_recipe(_QUICKSTARTS[name], given_overrides(ctx), kind="distill")
     announce(ctx, name)
     from raysid.distillation import distill as train
 

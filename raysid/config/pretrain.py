@@ -68,6 +68,9 @@ class PretrainConfig(Settings):
     evaluation_samples: Positive = Field(
         10_000, description="Images generated to evaluate the finished teacher."
     )
+    evaluation_guidance: Annotated[float, MAY_CHANGE] = Field(
+        1.0, ge=0, description="Guidance scale k at which a teacher that takes text is evaluated."
+    )
     sampler_steps: int = Field(
         18,
         ge=2,

@@ -164,5 +164,7 @@ def evaluate_generator_path(
             f"{UPath(path)} makes images of shape {generator.sample_shape}, but the images of {source}, which its "
             f"config.json names, have {real}"
         )
-    figures = measure(generator, generator.card, source, num_samples, seed, held_out=HELD_OUT_SAMPLES)
+    figures = measure(
+        generator, generator.card, source, num_samples, seed, held_out=min(num_samples, HELD_OUT_SAMPLES)
+    )
     return figures | {"halves_distance": evaluator(source).reference_figures()["halves_distance"]}

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import filelock
+import torch
 from ray.exceptions import RayError
+from torch import Tensor
 from upath import UPath
 
 from raysid.actors.capacity import bundle
@@ -19,11 +21,12 @@ from raysid.actors.requirements import check_resources
 from raysid.cluster.connect import connect
 from raysid.config import PretrainConfig, fixed_settings
 from raysid.data import ImageSource, open_source
+from raysid.data.captions import evaluation_captions
 from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.networks import build_denoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
 from raysid.networks.parts import copy_parts
-from raysid.networks.text import Tokenizer
+from raysid.networks.text import TextEncoder, Tokenizer, keep_texts
 from raysid.networks.text_folders import find_text_encoder
 from raysid.ray_internals import worker_errors
 from raysid.run.checkpoint import Checkpoints
@@ -31,7 +34,7 @@ from raysid.run.progress import ProgressLine
 from raysid.storage import exists, make_folder, remove_folder, storage_errors, storage_folder
 from raysid.storage.failures import MAKE_ROOM
 from raysid.storage.lease import Lease, lock, still_owned
-from raysid.trainers.measuring import TeacherSampling, measure_on_cluster, measures
+from raysid.trainers.measuring import TeacherSampling, measure_on_cluster, measured_by
 from raysid.trainers.pretrain_state import newest_checkpoint, read_checkpoint
 from raysid.trainers.teacher_checks import check_trains
 
@@ -134,11 +137,9 @@ def _train(
         network.load_state_dict(state["ema"])
         card = NetworkCard(kind="teacher", network=config.denoiser)
         figures: dict[str, Any] = {}
-        if measures(source.name) and text is None:
+        if measured_by(card.network, source.name, source.name) is not None:
             line.message(f"measuring the teacher on {config.evaluation_samples:,} samples")
-            sampling = TeacherSampling(config.sampler_steps, config.evaluation_samples)
-            cpus = config.worker_resources.num_cpus
-            figures = measure_on_cluster(card, state["ema"], source.name, sampling, cpus)
+            figures = _measured(config, card, state["ema"], source, text)
     trained = {
         "config": fixed_settings(config),
         "data": source.name,
@@ -155,6 +156,25 @@ def _train(
         again = MAKE_ROOM if error.full else "run the same command"
         raise RunFailed(f"{error}; {again} {_how_to_resume(checkpoints)}") from error
     remove_folder(training)
+
+
+def _measured(
+    config: PretrainConfig,
+    card: NetworkCard,
+    weights: dict[str, Tensor],
+    source: ImageSource,
+    text: UPath | None,
+) -> dict[str, Any]:
+    """Measure the teacher, with guidance if it takes text."""
+    cpus = config.worker_resources.num_cpus
+    if text is None:
+        sampling = TeacherSampling(config.sampler_steps, config.evaluation_samples)
+        return measure_on_cluster(card, weights, source.name, sampling, cpus)
+    scale = config.evaluation_guidance
+    keep_texts(text, evaluation_captions(config.evaluation_samples))
+    encoder = TextEncoder(text, torch.device("cpu"))
+    sampling = TeacherSampling(config.sampler_steps, config.evaluation_samples, scale)
+    return measure_on_cluster(card, weights, source.name, sampling, cpus, encoder) | {"guidance": scale}
 
 
 def _text_encoder(config: PretrainConfig, training: UPath) -> UPath | None:

@@ -107,7 +107,9 @@ def summary_rows(
     rows = [{"name": TEACHER, "evaluations": teacher.evaluations, **teacher.figures(config, seed)}]
     last, best = load_generator(run, "last", factory), load_generator(run, "best", factory)
     for name, generator in ((BEFORE, before), (LAST, last), (BEST, best)):
-        figures = measure(generator, generator.card, source, samples, seed, held_out=HELD_OUT_SAMPLES)
+        figures = measure(
+            generator, generator.card, source, samples, seed, held_out=min(samples, HELD_OUT_SAMPLES)
+        )
         figures.pop("by_word", None)  # `raysid evaluate` prints them
         rows.append({"name": name, "evaluations": 1, **figures})
     halves = evaluator(source).reference_figures()["halves_distance"]

@@ -56,6 +56,20 @@ def test_digits_recipes_match_their_names() -> None:
         assert quick.teacher.recipe == whole.teacher.recipe == "digits-teacher"
 
 
+def test_the_text_recipes_need_no_image_and_have_one_k() -> None:
+    whole, quick = (load_recipe(name, kind="distill") for name in ("digits-text", "quickstart-digits-text"))
+    assert quick.total_images < whole.total_images
+    for config in (whole, quick):
+        assert config.data.source is None and config.prompts.source == "digits"
+        guidance = config.method.guidance
+        assert guidance.train_fake == guidance.eval_fake == guidance.eval_teacher == 1.5
+        assert config.teacher.recipe == "digits-text-teacher"
+        # The teacher's own figures are those that the run's table needs.
+        teacher = load_recipe(config.teacher.recipe, kind="pretrain")
+        assert teacher.evaluation_guidance == guidance.eval_teacher
+        assert teacher.evaluation_samples == config.evaluation.num_samples
+
+
 def test_a_run_is_named_after_its_recipe(tmp_path: Path) -> None:
     assert load_recipe("digits-sid", kind="distill").run.name == "digits-sid"
     assert load_recipe("digits-sid", {"run.name": "other"}, kind="distill").run.name == "other"

@@ -84,6 +84,9 @@ def test_a_teacher_with_text_keeps_its_encoder_and_the_limit_of_its_captions(tra
     assert Tokenizer(trained).length == TOKENS
     card = load_card(trained, "teacher")
     assert card.trained["data"] == "digits" and card.trained["loss"] < 1.0
+    figures = card.trained["evaluation"]
+    assert figures["num_samples"] == 50 and figures["guidance"] == 1.0
+    assert figures["frechet_distance"] > 0 and 0 <= figures["agreement"] <= figures["label_accuracy"] <= 1
 
 
 def test_a_run_distils_it_from_the_digits_captions(trained: Path, tmp_path: Path) -> None:
@@ -101,6 +104,7 @@ def test_a_run_distils_it_from_the_digits_captions(trained: Path, tmp_path: Path
             "batch_size": 8,
             "fake_score": learner,
             "generator": learner,
+            "evaluation": {"num_samples": 50},
         }
     )
     distill(config)
