@@ -25,8 +25,8 @@ class PromptSettings(Settings):
     column: str | dict[str, Weight] | None = Field(
         None,
         description="Column of Parquet files, field of .jsonl files or kind of file in a .tar that holds the prompts; "
-        "or several with weights, `{re_caption: 0.8, org_caption: 0.2}`, one of which is drawn for each prompt. "
-        "Default: `text`, `caption` or `prompt`, if there is one of them; in a .tar `txt`.",
+        "or several with weights, `{re_caption: 0.8, org_caption: 0.2}`, one of which is drawn for each row in each "
+        "epoch. Default: `text`, `caption` or `prompt`, if there is one of them; in a .tar `txt`.",
     )
     min: dict[str, float] = Field(
         {},

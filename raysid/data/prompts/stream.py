@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Self
 
 import numpy as np
 
 from raysid.config.prompts import PromptSettings
 from raysid.data.prompts.source import SEPARATOR, PromptSource
-from raysid.data.source import random_words
+from raysid.data.source import Block, Piece, random_words
 from raysid.data.stream import ImageStream
 from raysid.data.windows import ReadBlocks
 
@@ -27,8 +28,8 @@ def in_process(source: PromptSource) -> ReadBlocks:
 class PromptStream:
     """Prompts by their position in the stream: a pure function of the seed, the epoch and the set.
 
-    Of several columns one is drawn for each position, by its weight among those that have a text there. For one caller
-    at a time.
+    Of several columns one is drawn for each row in each epoch, by its weight among those that have a text there. For
+    one caller at a time.
 
     Args:
         seed: the run's seed.
@@ -47,7 +48,7 @@ class PromptStream:
         self.seed = seed
         self.weights = np.array([*source.columns.values()])
         self._stream = ImageStream(
-            read(source),
+            _numbered(read(source), source),
             source.shard_sizes,
             seed,
             settings.shuffle_window,
@@ -68,8 +69,11 @@ class PromptStream:
         Raises:
             RunFailed: too many prompts cannot be used, or the source can no longer be read.
         """
-        rows, _ = self._stream.read(start, count)
-        return [self._chosen(row, start + number) for number, row in enumerate(rows)]
+        rows, numbers = self._stream.read(start, count)
+        if len(self.weights) == 1:
+            return list(rows)
+        epochs = np.arange(start, start + count) // self._stream.num_images
+        return [self._chosen(*drawn) for drawn in zip(rows, epochs.tolist(), numbers.tolist(), strict=True)]
 
     def close(self) -> None:
         """End reading ahead."""
@@ -81,12 +85,25 @@ class PromptStream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _chosen(self, row: str, position: int) -> str:
-        if len(self.weights) == 1:
-            return row
+    def _chosen(self, row: str, epoch: int, number: int) -> str:
         texts = row.split(SEPARATOR)
         weights = np.where([bool(text) for text in texts], self.weights, 0.0).cumsum()
-        drawn = int(random_words(self.seed, 1, COLUMN_PURPOSE, position)[0]) * 2.0**-64
+        drawn = int(random_words(self.seed, 1, COLUMN_PURPOSE, epoch, number)[0]) * 2.0**-64
         return texts[
             int(np.searchsorted(weights / weights[-1], drawn, side="right").clip(max=len(texts) - 1))
         ]
+
+
+def _numbered(read_blocks: ReadBlocks, source: PromptSource) -> ReadBlocks:
+    """Return a reader whose rows have their number in the source as labels."""
+    starts = np.cumsum(source.shard_sizes) - source.shard_sizes
+
+    def numbered(pieces: Sequence[Piece]) -> Iterator[Block]:
+        numbers = chain.from_iterable(
+            range(starts[piece.shard] + piece.first, starts[piece.shard] + piece.last) for piece in pieces
+        )
+        for block in read_blocks(pieces):
+            own = np.fromiter(islice(numbers, len(block["label"])), np.int64)
+            yield block | {"label": np.resize(own, len(block["label"]))}  # the stream refuses surplus rows
+
+    return numbered

@@ -103,6 +103,11 @@ def test_a_column_is_drawn_by_its_weight_among_those_that_have_a_text(tmp_path: 
     assert {*drawn} != {*again}  # another draw in each epoch
     with stream_of(tmp_path / "train-*.parquet", column=weights) as resumed:
         assert resumed.read(300, 200) == [*drawn[300:], *again[:100]]
+    with stream_of(tmp_path / "train-*.parquet", column=weights, shuffle_window=50) as other:
+        order = other.read(0, 400)
+    assert order != drawn and {*order} == {
+        *drawn
+    }  # a draw belongs to the row and the epoch, not to the position
 
 
 def test_rows_below_a_score_are_left_out(tmp_path: Path) -> None:
