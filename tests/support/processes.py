@@ -236,9 +236,9 @@ class Command:
         return started
 
 
-def errors_of(module: str, *arguments: str | Path) -> str:
-    """Run a module as a program, which must succeed; return what it writes to its standard error."""
+def errors_of(module: str, *arguments: str | Path, seconds: float = 580) -> str:
+    """Run a module as a program, which must succeed within `seconds`; return what it writes to its standard error."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

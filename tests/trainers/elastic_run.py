@@ -30,7 +30,7 @@ def main(recipe: str, run: Path) -> int:
         node = cluster.add_node(num_cpus=1, resources={"slot": 1})
         wait_until(lambda: workers_of(run)[-4:] == [2] * 4, SECONDS, "steps of two workers")
         cluster.remove_node(node)
-        return process.wait(2 * SECONDS)
+        return process.wait(4 * SECONDS)
     finally:
         process.kill()
         cluster.shutdown()
