@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import safetensors
@@ -20,10 +19,7 @@ from upath import UPath
 from raysid.networks.parts import NEEDED, local_part
 from raysid.storage import children, exists, make_folder, write_whole
 
-FOLDER, FILE = (
-    "known_texts",
-    "embeddings.safetensors",
-)  # in the folder of the text encoder's and the tokenizer's
+FOLDER, FILE = "known_texts", "embeddings.safetensors"  # in the folder of text encoder and tokenizer
 ENCODER = "encoder"  # in the file's metadata: the digest of the encoder that made it
 
 
@@ -42,6 +38,12 @@ class KnownTexts:
     ids: Tensor
     cut: Tensor
     embeddings: Tensor
+
+    def with_more(self, other: KnownTexts) -> KnownTexts:
+        """Return these texts, and after them the others."""
+        rows = self.rows | {text: len(self.rows) + row for text, row in other.rows.items()}
+        pairs = ((self.ids, other.ids), (self.cut, other.cut), (self.embeddings, other.embeddings))
+        return KnownTexts(rows, *(torch.cat(pair) for pair in pairs))
 
 
 def read_known(folder: UPath) -> KnownTexts | None:
@@ -62,14 +64,19 @@ def read_known(folder: UPath) -> KnownTexts | None:
     return KnownTexts({text: row for row, text in enumerate(texts)}, ids, cut, embeddings)
 
 
-def write_known(folder: UPath, texts: Iterable[str], ids: Tensor, cut: Tensor, embeddings: Tensor) -> None:
-    """Keep texts with their tokens and embeddings in a folder; those kept before are replaced.
+def write_known(folder: UPath, known: KnownTexts) -> None:
+    """Keep texts in a folder, instead of those that are kept there.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    written = torch.frombuffer(bytearray(json.dumps([*texts]).encode()), dtype=torch.uint8)
-    tensors = {"texts": written, "ids": ids, "cut": cut, "embeddings": embeddings.contiguous()}
+    written = torch.frombuffer(bytearray(json.dumps([*known.rows]).encode()), dtype=torch.uint8)
+    tensors = {
+        "texts": written,
+        "ids": known.ids,
+        "cut": known.cut,
+        "embeddings": known.embeddings.contiguous(),
+    }
     make_folder(folder / FOLDER)
     content = safetensors.torch.save(tensors, {ENCODER: encoder_digest(folder)})
     write_whole(folder / FOLDER / FILE, content)

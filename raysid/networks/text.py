@@ -113,7 +113,12 @@ class TextEncoder:
         self.tokenizer = Tokenizer(folder)
         known = self.tokenizer.known
         pairs = [] if known is None else zip(known.ids, known.embeddings, strict=True)
-        self._known = {ids.numpy().tobytes(): embedding for ids, embedding in pairs}
+        self._known: dict[bytes, Tensor] = {}
+        for (
+            ids,
+            embedding,
+        ) in pairs:  # of texts with the same ids the first, which was there before the others
+            self._known.setdefault(ids.numpy().tobytes(), embedding)
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         if known is None:
             _ = self.model
@@ -192,10 +197,11 @@ class TextEncoder:
 
 
 def keep_texts(folder: str | UPath, texts: Sequence[str]) -> None:
-    """Encode texts and the empty one, and keep them in the folder of their text encoder, unless they are kept already.
+    """Encode texts and the empty one, and keep them in the folder of their text encoder.
 
-    In a batch the rounding of one depends on the others, but all processes read the same. Nothing is kept where they
-    are more than `KNOWN_BYTES` of embeddings, or the folder cannot be written.
+    In a batch the rounding of one depends on the others, but all processes read the same; texts that are kept already
+    stay as they are, so that a run resumes with the same embeddings whatever other runs have kept. Nothing is kept
+    where it would be more than `KNOWN_BYTES` of embeddings, or the folder cannot be written.
 
     Args:
         folder: a folder with `text_encoder/` and `tokenizer/`.
@@ -204,17 +210,17 @@ def keep_texts(folder: str | UPath, texts: Sequence[str]) -> None:
         UserError: as `TextEncoder`.
     """
     where, known = UPath(folder), read_known(UPath(folder))
-    listed = [*dict.fromkeys(["", *texts])]
-    if known is not None and known.rows.keys() >= set(listed):
-        return
+    kept = {} if known is None else known.rows
+    added = [text for text in dict.fromkeys(["", *texts]) if text not in kept]
     width = int(part_config(where, TEXT_ENCODER)["hidden_size"])
-    if 4 * width * len(listed) * Tokenizer(where).length > KNOWN_BYTES:
+    if not added or 4 * width * (len(kept) + len(added)) * Tokenizer(where).length > KNOWN_BYTES:
         return
     encoder = TextEncoder(where, torch.device("cpu"))
-    tokens = encoder.tokenizer(listed)
-    encoded = torch.cat([encoder.together(ids) for ids in tokens.ids.split(TOGETHER)])
+    tokens = encoder.tokenizer(added)
+    batches = [encoder.together(ids).float() for ids in tokens.ids.split(TOGETHER)]
+    made = KnownTexts({text: row for row, text in enumerate(added)}, *tokens, torch.cat(batches))
     with suppress(StorageError):  # a teacher's folder may be another user's
-        write_known(where, listed, *tokens, encoded.float())
+        write_known(where, made if known is None else known.with_more(made))
 
 
 @functools.lru_cache(maxsize=2)

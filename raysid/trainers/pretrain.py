@@ -26,7 +26,7 @@ from raysid.errors import RaysidError, RunFailed, StorageError, UserError
 from raysid.networks import build_denoiser
 from raysid.networks.files import CONFIG, NetworkCard, load_card, save_network
 from raysid.networks.parts import copy_parts
-from raysid.networks.text import TextEncoder, Tokenizer, keep_texts
+from raysid.networks.text import TextEncoder, keep_texts
 from raysid.networks.text_folders import find_text_encoder
 from raysid.ray_internals import worker_errors
 from raysid.run.checkpoint import Checkpoints
@@ -197,7 +197,8 @@ def _text_encoder(config: PretrainConfig, training: UPath) -> UPath | None:
         )
     folder = training / "text"
     found.keep(folder, config.text.tokens)
-    Tokenizer(folder)  # refuses one that cannot be used, before workers start
+    # Refuses an encoder that cannot be used before workers start. The empty caption has one rounding from here on.
+    keep_texts(folder, [])
     return folder
 
 

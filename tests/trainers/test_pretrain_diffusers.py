@@ -115,7 +115,7 @@ def test_a_run_distils_it_from_the_digits_captions(trained: Path, tmp_path: Path
 def test_a_resumed_training_ends_at_the_same_teacher(
     ray_cluster: None, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """It is cut off by an image source that fails once, between two checkpoints."""
+    """It ends before its teacher is kept, and its last checkpoint is lost."""
     make = (lambda s: text_teacher(s, encoder)) if kind == "text" else classes_teacher
     short = {"total_images": 20 * BATCH, "checkpoint": {"every_images": 8 * BATCH}}
     whole, halves = (

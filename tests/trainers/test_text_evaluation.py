@@ -142,3 +142,17 @@ def test_kept_embeddings_are_those_of_the_encoder_and_of_no_other(tmp_path: Path
     config = tmp_path / "teacher" / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"note": "another"}))
     assert read_known(UPath(folder)) is None  # made by another encoder than the one that is there now
+
+
+def test_texts_that_are_kept_later_change_none_of_those_before(tmp_path: Path) -> None:
+    """Another run on the same teacher has other prompts, and this run must resume exactly."""
+    folder = tiny_text_teacher(tmp_path / "teacher")
+    prompts = ["a thin one", "a bold 8 leaning left", "A thin one"]
+    keep_texts(folder, prompts)
+    before = TextEncoder(folder, torch.device("cpu"))
+    keep_texts(folder, ["a wide two leaning right", prompts[1], "a four"])
+    after = TextEncoder(folder, torch.device("cpu"))
+    assert torch.equal(after.encode(prompts), before.encode(prompts))
+    assert torch.equal(after.null_text(), before.null_text())
+    known = read_known(UPath(folder))
+    assert known is not None and {*prompts, "a four", ""} <= known.rows.keys()
