@@ -46,7 +46,13 @@ def recipes() -> None:
             if summary.kind == kind:
                 start = f"  {name}".ljust(len(indent))
                 click.echo(
-                    textwrap.fill(summary.description, width, initial_indent=start, subsequent_indent=indent)
+                    textwrap.fill(
+                        summary.description,
+                        width,
+                        initial_indent=start,
+                        subsequent_indent=indent,
+                        break_on_hyphens=False,
+                    )
                 )
 
 

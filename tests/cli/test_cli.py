@@ -154,7 +154,9 @@ def test_help_of_config_names_the_kinds_of_recipes_by_section() -> None:
     assert "Only for" not in text
 
 
-@pytest.mark.parametrize(("command", "words"), [("tune", "digits-tune."), ("pretrain", "digits-teacher.")])
+@pytest.mark.parametrize(
+    ("command", "words"), [("tune", "digits-tune."), ("pretrain", "digits-teacher, digits-text-teacher.")]
+)
 def test_help_names_the_packaged_recipes(command: str, words: str) -> None:
     assert f"Packaged recipes for this command: {words}" in raysid(command, "--help").stdout
 
