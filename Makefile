@@ -36,7 +36,7 @@ types: env
 pytest: env
 	$(BIN)/pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: style  ## style, types and tests, about 10 minutes on 2 cores
+test: style  ## style, types and tests, about 15 minutes on 2 cores
 	@$(MAKE) --jobs 2 types pytest  # mypy uses one core
 
 test-slow: env  ## the checks that take longer

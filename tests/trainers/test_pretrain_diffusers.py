@@ -111,7 +111,7 @@ def test_a_run_distils_it_from_the_digits_captions(trained: Path, tmp_path: Path
     assert load_generator(run_of(config)).sample(2, prompts="a thin eight").shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("kind", ["text", "classes"])
+@pytest.mark.parametrize("kind", ["text", pytest.param("classes", marks=pytest.mark.slow)])
 def test_a_resumed_training_ends_at_the_same_teacher(
     ray_cluster: None, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -63,7 +63,10 @@ APART = next((case for case in CASES if case[1]["kappa2_3"] != case[1]["kappa4"]
 
 @pytest.mark.parametrize(
     ("name", "settings", "ranks"),
-    [pytest.param(*CASES[0], 1, id="one rank"), pytest.param(*APART, 2, id="two ranks")],
+    [
+        pytest.param(*CASES[0], 1, id="one rank", marks=pytest.mark.slow),
+        pytest.param(*APART, 2, id="two ranks"),
+    ],
 )
 def test_reference_text_training_on_actors(
     ray_cluster: None, tmp_path: Path, name: str, settings: dict[str, Any], ranks: int

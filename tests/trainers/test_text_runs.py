@@ -84,7 +84,7 @@ def text_config(given: Path, storage: Path, **changes: Any) -> Config:
     return Config.model_validate(tree | changes)
 
 
-@pytest.mark.parametrize("schedule", ["alternating", "overlapped"])
+@pytest.mark.parametrize("schedule", ["alternating", pytest.param("overlapped", marks=pytest.mark.slow)])
 def test_three_actors_give_the_results_of_one_process(
     ray_cluster: None, given: Path, tmp_path: Path, schedule: str
 ) -> None:
